@@ -1,0 +1,91 @@
+"""What a device sees: batches as pytrees of arrays, with their shapes.
+
+Letters in shapes: B rows of a batch, T tokens of a row, K answers to a prompt,
+P tokens of a prompt, R tokens of a response.
+
+Masks are carried, never recomputed from token ids. `segments` says which tokens
+belong together: 0 is padding, and a token sees only tokens of its own segment.
+`positions` count the tokens of a segment from 0, so that padding and packing
+change no output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+
+Array = Any  # a NumPy array on the host, a JAX array on a device
+
+
+@flax.struct.dataclass
+class LMBatch:
+    """Rows of tokens to predict: pretraining text, or prompts with responses.
+
+    Attributes:
+      tokens: [B, T] int32.
+      segments: [B, T] int32, 0 on padding.
+      positions: [B, T] int32, from 0 in each segment.
+      weights: [B, T] float32; `weights[b, t]` is the weight of predicting
+        `tokens[b, t]` from the tokens before it, 0 where nothing is to be learned
+        (prompts, padding, the first token of a segment).
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    weights: Array
+
+
+@flax.struct.dataclass
+class RankingBatch:
+    """Prompts, each with up to K ranked answers in one element.
+
+    Attributes:
+      tokens: [B, K, T] int32, prompt and answer, ended by EOS, padded on the right.
+      segments: [B, K, T] int32, 1 on tokens and 0 on padding.
+      positions: [B, K, T] int32.
+      scores: [B, K] float32, higher is better, equal is a tie.
+      valid: [B, K] bool, False where a prompt has fewer than K answers.
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    scores: Array
+    valid: Array
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """Prompts to answer, padded on the left so that all of them end together.
+
+    Attributes:
+      tokens: [B, P] int32.
+      segments: [B, P] int32, 1 on tokens and 0 on padding.
+      ids: [B] int32, the prompt's index in its data set.
+    """
+
+    tokens: Array
+    segments: Array
+    ids: Array
+
+
+@flax.struct.dataclass
+class Episodes:
+    """Prompts with sampled responses: what PPO learns from.
+
+    The prompt fills the first P columns (padded on the left) and the response the
+    last R (padded on the right, after EOS), T = P + R.
+
+    Attributes:
+      tokens: [B, T] int32.
+      segments: [B, T] int32, 1 on tokens and 0 on padding.
+      positions: [B, T] int32.
+      response_mask: [B, R] float32, 1 on the tokens of the response, EOS included.
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    response_mask: Array

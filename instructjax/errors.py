@@ -1,0 +1,30 @@
+"""The errors a user can cause and mend.
+
+Every message is one line that names the place (file and line, field, flag or
+config key), what was expected there, and what was found. The scripts print the
+message without a traceback and leave with exit code 2.
+"""
+
+
+class InputError(ValueError):
+    """Something the user gave does not fit. The base of all errors below."""
+
+
+class RecordError(InputError):
+    """A line of a data file is not a valid record."""
+
+
+class DataError(InputError):
+    """A prepared data set is missing, empty, or does not fit the model."""
+
+
+class TokenizerError(InputError):
+    """A tokenizer cannot be trained or read, or is not the checkpoint's."""
+
+
+class ConfigError(InputError):
+    """A config key is unknown, or its value is impossible."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, or does not fit the model that should load it."""

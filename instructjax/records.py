@@ -1,0 +1,275 @@
+"""What people write: texts, demonstrations, prompts and rankings, as JSON lines.
+
+The first of the two borders of the system (the other is `batch.py`). A record is
+one JSON object on one line of a UTF-8 file, `.jsonl` or `.jsonl.gz`:
+
+    Text           {"text": "..."}
+    Demonstration  {"prompt": "...", "response": "..."}
+    Prompt         {"prompt": "..."}
+    Ranking        {"prompt": "...", "responses": [K texts], "scores": [K numbers]}
+
+Higher scores are better, equal scores are a tie. A ranking may carry "metadata",
+one object per response with the fields of the paper's Table 3. Every record may
+carry "user", "use_case", "labeler", "split" and "source". Fields that are not
+named here are kept, in `extra`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from etils import epath
+
+from instructjax.errors import RecordError
+
+SPLITS = ("train", "validation", "test")
+MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """Fields that every kind of record may carry.
+
+    Attributes:
+      user: who sent the prompt; splits are made by user, so that validation and
+        test hold none of the training users (section 3.2).
+      use_case: one of the categories of the paper's Table 1.
+      labeler: who wrote the response or ranked the responses.
+      split: "train", "validation" or "test"; None leaves it to `split_of`.
+      source: where the record came from, free text.
+      extra: every field of the JSON object that has no attribute of its own.
+    """
+
+    user: str | None = None
+    use_case: str | None = None
+    labeler: str | None = None
+    split: str | None = None
+    source: str | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Record):
+    """A document to pretrain on."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demonstration(Record):
+    """A prompt and the response that a labeler wrote for it."""
+
+    prompt: str
+    response: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt(Record):
+    """A prompt without a response, for PPO and for evaluation."""
+
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking(Record):
+    """K responses to one prompt and a labeler's score for each.
+
+    Attributes:
+      scores: K numbers, higher is better, equal is a tie; not all are equal.
+      metadata: None, or K mappings with the fields of the paper's Table 3.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    metadata: tuple[Mapping[str, Any], ...] | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(line: str, kind: type[R], where: str = "record") -> R:
+    """Reads one JSON line as a record of the given kind.
+
+    Args:
+      line: one JSON object.
+      kind: Text, Demonstration, Prompt or Ranking.
+      where: the place to name in an error, such as "data.jsonl:17".
+
+    Returns:
+      The record; unknown fields are in `extra`.
+
+    Raises:
+      RecordError: "WHERE: field: expected ..., found ...".
+    """
+    try:
+        fields = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({error})") from None
+    if not isinstance(fields, dict):
+        raise RecordError(f"{where}: expected a JSON object, found {_show(fields)}")
+    return from_dict(fields, kind, where)
+
+
+def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -> R:
+    """Validates the fields of a JSON object as a record; see `parse`."""
+    names = {f.name for f in dataclasses.fields(kind)} - {"extra"}
+    known = {name: fields[name] for name in names if name in fields}
+    extra = {name: value for name, value in fields.items() if name not in names}
+    required = {
+        Text: ("text",),
+        Demonstration: ("prompt", "response"),
+        Prompt: ("prompt",),
+        Ranking: ("prompt", "responses", "scores"),
+    }[kind]
+    for name in required:
+        if name not in known:
+            found = ", ".join(sorted(fields)) or "no fields"
+            raise RecordError(f"{where}: {name}: expected in a {kind.__name__}, found only {found}")
+    for name in ("text", "prompt", "response"):
+        if name in known:
+            _check_text(known[name], f"{where}: {name}")
+    for name in ("user", "use_case", "labeler", "source"):
+        if known.get(name) is not None and not isinstance(known[name], str):
+            raise RecordError(f"{where}: {name}: expected text, found {_show(known[name])}")
+    if known.get("split") not in (None, *SPLITS):
+        raise RecordError(f"{where}: split: expected one of {', '.join(SPLITS)}, found {_show(known['split'])}")
+    if kind is Ranking:
+        _check_ranking(known, where)
+        known["responses"] = tuple(known["responses"])
+        known["scores"] = tuple(float(score) for score in known["scores"])
+        if known.get("metadata") is not None:
+            known["metadata"] = tuple(known["metadata"])
+    return kind(**known, extra=extra)
+
+
+def to_json(record: Record) -> str:
+    """Writes a record as one JSON line without the line break; `parse` inverts it."""
+    fields = dataclasses.asdict(record)
+    extra = fields.pop("extra")
+    kept = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps({**kept, **extra}, ensure_ascii=False)
+
+
+def read(path: epath.PathLike, kind: type[R]) -> list[R]:
+    """Reads and validates a whole file of records.
+
+    Raises:
+      RecordError: the file is missing, empty, not UTF-8, or one of its lines is
+        not a record: "FILE:LINE: field: expected ..., found ...".
+    """
+    return [record for _, record in read_numbered(path, kind)]
+
+
+def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]]:
+    """Like `read`, one at a time, with line numbers that start at 1. Blank lines are skipped."""
+    path = epath.Path(path)
+    if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
+        raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
+    if not path.is_file():
+        raise RecordError(f"{path}: expected a file of {kind.__name__} records, found no such file")
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    count = 0
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path}:{number}: expected UTF-8, found {error.reason}") from None
+        yield number, parse(line, kind, f"{path}:{number}")
+        count += 1
+    if not count:
+        raise RecordError(f"{path}: expected at least one {kind.__name__} record, found none")
+
+
+def write(path: epath.PathLike, records: Iterable[Record]) -> int:
+    """Writes records to a `.jsonl` or `.jsonl.gz` file, whole or not at all.
+
+    Returns:
+      The number of records written.
+    """
+    path = epath.Path(path)
+    lines = [to_json(record) for record in records]
+    data = "".join(line + "\n" for line in lines).encode("utf-8")
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f".{path.name}.unfinished"
+    unfinished.write_bytes(data)
+    unfinished.replace(path)
+    return len(lines)
+
+
+def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> str:
+    """The split of a record: its own, or one drawn by its user or else its prompt.
+
+    The draw hashes the user (section 3.2 splits by user ID), so that all records of
+    one user, in whatever file, fall into one split, on every machine.
+
+    Args:
+      record: any record; without a user, its prompt or text is hashed instead.
+      validation: share of users to put into the validation split.
+      test: share of users to put into the test split.
+    """
+    if record.split is not None:
+        return record.split
+    name = record.user or getattr(record, "prompt", None) or record.text
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    draw = int.from_bytes(digest[:8], "big") / 2**64
+    if draw < validation:
+        return "validation"
+    return "test" if draw < validation + test else "train"
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise RecordError(f"{where}: expected text, found {_show(value)}")
+    if not value.strip():
+        raise RecordError(f"{where}: expected text, found {_show(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RecordError(f"{where}: expected valid Unicode, found a lone surrogate") from None
+
+
+def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
+    responses, scores, metadata = fields["responses"], fields["scores"], fields.get("metadata")
+    if not isinstance(responses, list | tuple):
+        raise RecordError(f"{where}: responses: expected a list of texts, found {_show(responses)}")
+    if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
+        raise RecordError(
+            f"{where}: responses: expected {MIN_RESPONSES} to {MAX_RESPONSES} answers, found {len(responses)}"
+        )
+    for i, response in enumerate(responses):
+        if not isinstance(response, str):
+            raise RecordError(f"{where}: responses[{i}]: expected text, found {_show(response)}")
+    if not isinstance(scores, list | tuple) or len(scores) != len(responses):
+        raise RecordError(f"{where}: scores: expected {len(responses)} numbers, found {_show(scores)}")
+    for i, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise RecordError(f"{where}: scores[{i}]: expected a finite number, found {_show(score)}")
+    if len(set(scores)) == 1:
+        raise RecordError(f"{where}: scores: expected at least one preference, found all {len(scores)} answers tied")
+    if metadata is not None and (
+        not isinstance(metadata, list | tuple)
+        or len(metadata) != len(responses)
+        or not all(isinstance(entry, dict) for entry in metadata)
+    ):
+        raise RecordError(f"{where}: metadata: expected {len(responses)} objects, found {_show(metadata)}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

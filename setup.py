@@ -1,0 +1,34 @@
+"""Packaging of instructjax. Exact versions that were tested are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="instructjax",
+    version="0.1.0",
+    description="InstructGPT in JAX and Flax: SFT, reward model, PPO and PPO-ptx, small and exact.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["instructjax", "instructjax.*", "configs", "configs.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "etils[epath]>=1.12",
+        "flax>=0.12",
+        "grain>=0.2.12",
+        "jax>=0.10,<0.12",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "scipy>=1.14",
+        "sentencepiece>=0.2",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
+        "dev": ["import-linter>=2.1", "ruff>=0.9"],
+    },
+)
