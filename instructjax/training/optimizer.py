@@ -1,0 +1,71 @@
+"""Adam and the learning rates of the paper."""
+
+from __future__ import annotations
+
+import jax
+import ml_collections
+import optax
+
+
+def cosine_schedule(peak: float, steps: int, warmup_steps: int = 0, final_fraction: float = 0.1) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine from `peak` to `final_fraction * peak`.
+
+    GPT-3 warms up; SFT and the reward model do not (appendices C.1 and C.2).
+
+    Args:
+      peak: the highest learning rate.
+      steps: updates in all, the warm-up included; the rate stays at its end after them.
+      warmup_steps: updates until the peak.
+      final_fraction: the end of the cosine as a share of the peak; the paper has 0.1.
+    """
+    cosine = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=final_fraction)
+    if not warmup_steps:
+        return cosine
+    # Starts one step in, so that the first update is not thrown away.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+    return optax.join_schedules([warmup, cosine], [warmup_steps])
+
+
+def constant_schedule(peak: float, warmup_steps: int, initial_fraction: float = 0.1) -> optax.Schedule:
+    """Linear warm-up from `initial_fraction * peak` to `peak`, then constant (appendix C.4).
+
+    Args:
+      peak: the learning rate after the warm-up.
+      warmup_steps: updates until the peak; PPO counts 10 iterations of minibatches.
+      initial_fraction: the first rate as a share of the peak; the paper has 0.1.
+    """
+    if not warmup_steps:
+        return optax.constant_schedule(peak)
+    return optax.linear_schedule(initial_fraction * peak, peak, warmup_steps)
+
+
+def adam(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Adam with the paper's betas, a global-norm clip, and weight decay on matrices.
+
+    Args:
+      config: `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm`; see
+        configs/instructgpt.py for their sources.
+      schedule: learning rate by update.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def decayed(params):
+    """True on the matrices of a parameter tree, False on biases and layer-norm scales.
+
+    The blocks' parameters are stacked over layers, so a leaf's own rank tells nothing;
+    its name does.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) in ("kernel", "embedding"), params
+    )

@@ -1,0 +1,56 @@
+"""What training changes from step to step: a pytree of arrays and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any  # a pytree of arrays
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of one network in training.
+
+    The model and the optimiser are functions, closed over by the step.
+
+    Attributes:
+      step: int32 scalar, the number of updates made.
+      params: the weights.
+      opt_state: the optimiser's state.
+      ema: None, or an exponential moving average of `params`, of the same shapes.
+    """
+
+    step: Array
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None = None
+
+
+def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state before its first update, without an average."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def create_averaged(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state before its first update, whose average starts at the weights (appendix C.4)."""
+    # A copy, because the two are donated as separate buffers.
+    return create(params, optimizer).replace(ema=jax.tree.map(jnp.copy, params))
+
+
+def apply_gradients(state: TrainState, gradients: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """One update of the weights; the average is left to `update_average`."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+def update_average(state: TrainState, decay: float) -> TrainState:
+    """ema <- decay * ema + (1 - decay) * params."""
+    ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, state.params)
+    return state.replace(ema=ema)

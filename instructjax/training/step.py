@@ -1,0 +1,94 @@
+"""From a loss to a training step: gradients of global means, and one update.
+
+A loss returns sums and weights. They are added up over microbatches, and over
+devices where an axis is named, and divided once, at the end. So the answer does
+not depend on how the batch was cut, also with ragged masks, where the mean of
+means would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from instructjax.training import state as train_state
+from instructjax.training.state import Params, TrainState
+
+Array = jax.Array
+Batch = Any
+Pair = tuple[Array, Array]  # (sum, weight)
+Metrics = dict[str, Pair]
+Loss = Callable[[Params, Batch, Array], tuple[Pair, Metrics]]
+
+
+def mean_gradient(
+    loss: Loss, params: Params, batch: Batch, key: Array, *, microbatches: int = 1, axis_name: str | None = None
+) -> tuple[Params, Metrics]:
+    """The gradient of a loss's mean over the global batch, and its metrics.
+
+    Computes grad(sum) / weight, where sum and weight run over all microbatches and,
+    with an axis name, over all devices of that axis.
+
+    Args:
+      loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.
+      params: the weights to differentiate.
+      batch: a pytree of arrays [B, ...], B divisible by `microbatches`.
+      key: randomness of the loss (dropout).
+      microbatches: parts that the batch is computed in, one after the other.
+      axis_name: the mapped axis over which devices hold parts of the batch.
+
+    Returns:
+      The gradient, and `metrics` with the entry "loss" added: (sum, weight) pairs
+      over the global batch.
+    """
+
+    def total(params, batch, key):
+        (value, weight), metrics = loss(params, batch, key)
+        return value, (weight, {"loss": (value, weight), **metrics})
+
+    differentiate = jax.grad(total, has_aux=True)
+    if axis_name is not None:
+        # Devices draw different noise, and each sees its own rows only.
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    if microbatches == 1:
+        gradient, (weight, metrics) = differentiate(params, batch, key)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:]), batch)
+
+        def add(total, index_and_part):
+            index, part = index_and_part
+            new = differentiate(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, new), None
+
+        shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (gradient, (weight, metrics)), _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
+    if axis_name is not None:
+        gradient, weight, metrics = jax.lax.psum((gradient, weight, metrics), axis_name)
+    # A batch without anything to learn has weight 0 and gradient 0.
+    scale = 1 / jnp.where(weight == 0, 1, weight)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), metrics
+
+
+def train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, microbatches: int = 1, axis_name: str | None = None
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+    """A pure step `step(state, batch, key) -> (state, metrics)` that makes one update.
+
+    The key is the run's root key: the step folds its own number in, so a resumed run
+    repeats the uninterrupted one.
+    """
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        gradient, metrics = mean_gradient(
+            loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name
+        )
+        metrics["gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
+        return train_state.apply_gradients(state, gradient, optimizer), metrics
+
+    return step
