@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,48 +49,46 @@ def check_batch_size(size: int, key: str, parts: int = 1) -> None:
 
 
 def compile_step(step: Callable, mode: str) -> Callable:
-    """Compiles `step(state, *batches, key) -> (state, metrics)` over all local devices.
+    """Compiles `step(state, batch, key, *constants) -> (state, metrics)` over all devices.
 
-    The state is replicated and donated, batches are cut along their first axis, and
-    the key is the same everywhere. The result takes and returns host-side views in both
-    modes: one state, whole batches, one set of metrics.
+    The state is replicated and donated, every array of the batch is cut along its first
+    axis, the key and the constants (frozen weights) are the same everywhere. The result
+    takes and returns the same things in both modes: one state, one whole batch, one set
+    of metrics.
 
     Args:
       step: a pure step, built with `axis_name(mode)`.
       mode: "jit" or "pmap".
+
+    Raises:
+      ConfigError: an unknown mode.
     """
-    if mode == "pmap":
+    if axis_name(mode) is not None:
         return _pmapped(step)
-    axis_name(mode)
     if jax.device_count() == 1:
         return jax.jit(step, donate_argnums=0)
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated)
 
-    def call(state: Any, *arguments: Any) -> Any:
-        *batches, key = arguments
-        state, key = jax.device_put((state, key), replicated)
-        return compiled(state, *jax.device_put(batches, rows), key)
+    def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
+        state, key, constants = jax.device_put((state, key, constants), replicated)
+        return compiled(state, jax.device_put(batch, rows), key, *constants)
 
     return call
 
 
 def _pmapped(step: Callable) -> Callable:
     devices = jax.local_device_count()
-    compiled = {}
 
-    def call(state: Any, *arguments: Any) -> Any:
-        *batches, key = arguments
-        if len(batches) not in compiled:
-            in_axes = (None, *[0] * len(batches), None)
-            compiled[len(batches)] = jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None)
-        cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batches)
-        return compiled[len(batches)](state, *cut, key)
+    def positional(constants, state, batch, key):
+        return step(state, batch, key, *constants)
+
+    # out_axes=None takes one device's copy: the step leaves the same state on each.
+    compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None)
+
+    def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
+        cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+        return compiled(constants, state, cut, key)
 
     return call
-
-
-def to_host(tree: Any) -> Any:
-    """Fetches a pytree of device arrays as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,0 +1,138 @@
+"""Sampling responses: prefill, then a while-loop that stops when every row is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructjax.batch import Episodes, PromptBatch
+
+Array = jax.Array
+Cache = Any
+
+# forward(tokens [B, t], segments [B, t], positions [B, t], cache) -> (logits [B, V], cache):
+# appends t tokens to the cache and returns the logits after the last of them.
+Forward = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
+
+# choose(logits [B, V], step) -> tokens [B]
+Choose = Callable[[Array, Array], Array]
+
+
+def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
+    """One key per row, [rows]: fold_in(key, first + row).
+
+    A row's tokens then depend on the key and the row's number in the global batch, not
+    on its neighbours or on how the batch is laid out over devices.
+    """
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
+
+
+def categorical(keys: Array, temperature: float = 1.0) -> Choose:
+    """Draws each row's token from softmax(logits / temperature), with the row's own key.
+
+    Args:
+      keys: [B] one key per row; the step is folded in.
+      temperature: 1 in PPO's rollouts; above 0.
+    """
+
+    def choose(logits: Array, step: Array) -> Array:
+        draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))
+        return draw(keys, logits / temperature)
+
+    return choose
+
+
+def greedy(logits: Array, step: Array) -> Array:
+    """Takes each row's most likely token: a `Choose` without randomness."""
+    del step
+    return jnp.argmax(logits, axis=-1)
+
+
+def positions_of(segments: Array) -> Array:
+    """Positions [B, T] of rows with one segment each: the exclusive cumulative sum of the mask."""
+    return jnp.maximum(jnp.cumsum(segments > 0, axis=-1) - 1, 0).astype(jnp.int32)
+
+
+def generate(
+    forward: Forward,
+    cache: Cache,
+    prompts: PromptBatch,
+    choose: Choose,
+    *,
+    max_response: int,
+    eos_id: int,
+    pad_id: int,
+) -> Episodes:
+    """Continues each prompt until EOS or `max_response` tokens.
+
+    Args:
+      forward: the model with its cache; see `Forward`.
+      cache: an empty cache for P + max_response tokens.
+      prompts: [B, P], padded on the left.
+      choose: how a token is picked from the logits.
+      max_response: R, the most tokens a response may have, EOS included.
+      eos_id: ends a response; it belongs to the response.
+      pad_id: fills a row after its end.
+
+    Returns:
+      Episodes with T = P + R; `response_mask` covers the response and its EOS.
+    """
+    batch = prompts.tokens.shape[0]
+    positions = positions_of(prompts.segments)
+    lengths = positions[:, -1] + 1
+    logits, cache = forward(prompts.tokens, prompts.segments, positions, cache)
+    token = choose(logits, jnp.zeros((), jnp.int32)).astype(jnp.int32)
+    tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
+
+    def running(carry):
+        step, _, _, done, _ = carry
+        return (step < max_response) & ~jnp.all(done)
+
+    def advance(carry):
+        step, tokens, token, done, cache = carry
+        # Rows that are done go on computing; as padding, nobody sees what they compute.
+        segments = jnp.where(done, 0, 1)[:, None]
+        logits, cache = forward(token[:, None], segments, (lengths + step - 1)[:, None], cache)
+        token = jnp.where(done, pad_id, choose(logits, step)).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
+        return step + 1, tokens, token, done | (token == eos_id), cache
+
+    start = (jnp.ones((), jnp.int32), tokens, token, token == eos_id, cache)
+    _, tokens, *_ = jax.lax.while_loop(running, advance, start)
+    ended = jnp.cumsum(tokens == eos_id, axis=1)
+    before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
+    # A row without EOS fills all R columns, so what follows the first EOS is all its padding.
+    response_mask = before == 0
+    segments = jnp.concatenate([prompts.segments, response_mask.astype(jnp.int32)], axis=1)
+    return Episodes(
+        tokens=jnp.concatenate([prompts.tokens, tokens], axis=1),
+        segments=segments,
+        positions=positions_of(segments),
+        response_mask=response_mask.astype(jnp.float32),
+    )
+
+
+def sample(
+    model: Any,
+    params: Any,
+    prompts: PromptBatch,
+    choose: Choose,
+    *,
+    max_response: int,
+    eos_id: int,
+    pad_id: int,
+) -> Episodes:
+    """`generate` with a `LanguageModel`, which computes logits only where they are needed."""
+    batch, width = prompts.tokens.shape
+
+    def forward(tokens, segments, positions, cache):
+        hidden, cache = model.apply({"params": params}, tokens, segments, positions, cache, method="hidden")
+        return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
+
+    cache = model.init_cache(batch, width + max_response)
+    return generate(
+        forward, cache, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
+    )
