@@ -1,0 +1,59 @@
+"""Masked dot-product attention: which keys a query sees, and what it reads from them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a row of padding gives an average and not a NaN
+
+
+def attention_mask(
+    query_index: jax.Array, key_index: jax.Array, query_segments: jax.Array, key_segments: jax.Array
+) -> jax.Array:
+    """Which keys each query sees: those at or before it, in its own segment, that are no padding.
+
+    Args:
+      query_index: [T] int32, the place of each query in its row.
+      key_index: [S] int32, the place of each key in its row.
+      query_segments: [B, T] int32, 0 on padding.
+      key_segments: [B, S] int32, 0 on padding and on unused slots of a cache.
+
+    Returns:
+      [B, T, S] bool.
+    """
+    causal = key_index[None, :] <= query_index[:, None]
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    return causal & same & (key_segments > 0)[:, None, :]
+
+
+def band_mask(query_positions: jax.Array, key_positions: jax.Array, window: int) -> jax.Array:
+    """Which keys are among the last `window` positions, the query's own included.
+
+    Args:
+      query_positions: [B, T] int32.
+      key_positions: [B, S] int32.
+      window: at least 1.
+
+    Returns:
+      [B, T, S] bool, to be joined with `attention_mask`.
+    """
+    return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v over the keys that the mask shows, softmax in float32.
+
+    Args:
+      query: [B, T, H, D].
+      key: [B, S, H, D].
+      value: [B, S, H, D].
+      mask: [B, T, S] bool. A query that sees no key gets an arbitrary finite result.
+
+    Returns:
+      [B, T, H, D] in the dtype of `value`.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("bthd,bshd->bhts", query * scale, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)

@@ -1,0 +1,365 @@
+"""The decoder of GPT-3, with a head that predicts tokens or a head that gives one scalar.
+
+Pre-norm blocks of GPT-2 with learned positions (Brown et al. 2020, section 2.1).
+The layers are one scanned block, so that every parameter of a block is stacked
+[L, ...]. A model takes its key-value cache as an argument and returns it.
+
+Letters in shapes: B rows, T tokens given, S slots of a cache, L layers, H heads,
+D width of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models.attention import attention, attention_mask, band_mask
+
+Params = Any  # a tree of arrays
+DTYPES = ("float32", "bfloat16", "float16")
+INIT_STD = 0.02  # of every kernel and embedding (Radford et al. 2018, section 4.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a model and the arithmetic it computes in.
+
+    Attributes:
+      vocab_size: V.
+      num_layers: L.
+      d_model: width of the residual stream.
+      num_heads: H.
+      d_head: D; H times D may differ from `d_model`.
+      d_ff: width of the hidden layer of the feed-forward network, 4 d_model in GPT-3.
+      max_length: number of learned positions; a position beyond it gives NaN.
+      dropout: rate of residual dropout: on the embeddings and on what each sublayer
+        adds to the residual stream (Vaswani et al. 2017, section 5.4).
+      local_window: None, or the number of positions that the odd layers see (layers
+        count from 0), the even ones seeing all: GPT-3's alternation of dense and
+        locally banded attention.
+      dtype: of activations and of the cache. Logits, scalars, softmax and the
+        statistics of layer norms are float32 always.
+      param_dtype: of the parameters.
+      remat: whether the backward pass computes each block's activations again
+        instead of keeping them.
+      unroll: how many layers one turn of the scan computes; changes no result.
+    """
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_head: int
+    d_ff: int
+    max_length: int
+    dropout: float = 0.0
+    local_window: int | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "unroll"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout: expected a rate from 0 to below 1, found {self.dropout}")
+        if self.local_window is not None and self.local_window < 1:
+            raise ConfigError(f"local_window: expected None or at least 1, found {self.local_window}")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ConfigError(f"{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
+
+    Attributes:
+      keys: [L, B, S, H, D].
+      values: [L, B, S, H, D].
+      segments: [B, S] int32, 0 on padding and on unused slots.
+      positions: [B, S] int32.
+      length: int32 scalar, the number of slots used, by tokens and by padding.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+    length: jax.Array
+
+
+def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
+    """An empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
+    shape = (config.num_layers, batch_size, max_length, config.num_heads, config.d_head)
+    return Cache(
+        keys=jnp.zeros(shape, config.dtype),
+        values=jnp.zeros(shape, config.dtype),
+        segments=jnp.zeros((batch_size, max_length), jnp.int32),
+        positions=jnp.zeros((batch_size, max_length), jnp.int32),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of one layer; see `Block` for the arguments."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, keys, values, layer, start, mask):
+        config = self.config
+        heads = (*x.shape[:2], config.num_heads, config.d_head)
+
+        def project(name):
+            return _dense(config, config.num_heads * config.d_head, name)(x).reshape(heads)
+
+        query, key, value = project("query"), project("key"), project("value")
+        if keys is not None:
+            keys = jax.lax.dynamic_update_slice(keys, key[None], (layer, 0, start, 0, 0))
+            values = jax.lax.dynamic_update_slice(values, value[None], (layer, 0, start, 0, 0))
+            key = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
+            value = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
+        mixed = attention(query, key, value, mask).reshape(*x.shape[:2], -1)
+        return _dense(config, config.d_model, "out", residual=True)(mixed), keys, values
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU (the tanh form of GPT-2) between: [B, T, d] to [B, T, d]."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.gelu(_dense(self.config, self.config.d_ff, "in")(x), approximate=True)
+        return _dense(self.config, self.config.d_model, "out", residual=True)(hidden)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    The carry is (x [B, T, d], keys, values), where keys and values are the whole
+    cache [L, B, S, H, D] or both None. The cache is carried, not scanned over, so
+    that a decoding loop updates it in place instead of copying it.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, start, dense_mask, banded_mask, deterministic):
+        x, keys, values = carry
+        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
+        mask = dense_mask if banded_mask is None else jnp.where(layer % 2 == 1, banded_mask, dense_mask)
+        normed = _layer_norm(self.config, "attention_norm")(x)
+        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, mask)
+        x = x + dropout(update)
+        normed = _layer_norm(self.config, "feed_forward_norm")(x)
+        x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
+        return (x, keys, values), None
+
+
+class Trunk(nn.Module):
+    """Everything below the head: embeddings, blocks, final norm."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        config = self.config
+        init = nn.initializers.normal(INIT_STD)
+        shape = (config.vocab_size, config.d_model)
+        self.token_embedding = self.param("token_embedding", init, shape, config.param_dtype)
+        shape = (config.max_length, config.d_model)
+        self.position_embedding = self.param("position_embedding", init, shape, config.param_dtype)
+        self.dropout = nn.Dropout(config.dropout)
+        # A scan keeps XLA from merging the two forward passes; unrolled layers need the barrier.
+        block = nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,)) if config.remat else Block
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            unroll=config.unroll,
+        )(config)
+        self.final_norm = _layer_norm(config, None)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states [B, T, d] after the final norm, and the cache with the tokens appended."""
+        config = self.config
+        x = self._embed(tokens, positions)
+        x = self.dropout(x, deterministic=deterministic)
+        if cache is None:
+            start, keys, values = jnp.zeros((), jnp.int32), None, None
+            key_segments, key_positions = segments, positions
+        else:
+            start, keys, values = cache.length, cache.keys, cache.values
+            key_segments = jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), (0, start))
+            key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
+        query_index = start + jnp.arange(tokens.shape[1])
+        mask = attention_mask(query_index, jnp.arange(key_segments.shape[1]), segments, key_segments)
+        banded = None
+        if config.local_window is not None:
+            banded = mask & band_mask(positions, key_positions, config.local_window)
+        layers = jnp.arange(config.num_layers)
+        (x, keys, values), _ = self.blocks((x, keys, values), layers, start, mask, banded, deterministic)
+        if cache is not None:
+            cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
+        return self.final_norm(x), cache
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of hidden states [..., d], by the token embedding."""
+        embedding = self.token_embedding.astype(self.config.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        dtype = self.config.dtype
+        token = jnp.take(self.token_embedding, tokens, axis=0).astype(dtype)
+        return token + jnp.take(self.position_embedding, positions, axis=0).astype(dtype)
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token. Parameters: {"trunk"}; the unembedding is the token embedding."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.trunk = Trunk(self.config)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Logits of the token after each token.
+
+        Args:
+          tokens: [B, T] int32.
+          segments: [B, T] int32; a token sees the tokens before it in its segment. The
+            results on padding (0) mean nothing, but are finite.
+          positions: [B, T] int32, below `max_length`.
+          cache: None, or what came before: the tokens are appended at `cache.length`,
+            and there must be room for them (a cache does not notice that it is full).
+          deterministic: False applies dropout, with the random key "dropout".
+
+        Returns:
+          Logits [B, T, V] float32, and the cache with the T tokens appended (or None).
+        """
+        hidden, cache = self.hidden(tokens, segments, positions, cache, deterministic=deterministic)
+        return self.unembed(hidden), cache
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        cache: Cache | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Like `__call__`, but hidden states [B, T, d] that `unembed` turns into logits.
+
+        A caller that needs the logits of a few positions selects them between the two.
+        """
+        return self.trunk(tokens, segments, positions, cache, deterministic=deterministic)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of hidden states [..., d]."""
+        return self.trunk.unembed(hidden)
+
+
+class ScalarModel(nn.Module):
+    """One scalar for each token: a reward or a value (section 3.5). Parameters: {"trunk", "head"}."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.trunk = Trunk(self.config)
+        self.head = ScalarHead(self.config)
+
+    def __call__(
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        """Scalars [B, T] float32 of the text up to each token; for the arguments see `LanguageModel`."""
+        hidden, _ = self.trunk(tokens, segments, positions, deterministic=deterministic)
+        return self.head(hidden)
+
+
+class ScalarHead(nn.Module):
+    """A projection to one scalar, in float32.
+
+    The kernel starts with variance 1 / (d_model + 1) (Stiennon et al. 2020, appendix
+    B.1). The bias starts at 0; after the reward model is trained it is set so that
+    demonstrations score 0 on average (section 3.5).
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        width, dtype = self.config.d_model, self.config.param_dtype
+        kernel = self.param("kernel", nn.initializers.normal((width + 1) ** -0.5), (width,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (), dtype)
+        hidden, kernel, bias = (jnp.asarray(a, jnp.float32) for a in (hidden, kernel, bias))
+        return jnp.einsum("btd,d->bt", hidden, kernel) + bias
+
+
+def graft_trunk(target_params: Params, source_params: Params) -> Params:
+    """The parameters of one model with the trunk of another: SFT to reward model to value network.
+
+    Args:
+      target_params: a tree with "trunk", as `init(...)["params"]` gives it.
+      source_params: another, whose trunk has the same structure, shapes and dtypes.
+
+    Returns:
+      `target_params` with a copy of the trunk of `source_params`. It is a copy so that
+      a step that donates the one model's buffers does not delete the other's.
+
+    Raises:
+      CheckpointError: the trunks differ; names the parameters on both sides.
+    """
+    target, source = (_shapes(params["trunk"]) for params in (target_params, source_params))
+    if differing := sorted(name for name in target.keys() | source.keys() if target.get(name) != source.get(name)):
+        expected = ", ".join(f"{name} {target.get(name, 'absent')}" for name in differing)
+        found = ", ".join(f"{name} {source.get(name, 'absent')}" for name in differing)
+        raise CheckpointError(f"trunk: expected {expected}; found {found}")
+    return {**target_params, "trunk": jax.tree.map(jnp.copy, source_params["trunk"])}
+
+
+def _shapes(tree: Params) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _dense(config: TransformerConfig, features: int, name: str, residual: bool = False) -> nn.Dense:
+    # What adds to the residual stream starts smaller, so that its variance does not grow with depth
+    # (Radford et al. 2019, section 2.3).
+    std = INIT_STD / (2 * config.num_layers) ** 0.5 if residual else INIT_STD
+    init = nn.initializers.normal(std)
+    return nn.Dense(features, dtype=config.dtype, param_dtype=config.param_dtype, kernel_init=init, name=name)
+
+
+def _layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
