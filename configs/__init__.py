@@ -1,0 +1,1 @@
+"""Recipes: every key declared, with its unit and source, and locked."""

@@ -77,13 +77,22 @@ def last_token(segments: Array) -> Array:
     return jnp.max(jnp.where(segments > 0, columns, -1), axis=-1)
 
 
-def score(model: Any, params: Params, tokens: Array, segments: Array, positions: Array) -> Array:
+def score(
+    model: Any,
+    params: Params,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    *,
+    deterministic: bool = True,
+    rngs: dict[str, Array] | None = None,
+) -> Array:
     """The reward model's output at the last real token of each row, [B] from [B, T].
 
     The same function scores answers in the reward model's training and in PPO, on the
     very token ids that the policy produced.
     """
-    rewards = model.apply({"params": params}, tokens, segments, positions)
+    rewards = model.apply({"params": params}, tokens, segments, positions, deterministic=deterministic, rngs=rngs)
     return jnp.take_along_axis(rewards, last_token(segments)[:, None], axis=1)[:, 0]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.batch import Episodes, PromptBatch
+from instructjax.models.transformer import LanguageModel, init_cache
 
 Array = jax.Array
 Cache = Any
@@ -116,7 +117,7 @@ def generate(
 
 
 def sample(
-    model: Any,
+    model: LanguageModel,
     params: Any,
     prompts: PromptBatch,
     choose: Choose,
@@ -132,7 +133,7 @@ def sample(
         hidden, cache = model.apply({"params": params}, tokens, segments, positions, cache, method="hidden")
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
-    cache = model.init_cache(batch, width + max_response)
+    cache = init_cache(model.config, batch, width + max_response)
     return generate(
         forward, cache, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
     )

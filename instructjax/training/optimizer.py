@@ -67,5 +67,5 @@ def decayed(params):
     its name does.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) in ("kernel", "embedding"), params
+        lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,8 +22,15 @@ from instructjax.training.state import Params, TrainState
 Array = jax.Array
 Batch = Any
 Pair = tuple[Array, Array]  # (sum, weight)
-Metrics = dict[str, Pair]
+Metrics = dict[str, "Pair | Maximum"]
 Loss = Callable[[Params, Batch, Array], tuple[Pair, Metrics]]
+
+
+@flax.struct.dataclass
+class Maximum:
+    """A metric whose parts are reduced by the maximum, where pairs are added up."""
+
+    value: Array
 
 
 def mean_gradient(
@@ -62,15 +70,14 @@ def mean_gradient(
         def add(total, index_and_part):
             index, part = index_and_part
             new = differentiate(params, part, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, new), None
+            return _add(total, new), None
 
         shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (gradient, (weight, metrics)), _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
-    if axis_name is not None:
-        gradient, weight, metrics = jax.lax.psum((gradient, weight, metrics), axis_name)
+    gradient, weight, metrics = over_devices((gradient, weight, metrics), axis_name)
     # A batch without anything to learn has weight 0 and gradient 0.
-    scale = 1 / jnp.where(weight == 0, 1, weight)
+    scale = 1.0 / jnp.where(weight == 0, 1, weight)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), metrics
 
 
@@ -92,3 +99,45 @@ def train_step(
         return train_state.apply_gradients(state, gradient, optimizer), metrics
 
     return step
+
+
+def over_devices(tree: Any, axis_name: str | None) -> Any:
+    """Reduces what each device holds to one global value: sums, and maxima of `Maximum`.
+
+    Args:
+      tree: arrays and `Maximum`s of one device.
+      axis_name: the mapped axis; None, where arrays are global, returns the tree as it is.
+    """
+    if axis_name is None:
+        return tree
+
+    def leaf(x):
+        return Maximum(jax.lax.pmax(x.value, axis_name)) if _is_maximum(x) else jax.lax.psum(x, axis_name)
+
+    return jax.tree.map(leaf, tree, is_leaf=_is_maximum)
+
+
+def gather_rows(tree: Any, axis_name: str | None) -> Any:
+    """The rows [B, ...] of all devices, in order, from each device's own; see `over_devices`."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+
+def own_rows(rows: Array, axis_name: str | None) -> Array:
+    """This device's share [N / devices] of the row numbers [N] of a global minibatch."""
+    if axis_name is None:
+        return rows
+    size = rows.shape[0] // jax.lax.axis_size(axis_name)
+    return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis_name) * size, size)
+
+
+def _add(a: Any, b: Any) -> Any:
+    def leaf(x, y):
+        return Maximum(jnp.maximum(x.value, y.value)) if _is_maximum(x) else x + y
+
+    return jax.tree.map(leaf, a, b, is_leaf=_is_maximum)
+
+
+def _is_maximum(x: Any) -> bool:
+    return isinstance(x, Maximum)

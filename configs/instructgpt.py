@@ -1,0 +1,158 @@
+"""InstructGPT as printed: every key of a recipe, its unit, and where its value comes from.
+
+Reproduces: Ouyang et al. 2022 (arXiv 2203.02155), sections 3.4 and 3.5, appendix C.
+Cost:       at 175B, 4.9 petaflop/s-days for SFT and 60 for PPO-ptx (table in section 5).
+Expected:   175B PPO-ptx preferred to 175B SFT in 73.4 +- 2 % of the prompts (section 4.1).
+Command:    python experiments/reproduce.py --config=configs/instructgpt.py:1p3b \\
+                --config.files.text=... --config.files.demonstrations=... \\
+                --config.files.rankings=... --config.files.prompts=... --workdir=...
+
+Variants:   1p3b, 6b, 175b: the policy's size. The reward model and the value network
+            have the size of the policy here; the paper has 6B for all three.
+
+The other recipes start from this one and say what they change and why. "Silent" marks a
+value that the paper does not give.
+"""
+
+from ml_collections import ConfigDict
+
+from instructjax.models import sizes
+
+VARIANTS = {
+    "1p3b": dict(size="1.3B", sft_lr=9.65e-6, sft_batch=32, init_lr=5e-6, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6),
+    "6b": dict(size="6.7B", sft_lr=9.65e-6, sft_batch=32, init_lr=1.04e-5, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6),
+    "175b": dict(size="175B", sft_lr=5.03e-6, sft_batch=8, init_lr=2.45e-6, init_batch=8, ppo_lr=2.55e-6, value_lr=5e-6),
+}
+
+
+def get_config(variant: str = "1p3b") -> ConfigDict:
+    """The recipe for one of the paper's three sizes."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/instructgpt.py: expected a variant among {', '.join(VARIANTS)}, found {variant!r}")
+    row = VARIANTS[variant]
+    config = ConfigDict()
+    config.seed = 0
+
+    # Where records come from: exactly one of `files`, `sandbox` and `e2e` is declared.
+    config.files = ConfigDict()
+    config.files.text = ""  # .jsonl or .jsonl.gz of Text records; commas separate several files
+    config.files.demonstrations = ""
+    config.files.rankings = ""
+    config.files.prompts = ""
+
+    config.data = ConfigDict()
+    config.data.separator = "\n\n"  # stands between prompt and response; silent
+    config.data.max_prompt = 1024  # tokens, the separator included; C: prompts above 1k are filtered
+    config.data.max_response = 1024  # tokens, EOS included; C: responses capped at 1k
+    config.data.drop_long = True  # drop (and count) examples above these limits instead of refusing them; C
+    config.data.validation = 0.05  # share of users, for records without a "split"; silent
+    config.data.test = 0.05  # share of users; silent
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.path = ""  # a SentencePiece model; "" trains one on the pretraining text
+    config.tokenizer.vocab_size = 50257  # pieces, if trained; GPT-3's BPE has 50,257
+    config.tokenizer.max_documents = 100_000  # texts that the tokenizer is trained on
+
+    config.model = sizes.model_config(row["size"])
+    config.model.local_window = 256  # tokens; odd layers see only this band (GPT-3: banded, width silent); 0 is dense
+    config.model.dtype = "bfloat16"  # of activations; C has fp16
+    config.model.remat = True  # recompute each layer's activations in the backward pass
+
+    config.optimizer = ConfigDict()
+    config.optimizer.beta1 = 0.9  # C
+    config.optimizer.beta2 = 0.95  # C
+    config.optimizer.epsilon = 1e-8  # GPT-3, appendix B; silent here
+    config.optimizer.clip_norm = 1.0  # GPT-3, appendix B; silent here
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"  # "jit" over a mesh, or "pmap"
+
+    config.log = ConfigDict()
+    config.log.every = 20  # steps between lines of metrics.jsonl; at most 30, see training/loop.py
+    config.log.save_every = 100  # steps between checkpoints, a multiple of log.every
+    config.log.keep = 2  # checkpoints kept, beside those that a stage needs later
+
+    pretrain = config.pretrain = ConfigDict()
+    pretrain.steps = 300_000  # updates; GPT-3: 300B tokens
+    pretrain.batch_size = 512  # windows; GPT-3 XL: 1M tokens
+    pretrain.length = 2048  # tokens in a window
+    pretrain.learning_rate = 2e-4  # GPT-3 XL
+    pretrain.warmup_steps = 375  # GPT-3: 375M tokens
+    pretrain.final_fraction = 0.1  # GPT-3: cosine to 10 %
+    pretrain.weight_decay = 0.1  # GPT-3
+    pretrain.dropout = 0.0
+    pretrain.microbatches = 1  # parts a batch is computed in
+
+    sft = config.sft = ConfigDict()
+    sft.init_from = ""  # a checkpoint folder; "" is WORKDIR/pretrain
+    sft.epochs = 16  # C.1
+    sft.batch_size = row["sft_batch"]  # demonstrations; C.1
+    sft.learning_rate = row["sft_lr"]  # C.1
+    sft.final_fraction = 0.1  # C.1: cosine to 10 %, no warm-up
+    sft.weight_decay = 0.0  # silent
+    sft.dropout = 0.2  # C.1, on residuals
+    sft.prompt_weight = 0.0  # weight of the prompt's tokens in the loss; silent, 0 is the usual choice
+    sft.candidates = 4  # checkpoints, evenly over the run, that the reward model chooses among; C.1 (number silent)
+    sft.selection_prompts = 256  # validation prompts scored for that choice; silent
+    sft.microbatches = 1
+
+    comparisons = config.comparisons = ConfigDict()
+    comparisons.prompts = 33_207  # Table 6
+    comparisons.min_answers = 4  # K; section 3.5
+    comparisons.max_answers = 9  # K; section 3.5
+    comparisons.temperature = 1.0  # silent
+
+    reward = config.reward = ConfigDict()
+    reward.init_from = ""  # "" is WORKDIR/sft; section 3.5
+    reward.epochs = 1  # C.2: more overfit
+    reward.batch_size = 64  # prompts; C.2
+    reward.learning_rate = 9e-6  # C.2
+    reward.final_fraction = 0.1  # C.2
+    reward.weight_decay = 0.0  # silent
+    reward.dropout = 0.0  # silent
+    reward.microbatches = 1
+
+    init = config.ppo_init = ConfigDict()
+    init.init_from = ""  # "" is WORKDIR/pretrain: a fresh fine-tuning of GPT, not the SFT baseline; C.3
+    init.epochs = 2  # C.3
+    init.text_share = 0.1  # share of pretraining windows in a batch; C.3
+    init.batch_size = row["init_batch"]  # C.3
+    init.learning_rate = row["init_lr"]  # C.3
+    init.final_fraction = 0.1  # C.3
+    init.weight_decay = 0.0  # silent
+    init.dropout = 0.2  # silent for this stage; C.1's
+    init.prompt_weight = 0.0
+    init.microbatches = 1
+
+    ppo = config.ppo = ConfigDict()
+    ppo.init_from = ""  # "" is WORKDIR/ppo_init
+    ppo.reward_from = ""  # "" is WORKDIR/reward
+    ppo.iterations = 500  # C.4: 256k episodes in batches of 512
+    ppo.batch_size = 512  # episodes of an iteration; C.4
+    ppo.minibatch_size = 64  # episodes of an update; C.4
+    ppo.epochs = 1  # passes over a batch; C.4
+    ppo.temperature = 1.0  # of the rollout; C.4
+    ppo.learning_rate = row["ppo_lr"]  # E.9's range is 2.55e-6 to 2.55e-5; the final value is not printed
+    ppo.value_learning_rate = row["value_lr"]  # C.4
+    ppo.warmup_iterations = 10  # from a tenth of the rate, then constant; C.4
+    ppo.weight_decay = 0.0  # silent
+    ppo.kl_coefficient = 0.02  # beta; C.4
+    ppo.discount = 1.0  # C.4: GAE without discount
+    ppo.gae_lambda = 0.95  # silent; the authors' earlier code
+    ppo.clip_ratio = 0.2  # C.4
+    ppo.clip_value = 0.2  # silent; the authors' earlier code
+    # Reward when a response does not end with EOS within max_response; silent (0 leaves the score alone).
+    ppo.missing_eos_penalty = 0.0
+    ppo.ema_decay = 0.992  # C.4; silent whether per iteration or per update: per iteration here, as it is evaluated
+    ppo.ptx_coefficient = 27.8  # gamma of the ppo_ptx stage (C.4), on means over tokens; the ppo stage has 0
+    ppo.ptx_examples_per_episode = 8  # windows of pretraining text; C.4
+    ppo.ptx_length = 2048  # tokens of such a window; silent, the full context fits the paper's FLOPs
+
+    evaluate = config.evaluate = ConfigDict()
+    evaluate.prompts = 3196  # test prompts; Table 9
+    evaluate.judgements = 1  # comparisons by each group of labelers per prompt and model
+    evaluate.temperature = 1.0  # silent; appendix F samples InstructGPT at 1
+    evaluate.batch_size = 256  # prompts sampled at a time
+    evaluate.text_windows = 512  # validation windows for the loss on pretraining text
+
+    return config.lock()

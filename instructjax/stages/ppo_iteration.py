@@ -1,0 +1,212 @@
+"""PPO and PPO-ptx as one pure function (sections 3.5 and appendix C.4).
+
+An iteration samples a response to each prompt, scores it, spreads the score and the
+KL penalty over its tokens, computes advantages, and updates the policy and the value
+network on minibatches:
+
+    objective = E[ clipped surrogate of (r(x, y) - beta log pi(y|x) / pi_init(y|x)) ]
+                + gamma E_text[ log pi(text) ]
+
+The expectations are means over tokens. The paper does not say how it normalises the
+second term; gamma is a config key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from instructjax import losses
+from instructjax.batch import Episodes, LMBatch, PromptBatch
+from instructjax.rollout import episode, sampling
+from instructjax.rollout.episode import Experience
+from instructjax.training import objectives
+from instructjax.training import state as train_state
+from instructjax.training.state import Params, TrainState
+from instructjax.training.step import Maximum, Metrics, gather_rows, mean_gradient, over_devices, own_rows
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class PPOState:
+    """What an iteration changes.
+
+    Attributes:
+      step: int32 scalar, the number of iterations made.
+      policy: the policy with its moving average, which is what is evaluated.
+      value: the value network, started from the reward model.
+    """
+
+    step: Array
+    policy: TrainState
+    value: TrainState
+
+
+@flax.struct.dataclass
+class Frozen:
+    """What an iteration reads only.
+
+    Attributes:
+      reference: the initial policy's weights, which the KL penalty is taken to.
+      reward: the reward model's weights, its offset included.
+    """
+
+    reference: Params
+    reward: Params
+
+
+def make_iteration(
+    policy_model: Any,
+    scalar_model: Any,
+    policy_optimizer: optax.GradientTransformation,
+    value_optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    *,
+    max_response: int,
+    eos_id: int,
+    pad_id: int,
+    axis_name: str | None = None,
+) -> Callable[[PPOState, tuple[PromptBatch, LMBatch | None], Array, Frozen], tuple[PPOState, Metrics]]:
+    """Builds `iterate(state, (prompts, text), key, frozen) -> (state, metrics)`.
+
+    With text, the policy learns from the ptx term too (PPO-ptx); with None it does not
+    (PPO, gamma = 0). The key is the run's root key.
+
+    Args:
+      policy_model: a LanguageModel, for policy and reference.
+      scalar_model: a ScalarModel, for reward and value.
+      policy_optimizer: makes one update per minibatch.
+      value_optimizer: the same for the value network.
+      config: the `ppo` section of a recipe.
+      max_response: R, tokens.
+      eos_id: ends a response.
+      pad_id: fills a row after its end.
+      axis_name: the mapped axis, under pmap; statistics and minibatches are global all the same.
+    """
+    minibatches = config.batch_size // config.minibatch_size
+
+    def rollout(policy: Params, prompts: PromptBatch, key: Array) -> Episodes:
+        rows = prompts.tokens.shape[0]
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+        choose = sampling.categorical(sampling.row_keys(key, rows, first), config.temperature)
+        return sampling.sample(
+            policy_model, policy, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
+        )
+
+    def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
+        """Forward passes of all four networks over this device's episodes."""
+        mask = episodes.response_mask
+        logits = episode.response_logits(policy_model, state.policy.params, episodes, config.temperature)
+        log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * mask
+        ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
+        values = episode.response_values(scalar_model, state.value.params, episodes)
+        scores = episode.score(
+            scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions
+        )
+        ended = episode.ended(episodes, eos_id)
+        scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
+        rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
+        advantages, returns = losses.gae(rewards, values, mask, config.discount, config.gae_lambda)
+        advantages = losses.whiten(advantages, mask, axis_name=axis_name)
+        kl = (log_probs - ref_log_probs) * mask
+        one = jnp.ones_like(scores)
+        metrics = {
+            "reward": (scores.sum(), one.sum()),
+            "kl": (kl.sum(), one.sum()),  # nats per episode
+            "max_abs_kl": Maximum(jnp.abs(kl.sum(axis=1)).max()),
+            "entropy": ((losses.entropy(logits) * mask).sum(), mask.sum()),
+            "response_tokens": (mask.sum(), one.sum()),
+            "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),
+            "value": (values.sum(), mask.sum()),
+            "return": ((returns * mask).sum(), mask.sum()),
+        }
+        return (
+            Experience(
+                episodes=episodes,
+                log_probs=log_probs,
+                ref_log_probs=ref_log_probs,
+                values=values,
+                scores=scores,
+                advantages=advantages,
+                returns=returns,
+            ),
+            metrics,
+        )
+
+    def policy_loss(params: Params, batch: Experience, key: Array):
+        del key  # no dropout in PPO: the ratio must be 1 before any update
+        mask = batch.episodes.response_mask
+        log_probs = episode.response_log_probs(policy_model, params, batch.episodes, config.temperature)
+        pair, metrics = losses.policy_loss(log_probs, batch.log_probs, batch.advantages, mask, config.clip_ratio)
+        deviation = losses.ratio_deviation(log_probs, batch.log_probs, mask)
+        return pair, {**metrics, "max_ratio_deviation": Maximum(deviation)}
+
+    def value_loss(params: Params, batch: Experience, key: Array):
+        del key
+        values = episode.response_values(scalar_model, params, batch.episodes)
+        return losses.value_loss(
+            values, batch.values, batch.returns, batch.episodes.response_mask, config.clip_value
+        )
+
+    ptx_loss = objectives.language_model_loss(policy_model)
+
+    def update(state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
+        gradient, metrics = mean_gradient(policy_loss, state.policy.params, batch, key, axis_name=axis_name)
+        metrics = {f"policy_{name}" if name == "loss" else name: value for name, value in metrics.items()}
+        if text is not None:
+            ptx_gradient, ptx_metrics = mean_gradient(
+                ptx_loss, state.policy.params, text, key, microbatches=config.ptx_microbatches, axis_name=axis_name
+            )
+            gradient = jax.tree.map(lambda a, b: a + config.ptx_coefficient * b, gradient, ptx_gradient)
+            metrics["ptx_loss"] = ptx_metrics["loss"]
+        metrics["policy_gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
+        policy = train_state.apply_gradients(state.policy, gradient, policy_optimizer)
+        gradient, value_metrics = mean_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
+        metrics.update({f"value_{name}": value for name, value in value_metrics.items()})
+        value = train_state.apply_gradients(state.value, gradient, value_optimizer)
+        return state.replace(policy=policy, value=value), metrics
+
+    def iterate(
+        state: PPOState, batch: tuple[PromptBatch, LMBatch | None], key: Array, frozen: Frozen
+    ) -> tuple[PPOState, Metrics]:
+        prompts, text = batch
+        sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        episodes = rollout(state.policy.params, prompts, sample_key)
+        experience, rollout_metrics = observe(state, frozen, episodes)
+        rollout_metrics = over_devices(rollout_metrics, axis_name)
+        experience = gather_rows(experience, axis_name)
+        # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
+        windows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, minibatches, *x.shape[1:]), 0, 1), text)
+
+        def minibatch(state, rows_and_windows):
+            rows, windows, number = rows_and_windows
+            part = jax.tree.map(lambda x: x[own_rows(rows, axis_name)], experience)
+            return update(state, part, windows, jax.random.fold_in(update_key, number))
+
+        def epoch(state, number):
+            order = jax.random.permutation(jax.random.fold_in(shuffle_key, number), config.batch_size)
+            numbers = number * minibatches + jnp.arange(minibatches)
+            return jax.lax.scan(minibatch, state, (order.reshape(minibatches, -1), windows, numbers))
+
+        state, updates = jax.lax.scan(epoch, state, jnp.arange(config.epochs))
+        first = jax.tree.map(lambda x: x[0, 0], updates["max_ratio_deviation"])
+        metrics = {**rollout_metrics, **_total(updates), "first_ratio_deviation": first}
+        policy = train_state.update_average(state.policy, config.ema_decay)
+        return state.replace(step=state.step + 1, policy=policy), metrics
+
+    return iterate
+
+
+def _total(stacked: Metrics) -> Metrics:
+    """Sums of pairs and maxima of maxima over [epochs, minibatches]."""
+    return {
+        name: Maximum(value.value.max()) if isinstance(value, Maximum) else (value[0].sum(), value[1].sum())
+        for name, value in stacked.items()
+    }
