@@ -1,0 +1,404 @@
+"""Every equation of the paper: arrays in, sums out.
+
+The paper is Ouyang et al. 2022, "Training language models to follow instructions
+with human feedback". Letters in shapes as in `batch.py`: B rows of a batch, T
+tokens of a row, R tokens of a response, K answers to a prompt, V the vocabulary.
+
+A loss or metric is a pair (sum, weight): the value is sum / weight, but nobody
+divides before both are summed over microbatches and devices. The mean of means
+is another number wherever masks are ragged. `mean` divides, once, at the end.
+
+Integers, bool and bfloat16 are computed in float32, float64 stays float64. Masks
+and weights may be bool or numbers. What stands where a mask is 0 is never read:
+even NaN there reaches neither result nor gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Tree = Any  # a pytree of arrays
+Pair = tuple[Array, Array]  # (sum, weight), both scalars
+AxisName = str | tuple[str, ...] | None
+
+
+# Pairs.
+
+
+def masked_sum(x: Array, mask: Array) -> Pair:
+    """The pair of a weighted mean: (Σ mask · x, Σ mask).
+
+    Args:
+      x: numbers of any shape.
+      mask: weights of the same shape, not negative.
+    """
+    _same_shape(x=x, mask=mask)
+    x = _float(x)
+    mask = jnp.asarray(mask).astype(x.dtype)
+    return jnp.sum(_where(mask, x) * mask), jnp.sum(mask)
+
+
+def mean(total: Tree, weight: Array) -> Tree:
+    """total / weight, and 0 where nothing was weighed.
+
+    Args:
+      total: a sum, its gradient, or a pytree of such, already summed over
+        microbatches and devices. A weight does not depend on the parameters, so
+        the gradient of a mean is the mean of the gradient.
+      weight: scalar, summed over the same.
+    """
+    return jax.tree.map(lambda leaf: leaf / jnp.where(weight > 0, weight, 1), total)
+
+
+# Language modelling.
+
+
+def log_probs(logits: Array, tokens: Array) -> Array:
+    """Log-probabilities of given tokens: log π(token) = z_token - log Σ_v exp z_v.
+
+    Args:
+      logits: z, [..., V].
+      tokens: [...] integers; a token outside the vocabulary yields NaN.
+
+    Returns:
+      [...], in nats.
+    """
+    _same_shape(**{"logits without its last axis": logits[..., 0], "tokens": tokens})
+    shifted = _shifted(logits)
+    chosen = jnp.take_along_axis(shifted, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
+    return chosen - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+
+
+def entropy(logits: Array) -> Array:
+    """Entropy of the next token: H = -Σ_v π_v log π_v, where 0 log 0 = 0.
+
+    Args:
+      logits: [..., V], -inf for a token that cannot occur.
+
+    Returns:
+      [...], in nats.
+    """
+    shifted = _shifted(logits)
+    log_pi = shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+    pi = jnp.exp(log_pi)
+    return -jnp.sum(pi * _where(pi, log_pi), axis=-1)
+
+
+def cross_entropy(logits: Array, targets: Array, weights: Array) -> Pair:
+    """Loss of pretraining, supervised fine-tuning and the ptx term: -log π(target).
+
+    (Σ -w log π(target), Σ w), over tokens. Logits and targets are aligned by the
+    caller: the logits at a place predict the target at the same place.
+
+    Args:
+      logits: [..., V].
+      targets: [...] integers.
+      weights: w, [...].
+    """
+    return masked_sum(-log_probs(logits, targets), weights)
+
+
+def token_accuracy(logits: Array, targets: Array, weights: Array) -> Pair:
+    """How often the most likely token is the target; arguments as in `cross_entropy`."""
+    return masked_sum(jnp.argmax(logits, axis=-1) == targets, weights)
+
+
+# The reward model.
+
+
+def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
+    """Loss of the reward model (section 3.5, equation 1; appendix C.2).
+
+    For each prompt, over the pairs (w, l) in which answer w is preferred to l:
+
+      -1/N Σ_(w,l) log σ(r_w - r_l)
+
+    and the pair holds the sum of this over prompts and the number of prompts. The
+    paper drops ties and writes N = C(K, 2), the number of all pairs. It does not
+    say what N is once pairs were dropped. Here N counts the pairs that are left:
+    what is averaged is one prompt's comparisons, and every prompt weighs the same
+    whatever its K and its ties. Without ties the two are equal. A prompt without
+    a preference has weight 0.
+
+    Args:
+      rewards: r, [B, K], from the model.
+      scores: [B, K], from the labeler; higher is better, equal is a tie.
+      valid: [B, K], 0 where a prompt has fewer than K answers.
+    """
+    margins, preferred = _comparisons(rewards, scores, valid)
+    losses = jnp.sum(_where(preferred, jax.nn.softplus(-margins)), axis=(1, 2))
+    pairs = jnp.sum(preferred, axis=(1, 2))
+    return masked_sum(losses / jnp.maximum(pairs, 1), pairs > 0)
+
+
+def ranking_accuracy(rewards: Array, scores: Array, valid: Array) -> Pair:
+    """How often the reward model prefers what the labeler prefers (appendix E.2).
+
+    (number of pairs ranked rightly, number of pairs), over the pairs that the
+    labeler did not tie. Equal rewards are right by half, the score of a guess.
+    Arguments as in `ranking_loss`.
+    """
+    margins, preferred = _comparisons(rewards, scores, valid)
+    return masked_sum(jnp.heaviside(margins, 0.5), preferred)
+
+
+# Reinforcement learning: from scores to advantages, on whole batches.
+
+
+def kl_rewards(scores: Array, log_probs: Array, ref_log_probs: Array, mask: Array, beta: Array | float) -> Array:
+    """Rewards of the tokens of a response (section 3.5, equation 2).
+
+      r_t = -β (log π(a_t) - log π_ref(a_t)) + [t is the last token] score
+
+    The paper's r_θ(x, y) is the score, its π^SFT is π_ref. The sum over t is the
+    paper's reward of an episode. A response without tokens has rewards 0.
+
+    Args:
+      scores: [B], the reward model's.
+      log_probs: log π, [B, R], of the policy that sampled the tokens.
+      ref_log_probs: log π_ref, [B, R], of the policy at the start.
+      mask: [B, R], 1 on the tokens of the response.
+      beta: β, the KL coefficient; 0.02 in the paper.
+
+    Returns:
+      [B, R], 0 outside the mask.
+    """
+    _same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs, mask=mask)
+    _same_shape(**{"scores": scores, "log_probs[:, 0]": log_probs[:, 0]})
+    taken = jnp.asarray(mask) > 0
+    last = taken & (lax.cumsum(taken.astype(jnp.int32), axis=1, reverse=True) == 1)
+    penalty = beta * _where(mask, _float(ref_log_probs) - _float(log_probs))
+    return penalty + jnp.where(last, _float(scores)[:, None], 0)
+
+
+def gae(
+    rewards: Array, values: Array, mask: Array, discount: Array | float, gae_lambda: Array | float
+) -> tuple[Array, Array]:
+    """Generalised advantage estimates (Schulman et al. 2016, equation 16).
+
+      δ_t = r_t + γ V_t+1 - V_t
+      A_t = δ_t + γλ A_t+1
+
+    where V and A are 0 after the last token: the episode ends there.
+
+    Args:
+      rewards: r, [B, R].
+      values: V, [B, R]; V_t is the value before token t is taken.
+      mask: [B, R], 1 on the tokens of the response, which start at the left.
+      discount: γ; 1 in the paper (appendix C.4).
+      gae_lambda: λ; not in the paper, 0.95 in the authors' earlier code.
+
+    Returns:
+      advantages: A, [B, R], 0 outside the mask.
+      returns: A + V, [B, R], the targets of the value function.
+    """
+    _same_shape(rewards=rewards, values=values, mask=mask)
+    rewards, values = _where(mask, _float(rewards)), _where(mask, _float(values))
+    next_values = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    deltas = rewards + discount * next_values - values
+
+    def step(advantage: Array, delta: Array) -> tuple[Array, Array]:
+        advantage = delta + discount * gae_lambda * advantage
+        return advantage, advantage
+
+    _, advantages = lax.scan(step, jnp.zeros_like(deltas[:, 0]), deltas.T, reverse=True)
+    return advantages.T, advantages.T + values
+
+
+def masked_moments(x: Array, mask: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
+    """Mean and variance: μ = Σ m x / Σ m, σ² = Σ m (x - μ)² / Σ m; both 0 on an empty mask.
+
+    Args:
+      x: numbers of any shape.
+      mask: m, of the same shape.
+      axis_name: name of a mapped axis (of pmap, shard_map or vmap) over which the
+        batch is split; the moments are those of the whole batch.
+    """
+    average = _mean_over(x, mask, axis_name)
+    return average, _mean_over(jnp.square(_where(mask, _float(x)) - average), mask, axis_name)
+
+
+def whiten(x: Array, mask: Array, axis_name: AxisName = None, shift_mean: bool = True) -> Array:
+    """Scales to variance 1 over the whole batch: (x - μ) / √(σ² + 1e-8), plus μ if not shift_mean.
+
+    As in the authors' earlier code (Ziegler et al. 2019): advantages are shifted to
+    mean 0, rewards keep their mean. The paper does not mention it.
+
+    Args:
+      x: [B, R].
+      mask: [B, R].
+      axis_name: as in `masked_moments`.
+      shift_mean: whether the result has mean 0; else it keeps its mean.
+
+    Returns:
+      [B, R], 0 outside the mask.
+    """
+    average, variance = masked_moments(x, mask, axis_name)
+    scaled = (_where(mask, _float(x)) - average) * lax.rsqrt(variance + 1e-8)
+    return _where(mask, scaled if shift_mean else scaled + average)
+
+
+def explained_variance(values: Array, returns: Array, mask: Array, axis_name: AxisName = None) -> Array:
+    """How much of the returns the values knew: 1 - Var(returns - V) / Var(returns).
+
+    1 is perfect, 0 no better than a constant; also 0 where the returns are constant.
+
+    Args:
+      values: V, [B, R], of the rollout.
+      returns: [B, R].
+      mask: [B, R].
+      axis_name: as in `masked_moments`.
+    """
+    _same_shape(values=values, returns=returns, mask=mask)
+    _, residual = masked_moments(_float(returns) - _float(values), mask, axis_name)
+    _, total = masked_moments(returns, mask, axis_name)
+    return jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1), 0)
+
+
+# Reinforcement learning: the losses of a minibatch.
+
+
+def policy_loss(
+    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array, clip: Array | float
+) -> tuple[Pair, dict[str, Pair]]:
+    """PPO's clipped loss of the policy (Schulman et al. 2017, equation 7, as a loss).
+
+      ρ_t = π(a_t) / π_old(a_t)
+      max(-ρ_t A_t, -clip(ρ_t, 1 - ε, 1 + ε) A_t)
+
+    No gradient flows into old_log_probs or advantages.
+
+    Args:
+      log_probs: log π, [B, R].
+      old_log_probs: log π_old, [B, R], of the policy that sampled the tokens.
+      advantages: A, [B, R].
+      mask: [B, R], 1 on the tokens of the response.
+      clip: ε; 0.2 in the paper (appendix C.4).
+
+    Returns:
+      The loss over tokens, and metrics over the same tokens:
+        clip_fraction: share of tokens whose gradient the clip removed.
+        approx_kl: ½ (log ρ_t)², an estimate of KL(π_old, π), never negative.
+    """
+    _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages, mask=mask)
+    log_ratio = _log_ratio(log_probs, old_log_probs, mask)
+    ratio = jnp.exp(log_ratio)
+    advantages = lax.stop_gradient(_where(mask, _float(advantages)))
+    plain = -ratio * advantages
+    clipped = -jnp.clip(ratio, 1 - clip, 1 + clip) * advantages
+    metrics = {
+        "clip_fraction": masked_sum(clipped > plain, mask),
+        "approx_kl": masked_sum(0.5 * jnp.square(log_ratio), mask),
+    }
+    return masked_sum(jnp.maximum(plain, clipped), mask), metrics
+
+
+def ratio_deviation(log_probs: Array, old_log_probs: Array, mask: Array) -> Array:
+    """The largest |ρ_t - 1| of the tokens in the mask, 0 on an empty mask.
+
+    0, up to rounding, at the first minibatch of an iteration; else sampling and
+    update disagree about the policy. A maximum: reduced over microbatches and
+    devices by the maximum, not by sums. Arguments as in `policy_loss`.
+    """
+    _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
+    return jnp.max(jnp.abs(jnp.expm1(_log_ratio(log_probs, old_log_probs, mask))), initial=0)
+
+
+def value_loss(
+    values: Array, old_values: Array, returns: Array, mask: Array, clip: Array | float
+) -> tuple[Pair, dict[str, Pair]]:
+    """Loss of the value function, clipped around the old values.
+
+      ½ max((V - G)², (clip(V, V_old - ε, V_old + ε) - G)²)
+
+    As in the authors' earlier code (Ziegler et al. 2019); the paper does not give
+    one. No gradient flows into old_values or returns.
+
+    Args:
+      values: V, [B, R].
+      old_values: V_old, [B, R], of the rollout.
+      returns: G, [B, R].
+      mask: [B, R], 1 on the tokens of the response.
+      clip: ε, in units of reward; infinity does not clip.
+
+    Returns:
+      The loss over tokens, and metrics over the same tokens:
+        clip_fraction: share of tokens whose gradient the clip removed.
+    """
+    _same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    values = _where(mask, _float(values))
+    old_values = lax.stop_gradient(_where(mask, _float(old_values)))
+    returns = lax.stop_gradient(_where(mask, _float(returns)))
+    plain = jnp.square(values - returns)
+    clipped = jnp.square(jnp.clip(values, old_values - clip, old_values + clip) - returns)
+    return masked_sum(0.5 * jnp.maximum(plain, clipped), mask), {"clip_fraction": masked_sum(clipped > plain, mask)}
+
+
+def ppo_ptx(policy: tuple[Tree, Array], pretraining: tuple[Tree, Array], gamma: Array | float) -> Tree:
+    """The policy's objective with pretraining mixed in (section 3.5, equation 2; appendix C.4).
+
+      L = Σ L_ppo / W_ppo + γ Σ L_ptx / W_ptx
+
+    L_ppo is `policy_loss`, L_ptx the `cross_entropy` of pretraining text. The two
+    are computed in turn, so each comes as a sum over its own tokens with its own
+    weight. The equation is linear: it holds for the sums, for their gradients, and
+    for a pytree of both. The paper gives γ but not whether a term is a sum or a
+    mean over tokens. Here each is a mean, so that γ does not depend on the number
+    of tokens.
+
+    Args:
+      policy: (Σ L_ppo or its gradient, W_ppo), summed over microbatches and devices.
+      pretraining: (Σ L_ptx or its gradient, W_ptx), likewise, of the same structure.
+      gamma: γ; 27.8 in the paper's PPO-ptx, 0 in its PPO.
+
+    Returns:
+      L or its gradient, of the same structure.
+    """
+    return jax.tree.map(lambda ppo, ptx: ppo + gamma * ptx, mean(*policy), mean(*pretraining))
+
+
+def _float(x: Array) -> Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _where(mask: Array, x: Array) -> Array:
+    """x where the mask is set, else 0. Multiplying by 0 would let NaN and infinity through."""
+    return jnp.where(jnp.asarray(mask) > 0, x, 0)
+
+
+def _shifted(logits: Array) -> Array:
+    """Logits less their maximum: the same distribution, without overflow."""
+    logits = _float(logits)
+    return logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+
+
+def _log_ratio(log_probs: Array, old_log_probs: Array, mask: Array) -> Array:
+    return _where(mask, _float(log_probs) - lax.stop_gradient(_float(old_log_probs)))
+
+
+def _comparisons(rewards: Array, scores: Array, valid: Array) -> tuple[Array, Array]:
+    """[B, K, K]: r_w - r_l, and whether the labeler prefers w to l. Each untied pair is there once."""
+    _same_shape(rewards=rewards, scores=scores, valid=valid)
+    rewards, scores, valid = _float(rewards), jnp.asarray(scores), jnp.asarray(valid) > 0
+    preferred = (scores[:, :, None] > scores[:, None, :]) & valid[:, :, None] & valid[:, None, :]
+    return _where(preferred, rewards[:, :, None] - rewards[:, None, :]), preferred
+
+
+def _mean_over(x: Array, mask: Array, axis_name: AxisName) -> Array:
+    total, weight = masked_sum(x, mask)
+    if axis_name is not None:
+        total, weight = lax.psum((total, weight), axis_name)
+    return mean(total, weight)
+
+
+def _same_shape(**arrays: Array) -> None:
+    """Broadcasting a mask or a score by accident would be a wrong number, not an error."""
+    if len({jnp.shape(array) for array in arrays.values()}) > 1:
+        found = ", ".join(f"{name} {jnp.shape(array)}" for name, array in arrays.items())
+        raise ValueError(f"expected arrays of one shape, found {found}")
