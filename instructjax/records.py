@@ -20,9 +20,11 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import math
+import reprlib
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from etils import epath
 
@@ -44,6 +46,8 @@ class Record:
       split: "train", "validation" or "test"; None leaves it to `split_of`.
       source: where the record came from, free text.
       extra: every field of the JSON object that has no attribute of its own.
+      where: the place it was read from, such as "data.jsonl:17", for errors that
+        are only found later. It is no part of the record: neither compared nor written.
     """
 
     user: str | None = None
@@ -52,6 +56,7 @@ class Record:
     split: str | None = None
     source: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = dataclasses.field(default="record", compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +114,8 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
       RecordError: "WHERE: field: expected ..., found ...".
     """
     try:
-        fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        fields = json.loads(line, parse_constant=_not_json, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
         raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({error})") from None
     if not isinstance(fields, dict):
         raise RecordError(f"{where}: expected a JSON object, found {_show(fields)}")
@@ -119,7 +124,8 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
 
 def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -> R:
     """Validates the fields of a JSON object as a record; see `parse`."""
-    names = {f.name for f in dataclasses.fields(kind)} - {"extra"}
+    _check_unicode(fields, where)
+    names = _field_names(kind)
     known = {name: fields[name] for name in names if name in fields}
     extra = {name: value for name, value in fields.items() if name not in names}
     required = {
@@ -146,15 +152,14 @@ def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -
         known["scores"] = tuple(float(score) for score in known["scores"])
         if known.get("metadata") is not None:
             known["metadata"] = tuple(known["metadata"])
-    return kind(**known, extra=extra)
+    return kind(**known, extra=extra, where=where)
 
 
 def to_json(record: Record) -> str:
     """Writes a record as one JSON line without the line break; `parse` inverts it."""
-    fields = dataclasses.asdict(record)
-    extra = fields.pop("extra")
-    kept = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps({**kept, **extra}, ensure_ascii=False)
+    own = {name: getattr(record, name) for name in _field_names(type(record))}
+    kept = {name: value for name, value in own.items() if value is not None}
+    return json.dumps({**kept, **record.extra}, ensure_ascii=False)
 
 
 def read(path: epath.PathLike, kind: type[R]) -> list[R]:
@@ -178,7 +183,7 @@ def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
     count = 0
     for number, raw in enumerate(data.split(b"\n"), start=1):
@@ -233,15 +238,37 @@ def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> st
     return "test" if draw < validation + test else "train"
 
 
+def _field_names(kind: type[Record]) -> list[str]:
+    """The fields of a record's JSON object, the record's own first."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in ("extra", "where")]
+    common = len(dataclasses.fields(Record)) - 2
+    return names[common:] + names[:common]
+
+
 def _check_text(value: Any, where: str) -> None:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise RecordError(f"{where}: expected text, found {_show(value)}")
-    if not value.strip():
-        raise RecordError(f"{where}: expected text, found {_show(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RecordError(f"{where}: expected valid Unicode, found a lone surrogate") from None
+
+
+def _check_unicode(fields: Mapping[str, Any], where: str) -> None:
+    for name, value in fields.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise RecordError(f"{where}: {ascii(name)[1:-1]}: expected valid Unicode, found a lone surrogate") from None
+        except RecursionError:
+            raise RecordError(f"{where}: {name}: expected a JSON value, found one nested too deeply") from None
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if abs(value) == float("inf"):
+        raise ValueError(f"{reprlib.repr(number)} is too large")
+    return value
 
 
 def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
@@ -258,9 +285,9 @@ def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
     if not isinstance(scores, list | tuple) or len(scores) != len(responses):
         raise RecordError(f"{where}: scores: expected {len(responses)} numbers, found {_show(scores)}")
     for i, score in enumerate(scores):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
             raise RecordError(f"{where}: scores[{i}]: expected a finite number, found {_show(score)}")
-    if len(set(scores)) == 1:
+    if len({float(score) for score in scores}) == 1:
         raise RecordError(f"{where}: scores: expected at least one preference, found all {len(scores)} answers tied")
     if metadata is not None and (
         not isinstance(metadata, list | tuple)
@@ -271,5 +298,8 @@ def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = ascii(value) if isinstance(value, str) else _brief.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+_brief = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
