@@ -1,0 +1,82 @@
+"""Means with 95 % intervals that respect clusters.
+
+Many judgements share a prompt: several labelers, several samples, all pairs of one
+ranking. They are not independent, and an interval that counts them as such is too
+narrow. Every mean of this package that carries an interval is clustered, by prompt
+unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from instructjax.errors import DataError
+
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval.
+
+    Attributes:
+      mean: the mean, in the unit of the values.
+      low: the interval's lower end.
+      high: the interval's upper end.
+      n: the number of values behind the mean, not of clusters.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float]:
+        """The four numbers, as they stand in results.json."""
+        return dataclasses.asdict(self)
+
+
+def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> Estimate:
+    """The mean of values that are independent between clusters but not inside them.
+
+    With G clusters, n values and mean m, the cluster-robust variance of the mean is
+
+        G / (G - 1) * sum over clusters of (sum of (x - m) in the cluster)^2 / n^2
+
+    (Liang and Zeger 1986; Cameron and Miller 2015, section II), and the interval takes
+    Student's t with G - 1 degrees of freedom. With one value in each cluster this is
+    the ordinary standard error. The difference of two measures on the same values is
+    itself such a mean: pass the differences. If all values are equal, the interval has
+    no width.
+
+    Args:
+      values: [n] numbers, of any unit.
+      clusters: [n] names, equal for values of the same cluster.
+
+    Returns:
+      The mean and its interval, in the unit of the values. It is not clipped to the
+      range that the values can have.
+
+    Raises:
+      DataError: the lengths differ, a value is not finite, or there are fewer than
+        two clusters, so that nothing is known about the spread.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or len(x) != len(clusters):
+        raise DataError(f"clustered mean: expected one cluster for each value, found {x.shape} and {len(clusters)}")
+    if not np.isfinite(x).all():
+        raise DataError(f"clustered mean: expected finite values, found {x[~np.isfinite(x)][0]}")
+    number = {}
+    index = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
+    if len(number) < 2:
+        raise DataError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")
+    n, groups = len(x), len(number)
+    mean = x.mean()
+    residuals = np.bincount(index, weights=x - mean, minlength=groups)
+    error = np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / n
+    half = stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error
+    return Estimate(mean=float(mean), low=float(mean - half), high=float(mean + half), n=n)

@@ -1,0 +1,111 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.errors import DataError
+from instructjax.evaluation import agreement
+from instructjax.records import Ranking
+
+few = st.integers(-3, 3)
+
+
+def ranking(prompt, scores, responses=None):
+    responses = responses or [f"answer {k}" for k in range(len(scores))]
+    return Ranking(prompt=prompt, responses=tuple(responses), scores=tuple(scores))
+
+
+@st.composite
+def rewarded(draw):
+    k = draw(st.integers(2, 9))
+    return draw(st.lists(few, min_size=k, max_size=k)), draw(st.lists(few, min_size=k, max_size=k))
+
+
+@given(rewarded())
+def test_credits_equal_a_loop_over_pairs(example):
+    rewards, scores = example
+    expected = []
+    for i, j in itertools.combinations(range(len(scores)), 2):
+        if scores[i] != scores[j]:
+            better, worse = (i, j) if scores[i] > scores[j] else (j, i)
+            expected.append(1 if rewards[better] > rewards[worse] else 0.5 if rewards[better] == rewards[worse] else 0)
+    assert agreement.pair_credits(rewards, scores).tolist() == expected
+
+
+@given(rewarded(), st.floats(0.1, 10), st.integers(-5, 5))
+def test_credits_depend_on_the_order_of_rewards_only(example, scale, shift):
+    rewards, scores = example
+    credits = agreement.pair_credits(rewards, scores)
+    assert agreement.pair_credits(scale * np.array(rewards) + shift, scores).tolist() == credits.tolist()
+    assert agreement.pair_credits(-np.array(rewards), scores).tolist() == (1 - credits).tolist()
+
+
+def test_accuracy_counts_pairs_and_clusters_by_prompt():
+    rankings = [ranking("a", [1, 2, 3]), ranking("a", [3, 2, 2]), ranking("b", [0, 1])]
+    estimate = agreement.reward_accuracy(rankings, [[1, 2, 3], [1, 2, 3], [5, 5]])
+    assert estimate.n == 3 + 2 + 1
+    np.testing.assert_allclose(estimate.mean, (3 + 0 + 0.5) / 6)
+
+
+def test_an_accuracy_differs_from_itself_by_nothing_and_from_chance_by_its_lead():
+    rankings = [ranking(str(p), [1, 2, 3]) for p in range(4)]
+    right, equal = [[1, 2, 3]] * 4, [[0, 0, 0]] * 4
+    assert agreement.accuracy_difference(rankings, right, right).mean == 0
+    assert agreement.accuracy_difference(rankings, right, equal).mean == 0.5
+
+
+def test_agreement_leaves_out_pairs_that_either_labeler_ties():
+    rankings = [
+        ranking("a", [1, 2, 3]),
+        ranking("a", [2, 1, 3]),  # disagrees on the first pair, agrees on two
+        ranking("b", [1, 1, 2]),
+        ranking("b", [1, 2, 2]),  # only the pair (0, 2) is untied by both
+        ranking("c", [1, 2, 3]),  # nobody to agree with
+    ]
+    estimate = agreement.pairwise_agreement(rankings)
+    assert estimate.n == 4
+    np.testing.assert_allclose(estimate.mean, 3 / 4)
+
+
+@given(st.permutations(range(5)), st.lists(few, min_size=5, max_size=5), st.lists(few, min_size=5, max_size=5))
+def test_the_order_in_which_answers_were_shown_does_not_matter(order, one, other):
+    names = [f"answer {k}" for k in range(5)]
+    base = [ranking(p, s) for p in "xy" for s in ([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])]
+    shown = [ranking("a", one, names), ranking("a", other, names)]
+    moved = [shown[0], ranking("a", [other[k] for k in order], [names[k] for k in order])]
+    assert agreement.pairwise_agreement(base + shown) == agreement.pairwise_agreement(base + moved)
+
+
+def test_identical_answers_are_no_pair():
+    same = [ranking(p, s, ["x", "x", "y"]) for p in "ab" for s in ([1, 2, 3], [2, 1, 3])]
+    estimate = agreement.pairwise_agreement(same)
+    assert (estimate.mean, estimate.n) == (1.0, 4)
+
+
+def test_agreement_of_labelers_who_are_right_with_probability_p():
+    rng, p = np.random.default_rng(0), 0.8
+    rankings = [ranking(str(prompt), [0, 1] if rng.random() < p else [1, 0]) for prompt in range(1000) for _ in "12"]
+    estimate = agreement.pairwise_agreement(rankings)
+    assert estimate.low < p**2 + (1 - p) ** 2 < estimate.high
+
+
+def test_the_length_baseline_learns_its_direction_from_training_rankings():
+    short, long = "ab", "abcdef"
+    test = [ranking(p, [1, 2], [long, short]) for p in "cd"]
+    likes_long = [ranking("a", [1, 2], [short, long])]
+    likes_short = [ranking("a", [1, 2], [long, short])]
+    assert agreement.length_rewards(likes_long, test)[1] == "longer"
+    assert agreement.length_accuracy(likes_long, test).mean == 0
+    assert agreement.length_rewards(likes_short, test)[1] == "shorter"
+    assert agreement.length_accuracy(likes_short, test).mean == 1
+
+
+def test_says_what_is_wrong():
+    with pytest.raises(DataError, match="expected one reward for each of 3 answers, found 2"):
+        agreement.pair_credits([1, 2], [1, 2, 3])
+    with pytest.raises(DataError, match="expected rewards for 1 rankings, found 0"):
+        agreement.reward_accuracy([ranking("a", [1, 2])], [])
+    with pytest.raises(DataError, match="expected 2 prompts that two labelers ranked, found 0"):
+        agreement.pairwise_agreement([ranking("a", [1, 2]), ranking("b", [1, 2])])
