@@ -165,9 +165,7 @@ class Checkpoints:
             try:
                 iterator.set_state(_unpack_place(place))
             except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(
-                    f"{path}/data: expected a place in this data, found {error!r}"
-                ) from None
+                raise CheckpointError(f"{path}/data: expected a place in this data, found {error!r}") from None
         return state, meta
 
     def wait(self) -> None:
