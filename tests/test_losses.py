@@ -1,0 +1,623 @@
+"""Properties of the equations, and agreement with slow loops in float64."""
+
+import ast
+import functools
+import math
+import os
+import pathlib
+import types
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from instructjax import losses
+from tests import float64_loops as loops
+
+B, R, K, V = 4, 6, 5, 7  # one shape for all drawn examples: nothing is compiled twice
+examples = settings(max_examples=25, deadline=None)
+
+
+def floats(*shape, bound=4.0):
+    return hnp.arrays(np.float64, shape, elements=st.floats(-bound, bound, width=32))
+
+
+def ints(low, high, *shape):
+    return hnp.arrays(np.int32, shape, elements=st.integers(low, high))
+
+
+def prefix_masks(lowest=0):
+    lengths = st.lists(st.integers(lowest, R), min_size=B, max_size=B)
+    return lengths.map(lambda lengths: (np.arange(R) < np.array(lengths)[:, None]).astype(np.float32))
+
+
+valid_answers = hnp.arrays(np.bool_, (B, K))
+rankings = st.tuples(floats(B, K), ints(0, 3, B, K), valid_answers)
+rollouts = st.tuples(floats(B, R), floats(B, R), prefix_masks())
+minibatches = st.tuples(floats(B, R, bound=1), floats(B, R, bound=1), floats(B, R), prefix_masks())
+
+# Compiled once, so that drawn examples are fast.
+compiled = types.SimpleNamespace(
+    **{
+        name: jax.jit(getattr(losses, name))
+        for name in (
+            "log_probs entropy cross_entropy token_accuracy ranking_loss ranking_accuracy kl_rewards gae "
+            "masked_moments policy_loss ratio_deviation value_loss"
+        ).split()
+    },
+    whiten=jax.jit(losses.whiten, static_argnames="shift_mean"),
+)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def close(actual, expected, tolerance=1e-11):
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def in_float64(test):
+    """Runs all examples of a hypothesis test with 64-bit numbers."""
+
+    @functools.wraps(test)
+    def run():
+        with jax.enable_x64(True):
+            test()
+
+    return run
+
+
+# Agreement with the loops.
+
+
+@in_float64
+@examples
+@given(floats(B, R, V, bound=50), ints(0, V - 1, B, R), floats(B, R).map(abs))
+def test_language_modelling_agrees_with_the_loops(logits, tokens, weights):
+    expected = loops.log_probs(logits, tokens)
+    close(compiled.log_probs(logits, tokens), expected)
+    close(compiled.entropy(logits), loops.entropy(logits))
+    close(compiled.cross_entropy(logits, tokens, weights), loops.weighted_sum(-expected, weights))
+    hits = (logits.argmax(-1) == tokens).astype(float)
+    close(compiled.token_accuracy(logits, tokens, weights), loops.weighted_sum(hits, weights), 1e-6)
+
+
+@in_float64
+@examples
+@given(rankings)
+def test_ranking_agrees_with_the_loops(ranking):
+    close(compiled.ranking_loss(*ranking), loops.ranking_loss(*ranking))
+    close(compiled.ranking_accuracy(*ranking), loops.ranking_accuracy(*ranking))
+
+
+@in_float64
+@examples
+@given(floats(B), rollouts, st.floats(0, 2), st.floats(0, 1), st.floats(0, 1))
+def test_rewards_and_advantages_agree_with_the_loops(scores, rollout, beta, discount, gae_lambda):
+    first, second, mask = rollout
+    close(compiled.kl_rewards(scores, first, second, mask, beta), loops.kl_rewards(scores, first, second, mask, beta))
+    close(compiled.gae(*rollout, discount, gae_lambda), loops.gae(*rollout, discount, gae_lambda))
+    close(compiled.masked_moments(first, mask), loops.moments(first, mask))
+    for shift_mean in (True, False):
+        whitened = compiled.whiten(first, mask, shift_mean=shift_mean)
+        close(whitened, loops.whiten(first, mask, shift_mean), 1e-9)
+
+
+@in_float64
+@examples
+@given(minibatches, st.floats(0.01, 0.9))
+def test_minibatch_losses_agree_with_the_loops(minibatch, clip):
+    log_probs, old_log_probs, advantages, mask = minibatch
+    total, clipped, kl, tokens, largest = loops.policy_loss(*minibatch, clip)
+    pair, metrics = compiled.policy_loss(*minibatch, clip)
+    close(pair, (total, tokens))
+    close(metrics["clip_fraction"], (clipped, tokens))
+    close(metrics["approx_kl"], (kl, tokens))
+    close(compiled.ratio_deviation(log_probs, old_log_probs, mask), largest)
+
+    total, clipped, tokens = loops.value_loss(*minibatch, clip)
+    pair, metrics = compiled.value_loss(*minibatch, clip)
+    close(pair, (total, tokens))
+    close(metrics["clip_fraction"], (clipped, tokens))
+
+
+def test_float32_is_close_to_float64():
+    logits, tokens = 30 * normal(0, B, R, V), np.random.default_rng(1).integers(0, V, (B, R))
+    actual = losses.log_probs(logits.astype(np.float32), tokens)
+    assert actual.dtype == jnp.float32
+    close(actual, loops.log_probs(logits, tokens), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_narrow_numbers_are_computed_in_float32(dtype):
+    x = jnp.asarray(10 * normal(0, B, R), dtype)
+    mask = jnp.ones((B, R), bool)
+    results = (
+        losses.masked_sum(x, mask),
+        losses.gae(x, x, mask, 1.0, 0.95),
+        losses.whiten(x, mask),
+        losses.kl_rewards(x[:, 0], x, x, mask, 0.1),
+        losses.policy_loss(x, x, x, mask, 0.2),
+        losses.value_loss(x, x, x, mask, 0.2),
+        losses.ranking_loss(x, x, mask),
+        losses.log_probs(x, mask[:, 0].astype(int)),
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.float32)}
+    as_float32 = losses.gae(x.astype(jnp.float32), x.astype(jnp.float32), mask, 1.0, 0.95)
+    close(results[1], as_float32, 0)
+
+
+# Language modelling.
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_large_logits_stay_exact(size):
+    logits = jnp.array([[size, 0.0, -size], [size, size, size], [size, 0.0, -jnp.inf]])
+    close(losses.log_probs(logits, jnp.array([0, 1, 0])), [0, -math.log(3), 0], 1e-6)
+    close(losses.log_probs(logits, jnp.array([2, 2, 2])), [-2 * size, -math.log(3), -jnp.inf], 1e-6)
+    close(losses.entropy(logits), [0, math.log(3), 0], 1e-6)
+    for gradient in (
+        jax.grad(lambda z: losses.entropy(z).sum())(logits),
+        jax.grad(lambda z: losses.log_probs(z, jnp.array([0, 1, 0])).sum())(logits),
+    ):
+        assert np.isfinite(gradient).all()
+
+
+def test_log_probs_are_normalised_and_ignore_a_shift():
+    logits = normal(0, R, V)
+    tables = [losses.log_probs(z, np.full(R, v)) for z in (logits, logits + 100) for v in range(V)]
+    close(np.exp(tables[:V]).sum(0), 1, 1e-6)
+    close(tables[:V], tables[V:], 1e-4)
+
+
+def test_entropy_of_uniform_and_certain():
+    close(losses.entropy(np.zeros((2, V))), math.log(V), 1e-6)
+    close(losses.entropy(np.array([[0.0, -np.inf, -np.inf]])), 0)
+
+
+def test_a_token_outside_the_vocabulary_is_not_silent():
+    assert np.isnan(losses.log_probs(np.zeros((1, V)), np.array([V]))).all()
+
+
+def test_an_impossible_token_without_weight_does_not_count():
+    logits, weights = np.array([[0.0, 0.0, -np.inf], [0.0, 0.0, 0.0]]), np.array([0.0, 1.0])
+    value, gradient = jax.value_and_grad(lambda z: losses.cross_entropy(z, jnp.array([2, 2]), weights)[0])(
+        jnp.asarray(logits)
+    )
+    close(value, math.log(3), 1e-6)
+    close(gradient, [[0, 0, 0], [1 / 3, 1 / 3, -2 / 3]], 1e-6)
+
+
+# The reward model.
+
+
+@examples
+@given(rankings, st.permutations(range(K)))
+def test_order_of_the_answers_does_not_matter(ranking, order):
+    permuted = [x[:, list(order)] for x in ranking]
+    close(compiled.ranking_loss(*permuted), compiled.ranking_loss(*ranking), 1e-5)
+    close(compiled.ranking_accuracy(*permuted), compiled.ranking_accuracy(*ranking), 0)
+
+
+@in_float64
+@examples
+@given(rankings, floats(B, 1))
+def test_only_differences_of_rewards_matter(ranking, shift):
+    rewards, scores, valid = ranking
+    close(compiled.ranking_loss(rewards + shift, scores, valid), compiled.ranking_loss(*ranking), 1e-9)
+
+
+@examples
+@given(rankings)
+def test_only_the_order_of_scores_matters(ranking):
+    rewards, scores, valid = ranking
+    close(compiled.ranking_loss(rewards, np.exp(scores), valid), compiled.ranking_loss(*ranking), 0)
+
+
+def test_two_answers_are_bradley_terry():
+    rewards = np.array([[0.3, 1.1], [2.0, -1.0]])
+    total, weight = losses.ranking_loss(rewards, np.array([[0, 1], [0, 1]]), np.ones((2, 2)))
+    close(total, -sum(math.log(1 / (1 + math.exp(-margin))) for margin in (0.8, -3.0)), 1e-6)
+    assert weight == 2
+
+
+def test_every_prompt_weighs_the_same():
+    """One over C(K, 2): a prompt with 9 answers (36 pairs) counts as one with 2 (1 pair)."""
+    for answers in range(2, 10):
+        valid = np.arange(9)[None] < answers
+        total, weight = losses.ranking_loss(np.zeros((1, 9)), np.arange(9)[None], valid)
+        close((total, weight), (math.log(2), 1), 1e-6)
+
+
+def test_ties_are_dropped_and_the_rest_averaged():
+    rewards, scores = np.array([[1.0, 0.0, 5.0]]), np.array([[2, 1, 1]])
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(4))) / 2
+    close(losses.ranking_loss(rewards, scores, np.ones((1, 3))), (expected, 1), 1e-6)
+    gradient = jax.grad(lambda r: losses.ranking_loss(r, np.array([[1, 1, 0]]), jnp.array([[1, 1, 0]]))[0])(rewards)
+    close(gradient, np.zeros((1, 3)), 0)
+
+
+def test_equal_rewards_are_right_by_half():
+    right, pairs = losses.ranking_accuracy(np.array([[1.0, 1.0, 0.0]]), np.array([[2, 1, 0]]), np.ones((1, 3)))
+    assert (right, pairs) == (2.5, 3)
+
+
+def test_a_larger_margin_costs_less_and_never_overflows():
+    margins = np.array([-1e4, -1.0, 0.0, 1.0, 1e4])
+    rewards = np.stack([margins, np.zeros(5)], axis=1)
+    cost = [losses.ranking_loss(r[None], np.array([[1, 0]]), np.ones((1, 2)))[0] for r in rewards]
+    assert np.isfinite(cost).all() and (np.diff(cost) < 0).all()
+    close(cost[0], 1e4, 1e-6)
+
+
+# Rewards and advantages.
+
+
+def test_the_score_is_on_the_last_token():
+    mask = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    rewards = losses.kl_rewards(np.array([3, 2, 1]), np.zeros((3, 3)), np.zeros((3, 3)), mask, 0.1)
+    close(rewards, [[0, 0, 3], [2, 0, 0], [0, 0, 0]], 0)
+
+
+def test_integer_scores_truncate_nothing():
+    log_probs, ref_log_probs = np.full((1, 2), -1.0), np.full((1, 2), -1.73)
+    rewards = losses.kl_rewards(np.array([1]), log_probs, ref_log_probs, np.ones((1, 2), np.int32), 1)
+    close(rewards, [[-0.73, 0.27]], 1e-6)
+
+
+@in_float64
+@examples
+@given(floats(B), rollouts)
+def test_rewards_of_an_episode_sum_to_score_less_kl(scores, rollout):
+    log_probs, ref_log_probs, mask = rollout
+    rewards = compiled.kl_rewards(scores, log_probs, ref_log_probs, mask, 0.5)
+    kl = ((log_probs - ref_log_probs) * mask).sum(1)
+    close(rewards.sum(1), np.where(mask.any(1), scores - 0.5 * kl, 0))
+
+
+@in_float64
+@examples
+@given(rollouts, st.floats(0, 1))
+def test_lambda_one_is_monte_carlo_and_lambda_zero_is_one_step(rollout, discount):
+    rewards, values, mask = rollout
+    advantages, returns = compiled.gae(*rollout, discount, 1.0)
+    to_go = np.zeros((B, R))
+    for t in reversed(range(R)):
+        to_go[:, t] = rewards[:, t] * mask[:, t] + (discount * to_go[:, t + 1] if t + 1 < R else 0)
+    close(returns, to_go * mask)
+    close(advantages, (to_go - values) * mask)
+
+    after = np.concatenate([(values * mask)[:, 1:], np.zeros((B, 1))], axis=1)
+    close(compiled.gae(*rollout, discount, 0.0)[0], (rewards + discount * after - values) * mask)
+
+
+@in_float64
+@examples
+@given(rollouts, st.floats(0, 1), st.floats(0, 1))
+def test_true_values_have_no_advantage(rollout, discount, gae_lambda):
+    rewards, _, mask = rollout
+    _, values = loops.gae(rewards, np.zeros((B, R)), mask, discount, 1.0)
+    close(compiled.gae(rewards, values, mask, discount, gae_lambda)[0], np.zeros((B, R)))
+
+
+def test_whitening_gives_mean_zero_and_variance_one():
+    x, mask = 5 + 3 * normal(0, 64, 32), np.random.default_rng(1).random((64, 32)) < 0.7
+    close(losses.masked_moments(losses.whiten(x, mask), mask), (0, 1), 1e-5)
+    kept, _ = losses.masked_moments(x, mask)
+    close(losses.masked_moments(losses.whiten(x, mask, shift_mean=False), mask), (kept, 1), 1e-5)
+
+
+@pytest.mark.parametrize("function", [losses.masked_moments, losses.whiten, losses.explained_variance])
+def test_statistics_of_a_split_batch_are_those_of_the_whole(function):
+    """Ragged on purpose: one device holds 1 token, another none."""
+    mask = (np.arange(R) < np.array([1, 0, 6, 4])[:, None]).astype(np.float32)
+    arrays = [normal(seed, B, R) for seed in range(2 if function is losses.explained_variance else 1)]
+    split = [x[:, None] for x in (*arrays, mask)]
+    parts = jax.vmap(functools.partial(function, axis_name="data"), axis_name="data")(*split)
+    whole = function(*arrays, mask)
+    if function is losses.whiten:
+        close(parts[:, 0], whole, 1e-5)
+    else:
+        jax.tree.map(lambda part, one: close(part, np.full(B, one), 1e-5), parts, whole)
+
+
+def test_explained_variance():
+    returns, mask = normal(0, B, R), np.ones((B, R))
+    close(losses.explained_variance(returns + 3, returns, mask), 1, 1e-5)
+    close(losses.explained_variance(np.full((B, R), 2.0), returns, mask), 0, 1e-5)
+    close(losses.explained_variance(-returns, returns, mask), -3, 1e-5)
+    close(losses.explained_variance(returns, np.ones((B, R)), mask), 0, 0)
+
+
+# The losses of a minibatch.
+
+
+def test_at_ratio_one_the_policy_gradient_is_reinforce(x64):
+    logits, advantages = normal(0, B, R, V), normal(1, B, R)
+    tokens = np.random.default_rng(2).integers(0, V, (B, R))
+    mask = np.arange(R) < np.array([[6], [2], [0], [1]])
+    old = losses.log_probs(logits, tokens)
+
+    def surrogate(z):
+        return losses.policy_loss(losses.log_probs(z, tokens), old, advantages, mask, 0.2)[0][0]
+
+    def reinforce(z):
+        return -(losses.log_probs(z, tokens) * advantages * mask).sum()
+
+    close(jax.grad(surrogate)(logits), jax.grad(reinforce)(logits))
+    assert losses.ratio_deviation(old, old, mask) == 0
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "slope"), [
+    (1.5, 1.0, 0.0), (0.5, -1.0, 0.0),  # already moved too far in the wanted direction
+    (0.5, 1.0, -0.5), (1.5, -1.0, 1.5),  # moved the wrong way: the way back stays open
+    (1.1, 1.0, -1.1), (0.9, -1.0, 0.9),
+])  # fmt: skip
+def test_the_policy_clip_is_one_sided(ratio, advantage, slope):
+    def loss(log_prob):
+        return losses.policy_loss(log_prob, jnp.zeros((1, 1)), jnp.full((1, 1), advantage), jnp.ones((1, 1)), 0.2)
+
+    log_prob = jnp.full((1, 1), math.log(ratio))
+    close(jax.grad(lambda x: loss(x)[0][0])(log_prob)[0, 0], slope, 1e-6)
+    close(loss(log_prob)[1]["clip_fraction"], (float(slope == 0), 1), 0)
+
+
+@pytest.mark.parametrize(("value", "target", "slope"), [
+    (1.0, 5.0, 0.0), (-1.0, -5.0, 0.0),  # further than the clip from the old value, towards the target
+    (1.0, -5.0, 6.0), (-1.0, 5.0, -6.0),  # further, but away from the target
+    (0.1, 5.0, -4.9),
+])  # fmt: skip
+def test_the_value_clip_is_one_sided(value, target, slope):
+    def loss(v):
+        return losses.value_loss(v, jnp.zeros((1, 1)), jnp.full((1, 1), target), jnp.ones((1, 1)), 0.2)
+
+    close(jax.grad(lambda v: loss(v)[0][0])(jnp.full((1, 1), value))[0, 0], slope, 1e-6)
+    close(loss(jnp.full((1, 1), value))[1]["clip_fraction"], (float(slope == 0), 1), 0)
+
+
+@in_float64
+@examples
+@given(minibatches)
+def test_an_infinite_value_clip_is_least_squares(minibatch):
+    values, _, returns, mask = minibatch
+    (total, _), metrics = compiled.value_loss(*minibatch, np.inf)
+    close(total, (mask * (values - returns) ** 2).sum() / 2)
+    assert metrics["clip_fraction"][0] == 0
+
+
+def test_old_values_advantages_and_returns_are_constants():
+    x, ones = jnp.asarray(normal(0, B, R)), jnp.ones((B, R))
+    for gradient in (
+        jax.grad(lambda old: losses.policy_loss(x, old, x, ones, 0.2)[0][0])(x),
+        jax.grad(lambda advantages: losses.policy_loss(x, x, advantages, ones, 0.2)[0][0])(x),
+        jax.grad(lambda old: losses.value_loss(x, old, x + 1, ones, 0.2)[0][0])(x),
+        jax.grad(lambda returns: losses.value_loss(x, x, returns, ones, 0.2)[0][0])(x),
+    ):
+        close(gradient, np.zeros((B, R)), 0)
+
+
+# What holds for all of them.
+
+
+def differentiable():
+    """(name, loss of one array, that array): every equation that a gradient goes through."""
+    mask = np.arange(R) < np.array([[6], [2], [0], [1]])
+    tokens = np.random.default_rng(0).integers(0, V, (B, R))
+    scores, valid = np.array([[3, 1, 1, 0, 2]] * B), np.arange(K) < np.array([[5], [2], [4], [3]])
+    logits, x, old, advantages = normal(1, B, R, V), normal(2, B, R), normal(3, B, R), normal(4, B, R)
+    return [
+        ("cross_entropy", lambda z: losses.cross_entropy(z, tokens, mask)[0], logits),
+        ("entropy", lambda z: losses.masked_sum(losses.entropy(z), mask)[0], logits),
+        ("ranking_loss", lambda r: losses.ranking_loss(r, scores, valid)[0], normal(5, B, K)),
+        ("policy_loss", lambda p: losses.policy_loss(p, old, advantages, mask, 0.2)[0][0], x),
+        ("value_loss", lambda v: losses.value_loss(v, old, advantages, mask, 0.2)[0][0], x),
+    ]
+
+
+@pytest.mark.parametrize(("name", "loss", "x"), [pytest.param(*case, id=case[0]) for case in differentiable()])
+def test_gradients_are_those_of_finite_differences(name, loss, x, x64):
+    check_grads(jax.jit(loss), (jnp.asarray(x),), order=1, modes=("rev",), atol=1e-6, rtol=1e-6)
+
+
+def pairs_of(mask):
+    """A function that computes every pair, and a batch of B rows for it."""
+
+    def compute(log_probs, old, advantages, scores, rows_mask, logits, tokens):
+        policy, policy_metrics = losses.policy_loss(log_probs, old, advantages, rows_mask, 0.2)
+        value, value_metrics = losses.value_loss(log_probs, old, advantages, rows_mask, 0.2)
+        return {
+            "policy": policy,
+            "value": value,
+            "policy_metrics": policy_metrics,
+            "value_metrics": value_metrics,
+            "language": losses.cross_entropy(logits, tokens, rows_mask),
+            "accuracy": losses.token_accuracy(logits, tokens, rows_mask),
+            "ranking": losses.ranking_loss(log_probs, scores, rows_mask),
+            "ranking_accuracy": losses.ranking_accuracy(log_probs, scores, rows_mask),
+        }
+
+    rng = np.random.default_rng(0)
+    batch = (*(normal(s, B, R) for s in range(3)), rng.integers(0, 3, (B, R)), mask)
+    return jax.jit(compute), (*batch, normal(3, B, R, V), rng.integers(0, V, (B, R)))
+
+
+def test_microbatches_add_up_to_the_batch(x64):
+    compute, batch = pairs_of(np.arange(R) < np.array([[6], [2], [0], [1]]))
+    parts = [compute(*(x[b : b + 1] for x in batch)) for b in range(B)]
+    jax.tree.map(lambda whole, *part: close(sum(part), whole), compute(*batch), *parts)
+
+
+@pytest.mark.parametrize("junk", [1e9, np.nan, np.inf, -np.inf])
+def test_padding_has_no_influence(junk):
+    mask = (np.arange(R) < np.array([[6], [2], [0], [1]])).astype(np.float32)
+    arrays = [normal(seed, B, R) for seed in range(3)]
+    spoiled = [np.where(mask > 0, x, junk) for x in arrays]
+
+    @jax.jit
+    def everything(a, b, c):
+        return (
+            losses.masked_sum(a, mask),
+            losses.policy_loss(a, b, c, mask, 0.2),
+            losses.value_loss(a, b, c, mask, 0.2),
+            losses.ratio_deviation(a, b, mask),
+            losses.kl_rewards(np.ones(B), a, b, mask, 0.1),
+            losses.gae(a, b, mask, 1.0, 0.95),
+            losses.masked_moments(a, mask),
+            losses.whiten(a, mask),
+            losses.explained_variance(a, b, mask),
+            losses.ranking_loss(a, np.arange(B * R).reshape(B, R), mask),
+        )
+
+    @jax.jit
+    @jax.grad
+    def gradient(a, b, c):
+        policy, value, ranking = (everything(a, b, c)[i] for i in (1, 2, 9))
+        return policy[0][0] + value[0][0] + ranking[0]
+
+    jax.tree.map(lambda x, y: close(x, y, 0), everything(*arrays), everything(*spoiled))
+    close(gradient(*spoiled), gradient(*arrays), 0)
+    for output in (*everything(*spoiled)[5], everything(*spoiled)[4], everything(*spoiled)[7]):
+        close(output[mask == 0], 0, 0)
+
+
+def test_wider_padding_changes_nothing():
+    mask = np.arange(R) < np.array([[6], [2], [0], [1]])
+    rewards, values = normal(0, B, R), normal(1, B, R)
+    wide = [np.pad(x, ((0, 0), (0, 3))) for x in (rewards, values, mask)]
+    for narrow, padded in zip(losses.gae(rewards, values, mask, 1, 0.9), losses.gae(*wide, 1, 0.9), strict=True):
+        close(padded, np.pad(narrow, ((0, 0), (0, 3))), 1e-6)
+
+
+def test_an_empty_mask_gives_zeros():
+    """No NaN in sums, weights, means, statistics or gradients."""
+    mask = np.zeros((B, R))
+    compute, batch = pairs_of(mask)
+    jax.tree.map(lambda x: close(x, 0, 0), compute(*batch))
+    x = jnp.asarray(normal(0, B, R))
+    assert losses.mean(*losses.masked_sum(x, mask)) == 0
+    statistics = (losses.masked_moments(x, mask), losses.whiten(x, mask), losses.explained_variance(x, x, mask))
+    jax.tree.map(lambda leaf: close(leaf, 0, 0), statistics)
+
+    def objective(x, logits):
+        pairs = compute(x, *batch[1:5], logits, batch[6])
+        return sum(losses.mean(*pairs[name]) for name in ("policy", "value", "language", "ranking"))
+
+    jax.tree.map(lambda leaf: close(leaf, 0, 0), jax.grad(objective, argnums=(0, 1))(x, jnp.asarray(batch[5])))
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: losses.masked_sum(x, x[:, :1]),
+    lambda x: losses.policy_loss(x, x, x[:, :1], x, 0.2),
+    lambda x: losses.value_loss(x[..., None], x, x, x, 0.2),
+    lambda x: losses.kl_rewards(x[:, :1], x, x, x, 0.1),
+    lambda x: losses.gae(x, x[:, 1:], x, 1.0, 0.95),
+    lambda x: losses.ranking_loss(x, x[0], x),
+    lambda x: losses.cross_entropy(jnp.zeros((B, R, V)), x[:, 1:].astype(int), x[:, 1:]),
+])  # fmt: skip
+def test_shapes_that_would_broadcast_are_refused(call):
+    with pytest.raises(ValueError, match=r"expected arrays of one shape, found .*\("):
+        call(jnp.ones((B, R)))
+
+
+# Pretraining mix.
+
+
+def test_ppo_ptx_is_the_gradient_of_the_sum_of_means(x64):
+    """Summed gradients, computed in turn, against one gradient of equation 2 written out."""
+    params = {"w": jnp.asarray(normal(0, V)), "b": jnp.asarray(normal(1, V))}
+    tokens, texts = np.random.default_rng(2).integers(0, V, (2, B, R))
+    mask, weights = np.arange(R) < np.array([[6], [2], [0], [1]]), np.abs(normal(3, B, R))
+    old, advantages, gamma = normal(4, B, R) - 2, normal(5, B, R), 27.8
+
+    def logits(params):
+        return params["w"] * jnp.arange(B * R).reshape(B, R, 1) / 10 + params["b"]
+
+    def ppo(params):
+        return losses.policy_loss(losses.log_probs(logits(params), tokens), old, advantages, mask, 0.2)[0]
+
+    def ptx(params):
+        return losses.cross_entropy(logits(params), texts, weights)
+
+    def total(params):
+        (ppo_sum, ppo_weight), (ptx_sum, ptx_weight) = ppo(params), ptx(params)
+        return ppo_sum / ppo_weight + gamma * ptx_sum / ptx_weight
+
+    def summed(loss):
+        (value, weight), gradient = loss(params), jax.grad(lambda p: loss(p)[0])(params)
+        return (value, gradient), weight
+
+    value, gradient = losses.ppo_ptx(summed(ppo), summed(ptx), gamma)
+    close(value, total(params))
+    jax.tree.map(close, gradient, jax.grad(total)(params))
+    value, gradient = losses.ppo_ptx(summed(ppo), summed(ptx), 0.0)
+    jax.tree.map(close, (value, gradient), losses.mean(*summed(ppo)))
+
+
+# Another implementation.
+
+FIXTURES = os.environ.get("INSTRUCTJAX_PARITY_DATA", "")
+
+
+@pytest.mark.parametrize("name", ["k1", "k3", "whiten_rewards", "penalty", "full_length", "gamma"])
+def test_parity_with_trl(name, x64):
+    """TRL 1.12's PPO on fixed numbers: `ppo_case_NAME.npz` with arrays in_* and out_*, and its settings.
+
+    The folder is named by INSTRUCTJAX_PARITY_DATA. Where the two differ on purpose,
+    TRL's convention is applied here, by hand, before comparing:
+    - TRL puts the score one place after EOS, and lets value and return be real there;
+      here both end with the last token, as the paper's episode does.
+    - TRL's variance is unbiased, n - 1; here it is divided by n, as in the authors'
+      earlier code.
+    - TRL offers the k3 estimator of KL; the paper's reward is log π - log π_ref (k1).
+    - TRL can whiten rewards and fine a missing EOS inside; here the caller does.
+    """
+    path = pathlib.Path(FIXTURES) / f"ppo_case_{name}.npz"
+    if not FIXTURES or not path.is_file():
+        pytest.skip("no local copy of the data (INSTRUCTJAX_PARITY_DATA)")
+    case = {key: np.asarray(x, np.float64) if x.dtype == np.float32 else x for key, x in np.load(path).items()}
+    setting = ast.literal_eval(str(case["cfg"][0]))
+    log_probs, values, scores = case["in_logprobs"], case["in_values"], case["out_scores_after_penalty"]
+    mask, wider_mask = ~case["out_padding_mask"], ~case["out_padding_mask_p1"]
+    agree = functools.partial(close, tolerance=2e-6)  # TRL computed in float32
+
+    if setting["kl_estimator"] == "k1":
+        kl_rewards = functools.partial(losses.kl_rewards, beta=setting["kl_coef"], mask=mask)
+        penalty = kl_rewards(np.zeros_like(scores), log_probs, case["in_ref_logprobs"])
+        agree(penalty, case["out_non_score_reward"])
+        if not setting["whiten_rewards"]:
+            rewards = kl_rewards(scores, log_probs, case["in_ref_logprobs"])
+            agree(rewards.sum(1), case["out_rewards"].sum(1))
+            full = case["out_actual_end"] == case["out_sequence_lengths"]  # no place after the last token
+            agree(rewards[full], case["out_rewards"][full])
+        else:
+            at_end = np.arange(mask.shape[1]) == case["out_actual_end"][:, None]
+            raw = penalty + at_end * scores[:, None]
+            mean, _ = losses.masked_moments(raw, wider_mask)
+            unbiased = math.sqrt(1 - 1 / wider_mask.sum())
+            whitened = losses.whiten(raw, wider_mask, shift_mean=False)
+            agree(np.where(wider_mask, (whitened - mean) * unbiased + mean, 0), case["out_rewards"])
+
+    advantages, returns = losses.gae(case["out_rewards"], values, wider_mask, setting["gamma"], setting["lam"])
+    agree(advantages, case["out_raw_advantages"])
+    agree(returns, case["out_returns"])
+    agree(losses.whiten(advantages, mask) * math.sqrt(1 - 1 / mask.sum()), case["out_advantages"])
+
+    pair, _ = losses.policy_loss(case["in_new_logprobs"], log_probs, case["out_advantages"], mask, setting["cliprange"])
+    agree(losses.mean(*pair), case["out_pg_loss"])
+    pair, metrics = losses.value_loss(
+        case["in_vpred"], values, case["out_returns"], wider_mask, setting["cliprange_value"]
+    )
+    agree(losses.mean(*pair), case["out_vf_loss"])
+    agree(losses.mean(*metrics["clip_fraction"]), case["out_vf_clipfrac"])
