@@ -1,0 +1,267 @@
+"""What the sentences of an answer achieve, by kind of task.
+
+Each judge reads the content of an answer (its opening and closing phrases are taken
+off by `quality.read`) against the task and the facts of the world.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from instructjax.sandbox import world
+from instructjax.sandbox.parts import parts_of, rewritten, welcome_animal
+from instructjax.sandbox.tasks import Task
+
+COUNTS = {"one": 1, "two": 2, "three": 3}
+LISTED = {
+    "animals": world.ANIMALS,
+    "foods": world.FOODS,
+    "places": world.PLACES,
+    "colours": world.COLOURS,
+    "things": world.THINGS,
+    "names": world.NAMES,
+    "gifts": world.THINGS,
+    "ideas": world.SKILLS,
+}
+_NOUNS = frozenset(noun for nouns in LISTED.values() for noun in nouns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What the content of an answer achieves; every number is in [0, 1].
+
+    Attributes:
+      task: how far the answer attempts what was asked.
+      grammar: share of the sentences that are of the world's grammar.
+      variety: share of the units (sentences, claims, list items) that are new.
+      sparing: below 1 where the answer runs on far beyond what was asked.
+      truth: share of what it says that is true.
+      constraint: share of the prompt's explicit constraints that it keeps, partly
+        kept ones in part; NaN where the prompt has none.
+      detail: how full the answer is.
+      length: how near the number of sentences (or items) is to the fitting one.
+      is_false: whether it asserts something false.
+    """
+
+    task: float
+    grammar: float
+    variety: float
+    sparing: float
+    truth: float
+    constraint: float
+    detail: float
+    length: float
+    is_false: bool
+
+
+NOTHING = Judgement(0, 0, 0, 0, 0, math.nan, 0, 0, False)
+
+
+def judge(task: Task, sentences: Sequence[str]) -> Judgement:
+    """Judges the content sentences of an answer; no sentences achieve nothing."""
+    if not sentences:
+        return NOTHING
+    if task.kind in ("describe", "story"):
+        return _tell(task, sentences)
+    if task.kind == "list":
+        return _list(task, sentences)
+    if task.kind == "summary":
+        return _summary(task, sentences)
+    return _parts(task, sentences)
+
+
+def sentences_asked(task: Task) -> int | None:
+    """The number of sentences that the prompt asks for in words, or None."""
+    if task.kind not in ("describe", "story"):
+        return None
+    return 1 if "one sentence" in task.slots["text"] else COUNTS.get(task.slots.get("count", ""))
+
+
+def claims_wanted(task: Task) -> int:
+    """How many different things a full description or story says."""
+    if task.kind == "story":
+        return 4
+    return 2 if sentences_asked(task) == 1 else 3
+
+
+def listed(task: Task) -> tuple[tuple[str, ...], str]:
+    """The nouns that a list may name, and the words that introduce it."""
+    text = task.slots["text"]
+    category = next(word for word in LISTED if word in text.split())
+    if category == "gifts":
+        return LISTED[category], "good gifts are"
+    if category == "ideas":
+        who = task.slots.get("name") or f"the {task.slots['animal']}"
+        return LISTED[category], f"{who} can"
+    return LISTED[category], f"some {category} are"
+
+
+def _near(count: int, low: int, high: int) -> float:
+    return max(0.0, 1 - 0.5 * max(low - count, count - high, 0))
+
+
+def _sparing(count: int, high: int) -> float:
+    return 1 / (1 + 0.5 * max(0, count - high - 1))
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _share_new(units: Sequence[object]) -> float:
+    return len(set(units)) / len(units) if units else 1.0
+
+
+def _tell(task: Task, sentences: Sequence[str]) -> Judgement:
+    """A description (facts) or a story (events) of one or two animals."""
+    is_story = task.kind == "story"
+    topics = [task.slots[slot] for slot in ("animal", "animal2") if slot in task.slots]
+    fitting = (set(world.EVENTS) - {"sees"}) if is_story else ({*world.ATTRIBUTES, "sees"})
+    subject, made, fits, grammatical = topics[0], [], [], []
+    for sentence in sentences:
+        found = world.claims(sentence)
+        grammatical.append(bool(found) or world.is_remark(sentence))
+        subject = next((claim.animal for claim in found if claim.animal), subject)
+        made += [(subject, claim) for claim in found]
+        on_kind = _mean([1.0 if claim.kind in fitting else 0.4 for claim in found]) if found else 0.0
+        fits.append(on_kind * (subject in topics))
+    said = [(animal, claim.kind, claim.value) for animal, claim in made]
+    checked = [world.is_true(animal, claim) for animal, claim in made if claim.kind in (*world.ATTRIBUTES, "ate")]
+    true_kinds = {
+        (animal, claim.kind)
+        for animal, claim in made
+        if animal in topics and claim.kind in fitting and world.is_true(animal, claim)
+    }
+    asked = sentences_asked(task)
+    low, high = (asked, asked) if asked else (2, 3)
+    count = len(set(sentences))
+    kept = [] if asked is None else [_near(count, asked, asked)]
+    if "sight" in task.slots:
+        kept.append(float(any(value == task.slots["sight"] for _, _, value in said)))
+    if "mood" in task.slots:
+        felt = {value for animal, kind, value in said if kind == "felt" and animal in topics}
+        kept.append(float(felt == {task.slots["mood"]}))
+    if "animal2" in task.slots:
+        named = {animal for animal, _, _ in said} | {value for _, kind, value in said if kind == "met"}
+        kept.append(float(set(topics) <= named))
+    if "attribute" in task.slots:
+        kept.append(float(bool(said) and all(kind != task.slots["attribute"] for _, kind, _ in said)))
+    return Judgement(
+        task=_mean(fits),
+        grammar=_mean(grammatical),
+        variety=min(_share_new(sentences), _share_new(said)),
+        sparing=_sparing(len(sentences), high),
+        truth=_mean(checked) if checked else float(bool(said)),
+        constraint=_mean(kept),
+        detail=min(1.0, len(true_kinds) / claims_wanted(task)),
+        length=_near(count, low, high),
+        is_false=not all(checked),
+    )
+
+
+def _list(task: Task, sentences: Sequence[str]) -> Judgement:
+    """A list of so many nouns of a category in one sentence."""
+    nouns, intro = listed(task)
+    wanted = COUNTS[task.slots["count"]]
+    first = sentences[0].removeprefix(intro + " ")
+    items = first.replace(" and ", " , ").split(" , ")
+    valid = [item for item in items if item in nouns]
+    grammatical = [all(item in _NOUNS for item in items)] + [world.is_remark(sentence) for sentence in sentences[1:]]
+    kept = [_near(len(set(valid)), wanted, wanted)]
+    text = task.slots["text"]
+    named = text.split("name ")[-1].split(" .")[0] if "do not" in text else None
+    if named:
+        kept.append(float(bool(valid) and named not in items))
+    elif " with " in text:
+        kept.append(float(text.split(" with ")[1].split()[0] in items))
+    has_intro = first != sentences[0]
+    return Judgement(
+        task=len(valid) / len(items) / len(sentences),
+        grammar=_mean(grammatical),
+        variety=_share_new(items),
+        sparing=_sparing(len(items), wanted),
+        truth=len(valid) / len(items),
+        constraint=_mean(kept),
+        detail=0.5 * min(1.0, len(set(valid)) / wanted) + 0.5 * has_intro,
+        length=_near(len(items), wanted, wanted),
+        is_false=has_intro and len(valid) < len(items),
+    )
+
+
+def _summary(task: Task, sentences: Sequence[str]) -> Judgement:
+    """One sentence that keeps two of the three events of a passage."""
+    passage = task.slots["text"].split(" : ")[1].split(" .")
+    events = {(claim.kind, claim.value) for sentence in passage for claim in world.claims(sentence.strip())}
+    found = [claim for sentence in sentences for claim in world.claims(sentence)]
+    is_about = any(claim.animal == task.slots["animal"] for claim in found)
+    said = [(claim.kind, claim.value) for claim in found]
+    right = [pair in events for pair in said]
+    return Judgement(
+        task=(0.4 + 0.6 * is_about) * any(right) / len(sentences) ** 2,
+        grammar=_mean([bool(world.claims(sentence)) or world.is_remark(sentence) for sentence in sentences]),
+        variety=_share_new(said),
+        sparing=_sparing(len(sentences), 1),
+        truth=_mean(right) if right else 0.0,
+        constraint=float(len(sentences) == 1) if "one sentence" in task.slots["text"] else math.nan,
+        detail=min(1.0, len(set(said) & events) / 2),
+        length=_near(len(sentences), 1, 1),
+        is_false=not all(right),
+    )
+
+
+def _parts(task: Task, sentences: Sequence[str]) -> Judgement:
+    """An answer in one or two parts, and perhaps one more fact where it is welcome."""
+    parts, welcome = list(parts_of(task.slots["text"])), welcome_animal(task)
+    unfilled, filled, extras, grammatical = parts[:], [], [], []
+    for sentence in sentences:
+        part = next((part for part in unfilled if sentence in part), None)
+        found = world.claims(sentence)
+        grammatical.append(part is not None or bool(found) or world.is_remark(sentence))
+        if part is not None:
+            filled.append(part[sentence])
+            unfilled.remove(part)
+        elif task.kind in ("past", "swap", "mood", "kind") and found and unfilled:
+            likeness = _likeness(sentence, rewritten(task))
+            filled.append((likeness**2, likeness))
+            unfilled.remove(unfilled[0])
+        else:
+            extras += [(claim.animal or task.slots.get("animal"), claim) for claim in found]
+    facts = [(animal, claim) for animal, claim in extras if animal and claim.kind in world.ATTRIBUTES]
+    checked = [world.is_true(animal, claim) for animal, claim in facts]
+    is_richer = any(
+        animal == welcome and claim.kind != task.attribute and world.is_true(animal, claim) for animal, claim in facts
+    )
+    first_part = any(sentences[0] in part for part in parts) or task.use_case == "rewrite"
+    attempt = len(filled) / len(parts)
+    if not filled and any(animal == task.slots.get("animal") for animal, _ in facts):
+        attempt = 0.2  # it speaks of the right animal, but not to the question
+    if task.use_case == "rewrite" and filled and filled[0] == (0.0, 0.3):
+        attempt = 0.3  # the source, unchanged
+    truth = _mean([truth for truth, _ in filled]) if filled else 0.0
+    fullness = sum(fullness for _, fullness in filled) / len(parts)
+    is_brief = "be brief" in task.slots["text"]
+    high = len(parts) + (welcome is not None)
+    return Judgement(
+        task=attempt * (1.0 if first_part else 0.6),
+        grammar=_mean(grammatical),
+        variety=_share_new(sentences),
+        sparing=_sparing(len(sentences), high),
+        truth=0.75 * truth + 0.25 * _mean(checked) if checked else truth,
+        constraint=float(len(sentences) == 1) if is_brief else math.nan,
+        detail=fullness if welcome is None else 0.6 * fullness + 0.4 * is_richer,
+        length=_near(len(sentences), len(parts), high),
+        is_false=not all(checked) or (task.use_case != "rewrite" and any(truth < 1 for truth, _ in filled)),
+    )
+
+
+def _likeness(sentence: str, target: str) -> float:
+    """Twice the longest common subsequence of words, over both lengths."""
+    a, b = sentence.split(), target.split()
+    row = [0] * (len(b) + 1)
+    for word in a:
+        above = row[:]
+        for j, other in enumerate(b):
+            row[j + 1] = above[j] + 1 if word == other else max(row[j], above[j + 1])
+    return 2 * row[-1] / (len(a) + len(b))
