@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -128,6 +129,40 @@ def length_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> tup
 def length_accuracy(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> Estimate:
     """The accuracy of the length baseline; see `length_rewards` and `reward_accuracy`."""
     return reward_accuracy(rankings, length_rewards(train, rankings)[0])
+
+
+def against_raters(
+    train: Sequence[Ranking],
+    single: Sequence[Ranking],
+    averaged: Sequence[Ranking],
+    reward: Callable[[Sequence[Ranking]], Sequence[np.ndarray]],
+) -> dict[str, Any]:
+    """A reward model on held-out rankings by people, beside the length baseline and the raters themselves.
+
+    Args:
+      train: rankings that the reward model learned from; the length baseline's too.
+      single: held-out rankings of one rater each.
+      averaged: held-out rankings with the mean judgement of several raters.
+      reward: from rankings, for each the [K] rewards of its answers.
+
+    Returns:
+      For "single" and "averaged" under "accuracy": estimates, as mappings, of the
+      accuracy of "reward_model" and "length" and of their "difference"; for "single"
+      also the agreement of "raters". Under "length_prefers": "longer" or "shorter".
+    """
+    accuracy = {}
+    for name, rankings in (("single", single), ("averaged", averaged)):
+        rewards = reward(rankings)
+        lengths, prefers = length_rewards(train, rankings)
+        estimates = {
+            "reward_model": reward_accuracy(rankings, rewards),
+            "length": reward_accuracy(rankings, lengths),
+            "difference": accuracy_difference(rankings, rewards, lengths),
+        }
+        if name == "single":
+            estimates["raters"] = pairwise_agreement(rankings)
+        accuracy[name] = {measure: estimate.to_dict() for measure, estimate in estimates.items()}
+    return {"accuracy": accuracy, "length_prefers": prefers}
 
 
 def _lengths(ranking: Ranking) -> np.ndarray:

@@ -109,3 +109,22 @@ def test_says_what_is_wrong():
         agreement.reward_accuracy([ranking("a", [1, 2])], [])
     with pytest.raises(DataError, match="expected 2 prompts that two labelers ranked, found 0"):
         agreement.pairwise_agreement([ranking("a", [1, 2]), ranking("b", [1, 2])])
+
+
+def test_a_reward_model_is_put_beside_length_and_raters():
+    train = [ranking("t", [1, 2], ["long answer", "short"])]
+    single = [ranking(p, s, ["long answer", "short"]) for p in "abcd" for s in ([1, 2], [1, 2] if p != "d" else [2, 1])]
+    averaged = [ranking(p, [1, 2], ["long answer", "short"]) for p in "abc"]
+    found = agreement.against_raters(train, single, averaged, lambda rankings: [np.array([1.0, 0.0])] * len(rankings))
+    assert found["length_prefers"] == "shorter"
+    assert {name: e["mean"] for name, e in found["accuracy"]["averaged"].items()} == {
+        "reward_model": 0.0,
+        "length": 1.0,
+        "difference": -1.0,
+    }
+    assert {name: e["mean"] for name, e in found["accuracy"]["single"].items()} == {
+        "reward_model": 1 / 8,
+        "length": 7 / 8,
+        "difference": -6 / 8,
+        "raters": 3 / 4,
+    }
