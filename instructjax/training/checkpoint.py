@@ -14,7 +14,6 @@ the weights alone, with `read_meta` and `restore_params`.
 from __future__ import annotations
 
 import base64
-import copy
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
@@ -43,7 +42,9 @@ class Resumable(Protocol):
 class Tokenizer(Protocol):
     """The part of a tokenizer that a checkpoint keeps."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """A short name of its content."""
 
     def to_bytes(self) -> bytes:
         """The whole tokenizer, to be read again by the next stage."""
@@ -190,8 +191,8 @@ def describe(config: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tok
       `tokenizer_bytes`) and "fingerprint" (the tokenizer's).
     """
     return {
-        "config": copy.deepcopy(dict(config)),
-        "model": copy.deepcopy(dict(model)),
+        "config": dict(config),
+        "model": dict(model),
         "tokenizer": base64.b64encode(tokenizer.to_bytes()).decode("ascii"),
         "fingerprint": tokenizer.fingerprint,
     }

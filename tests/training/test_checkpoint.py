@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -88,15 +89,19 @@ class TestResume:
         assert restored["kernel"].sharding == sharding
         assert_identical(restored, train_state(updates=5).params["embed"])
 
-    def test_without_a_sharding_arrays_are_free_to_move(self, saved):
-        restored = checkpoint.restore_params(saved, abstract(params()))
+    @pytest.mark.parametrize("template", [params(), abstract(params())], ids=["arrays", "abstract"])
+    def test_without_a_sharding_arrays_are_free_to_move(self, saved, template):
+        restored = checkpoint.restore_params(saved, template)
         assert not any(leaf.committed for leaf in jax.tree.leaves(restored))
 
     def test_relative_paths(self, saved, monkeypatch):
         monkeypatch.chdir(saved.parent)
         assert checkpoint.read_meta("run")["at"] == 5
         with checkpoint.Checkpoints("run") as checkpoints:
+            assert checkpoints.directory == saved
+            monkeypatch.chdir("/")
             assert checkpoints.steps() == [2, 5]
+            assert checkpoints.restore(train_state())[1]["at"] == 5
 
     def test_training_may_donate_the_state_while_it_is_saved(self, tmp_path):
         current = {"w": jnp.zeros((512, 1024))}
@@ -323,6 +328,30 @@ class TestSteps:
             with pytest.raises(CheckpointError) as error:
                 checkpoints.save(2, {"w": jnp.ones(2)}, meta={})
         assert "after 3" in message(error) and "step 2" in message(error)
+
+
+def test_a_checkpoint_moves_to_another_mesh(tmp_path):
+    program = """
+        import sys
+        import jax, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from instructjax.training.checkpoint import Checkpoints, restore_params
+
+        values = np.arange(128, dtype=np.float32).reshape(8, 16)
+        flat, square = jax.make_mesh((8,), ("x",)), jax.make_mesh((2, 2), ("x", "y"), devices=jax.devices()[:4])
+        with Checkpoints(sys.argv[1]) as checkpoints:
+            checkpoints.save(1, {"w": jax.device_put(values, NamedSharding(flat, P("x")))}, meta={})
+        for sharding in (NamedSharding(square, P("y", "x")), NamedSharding(flat, P()), None):
+            template = jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding)
+            read = restore_params(sys.argv[1], template, item="w")
+            assert read.tobytes() == values.tobytes()
+            assert sharding is None or read.sharding == sharding
+    """
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    subprocess.run(command, check=True, env=environment)
+    read = checkpoint.restore_params(tmp_path, jax.ShapeDtypeStruct((8, 16), jnp.float32), item="w")
+    np.testing.assert_array_equal(read, np.arange(128).reshape(8, 16))
 
 
 def test_a_killed_run_leaves_only_whole_checkpoints(tmp_path):
