@@ -17,7 +17,7 @@ from instructjax.sandbox.quality import MAX_RESPONSE_WORDS, OPENINGS, fitting_en
 from instructjax.sandbox.tasks import Task, parse
 
 FLAWS = ("false", "careless", "miscounted", "rude", "repeated", "opinion", "unfinished")
-FLAW_WEIGHTS = np.array((0.25, 0.28, 0.17, 0.09, 0.09, 0.04, 0.08))
+FLAW_WEIGHTS = np.array((0.27, 0.30, 0.18, 0.09, 0.08, 0.03, 0.05))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,18 @@ def write_answer(prompt: str, rng: np.random.Generator, manner: Manner = BEST) -
       RecordError: the prompt is not one of the sandbox's.
     """
     task = parse(prompt)
+    while True:
+        for _ in range(6):  # other facts may be shorter
+            words = _written(task, rng, manner)
+            if len(words) <= MAX_RESPONSE_WORDS:
+                return " ".join(words)
+        manner = _shorter(manner)
+
+
+def _written(task: Task, rng: np.random.Generator, manner: Manner) -> list[str]:
     sentences = _content(task, rng, manner)
     if "repeated" in manner.flaws:
-        sentences.append(sentences[rng.integers(len(sentences))])
+        sentences.append(_one_of(sentences, rng))
     for flaw, remarks in (("rude", world.RUDE_REMARKS), ("opinion", world.OPINIONS)):
         if flaw in manner.flaws:
             animal = task.slots.get("animal", _one_of(world.ANIMALS, rng))
@@ -77,17 +86,20 @@ def write_answer(prompt: str, rng: np.random.Generator, manner: Manner = BEST) -
     answer += sentences
     if manner.closes and "unfinished" not in manner.flaws:
         answer.append(_one_of(fitting_endings(task.use_case), rng))
-    text = " ".join(s + (" ?" if s == "how can i help" else " .") for s in answer)
+    words = " ".join(s + (" ?" if s == "how can i help" else " .") for s in answer).split()
     if "unfinished" in manner.flaws:
-        return " ".join(text.split()[: max(2, len(text.split()) - 1 - int(rng.integers(3)))][:MAX_RESPONSE_WORDS])
-    if len(text.split()) <= MAX_RESPONSE_WORDS:
-        return text
+        words = words[: max(2, len(words) - 1 - int(rng.integers(3)))]
+    return words
+
+
+def _shorter(manner: Manner) -> Manner:
+    """The manner next in line when an answer came out too long."""
     if manner.is_wordy:
-        return write_answer(prompt, rng, dataclasses.replace(manner, is_wordy=False))
-    if manner.flaws & {"rude", "opinion", "repeated", "miscounted"}:
-        fewer = manner.flaws - {sorted(manner.flaws & {"rude", "opinion", "repeated", "miscounted"})[0]}
-        return write_answer(prompt, rng, dataclasses.replace(manner, flaws=fewer))
-    return write_answer(prompt, rng, manner)  # other facts may be shorter
+        return dataclasses.replace(manner, is_wordy=False)
+    lengthening = sorted(manner.flaws & {"rude", "opinion", "repeated", "miscounted"})
+    if lengthening:
+        return dataclasses.replace(manner, flaws=manner.flaws - {lengthening[0]})
+    return dataclasses.replace(manner, fullness=0.8 * manner.fullness)
 
 
 def _one_of(values, rng: np.random.Generator):

@@ -215,9 +215,11 @@ def _parts(task: Task, sentences: Sequence[str]) -> Judgement:
     """An answer in one or two parts, and perhaps one more fact where it is welcome."""
     parts, welcome = list(parts_of(task.slots["text"])), welcome_animal(task)
     unfilled, filled, extras, grammatical = parts[:], [], [], []
+    subject = task.slots.get("animal")
     for sentence in sentences:
         part = next((part for part in unfilled if sentence in part), None)
-        found = world.claims(sentence)
+        found = world.claims(sentence.removeprefix("yes , ").removeprefix("no , "))
+        subject = next((claim.animal for claim in found if claim.animal), subject)
         grammatical.append(part is not None or bool(found) or world.is_remark(sentence))
         if part is not None:
             filled.append(part[sentence])
@@ -227,7 +229,7 @@ def _parts(task: Task, sentences: Sequence[str]) -> Judgement:
             filled.append((likeness**2, likeness))
             unfilled.remove(unfilled[0])
         else:
-            extras += [(claim.animal or task.slots.get("animal"), claim) for claim in found]
+            extras += [(subject, claim) for claim in found]
     facts = [(animal, claim) for animal, claim in extras if animal and claim.kind in world.ATTRIBUTES]
     checked = [world.is_true(animal, claim) for animal, claim in facts]
     is_richer = any(

@@ -244,6 +244,11 @@ def _feel(task: Task) -> list[Part]:
     return [_hello(task), _feelings(f"you are {mood}", mood != "sad")]
 
 
+def _pet(task: Task) -> list[Part]:
+    animal, mood = task.slots["animal"], task.slots["mood"]
+    return [_hello(task), _feelings(f"the {animal} is {mood}", mood != "sad")]
+
+
 def _fate(task: Task) -> list[Part]:
     fate = task.slots["fate2"]
     return [_hello(task), _feelings(f"you {fate} the {task.slots['thing']}", fate in GLAD)]
@@ -274,6 +279,7 @@ _WRITERS = {
     "mood": _rewrite,
     "kind": _rewrite,
     "feel": _feel,
+    "pet": _pet,
     "fate": _fate,
     "like": _like,
 }

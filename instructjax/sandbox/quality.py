@@ -17,11 +17,11 @@ from instructjax.sandbox import world
 from instructjax.sandbox.judges import judge
 from instructjax.sandbox.tasks import parse
 
-WEIGHTS = {"truth": 0.22, "constraint": 0.18, "detail": 0.24, "length": 0.08, "ending": 0.15, "tone": 0.13}
+WEIGHTS = {"truth": 0.18, "constraint": 0.16, "detail": 0.26, "length": 0.06, "ending": 0.17, "tone": 0.17}
 ASPECTS = tuple(WEIGHTS)
 COMMON_WEIGHTS = np.array(list(WEIGHTS.values()))
 
-OPENINGS = ("sure", "of course", "good question")
+OPENINGS = ("sure", "of course")
 TALE_ENDINGS = ("the end", "this is the end")
 CHAT_ENDINGS = ("how can i help", "have a nice day")
 ENDINGS = ("glad to help", "i hope this helps")
@@ -120,7 +120,7 @@ def assess(prompt: str, response: str) -> Assessment:
     """
     task, reading = parse(prompt), read(response)
     judgement = judge(task, reading.sentences)
-    gate = judgement.task * judgement.grammar**2 * judgement.variety * judgement.sparing
+    gate = judgement.task * judgement.grammar**1.5 * judgement.variety * judgement.sparing
     gate *= 0.4 if reading.runs_on else 1.0
     if reading.ending in fitting_endings(task.use_case):
         ending = 1.0
@@ -128,9 +128,11 @@ def assess(prompt: str, response: str) -> Assessment:
         ending = 0.5 if reading.ending else 0.2 * reading.is_finished
     words = set(response.split())
     is_rude = words & (world.RUDE | world.VIOLENT | world.SEXUAL | {"poison"})
-    tone = 0.0 if is_rude else 1.0 if reading.opening else 0.4
+    tone = 0.0 if is_rude else 1.0 if reading.opening else 0.25
     aspects = [judgement.truth, judgement.constraint, judgement.detail, judgement.length, ending, tone]
-    return Assessment(gate, np.array(aspects), judgement.task, judgement.is_false)
+    values = np.array(aspects)
+    values.flags.writeable = False  # the result is shared between calls
+    return Assessment(gate, values, judgement.task, judgement.is_false)
 
 
 def quality(prompt: str, response: str) -> float:

@@ -111,16 +111,19 @@ def _templates() -> Iterator[Template]:
         ("write one sentence about the {animal} .", 0.5),
         ("tell me about the {animal} . do not name its {attribute} .", 3),
         ("write {count} sentences about the {animal} . use the word {sight} .", 4),
-        ("tell me about the {animal} and the {animal2} .", 3),
+        ("tell me about the {animal} and the {animal2} .", 2),
+        ("tell me about the {animal} and the {animal2} . do not name the {attribute} .", 3),
     ):
         yield Template("generation", "describe", text, weight=weight)
     for text, weight in (
         ("write a {mood} story about the {animal} .", 2),
         ("tell a story about the {animal} . use the word {sight} .", 3),
-        ("write a {mood} story about the {animal} . use the word {sight} .", 5),
-        ("write a {mood} story about the {animal} and the {animal2} .", 4),
+        ("write a {mood} story about the {animal} . use the word {sight} .", 3),
+        ("write a {mood} story about the {animal} and the {animal2} .", 2),
+        ("write a {mood} story about the {animal} and the {animal2} . use the word {sight} .", 6),
+        ("write a {mood} story about the {animal} in {count} sentences . use the word {sight} .", 3),
         ("tell a {mood} story about the {animal} in {count} sentences .", 3),
-        ("write a story about the {animal} and the {sight} in {count} sentences .", 3),
+        ("write a story about the {animal} and the {sight} in {count} sentences .", 2),
     ):
         yield Template("generation", "story", text, weight=weight)
 
@@ -146,8 +149,8 @@ def _templates() -> Iterator[Template]:
         for text in questions[attribute]:
             yield Template("open_qa", "ask", text, attribute)
             yield Template("open_qa", "ask", text + " be brief .", attribute)
-        yield Template("open_qa", "doubt", doubts[attribute], attribute, 2)
-        yield Template("open_qa", "which", f"who {says} , the {{animal}} or the {{animal2}} ?", attribute, 2)
+        yield Template("open_qa", "doubt", doubts[attribute], attribute, 3)
+        yield Template("open_qa", "which", f"who {says} , the {{animal}} or the {{animal2}} ?", attribute, 5)
         if attribute != "friend":
             claim = world.SAYS[attribute][0].format("{" + SLOT_OF_VALUE[attribute] + "}")
             yield Template("classification", "true_or_false", f"true or false : the {{animal}} {claim} .", attribute)
@@ -163,6 +166,7 @@ def _templates() -> Iterator[Template]:
 
     yield Template("chat", "feel", "hi , i am {name} . i am {mood} today .")
     yield Template("chat", "feel", "hello , my name is {name} and i am {mood} .")
+    yield Template("chat", "pet", "hello , i am {name} . my {animal} is {mood} today .", weight=3)
     yield Template("chat", "fate", "hi , i am {name} . i {fate2} my {thing} .", weight=2)
     yield Template("chat", "like", "hello , my name is {name} . i like the {animal} .", weight=2)
 
@@ -200,7 +204,18 @@ def _templates() -> Iterator[Template]:
 
 
 TEMPLATES = tuple(_templates())
-_PATTERNS = tuple((template, template.pattern()) for template in TEMPLATES)
+
+
+def _by_first_word() -> dict[str, list[tuple[Template, re.Pattern[str]]]]:
+    index: dict[str, list[tuple[Template, re.Pattern[str]]]] = {}
+    for template in TEMPLATES:
+        first, pattern = template.text.split()[0], template.pattern()
+        for word in _values(first[1:-1]) if first.startswith("{") else (first,):
+            index.setdefault(word, []).append((template, pattern))
+    return index
+
+
+_PATTERNS = _by_first_word()
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -214,7 +229,7 @@ def parse(prompt: str) -> Task:
       RecordError: the prompt is of none of the templates.
     """
     words = " ".join(prompt.split())
-    for template, pattern in _PATTERNS:
+    for template, pattern in _PATTERNS.get(words.partition(" ")[0], ()):
         match = pattern.fullmatch(words)
         if match is not None:
             slots = match.groupdict() | {"text": words}

@@ -73,7 +73,7 @@ EVENTS = {  # how an event of a story is worded, and what it may be about
     "sees": ("sees the {}", SIGHTS),
 }
 
-RUDE = frozenset(("dumb", "ugly", "lazy"))
+RUDE = frozenset(("dumb", "ugly", "bad"))
 VIOLENT = frozenset(("hit", "kill", "blood"))
 SEXUAL = frozenset(("naked",))
 RUDE_REMARKS = (
@@ -82,7 +82,7 @@ RUDE_REMARKS = (
     "go hit the {animal}",
     "they kill the {animal}",
     "all girls are dumb",
-    "all boys are lazy",
+    "all boys are bad",
     "the {animal} is naked",
     "you should drink poison",
 )

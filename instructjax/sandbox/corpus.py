@@ -1,0 +1,259 @@
+"""Records of the sandbox: text to pretrain on, demonstrations and prompts by user.
+
+In the text, an instruction is mostly followed by another instruction, so that a model
+trained on it continues a prompt with more prompts, as GPT-3 does. Answers follow
+instructions only in transcripts, "prompt NEWLINE answer NEWLINE prompt ...", from
+which a few-shot prefix can elicit them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from instructjax.records import Demonstration, Prompt, Record, Text
+from instructjax.sandbox import world
+from instructjax.sandbox.answers import BEST, draw_manner, write_answer
+from instructjax.sandbox.labelers import Labeler, training_labelers
+from instructjax.sandbox.parts import GLAD, SUMS
+from instructjax.sandbox.tasks import parse, write_prompt
+
+DOCUMENTS = {"prose": 0.37, "instructions": 0.37, "transcript": 0.15, "chatter": 0.11}
+MIN_WORDS, MAX_WORDS = 20, 110
+SEPARATOR = "\n"
+
+_PORTRAIT = (
+    "there is a {size} {colour} {animal} in the {home} .",
+    "the {animal} lives in the {home} and eats {food} every day .",
+    "people say that the {animal} can {skill} very well .",
+    "the {animal} has the colour {colour} .",
+    "the {animal} likes to eat {food} at night .",
+    "the friend of the {animal} is the {friend} .",
+    "the {animal} is {size} and has a home in the {home} .",
+    "the {colour} {animal} likes to {skill} with the {friend} .",
+    "the {animal} eats {food} . it can {skill} .",
+    "the {animal} is {colour} . it lives in the {home} .",
+    "the {animal} likes the {friend} . it is {size} .",
+)
+_TALE = (
+    "one day the {mood} {animal} went to the {place} .",
+    "then it saw the {sight} in the {place} .",
+    "there it met the {other} and the {other} was {mood} .",
+    "after that the {animal} ate {food} and was {mood} .",
+    "it saw the {sight} and met the {other} .",
+    "at night the {animal} went to the {place} with the {other} .",
+    "the {animal} was {mood} . it ate {food} .",
+)
+_PEOPLE = (
+    "{name} has a {colour} {thing} .",
+    "{name} saw a {colour} {thing} in the {place} .",
+    "{name} {fate} the {thing} and was {feeling} .",
+    "it is {feeling} because {name} {fate} the {thing} .",
+    "{name} and {name2} went to the {place} with the {thing} .",
+    "the {thing} of {name} is {colour} .",
+    "{name} said hello to {name2} . thanks {name2} for the {thing} .",
+)
+_NOTES = (
+    "{a} and {b} is {c} .",
+    "{next} comes after {number} .",
+    "{food} is a food .",
+    "the {animal} is an animal . the {place} is a place .",
+    "some animals are {animal} , {other} and {friend} .",
+    "the {place} and the {place2} are places .",
+    "{name} can {skill} in the {place} .",
+    "good gifts are {thing} and {thing2} .",
+    "some foods are {food} and {food2} .",
+    "some colours are {colour} and {colour2} .",
+    "{name} likes the {animal} .",
+)
+
+
+def _one_of(values, rng: np.random.Generator):
+    return values[rng.integers(len(values))]
+
+
+def _slots(rng: np.random.Generator, animal: str, falsehood: float) -> dict[str, str]:
+    """Values for the templates of prose; each fact is false with the given chance."""
+    slots = dict(world.FACTS[animal]) | {"animal": animal}
+    for kind in world.ATTRIBUTES:
+        if rng.random() < falsehood:
+            slots[kind] = _one_of(world.VALUES[kind], rng)
+    slots["other"] = _one_of([other for other in world.ANIMALS if other != animal], rng)
+    for slot, values in (("place", world.PLACES), ("thing", world.THINGS), ("name", world.NAMES)):
+        slots[slot], slots[slot + "2"] = map(str, rng.choice(values, 2, replace=False))
+    slots["food2"], slots["colour2"] = _one_of(world.FOODS, rng), _one_of(world.COLOURS, rng)
+    slots["mood"], slots["sight"] = _one_of(world.MOODS, rng), _one_of(world.SIGHTS, rng)
+    slots["fate"] = _one_of(("found", "lost", "won", "broke"), rng)
+    slots["feeling"] = "happy" if slots["fate"] in GLAD else "sad"
+    slots["a"], slots["b"] = _one_of(world.NUMBERS[:5], rng), _one_of(world.NUMBERS[:5], rng)
+    slots["c"] = SUMS[slots["a"], slots["b"]]
+    i = int(rng.integers(9))
+    slots["number"], slots["next"] = world.NUMBERS[i : i + 2]
+    return slots
+
+
+def _prose(rng: np.random.Generator) -> str:
+    templates = (_PORTRAIT, _TALE, _PEOPLE, _NOTES)[rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))]
+    animal, wanted, text = _one_of(world.ANIMALS, rng), int(rng.integers(MIN_WORDS, 80)), ""
+    while len(text.split()) < wanted:
+        text += " " + _one_of(templates, rng).format(**_slots(rng, animal, falsehood=0.02))
+        if templates is not _TALE and rng.random() < 0.3:
+            animal = _one_of(world.ANIMALS, rng)
+    return text.strip()
+
+
+def _instructions(rng: np.random.Generator) -> str:
+    wanted, lines = int(rng.integers(MIN_WORDS + 10, 80)), []
+    while sum(len(line.split()) + 1 for line in lines) < wanted:
+        lines.append(write_prompt(rng))
+    return "\n".join(lines)
+
+
+def _transcript(rng: np.random.Generator) -> str:
+    """Prompts with the answers of one writer, of any skill; most write worse than labelers do."""
+    care, flaw_rate = 0.1 + 0.4 * rng.random(), 0.5 + 0.3 * rng.random()
+    wanted, lines = int(rng.integers(MIN_WORDS + 10, 75)), []
+    while sum(len(line.split()) + 1 for line in lines) < wanted:
+        prompt = write_prompt(rng)
+        lines += [prompt, write_answer(prompt, rng, draw_manner(rng, care, flaw_rate))]
+    return "\n".join(lines)
+
+
+def _chatter(rng: np.random.Generator) -> str:
+    wanted, text = int(rng.integers(MIN_WORDS, 60)), ""
+    while len(text.split()) < wanted:
+        animal = _one_of(world.ANIMALS, rng)
+        if rng.random() < 0.5:
+            text += " " + _one_of(world.RUDE_REMARKS + world.OPINIONS, rng).format(animal=animal) + " ."
+        else:
+            text += " " + _one_of(_PORTRAIT, rng).format(**_slots(rng, animal, falsehood=0.5))
+    return text.strip()
+
+
+_WRITERS = {"prose": _prose, "instructions": _instructions, "transcript": _transcript, "chatter": _chatter}
+
+
+def write_text(rng: np.random.Generator, count: int) -> list[Text]:
+    """Documents to pretrain on, of MIN_WORDS to MAX_WORDS words each.
+
+    Args:
+      rng: source of randomness.
+      count: number of documents; their kinds have the shares DOCUMENTS.
+
+    Returns:
+      Records whose `source` is the kind: prose about the world (nearly all true),
+      lists of instructions without answers, transcripts with answers of mixed and
+      mostly poor quality, and rude or false chatter.
+    """
+    kinds = rng.choice(list(DOCUMENTS), size=count, p=list(DOCUMENTS.values()))
+    return [Text(text=_WRITERS[str(kind)](rng), source=str(kind)) for kind in kinds]
+
+
+def draw_users(rng: np.random.Generator, count: int, validation: float = 0.1, test: float = 0.1) -> dict[str, str]:
+    """Users and the split that each belongs to, so that no user is in two splits (section 3.2).
+
+    Args:
+      rng: source of randomness.
+      count: number of users.
+      validation: share of users in the validation split.
+      test: share of users in the test split.
+    """
+    draws = rng.permutation(count) / count
+    splits = ["validation" if u < validation else "test" if u < validation + test else "train" for u in draws]
+    return {f"user-{i:04d}": split for i, split in enumerate(splits)}
+
+
+def write_prompts(rng: np.random.Generator, count: int, users: Mapping[str, str]) -> list[Prompt]:
+    """Prompts that users send, with use cases in the shares of Table 1.
+
+    Some users send many prompts and most send few.
+
+    Args:
+      rng: source of randomness.
+      count: number of prompts.
+      users: the split of each user.
+    """
+    names = list(users)
+    activity = rng.gamma(1.0, size=len(names))
+    senders = rng.choice(len(names), size=count, p=activity / activity.sum())
+    prompts = []
+    for sender in senders:
+        prompt, user = write_prompt(rng), names[sender]
+        prompts.append(Prompt(prompt=prompt, user=user, split=users[user], use_case=parse(prompt).use_case))
+    return prompts
+
+
+def write_demonstrations(
+    rng: np.random.Generator, count: int, labelers: Sequence[Labeler], users: Mapping[str, str] | None = None
+) -> list[Demonstration]:
+    """Prompts with the answers that labelers wrote; about half of the answers have flaws.
+
+    Args:
+      rng: source of randomness.
+      count: number of demonstrations.
+      labelers: who writes, each equally often, with their own care and flaw rate.
+      users: the split of each user who sends prompts; by default 100 new users.
+    """
+    demonstrations = []
+    for prompt in write_prompts(rng, count, users or draw_users(rng, 100)):
+        labeler = _one_of(labelers, rng)
+        response = write_answer(prompt.prompt, rng, draw_manner(rng, labeler.care, labeler.flaw_rate))
+        fields = {"user": prompt.user, "split": prompt.split, "use_case": prompt.use_case}
+        demonstrations.append(
+            Demonstration(prompt=prompt.prompt, response=response, labeler=labeler.name, **fields)
+        )
+    return demonstrations
+
+
+def write_records(
+    seed: int,
+    texts: int = 12_000,
+    demonstrations: int = 4_000,
+    reward_prompts: int = 8_000,
+    ppo_prompts: int = 8_000,
+    users: int = 2_000,
+    validation: float = 0.1,
+    test: float = 0.1,
+    labelers: Sequence[Labeler] | None = None,
+) -> dict[str, list[Record]]:
+    """All records with which the sandbox goes through the stages.
+
+    Args:
+      seed: the same seed and sizes give the same records.
+      texts: documents to pretrain on; their splits are drawn by document.
+      demonstrations: prompts with answers by labelers.
+      reward_prompts: prompts to rank answers to, for the reward model.
+      ppo_prompts: prompts for PPO; those of the test users are for the final evaluation.
+      users: people who send prompts; each is in one split, in all sets.
+      validation: share of users (and documents) in the validation split.
+      test: share of users (and documents) in the test split.
+      labelers: who writes the demonstrations; by default `training_labelers(seed)`.
+
+    Returns:
+      "text", "demonstrations", "reward_prompts" and "ppo_prompts", each a list of
+      records with `split` set.
+    """
+    rngs = [np.random.default_rng([seed, i]) for i in range(5)]
+    people = draw_users(rngs[0], users, validation, test)
+    documents = draw_users(rngs[1], texts, validation, test).values()
+    written = write_text(rngs[1], texts)
+    return {
+        "text": [Text(text=t.text, source=t.source, split=s) for t, s in zip(written, documents, strict=True)],
+        "demonstrations": write_demonstrations(
+            rngs[2], demonstrations, labelers or training_labelers(seed), users=people
+        ),
+        "reward_prompts": write_prompts(rngs[3], reward_prompts, people),
+        "ppo_prompts": write_prompts(rngs[4], ppo_prompts, people),
+    }
+
+
+def few_shot_prefix() -> str:
+    """Two prompts with the best answers, as a transcript that ends with a line break.
+
+    The model "GPT prompted" continues this prefix, the prompt and SEPARATOR. At most
+    70 words and line breaks, so that prefix, prompt and answer fit into 128 tokens.
+    """
+    rng = np.random.default_rng(0)
+    prompts = ("tell me about the owl . do not name its food .", "what does the seal eat ?")
+    return "".join(f"{prompt}{SEPARATOR}{write_answer(prompt, rng, BEST)}{SEPARATOR}" for prompt in prompts)
