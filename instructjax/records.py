@@ -17,6 +17,7 @@ named here are kept, in `extra`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -114,7 +115,7 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
       RecordError: "WHERE: field: expected ..., found ...".
     """
     try:
-        fields = json.loads(line, parse_constant=_not_json, parse_float=_finite)
+        fields = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
         raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({error})") from None
     if not isinstance(fields, dict):
@@ -159,7 +160,7 @@ def to_json(record: Record) -> str:
     """Writes a record as one JSON line without the line break; `parse` inverts it."""
     own = {name: getattr(record, name) for name in _field_names(type(record))}
     kept = {name: value for name, value in own.items() if value is not None}
-    return json.dumps({**kept, **record.extra}, ensure_ascii=False)
+    return _ENCODER.encode({**kept, **record.extra})
 
 
 def read(path: epath.PathLike, kind: type[R]) -> list[R]:
@@ -238,6 +239,7 @@ def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> st
     return "test" if draw < validation + test else "train"
 
 
+@functools.cache
 def _field_names(kind: type[Record]) -> list[str]:
     """The fields of a record's JSON object, the record's own first."""
     names = [f.name for f in dataclasses.fields(kind) if f.name not in ("extra", "where")]
@@ -251,13 +253,13 @@ def _check_text(value: Any, where: str) -> None:
 
 
 def _check_unicode(fields: Mapping[str, Any], where: str) -> None:
-    for name, value in fields.items():
-        try:
-            json.dumps({name: value}, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise RecordError(f"{where}: {ascii(name)[1:-1]}: expected valid Unicode, found a lone surrogate") from None
-        except RecursionError:
-            raise RecordError(f"{where}: {name}: expected a JSON value, found one nested too deeply") from None
+    try:
+        _ENCODER.encode(fields).encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = ascii(error.object[max(0, error.start - 20) : error.end])
+        raise RecordError(f"{where}: expected valid Unicode, found a lone surrogate at the end of {found}") from None
+    except RecursionError:
+        raise RecordError(f"{where}: expected a JSON object, found one nested too deeply") from None
 
 
 def _not_json(name: str) -> NoReturn:
@@ -298,8 +300,10 @@ def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
 
 
 def _show(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else _brief.repr(value)
+    text = ascii(value) if isinstance(value, str) else _BRIEF.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_brief = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
+_BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
+_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)

@@ -1,0 +1,192 @@
+"""Prepared data: JSON lines to a tfds data set with random access, and back. No TensorFlow is needed.
+
+    records (.jsonl)  --prepare-->  DIRECTORY/NAME/1.0.0/ (array_record)  --load-->  records
+
+Each example keeps its JSON and the place it came from. So `records.py` alone says what a record is, unknown
+fields survive, and an error that is found much later can still name file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, overload
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from instructjax import records
+from instructjax.errors import DataError
+from instructjax.records import SPLITS, R
+
+_VERSION = "1.0.0"  # of the two features: a record's JSON, and where it was read
+_SHARD = 100_000  # records of one file of the set
+_CHUNK = 5_000  # records handed to the writer at once
+
+
+def prepare(
+    kind: type[R],
+    files: Sequence[epath.PathLike],
+    directory: epath.PathLike,
+    *,
+    name: str,
+    validation: float = 0.05,
+    test: float = 0.05,
+) -> str:
+    """Validates files of records and writes them as a data set with splits, unless that is done already.
+
+    A set that was made from the same files with the same shares is left alone. Anything else under that
+    name, such as what an interrupted call left behind, is removed and written anew. Within a split, records
+    keep their order. Of several processes that share a directory, only one should call this.
+
+    Args:
+      kind: Text, Demonstration, Prompt or Ranking.
+      files: `.jsonl` or `.jsonl.gz` files.
+      directory: where prepared sets lie.
+      name: of this set, such as "demonstrations".
+      validation: share of users in the validation split, for records that name no split.
+      test: share of users in the test split, likewise; see `records.split_of`.
+
+    Returns:
+      The set's fingerprint; see `fingerprint`.
+
+    Raises:
+      RecordError: "FILE:LINE: field: expected ..., found ...". What was there before is untouched then.
+      DataError: there are no files, or the name is not one that tfds can write.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise DataError(f"{name!r}: expected a name of lower case letters, digits and _ for a prepared data set")
+    if not files:
+        raise DataError(f"{name}: expected at least one file of {kind.__name__} records, found none")
+    home = _home(directory, name)
+    manifest = {
+        "kind": kind.__name__,
+        "fingerprint": _content_hash(kind, files, (validation, test)),
+        "files": [str(file) for file in files],
+    }
+    if _manifest(home) == manifest:
+        return manifest["fingerprint"]
+    for file in files:  # a first pass, so that every line is valid before anything is removed
+        for _ in records.read_numbered(file, kind):
+            pass
+    if home.exists():
+        home.rmtree()
+    home.mkdir(parents=True)
+    everything = itertools.chain.from_iterable(records.read_numbered(file, kind) for file in files)
+    _write(home, name, ((records.split_of(record, validation, test), record) for _, record in everything))
+    # Last, because it is the mark of a whole set.
+    (home / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest["fingerprint"]
+
+
+def fingerprint(directory: epath.PathLike, name: str) -> str:
+    """Sixteen characters that change with the content of a prepared set, not with the place of its files.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    return _finished(directory, name)["fingerprint"]
+
+
+def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Records[R]:
+    """Opens a split of a prepared set; its records are read and decoded when they are asked for.
+
+    Raises:
+      DataError: there is no such set or split, or its records are of another kind.
+    """
+    manifest = _finished(directory, name)
+    if manifest["kind"] != kind.__name__:
+        raise DataError(f"{directory}/{name}: expected {kind.__name__} records, found {manifest['kind']} records")
+    builder = tfds.builder_from_directory(_home(directory, name))
+    if split not in builder.info.splits:
+        found = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
+        raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
+    return Records(builder.as_data_source(split), kind)
+
+
+def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
+    """The splits of a prepared set that have records, and how many.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    _finished(directory, name)
+    info = tfds.builder_from_directory(_home(directory, name)).info
+    return {split: found.num_examples for split, found in info.splits.items()}
+
+
+class Records(Sequence, Generic[R]):
+    """The records of a split, read at random; a slice is a list."""
+
+    def __init__(self, source: Sequence[dict[str, bytes]], kind: type[R]):
+        self._source = source
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"expected an index below {len(self)}, found {index}")
+        return self._decode(self._source[index % len(self)])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[R]:
+        """Reads many records at once, which is faster than one by one."""
+        return [self._decode(example) for example in self._source.__getitems__(list(indices))]
+
+    def __iter__(self) -> Iterator[R]:
+        for start in range(0, len(self), _CHUNK):
+            yield from self[start : start + _CHUNK]
+
+    def _decode(self, example: dict[str, bytes]) -> R:
+        return records.parse(example["json"].decode("utf-8"), self._kind, example["where"].decode("utf-8"))
+
+
+def _home(directory: epath.PathLike, name: str) -> epath.Path:
+    return epath.Path(directory) / name / _VERSION
+
+
+def _write(home: epath.Path, name: str, placed: Iterator[tuple[str, records.Record]]) -> None:
+    # A builder's download_and_prepare would import TensorFlow here; the sequential writer does not.
+    identity = tfds.core.DatasetIdentity(name=name, version=_VERSION, data_dir=str(home), module_name=__name__)
+    features = tfds.features.FeaturesDict({"json": tfds.features.Text(), "where": tfds.features.Text()})
+    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format="array_record")
+    while chunk := list(itertools.islice(placed, _CHUNK)):
+        examples: dict[str, list[dict[str, str]]] = {}
+        for split, record in chunk:
+            examples.setdefault(split, []).append({"json": records.to_json(record), "where": record.where})
+        writer.initialize_splits([split for split in SPLITS if split in examples], fail_if_exists=False)
+        writer.add_examples(examples)
+    writer.close_all()
+
+
+def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
+    for path in map(epath.Path, files):
+        if path.is_file():  # reading the records will find that it is not
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _manifest(home: epath.Path) -> dict[str, Any] | None:
+    path = home / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _finished(directory: epath.PathLike, name: str) -> dict[str, Any]:
+    manifest = _manifest(_home(directory, name))
+    if manifest is None:
+        raise DataError(f"{directory}/{name}: expected a prepared data set, found none, or one half written")
+    return manifest

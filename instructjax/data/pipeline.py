@@ -1,0 +1,288 @@
+"""From records to batches: rows in some order, cut into batches, each process its share.
+
+Two choices make a stream, and they are made apart:
+
+    rows     text_rows | demonstration_rows | ranking_rows | prompt_rows
+    batches  shuffled_batches (training: forever) | ordered_batches (evaluation: once)
+
+Rows are a `grain.MapDataset`: made when they are asked for, in any order. `text_batches` and
+`mixed_batches` are for training on text, which is packed while it streams.
+
+Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). Its iterator has `get_state` and
+`set_state`: a small JSON tree from which the stream goes on exactly where it was. `batch_size` counts the
+rows of all processes. In process order, their rows together are one global batch, and for streams of rows
+it is the same batch however many processes there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import grain
+import numpy as np
+
+from instructjax.batch import LMBatch, PromptBatch, RankingBatch
+from instructjax.data import examples
+from instructjax.data.examples import Layout
+from instructjax.data.packing import Windows
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, R, Ranking, Text
+
+Rows = grain.MapDataset
+Batches = grain.IterDataset
+Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
+
+# The work is Python's: threads of a pool would only wait for each other.
+_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+def demonstration_rows(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> Rows:
+    """A row of an `LMBatch` for each demonstration; see `examples.demonstration`."""
+    rows = grain.MapDataset.range(_counted(records))
+    return rows.map(lambda index: examples.demonstration(records[index], layout, prompt_weight))
+
+
+def ranking_rows(records: Sequence[Ranking], layout: Layout, max_responses: int = MAX_RESPONSES) -> Rows:
+    """An element of a `RankingBatch` for each ranking; see `examples.ranking`."""
+    rows = grain.MapDataset.range(_counted(records))
+    return rows.map(lambda index: examples.ranking(records[index], layout, max_responses))
+
+
+def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
+    """A row of a `PromptBatch` for each record, whose id is the record's index; see `examples.prompt`."""
+    rows = grain.MapDataset.range(_counted(records))
+    return rows.map(lambda index: examples.prompt(records[index], index, layout))
+
+
+def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
+    """Windows of text, packed in the order of the records, the last one padded; see `examples.window`.
+
+    All windows are made now and kept in memory, 16 bytes a token. They are for evaluation; training on text
+    packs anew in each epoch, see `text_batches`.
+
+    Args:
+      records: documents.
+      tokenizer: text to tokens.
+      length: T, tokens of a window.
+    """
+    order = grain.MapDataset.range(_counted(records))
+    return grain.MapDataset.source(list(Windows(records, order, tokenizer, length)))
+
+
+def shuffled_batches(
+    rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """Batches for training: every row once an epoch, in another order each epoch, forever.
+
+    An epoch need not be a whole number of batches; the one at its end goes on with the next epoch.
+
+    Args:
+      rows: see above.
+      batch_size: B, rows of a global batch.
+      seed: of all orders, from 0 to 2**32 - 1.
+      process_index: which process this is.
+      process_count: of how many; each yields B / process_count rows.
+
+    Raises:
+      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+    """
+    share = _share(batch_size, process_count)
+    # Cut first, then dealt to the processes: so the global batch does not depend on their number.
+    return (
+        rows.seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(share, drop_remainder=True)[process_index::process_count]
+        .to_iter_dataset(_READ)
+    )
+
+
+def ordered_batches(rows: Rows, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Batches:
+    """Batches for evaluation: every row once, in order.
+
+    The last batch is filled up with copies of the last row that must not count: their weights are 0, or
+    their answers not valid, or their ids -1. So all batches have one shape, all processes have equally many,
+    and no row is without a token.
+
+    Args:
+      rows: see above.
+      batch_size: B, rows of a global batch.
+      process_index: which process this is.
+      process_count: of how many; each yields B / process_count rows.
+
+    Raises:
+      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+    """
+    share = _share(batch_size, process_count)
+    count = len(rows)
+    whole = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+    filled = whole.map(lambda i: rows[i] if i < count else _uncounted(rows[count - 1]))
+    return filled.batch(share)[process_index::process_count].to_iter_dataset(_READ)
+
+
+def text_batches(
+    records: Sequence[Text],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
+
+    Documents are tokenised as they come, each is ended by EOS, and one that does not fit into its window
+    goes on in the next (Brown et al. 2020, appendix B). Each process packs documents of its own, so global
+    batches depend on the number of processes, unlike those of `shuffled_batches`.
+
+    Args:
+      records: documents.
+      tokenizer: text to tokens.
+      length: T, tokens of a window.
+      batch_size: B, windows of a global batch.
+      seed: of all orders, from 0 to 2**32 - 1.
+      process_index: which process this is.
+      process_count: of how many; each yields B / process_count windows.
+
+    Returns:
+      A stream of `LMBatch`, [B / process_count, T]; see `examples.window`.
+
+    Raises:
+      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+    """
+    share = _share(batch_size, process_count)
+    order = _forever(grain.MapDataset.range(_counted(records)), seed, process_index, process_count)
+    return Windows(records, order, tokenizer, length).batch(share)
+
+
+def mixed_batches(
+    demonstrations: Sequence[Demonstration],
+    text: Sequence[Text],
+    layout: Layout,
+    *,
+    batch_size: int,
+    seed: int,
+    text_share: float = 0.1,
+    prompt_weight: float = 0.0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Batches for the model that PPO starts from: demonstrations and some pretraining text (appendix C.3).
+
+    Rows of the two kinds take turns in a fixed pattern: with a share of 0.1, each tenth row is text.
+
+    Args:
+      demonstrations: see `demonstration_rows`.
+      text: documents, packed into windows of layout.length tokens as in `text_batches`.
+      layout: the lengths; T = layout.length.
+      batch_size: B, rows of a global batch.
+      seed: of all orders, from 0 to 2**32 - 1.
+      text_share: share of rows that are text, between 0 and 1. The paper has 0.1.
+      prompt_weight: see `examples.demonstration`.
+      process_index: which process this is.
+      process_count: of how many; each yields B / process_count rows.
+
+    Returns:
+      A stream of `LMBatch`, [B / process_count, T].
+
+    Raises:
+      ConfigError: `text_share` or `batch_size` is impossible.
+    """
+    if not 0 < text_share < 1:
+        raise ConfigError(f"data.text_share: expected a share between 0 and 1, found {text_share}")
+    share = _share(batch_size, process_count)
+    rows = demonstration_rows(demonstrations, layout, prompt_weight)
+    order = _forever(grain.MapDataset.range(_counted(text)), seed, process_index, process_count)
+    parts = [
+        _forever(rows, seed, process_index, process_count).to_iter_dataset(_READ),
+        Windows(text, order, layout.tokenizer, layout.length),
+    ]
+    return grain.IterDataset.mix(parts, weights=[1 - text_share, text_share]).batch(share)
+
+
+def zip_batches(*streams: Batches) -> Batches:
+    """Tuples of one batch from each stream, such as prompts with text for PPO-ptx."""
+    return grain.experimental.ZipIterDataset(streams)
+
+
+def steps(rows: Rows, batch_size: int, epochs: float = 1) -> int:
+    """Batches of `shuffled_batches` that hold every row `epochs` times; the last may begin another epoch."""
+    return math.ceil(len(rows) * epochs / batch_size)
+
+
+def check_lengths(records: Sequence[R], layout: Layout) -> None:
+    """Tokenises every record, to learn before training that all of them fit.
+
+    Raises:
+      DataError: for the first record that does not; see `Layout.check`.
+    """
+    for record in records:
+        layout.check(record)
+
+
+def drop_long(records: Sequence[R], layout: Layout) -> tuple[Sequence[R], int]:
+    """Leaves out records that do not fit, as the paper does with long prompts (appendix C).
+
+    Returns:
+      The records that fit, read when asked for, and the number of those left out.
+
+    Raises:
+      DataError: none fits; the message is that of the first record.
+    """
+    kept, first_error = [], None
+    for index, record in enumerate(records):
+        try:
+            layout.check(record)
+        except DataError as error:
+            first_error = first_error or error
+        else:
+            kept.append(index)
+    if first_error and not kept:
+        raise first_error
+    return _Selection(records, kept), len(records) - len(kept)
+
+
+class _Selection(Sequence):
+    """Some elements of a sequence."""
+
+    def __init__(self, whole: Sequence, indices: Sequence[int]):
+        self._whole = whole
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self._whole[i] for i in self._indices[index]]
+        return self._whole[self._indices[index]]
+
+
+def _counted(records: Sequence) -> int:
+    if not len(records):
+        raise DataError("expected at least one record to make batches of, found none")
+    return len(records)
+
+
+def _forever(rows: grain.MapDataset, seed: int, process_index: int, process_count: int) -> grain.MapDataset:
+    return rows.seed(seed).shuffle().repeat()[process_index::process_count]
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(f"batch_size: expected a positive multiple of {process_count} processes, found {batch_size}")
+    return batch_size // process_count
+
+
+def _uncounted(row: Row) -> Row:
+    match row:
+        case LMBatch():
+            return row.replace(weights=np.zeros_like(row.weights))
+        case RankingBatch():
+            return row.replace(valid=np.zeros_like(row.valid))
+        case PromptBatch():
+            return row.replace(ids=np.int32(-1))

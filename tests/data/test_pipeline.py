@@ -1,0 +1,251 @@
+"""Streams of batches: complete, deterministic, resumable, and the same however many processes read them."""
+
+import collections
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax import records
+from instructjax.data import builders, pipeline
+from instructjax.data.examples import Layout
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import Demonstration, Prompt, Ranking, Text
+
+WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
+TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
+LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
+LENGTH = 24
+
+
+def sentences(count, seed=0):
+    """Sentences that differ: each ends with its own number."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, size=rng.integers(0, 5))) + f"{i}" for i in range(count)]
+
+
+TEXTS = [Text(text=text) for text in sentences(37)]
+DEMONSTRATIONS = [Demonstration(prompt=text, response=text) for text in sentences(23)]
+PROMPTS = [Prompt(prompt=text) for text in sentences(11)]
+RANKINGS = [
+    Ranking(prompt=text, responses=tuple(sentences(2 + i % 3, i)), scores=tuple(range(2 + i % 3)))
+    for i, text in enumerate(sentences(13))
+]
+
+ROWS = {
+    "text": pipeline.text_rows(TEXTS, TOKENIZER, LENGTH),
+    "demonstrations": pipeline.demonstration_rows(DEMONSTRATIONS, LAYOUT),
+    "rankings": pipeline.ranking_rows(RANKINGS, LAYOUT, 4),
+    "prompts": pipeline.prompt_rows(PROMPTS, LAYOUT),
+}
+
+
+def stream(name, *, batch_size=4, seed=0, **processes):
+    """A training stream, by name."""
+    if name == "text":
+        return pipeline.text_batches(TEXTS, TOKENIZER, length=LENGTH, batch_size=batch_size, seed=seed, **processes)
+    if name == "mixed":
+        return pipeline.mixed_batches(
+            DEMONSTRATIONS, TEXTS, LAYOUT, text_share=0.25, batch_size=batch_size, seed=seed, **processes
+        )
+    return pipeline.shuffled_batches(ROWS[name], batch_size=batch_size, seed=seed, **processes)
+
+
+STREAMS = ("text", "mixed", "demonstrations", "rankings", "prompts")
+
+
+def take(batches, count):
+    return list(itertools.islice(iter(batches), count))
+
+
+def same(one, other):
+    one, other = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def stack(batches):
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def documents(batches):
+    """The documents of packed windows, in order, each as its list of tokens."""
+    whole = stack(batches)
+    tokens = whole.tokens[whole.segments > 0].tolist()
+    ends = [i + 1 for i, token in enumerate(tokens) if token == TOKENIZER.eos_id]
+    return [tokens[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def texts_of(batch):
+    """The prompts of a batch of demonstrations or prompts."""
+    return [TOKENIZER.decode(row).split("\n")[0] for row in batch.tokens]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_shapes_and_types_never_change(name):
+    batches = take(stream(name), 12)
+    described = {str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), batch)) for batch in batches}
+    assert len(described) == 1
+    tokens = batches[0].tokens
+    assert tokens.dtype == np.int32
+    assert tokens.shape == {
+        "text": (4, LENGTH), "mixed": (4, 70), "demonstrations": (4, 70), "rankings": (4, 4, 70), "prompts": (4, 30),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_seed_decides_the_order(name):
+    first, again, other = (take(stream(name, seed=seed), 8) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("stop", [0, 1, 5, 17])
+def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
+    uninterrupted = take(stream(name), stop + 9)
+    iterator = iter(stream(name))
+    for _ in range(stop):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    next(iterator)  # what a job still read after its last checkpoint
+    resumed = iter(stream(name))
+    resumed.set_state(state)
+    assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "rankings", "prompts"])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
+    alone = take(stream(name), 9)
+    for count in (2, 4):
+        parts = [take(stream(name, process_index=i, process_count=count), 9) for i in range(count)]
+        assert all(same(whole, stack(shares)) for whole, shares in zip(alone, zip(*parts, strict=True), strict=True))
+
+
+def test_two_processes_share_the_documents_of_an_epoch():
+    # 36 of 37 documents can be dealt evenly, so the first epoch of both together misses or repeats one at most.
+    parts = [take(stream("text", process_index=i, process_count=2), 12) for i in range(2)]
+    first = [documents(batches)[:18] for batches in parts]
+    seen = collections.Counter(map(tuple, first[0] + first[1]))
+    assert len(seen) == 36 and set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "prompts"])
+def test_an_epoch_has_every_row_once_in_another_order_each_time(name):
+    size = len(ROWS[name])
+    orders = [texts_of(batch) for batch in take(stream(name, batch_size=size), 4)]
+    assert all(sorted(order) == sorted(orders[0]) and len(set(order)) == size for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_ids_lead_back_to_the_records():
+    for batch in take(stream("prompts"), 9):
+        assert texts_of(batch) == [PROMPTS[index].prompt for index in batch.ids]
+
+
+def test_packing_keeps_every_token_of_an_epoch_once_and_pads_nothing():
+    batches = take(stream("text"), 60)
+    assert all((batch.segments > 0).all() for batch in batches)
+    expected = sorted([*TOKENIZER.encode(record.text), TOKENIZER.eos_id] for record in TEXTS)
+    found = documents(batches)
+    epochs = [found[start : start + len(TEXTS)] for start in range(0, len(found) - len(TEXTS), len(TEXTS))]
+    assert len(epochs) > 2
+    assert all(sorted(epoch) == expected for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text(min_size=1, max_size=70), min_size=1, max_size=80), st.integers(2, 40))
+def test_text_rows_hold_the_documents_in_order(texts, length):
+    rows = pipeline.text_rows([Text(text=text) for text in texts], TOKENIZER, length)
+    windows = stack([jax.tree.map(lambda leaf: leaf[None], rows[i]) for i in range(len(rows))])
+    expected = [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in texts]
+    assert documents([windows]) == expected
+    assert windows.tokens.shape == (-(-sum(map(len, expected)) // length), length)
+    real = windows.segments > 0
+    assert real[:-1].all() and not np.diff(real[-1].astype(int)).clip(0).any()
+    assert not windows.tokens[~real].any() and not windows.weights[~real].any()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5])
+def test_the_share_of_text_is_kept_from_the_start(share):
+    mixed = pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=share, batch_size=6, seed=0)
+    is_text = [~(row == TOKENIZER.encode("\n")[0]).any() for batch in take(mixed, 40) for row in batch.tokens]
+    counts = np.cumsum(is_text)
+    assert abs(counts - share * np.arange(1, len(counts) + 1)).max() <= 1
+
+
+def test_the_two_parts_of_a_mix_are_complete():
+    batches = stack(take(stream("mixed"), 23))
+    is_text = ~(batches.tokens == TOKENIZER.encode("\n")[0]).any(axis=1)
+    prompts = texts_of(jax.tree.map(lambda leaf: leaf[~is_text], batches))
+    assert sorted(prompts[:23]) == sorted(record.prompt for record in DEMONSTRATIONS)
+    assert batches.segments[is_text].all()
+    assert batches.segments[is_text].max() > 1
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, 4, 64])
+def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
+    rows = ROWS[name]
+    parts = [
+        list(pipeline.ordered_batches(rows, batch_size=batch_size, process_index=i, process_count=count))
+        for i in range(count)
+    ]
+    batches = [stack(shares) for shares in zip(*parts, strict=True)]
+    assert {batch.tokens.shape[0] for batch in batches} == {batch_size}
+    found = stack(batches)
+    expected = stack([jax.tree.map(lambda leaf: np.asarray(leaf)[None], rows[i]) for i in range(len(rows))])
+    assert same(jax.tree.map(lambda leaf: leaf[: len(rows)], found), expected)
+    rest = jax.tree.map(lambda leaf: leaf[len(rows) :], found)
+    assert 0 <= len(rest.tokens) < batch_size
+    assert (rest.tokens == expected.tokens[-1]).all()
+    counts = {"rankings": lambda: rest.valid.any(), "prompts": lambda: (rest.ids != -1).any()}
+    assert not counts.get(name, lambda: rest.weights.any())()
+
+
+def test_streams_read_prepared_sets(tmp_path):
+    records.write(tmp_path / "a.jsonl", TEXTS)
+    builders.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
+    prepared = builders.load(tmp_path, "texts", Text, "train")
+    batches = pipeline.text_batches(prepared, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
+    assert same(take(batches, 20), take(stream("text"), 20))
+
+
+@pytest.mark.parametrize(("batch_size", "epochs", "expected"), [(23, 1, 1), (8, 1, 3), (8, 16, 46), (32, 0.5, 1)])
+def test_steps(batch_size, epochs, expected):
+    assert pipeline.steps(ROWS["demonstrations"], batch_size, epochs) == expected
+
+
+def test_lengths_are_checked_before_training(tmp_path):
+    longest = Demonstration(prompt="q" * 31, response="fox", extra={})
+    records.write(tmp_path / "a.jsonl", [*DEMONSTRATIONS, longest])
+    read = records.read(tmp_path / "a.jsonl", Demonstration)
+    pipeline.check_lengths(read[:-1], LAYOUT)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a.jsonl:24: prompt: expected at most 30 tokens .*, found 32"):
+        pipeline.check_lengths(read, LAYOUT)
+    with pytest.raises(DataError, match=r"a.jsonl:24: prompt"):
+        next(iter(pipeline.ordered_batches(pipeline.demonstration_rows(read[-1:], LAYOUT), batch_size=1)))
+
+
+def test_what_is_too_long_can_be_left_out():
+    too_long = Prompt(prompt="q" * 31)
+    kept, dropped = pipeline.drop_long([too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]], LAYOUT)
+    assert list(kept) == PROMPTS and dropped == 2
+    assert kept[-1] == PROMPTS[-1] and kept[1:3] == PROMPTS[1:3]
+    with pytest.raises(DataError, match="prompt: expected at most 30 tokens"):
+        pipeline.drop_long([too_long], LAYOUT)
+
+
+def test_impossible_choices_are_named():
+    with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
+        stream("prompts", batch_size=4, process_count=3)
+    with pytest.raises(ConfigError, match="^data.text_share: expected a share between 0 and 1, found 1"):
+        pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=1.0, batch_size=4, seed=0)
+    with pytest.raises(DataError, match="expected at least one record"):
+        pipeline.demonstration_rows([], LAYOUT)
