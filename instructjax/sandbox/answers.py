@@ -188,9 +188,7 @@ def _told(task: Task, rng: np.random.Generator, manner: Manner) -> list[world.Cl
     return [world.Claim(animal, kind, value) for kind, value in made.items() if kind in needed]
 
 
-def _join(
-    claims: list[world.Claim], count: int, rng: np.random.Generator, manner: Manner, task: Task
-) -> list[str]:
+def _join(claims: list[world.Claim], count: int, rng: np.random.Generator, manner: Manner, task: Task) -> list[str]:
     """Puts claims into so many sentences, as far as they go, two at most in one."""
     is_story = task.kind == "story"
     mood = ""

@@ -20,7 +20,7 @@ from instructjax.sandbox.parts import GLAD, SUMS
 from instructjax.sandbox.tasks import parse, write_prompt
 
 DOCUMENTS = {"prose": 0.37, "instructions": 0.37, "transcript": 0.15, "chatter": 0.11}
-MIN_WORDS, MAX_WORDS = 20, 110
+MIN_WORDS, MAX_WORDS = 20, 120
 SEPARATOR = "\n"
 
 _PORTRAIT = (
@@ -113,7 +113,7 @@ def _instructions(rng: np.random.Generator) -> str:
 def _transcript(rng: np.random.Generator) -> str:
     """Prompts with the answers of one writer, of any skill; most write worse than labelers do."""
     care, flaw_rate = 0.1 + 0.4 * rng.random(), 0.5 + 0.3 * rng.random()
-    wanted, lines = int(rng.integers(MIN_WORDS + 10, 75)), []
+    wanted, lines = int(rng.integers(MIN_WORDS + 10, 70)), []
     while sum(len(line.split()) + 1 for line in lines) < wanted:
         prompt = write_prompt(rng)
         lines += [prompt, write_answer(prompt, rng, draw_manner(rng, care, flaw_rate))]
@@ -159,9 +159,10 @@ def draw_users(rng: np.random.Generator, count: int, validation: float = 0.1, te
       validation: share of users in the validation split.
       test: share of users in the test split.
     """
-    draws = rng.permutation(count) / count
-    splits = ["validation" if u < validation else "test" if u < validation + test else "train" for u in draws]
-    return {f"user-{i:04d}": split for i, split in enumerate(splits)}
+    sizes = {"validation": round(validation * count), "test": round(test * count)}
+    splits = [split for split, size in sizes.items() for _ in range(size)]
+    splits += ["train"] * (count - len(splits))
+    return {f"user-{i:04d}": splits[j] for i, j in enumerate(rng.permutation(count))}
 
 
 def write_prompts(rng: np.random.Generator, count: int, users: Mapping[str, str]) -> list[Prompt]:
@@ -200,9 +201,7 @@ def write_demonstrations(
         labeler = _one_of(labelers, rng)
         response = write_answer(prompt.prompt, rng, draw_manner(rng, labeler.care, labeler.flaw_rate))
         fields = {"user": prompt.user, "split": prompt.split, "use_case": prompt.use_case}
-        demonstrations.append(
-            Demonstration(prompt=prompt.prompt, response=response, labeler=labeler.name, **fields)
-        )
+        demonstrations.append(Demonstration(prompt=prompt.prompt, response=response, labeler=labeler.name, **fields))
     return demonstrations
 
 
@@ -255,5 +254,5 @@ def few_shot_prefix() -> str:
     70 words and line breaks, so that prefix, prompt and answer fit into 128 tokens.
     """
     rng = np.random.default_rng(0)
-    prompts = ("tell me about the owl . do not name its food .", "what does the seal eat ?")
+    prompts = ("write a happy story about the owl . use the word moon .", "what does the seal eat ?")
     return "".join(f"{prompt}{SEPARATOR}{write_answer(prompt, rng, BEST)}{SEPARATOR}" for prompt in prompts)

@@ -179,9 +179,7 @@ def _levels(perceived: np.ndarray, tie_threshold: float) -> np.ndarray:
     return levels
 
 
-def _flag(
-    prompt: str, responses: Sequence[str], labeler: Labeler, rng: np.random.Generator
-) -> list[dict[str, bool]]:
+def _flag(prompt: str, responses: Sequence[str], labeler: Labeler, rng: np.random.Generator) -> list[dict[str, bool]]:
     wrong = rng.random((len(responses), len(TABLE3_FLAGS))) < labeler.flag_error
     fields = [table3_fields(prompt, response) for response in responses]
     return [

@@ -184,7 +184,8 @@ def _paint(task: Task) -> list[Part]:
     part = {}
     for colour in world.COLOURS:
         truth = float(colour == thing["colour"])
-        part |= {colour: (truth, 0.3), f"it is {colour}": (truth, 0.8), f"the {thing['thing']} is {colour}": (truth, 1.0)}
+        part |= {colour: (truth, 0.3), f"it is {colour}": (truth, 0.8)}
+        part[f"the {thing['thing']} is {colour}"] = (truth, 1.0)
     return [part]
 
 

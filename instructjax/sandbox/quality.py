@@ -122,6 +122,7 @@ def assess(prompt: str, response: str) -> Assessment:
     judgement = judge(task, reading.sentences)
     gate = judgement.task * judgement.grammar**1.5 * judgement.variety * judgement.sparing
     gate *= 0.4 if reading.runs_on else 1.0
+    gate *= min(1.0, MAX_RESPONSE_WORDS / max(1, len(response.split()))) ** 2
     if reading.ending in fitting_endings(task.use_case):
         ending = 1.0
     else:

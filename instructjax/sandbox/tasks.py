@@ -51,9 +51,7 @@ SLOTS = {  # a slot may carry a digit: {animal2} is another animal than {animal}
     "fate2": ("found", "lost"),
     "category": ("animals", "foods", "places", "colours", "things", "names"),
 }
-SLOT_OF_VALUE = dict(
-    zip(world.ATTRIBUTES, ("place", "food", "colour", "skill", "animal2", "size"), strict=True)
-)
+SLOT_OF_VALUE = dict(zip(world.ATTRIBUTES, ("place", "food", "colour", "skill", "animal2", "size"), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +160,8 @@ def _templates() -> Iterator[Template]:
     for who in ("{name}", "the {animal}"):
         yield Template("brainstorming", "list", f"give {{count}} gifts for {who} .", weight=2)
         yield Template("brainstorming", "list", f"give {{count}} gifts for {who} . do not name {{thing}} .", weight=3)
-        yield Template("brainstorming", "list", f"what can {who} do in the {{place}} ? give {{count}} ideas .", weight=3)
+        ideas = f"what can {who} do in the {{place}} ? give {{count}} ideas ."
+        yield Template("brainstorming", "list", ideas, weight=3)
 
     yield Template("chat", "feel", "hi , i am {name} . i am {mood} today .")
     yield Template("chat", "feel", "hello , my name is {name} and i am {mood} .")
@@ -172,18 +171,14 @@ def _templates() -> Iterator[Template]:
 
     for now, slot in (("eats", "{food}"), ("sees the", "{sight}"), ("meets the", "{animal2}")):
         yield Template("rewrite", "past", f"put in the past : the {{animal}} {now} {slot} .")
-    yield Template(
-        "rewrite", "swap", "change the {animal} to the {animal2} : the {animal} saw the {sight} .", weight=2
-    )
+    yield Template("rewrite", "swap", "change the {animal} to the {animal2} : the {animal} saw the {sight} .", weight=2)
     yield Template("rewrite", "mood", "make it {mood} : the {mood2} {animal} saw the {sight} .", weight=2)
     yield Template("rewrite", "kind", "make it kind : the {rude} {animal} saw the {sight} .")
 
     saw, ate, met, went = "saw the {sight}", "ate {food}", "met the {animal2}", "went to the {place}"
     for first, second, third in ((went, saw, ate), (went, ate, met), (met, saw, went), (saw, met, ate)):
         for ask in ("sum up :", "say it in one sentence :"):
-            yield Template(
-                "summarization", "summary", f"{ask} the {{animal}} {first} . it {second} . it {third} ."
-            )
+            yield Template("summarization", "summary", f"{ask} the {{animal}} {first} . it {second} . it {third} .")
 
     yield Template("classification", "happy_or_sad", "happy or sad : {name} {fate} the {thing} .", weight=4)
     for slot in ("animal", "food", "place"):
