@@ -100,11 +100,11 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     manifest = _finished(directory, name)
     if manifest["kind"] != kind.__name__:
         raise DataError(f"{directory}/{name}: expected {kind.__name__} records, found {manifest['kind']} records")
-    builder = tfds.builder_from_directory(_home(directory, name))
-    if split not in builder.info.splits:
-        found = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
+    sizes = splits(directory, name)
+    if split not in sizes:
+        found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
-    return Records(builder.as_data_source(split), kind)
+    return Records(tfds.builder_from_directory(_home(directory, name)).as_data_source(split), kind)
 
 
 def splits(directory: epath.PathLike, name: str) -> dict[str, int]:

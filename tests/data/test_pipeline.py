@@ -53,6 +53,10 @@ def stream(name, *, batch_size=4, seed=0, **processes):
         return pipeline.mixed_batches(
             DEMONSTRATIONS, TEXTS, LAYOUT, text_share=0.25, batch_size=batch_size, seed=seed, **processes
         )
+    if name == "zipped":
+        return pipeline.zip_batches(
+            *(stream(part, batch_size=batch_size, seed=seed, **processes) for part in ("prompts", "text"))
+        )
     return pipeline.shuffled_batches(ROWS[name], batch_size=batch_size, seed=seed, **processes)
 
 
@@ -104,7 +108,7 @@ def test_the_seed_decides_the_order(name):
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", [*STREAMS, "zipped"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 17])
 def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
     uninterrupted = take(stream(name), stop + 9)
@@ -140,6 +144,19 @@ def test_an_epoch_has_every_row_once_in_another_order_each_time(name):
     orders = [texts_of(batch) for batch in take(stream(name, batch_size=size), 4)]
     assert all(sorted(order) == sorted(orders[0]) and len(set(order)) == size for order in orders)
     assert len(set(map(tuple, orders))) == 4
+
+
+def test_zipped_streams_are_the_streams():
+    prompts, text = zip(*take(stream("zipped"), 7), strict=True)
+    assert same(list(prompts), take(stream("prompts"), 7))
+    assert same(list(text), take(stream("text"), 7))
+
+
+def test_a_single_row_is_enough():
+    rows = pipeline.prompt_rows(PROMPTS[:1], LAYOUT)
+    assert [batch.ids.tolist() for batch in take(pipeline.shuffled_batches(rows, batch_size=3, seed=0), 2)] == [
+        [0] * 3
+    ] * 2
 
 
 def test_ids_lead_back_to_the_records():
