@@ -306,7 +306,7 @@ def ratio_deviation(log_probs: Array, old_log_probs: Array, mask: Array) -> Arra
     devices by the maximum, not by sums. Arguments as in `policy_loss`.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
-    return jnp.max(jnp.abs(jnp.expm1(_log_ratio(log_probs, old_log_probs, mask))), initial=0)
+    return jnp.max(jnp.abs(jnp.expm1(_log_ratio(log_probs, old_log_probs, mask))))
 
 
 def value_loss(

@@ -266,9 +266,9 @@ def test_a_larger_margin_costs_less_and_never_overflows():
 
 
 def test_the_score_is_on_the_last_token():
-    mask = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
-    rewards = losses.kl_rewards(np.array([3, 2, 1]), np.zeros((3, 3)), np.zeros((3, 3)), mask, 0.1)
-    close(rewards, [[0, 0, 3], [2, 0, 0], [0, 0, 0]], 0)
+    mask = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]])
+    rewards = losses.kl_rewards(np.array([3, 2, 1, 4, 5]), np.zeros((5, 3)), np.zeros((5, 3)), mask, 0.1)
+    close(rewards, [[0, 0, 3], [2, 0, 0], [0, 0, 0], [0, 4, 0], [0, 0, 5]], 0)
 
 
 def test_integer_scores_truncate_nothing():
