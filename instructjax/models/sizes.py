@@ -1,0 +1,102 @@
+"""The eight models of GPT-3's Table 2.1 (Brown et al. 2020) and their parameter counts.
+
+InstructGPT uses three of them: XL ("1.3B"), 6.7B (which it calls "6B") and 175B.
+
+Two rows of the printed table contradict themselves, since every model has d_model =
+num_heads d_head. They are resolved to agree with the parameter count of the row:
+
+- XL: 24 heads of 128 would make 3072, not 2048. Here it has 16 heads of 128.
+- 13B: a width of 5140 is not 40 heads of 128. Here it is 5120.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+from instructjax.errors import ConfigError
+from instructjax.models.transformer import TransformerConfig
+
+VOCAB_SIZE = 50_257  # GPT-2's byte pair encoding, which GPT-3 keeps
+MAX_LENGTH = 2048  # section 2.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One row of Table 2.1.
+
+    Attributes:
+      parameters: the nominal number of parameters.
+      num_layers: L.
+      d_model: width of the residual stream.
+      num_heads: H.
+      d_head: D.
+      batch_tokens: tokens in a batch of pretraining.
+      learning_rate: the peak of pretraining's schedule.
+    """
+
+    parameters: float
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_head: int
+    batch_tokens: float
+    learning_rate: float
+
+
+SIZES = types.MappingProxyType(
+    {
+        "small": Size(125e6, 12, 768, 12, 64, 0.5e6, 6.0e-4),
+        "medium": Size(350e6, 24, 1024, 16, 64, 0.5e6, 3.0e-4),
+        "large": Size(760e6, 24, 1536, 16, 96, 0.5e6, 2.5e-4),
+        "xl": Size(1.3e9, 24, 2048, 16, 128, 1e6, 2.0e-4),
+        "2.7b": Size(2.7e9, 32, 2560, 32, 80, 1e6, 1.6e-4),
+        "6.7b": Size(6.7e9, 32, 4096, 32, 128, 2e6, 1.2e-4),
+        "13b": Size(13.0e9, 40, 5120, 40, 128, 2e6, 1.0e-4),
+        "175b": Size(175.0e9, 96, 12288, 96, 128, 3.2e6, 0.6e-4),
+    }
+)
+
+
+def gpt3_config(size: str, **changes: object) -> TransformerConfig:
+    """The model of one row of Table 2.1, with d_ff = 4 d_model.
+
+    Args:
+      size: a key of `SIZES`.
+      **changes: fields of `TransformerConfig` to set otherwise, such as `dtype`. The
+        defaults are VOCAB_SIZE, MAX_LENGTH and dense attention in every layer, because
+        the paper does not give the width of its local bands.
+
+    Raises:
+      ConfigError: there is no such size, or no such field.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size: expected one of {', '.join(SIZES)}, found {size!r}")
+    names = {field.name for field in dataclasses.fields(TransformerConfig)}
+    if unknown := sorted(changes.keys() - names):
+        raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(names))}, found {unknown[0]!r}")
+    row = SIZES[size]
+    config = TransformerConfig(
+        vocab_size=VOCAB_SIZE,
+        num_layers=row.num_layers,
+        d_model=row.d_model,
+        num_heads=row.num_heads,
+        d_head=row.d_head,
+        d_ff=4 * row.d_model,
+        max_length=MAX_LENGTH,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """The number of parameters of a `LanguageModel`: embeddings, blocks, norms.
+
+    A `ScalarModel` has d_model + 1 more.
+    """
+    width, inner = config.d_model, config.num_heads * config.d_head
+    norm = 2 * width
+    attention = 3 * (width * inner + inner) + inner * width + width
+    feed_forward = width * config.d_ff + config.d_ff + config.d_ff * width + width
+    block = 2 * norm + attention + feed_forward
+    embeddings = (config.vocab_size + config.max_length) * width
+    return embeddings + config.num_layers * block + norm

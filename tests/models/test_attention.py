@@ -1,0 +1,74 @@
+"""Masks against loops; attention against NumPy in float64; when the fused kernel is chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax.models.attention import attention, attention_mask, band_mask
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=7), st.integers(1, 4))
+def test_masks_are_their_definitions(segments, window):
+    length = len(segments)
+    index, row = jnp.arange(length), jnp.array([segments])
+    seen = attention_mask(index, index, row, row)[0]
+    near = band_mask(index[None], index[None], window)[0]
+    for i in range(length):
+        for j in range(length):
+            assert bool(seen[i, j]) == (j <= i and segments[i] == segments[j] and segments[j] > 0)
+            assert bool(near[i, j]) == (i - j < window)
+
+
+def test_attention_is_the_weighted_mean_of_visible_values():
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(2, length, 3, 8)) for length in (4, 6, 6))
+    mask = rng.random((2, 4, 6)) < 0.6
+    mask[:, :, 0] = True
+    scores = np.einsum("bthd,bshd->bths", query, key) / np.sqrt(8)
+    weights = np.where(mask[:, :, None], np.exp(scores), 0.0)
+    expected = np.einsum("bths,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
+    found = attention(*(jnp.asarray(a, jnp.float32) for a in (query, key, value)), jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
+    array = jnp.ones((1, 2, 1, 4), dtype)
+    mask = jnp.array([[[True, False], [False, False]]])
+    found, pull = jax.vjp(lambda q, k, v: attention(q, k, v, mask), array, array, array)
+    assert found.dtype == dtype
+    assert all(bool(jnp.isfinite(a).all()) for a in (found, *pull(found)))
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "length", "width", "fused"),
+    [
+        ("gpu", "bfloat16", 4, 64, True),
+        ("gpu", "float32", 4, 64, False),
+        ("gpu", "bfloat16", 3, 64, False),
+        ("gpu", "bfloat16", 4, 60, False),
+        ("gpu", "bfloat16", 4, 256, False),
+        ("cpu", "bfloat16", 4, 64, False),
+    ],
+)
+def test_the_fused_kernel_is_chosen_where_it_fits(monkeypatch, backend, dtype, length, width, fused):
+    calls = []
+    plain = jax.nn.dot_product_attention
+
+    def record(query, key, value, *, mask, implementation):
+        calls.append(implementation)
+        return plain(query, key, value, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    array = jax.random.normal(jax.random.key(0), (2, length, 3, width), dtype)
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
+    found = attention(array, array, array, mask)
+    assert calls == (["cudnn"] if fused else [])
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    expected = attention(*[array.astype(jnp.float32)] * 3, mask)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=5e-2)

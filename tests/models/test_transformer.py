@@ -1,0 +1,359 @@
+"""The decoder: what a token can see, the cache, precision, and parity with NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models.transformer import (
+    Block,
+    LanguageModel,
+    ScalarModel,
+    TransformerConfig,
+    graft_trunk,
+    init_cache,
+)
+
+CONFIG = TransformerConfig(
+    vocab_size=19, num_layers=3, d_model=12, num_heads=2, d_head=8, d_ff=20, max_length=16, local_window=None
+)
+BANDED = dataclasses.replace(CONFIG, num_layers=4, local_window=3)
+
+
+def positions_of(segments):
+    segments = np.asarray(segments)
+    positions = np.zeros_like(segments)
+    for row, out in zip(segments, positions, strict=True):
+        for name in set(row) - {0}:
+            out[row == name] = np.arange((row == name).sum())
+    return jnp.asarray(positions)
+
+
+def batch(segments, seed=0):
+    segments = jnp.asarray(segments, jnp.int32)
+    tokens = jax.random.randint(jax.random.key(seed), segments.shape, 0, CONFIG.vocab_size)
+    return tokens, segments, positions_of(segments)
+
+
+def parameters(model, seed=0):
+    """Large random parameters, biases and norms too: nothing is hidden by a zero or a one."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(seed), row, row, row)["params"]
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def logits_of(config, params, tokens, segments, positions):
+    return jax.jit(lambda *a: LanguageModel(config).apply({"params": params}, *a)[0])(tokens, segments, positions)
+
+
+def influence(config, segments):
+    """[T, T] bool: whether logits at the first index have a gradient in the token at the second."""
+    tokens, segments, positions = batch(segments)
+    params = parameters(LanguageModel(config))
+    embedding = params["trunk"]["token_embedding"]
+    length = tokens.shape[1]
+    # Each place of the row gets an embedding of its own, so that the gradient tells places apart.
+    table = embedding[tokens[0]]
+    trunk = {**params["trunk"], "token_embedding": table}
+    config = dataclasses.replace(config, vocab_size=length)
+
+    def hidden(table):
+        variables = {"params": {"trunk": {**trunk, "token_embedding": table}}}
+        places = jnp.arange(length)[None]
+        return LanguageModel(config).apply(variables, places, segments, positions, method="hidden")[0][0]
+
+    return np.asarray(jnp.abs(jax.jacobian(hidden)(table)).sum((1, 3)) > 0)
+
+
+@pytest.mark.parametrize("segments", [[1] * 8, [1, 1, 1, 2, 2, 3, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1]])
+def test_gradient_reaches_earlier_tokens_of_the_segment_and_no_others(segments):
+    found = influence(CONFIG, [segments])
+    for i, mine in enumerate(segments):
+        if mine:
+            expected = [j <= i and other == mine for j, other in enumerate(segments)]
+            np.testing.assert_array_equal(found[i], expected)
+
+
+def test_a_banded_layer_sees_the_window_and_a_dense_layer_all():
+    length, window = 10, 3
+    distance = np.arange(length)[:, None] - np.arange(length)[None]
+    # Layer 0 is dense, so one block is run alone, once as an even and once as an odd layer.
+    config = dataclasses.replace(BANDED, num_layers=1)
+    params = parameters(LanguageModel(config))["trunk"]["blocks"]
+    block = {"params": jax.tree.map(lambda leaf: leaf[0], params)}
+    dense = jnp.asarray(distance >= 0)[None]
+    banded = jnp.asarray((distance >= 0) & (distance < window))[None]
+    x = jax.random.normal(jax.random.key(3), (1, length, config.d_model))
+
+    def run(x, layer):
+        (y, _, _), _ = Block(config).apply(block, (x, None, None), layer, 0, dense, banded, True)
+        return y[0]
+
+    for layer, mask in ((0, dense), (1, banded), (2, dense), (3, banded)):
+        reach = jnp.abs(jax.jacobian(run)(x, layer)).sum((1, 2, 4)) > 0
+        np.testing.assert_array_equal(reach, mask[0])
+
+
+def test_a_wide_window_changes_nothing_and_a_narrow_one_does():
+    rows = batch([[1] * 8])
+    params = parameters(LanguageModel(BANDED))
+    dense, wide, narrow = (
+        logits_of(dataclasses.replace(BANDED, local_window=window), params, *rows) for window in (None, 8, 3)
+    )
+    np.testing.assert_array_equal(wide, dense)
+    np.testing.assert_allclose(narrow[:, :3], dense[:, :3], atol=1e-5)
+    assert float(jnp.abs(narrow[:, 3:] - dense[:, 3:]).min(-1).max()) > 1e-3
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("pad", [(3, 0), (0, 4), (2, 2)])
+def test_padding_changes_no_output(config, pad):
+    tokens, segments, positions = batch([[1] * 6, [1] * 6])
+    params = parameters(LanguageModel(config))
+    alone = logits_of(config, params, tokens, segments, positions)
+    widths = ((0, 0), pad)
+    padded = logits_of(
+        config,
+        params,
+        jnp.pad(tokens, widths, constant_values=7),
+        jnp.pad(segments, widths),
+        jnp.pad(positions, widths, constant_values=5),
+    )
+    assert bool(jnp.isfinite(padded).all())
+    np.testing.assert_allclose(padded[:, pad[0] : pad[0] + 6], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+def test_packed_rows_equal_separate_rows(config):
+    tokens, segments, positions = batch([[1] * 5 + [2] * 4 + [3] * 2])
+    params = parameters(LanguageModel(config))
+    packed = logits_of(config, params, tokens, segments, positions)
+    scalar = ScalarModel(config)
+    scalar_params = {"params": parameters(scalar)}
+    packed_values = scalar.apply(scalar_params, tokens, segments, positions)
+    for start, stop in ((0, 5), (5, 9), (9, 11)):
+        rows = [a[:, start:stop] for a in (tokens, segments, positions)]
+        np.testing.assert_allclose(packed[:, start:stop], logits_of(config, params, *rows), atol=1e-5)
+        values = scalar.apply(scalar_params, *rows)
+        np.testing.assert_allclose(packed_values[:, start:stop], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("slots", [10, 13])
+def test_prefill_and_decode_equal_the_full_forward_pass(config, slots):
+    segments = np.ones((3, 10), np.int32)
+    segments[1, :2], segments[2, :4] = 0, 0
+    tokens, segments, positions = batch(segments)
+    model, params = LanguageModel(config), parameters(LanguageModel(config))
+    full = logits_of(config, params, tokens, segments, positions)
+    step = jax.jit(lambda *a: model.apply({"params": params}, *a))
+    cache, found = init_cache(config, 3, slots), []
+    for start, stop in ((0, 5), (5, 7), (7, 8), (8, 9), (9, 10)):  # prompts, two at once, one by one
+        piece, cache = step(*(a[:, start:stop] for a in (tokens, segments, positions)), cache)
+        found.append(piece)
+        assert int(cache.length) == stop
+    real = np.asarray(segments, bool)
+    np.testing.assert_allclose(jnp.concatenate(found, 1)[real], full[real], atol=1e-5)
+    np.testing.assert_array_equal(cache.segments[:, :10], segments)
+
+
+def test_logits_at_selected_positions_are_those_of_the_whole():
+    rows = batch([[1] * 7, [0, 0] + [1] * 5])
+    model, variables = LanguageModel(CONFIG), {"params": parameters(LanguageModel(CONFIG))}
+    logits, _ = model.apply(variables, *rows)
+    hidden, _ = model.apply(variables, *rows, method="hidden")
+    last = model.apply(variables, hidden[:, -3:], method="unembed")
+    np.testing.assert_allclose(last, logits[:, -3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+def test_scan_equals_unrolled_equals_a_loop_over_blocks(config):
+    tokens, segments, positions = batch([[1] * 8])
+    model, params = LanguageModel(config), parameters(LanguageModel(config))
+    scanned, _ = model.apply({"params": params}, tokens, segments, positions, method="hidden")
+    unrolled = LanguageModel(dataclasses.replace(config, unroll=config.num_layers))
+    np.testing.assert_allclose(
+        unrolled.apply({"params": params}, tokens, segments, positions, method="hidden")[0], scanned, atol=1e-5
+    )
+    trunk = params["trunk"]
+    x = trunk["token_embedding"][tokens] + trunk["position_embedding"][positions]
+    dense = jnp.tril(jnp.ones((1, 8, 8), bool))
+    banded = None if config.local_window is None else jnp.triu(dense, -config.local_window + 1)
+    for layer in range(config.num_layers):
+        block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], trunk["blocks"])}
+        (x, _, _), _ = Block(config).apply(block, (x, None, None), layer, 0, dense, banded, True)
+    mean, std = x.mean(-1, keepdims=True), jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    expected = (x - mean) / std * trunk["final_norm"]["scale"] + trunk["final_norm"]["bias"]
+    np.testing.assert_allclose(scanned, expected, atol=1e-5)
+
+
+def gradients(config, params, seed=5):
+    rows = batch([[1] * 6 + [0] * 2, [0] * 3 + [2] * 5])
+
+    def loss(params):
+        logits, _ = LanguageModel(config).apply(
+            {"params": params}, *rows, deterministic=False, rngs={"dropout": jax.random.key(seed)}
+        )
+        return jnp.mean(jax.nn.log_softmax(logits)[..., 0] * (rows[1] > 0))
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+@pytest.mark.parametrize("change", [{"remat": True}, {"unroll": 4}, {"remat": True, "unroll": 2}])
+def test_rematerialising_and_unrolling_change_no_gradient(change):
+    config = dataclasses.replace(BANDED, dropout=0.3)
+    params = parameters(LanguageModel(config))
+    expected, found = gradients(config, params), gradients(dataclasses.replace(config, **change), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(expected["trunk"]["blocks"]["attention"]))
+
+
+def test_dropout_is_off_or_a_function_of_its_key():
+    config = dataclasses.replace(CONFIG, dropout=0.3)
+    rows, params = batch([[1] * 6]), {"params": parameters(LanguageModel(CONFIG))}
+
+    def noisy(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return LanguageModel(config).apply(params, *rows, deterministic=False, rngs=rngs)[0]
+
+    plain, _ = LanguageModel(CONFIG).apply(params, *rows)
+    np.testing.assert_array_equal(LanguageModel(config).apply(params, *rows)[0], plain)
+    np.testing.assert_array_equal(noisy(0), noisy(0))
+    assert float(jnp.abs(noisy(0) - noisy(1)).max()) > 1e-2
+    assert float(jnp.abs(noisy(0) - plain).max()) > 1e-2
+
+
+def test_bfloat16_computes_near_float32_and_keeps_its_parameters():
+    half = dataclasses.replace(BANDED, dtype="bfloat16")
+    rows, model = batch([[1] * 8]), LanguageModel(half)
+    params = jax.jit(model.init)(jax.random.key(0), *rows)["params"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    logits, cache = model.apply({"params": params}, *rows, init_cache(half, 1, 8))
+    assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
+    hidden, _ = model.apply({"params": params}, *rows, method="hidden")
+    assert hidden.dtype == jnp.bfloat16
+    exact = logits_of(BANDED, params, *rows)
+    assert 0 < float(jnp.abs(logits - exact).max()) < 0.02
+    scalar = ScalarModel(half)
+    values = scalar.apply({"params": parameters(scalar)}, *rows)
+    assert values.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients(half, params))} == {"float32"}
+
+
+def test_the_embedding_is_tied():
+    rows, params = batch([[1] * 4]), parameters(LanguageModel(CONFIG))
+    assert set(params) == {"trunk"}
+    unused = next(token for token in range(CONFIG.vocab_size) if token not in np.asarray(rows[0]))
+    embedding = params["trunk"]["token_embedding"]
+    changed = {"trunk": {**params["trunk"], "token_embedding": embedding.at[unused].multiply(2.0)}}
+    before, after = logits_of(CONFIG, params, *rows), logits_of(CONFIG, changed, *rows)
+    np.testing.assert_allclose(after[..., unused], 2 * before[..., unused], rtol=1e-4)
+    np.testing.assert_array_equal(np.delete(after, unused, -1), np.delete(before, unused, -1))
+
+
+def test_initial_scales():
+    config = dataclasses.replace(CONFIG, d_model=256, num_heads=4, d_head=64, d_ff=512, vocab_size=500, max_length=200)
+    rows = batch([[1, 1]])
+    trunk = LanguageModel(config).init(jax.random.key(0), *rows)["params"]["trunk"]
+    residual = 0.02 / np.sqrt(2 * config.num_layers)
+    blocks = trunk["blocks"]
+    for leaf, std in (
+        (trunk["token_embedding"], 0.02),
+        (trunk["position_embedding"], 0.02),
+        (blocks["attention"]["query"]["kernel"], 0.02),
+        (blocks["attention"]["out"]["kernel"], residual),
+        (blocks["feed_forward"]["in"]["kernel"], 0.02),
+        (blocks["feed_forward"]["out"]["kernel"], residual),
+    ):
+        assert float(jnp.std(leaf)) == pytest.approx(std, rel=0.03)
+    layers = blocks["attention"]["query"]["kernel"]
+    assert float(jnp.abs(layers[0] - layers[1]).max()) > 0.01  # each layer draws its own
+    heads = [ScalarModel(config).init(jax.random.key(seed), *rows)["params"]["head"] for seed in range(8)]
+    kernels = jnp.stack([head["kernel"] for head in heads])
+    assert float(jnp.std(kernels)) == pytest.approx(257**-0.5, rel=0.05)
+    assert all(float(head["bias"]) == 0 for head in heads)
+
+
+def test_the_bias_of_the_scalar_model_shifts_every_value():
+    rows, model = batch([[1] * 5]), ScalarModel(CONFIG)
+    params = parameters(model)
+    shifted = {**params, "head": {**params["head"], "bias": params["head"]["bias"] + 2.5}}
+    before, after = (model.apply({"params": p}, *rows) for p in (params, shifted))
+    assert before.shape == (1, 5)
+    np.testing.assert_allclose(after, before + 2.5, rtol=1e-5)
+
+
+def test_the_model_equals_numpy_in_float64():
+    rows = batch([[1] * 5 + [2] * 3])
+    params = parameters(LanguageModel(BANDED))
+    trunk = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["trunk"])
+    tokens, segments, positions = (np.asarray(a)[0] for a in rows)
+
+    def norm(x, p):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    def dense(x, p):
+        return x @ p["kernel"] + p["bias"]
+
+    x = trunk["token_embedding"][tokens] + trunk["position_embedding"][positions]
+    for layer in range(BANDED.num_layers):
+        p = jax.tree.map(lambda leaf, layer=layer: leaf[layer], trunk["blocks"])
+        normed = norm(x, p["attention_norm"])
+        query, key, value = (dense(normed, p["attention"][name]).reshape(8, 2, 8) for name in ("query", "key", "value"))
+        mixed = np.zeros((8, 2, 8))
+        for i in range(8):
+            first = max(0, i - 2) if layer % 2 else 0
+            seen = [j for j in range(first, i + 1) if segments[j] == segments[i]]
+            for head in range(2):
+                weights = np.exp(key[seen, head] @ query[i, head] / np.sqrt(8))
+                mixed[i, head] = weights / weights.sum() @ value[seen, head]
+        x = x + dense(mixed.reshape(8, 16), p["attention"]["out"])
+        inner = dense(norm(x, p["feed_forward_norm"]), p["feed_forward"]["in"])
+        inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+        x = x + dense(inner, p["feed_forward"]["out"])
+    expected = norm(x, trunk["final_norm"]) @ trunk["token_embedding"].T
+    np.testing.assert_allclose(logits_of(BANDED, params, *rows)[0], expected, atol=2e-5)
+
+
+def test_graft_replaces_the_trunk_by_a_copy_and_keeps_the_head():
+    language, scalar = parameters(LanguageModel(CONFIG), 1), parameters(ScalarModel(CONFIG), 2)
+    grafted = graft_trunk(scalar, language)
+    jax.tree.map(np.testing.assert_array_equal, grafted, {"trunk": language["trunk"], "head": scalar["head"]})
+    jax.tree.map(lambda leaf: leaf.delete(), language)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grafted))
+
+
+def test_graft_names_both_sides_of_what_differs():
+    scalar = parameters(ScalarModel(CONFIG))
+    wide = parameters(LanguageModel(dataclasses.replace(CONFIG, vocab_size=23)))
+    with pytest.raises(
+        CheckpointError, match=r"expected token_embedding float32\[19, 12\]; found token_embedding float32\[23, 12\]$"
+    ):
+        graft_trunk(scalar, wide)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), scalar)
+    with pytest.raises(CheckpointError, match=r"final_norm/bias float32\[12\].*; found .*final_norm/bias bfloat16\[12\]"):
+        graft_trunk(scalar, half)
+    with pytest.raises(CheckpointError, match=r"position_embedding float32.*; found position_embedding absent"):
+        fewer = {name: leaf for name, leaf in scalar["trunk"].items() if name != "position_embedding"}
+        graft_trunk(scalar, {"trunk": fewer})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 0}, "num_layers: expected at least 1, found 0"),
+        ({"dropout": 1.0}, "dropout: expected a rate from 0 to below 1, found 1.0"),
+        ({"local_window": 0}, "local_window: expected None or at least 1, found 0"),
+        ({"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
+    ],
+)
+def test_impossible_configs(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CONFIG, **change)
