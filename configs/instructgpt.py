@@ -14,14 +14,21 @@ The other recipes start from this one and say what they change and why. "Silent"
 value that the paper does not give.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from instructjax.models import sizes
 
+# fmt: off
 VARIANTS = {
-    "1p3b": dict(size="1.3B", sft_lr=9.65e-6, sft_batch=32, init_lr=5e-6, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6),
-    "6b": dict(size="6.7B", sft_lr=9.65e-6, sft_batch=32, init_lr=1.04e-5, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6),
-    "175b": dict(size="175B", sft_lr=5.03e-6, sft_batch=8, init_lr=2.45e-6, init_batch=8, ppo_lr=2.55e-6, value_lr=5e-6),
+    "1p3b": dict(size="xl", sft_lr=9.65e-6, sft_batch=32, init_lr=5e-6, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6),
+    "6b": dict(
+        size="6.7b", sft_lr=9.65e-6, sft_batch=32, init_lr=1.04e-5, init_batch=32, ppo_lr=8.06e-6, value_lr=9e-6
+    ),
+    "175b": dict(
+        size="175b", sft_lr=5.03e-6, sft_batch=8, init_lr=2.45e-6, init_batch=8, ppo_lr=2.55e-6, value_lr=5e-6
+    ),
 }
 
 
@@ -53,8 +60,11 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.tokenizer.vocab_size = 50257  # pieces, if trained; GPT-3's BPE has 50,257
     config.tokenizer.max_documents = 100_000  # texts that the tokenizer is trained on
 
-    config.model = sizes.model_config(row["size"])
-    config.model.local_window = 256  # tokens; odd layers see only this band (GPT-3: banded, width silent); 0 is dense
+    shape = dataclasses.asdict(sizes.gpt3_config(row["size"]))
+    del shape["vocab_size"]  # the tokenizer's
+    del shape["dropout"]  # the stage's
+    config.model = ConfigDict(shape)  # fields of TransformerConfig
+    config.model.local_window = 256  # tokens; odd layers see only this band (GPT-3: banded, width silent); None is dense
     config.model.dtype = "bfloat16"  # of activations; C has fp16
     config.model.remat = True  # recompute each layer's activations in the backward pass
 
@@ -70,7 +80,14 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 20  # steps between lines of metrics.jsonl; at most 30, see training/loop.py
     config.log.save_every = 100  # steps between checkpoints, a multiple of log.every
+    config.log.evaluate_every = 100  # steps between measurements on held-out data, a multiple of log.every
     config.log.keep = 2  # checkpoints kept, beside those that a stage needs later
+
+    config.ppo_log = ConfigDict()  # the same for the PPO stages, in iterations
+    config.ppo_log.every = 1
+    config.ppo_log.save_every = 10
+    config.ppo_log.evaluate_every = 10
+    config.ppo_log.keep = 2
 
     pretrain = config.pretrain = ConfigDict()
     pretrain.steps = 300_000  # updates; GPT-3: 300B tokens
@@ -146,12 +163,15 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     ppo.ema_decay = 0.992  # C.4; silent whether per iteration or per update: per iteration here, as it is evaluated
     ppo.ptx_coefficient = 27.8  # gamma of the ppo_ptx stage (C.4), on means over tokens; the ppo stage has 0
     ppo.ptx_examples_per_episode = 8  # windows of pretraining text; C.4
+    ppo.ptx_microbatches = 8  # parts that a minibatch's windows are computed in
     ppo.ptx_length = 2048  # tokens of such a window; silent, the full context fits the paper's FLOPs
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.prompts = 3196  # test prompts; Table 9
     evaluate.judgements = 1  # comparisons by each group of labelers per prompt and model
     evaluate.temperature = 1.0  # silent; appendix F samples InstructGPT at 1
+    evaluate.few_shot = 2  # examples in the prefix of GPT (prompted); silent
+    evaluate.few_shot_candidates = 4  # prefixes that the reward model chooses among; section 3.5 has two authors' two
     evaluate.batch_size = 256  # prompts sampled at a time
     evaluate.text_windows = 512  # validation windows for the loss on pretraining text
 

@@ -134,6 +134,4 @@ def sample(
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
     cache = init_cache(model.config, batch, width + max_response)
-    return generate(
-        forward, cache, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
-    )
+    return generate(forward, cache, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id)

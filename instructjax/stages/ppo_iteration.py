@@ -29,7 +29,7 @@ from instructjax.rollout.episode import Experience
 from instructjax.training import objectives
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
-from instructjax.training.step import Maximum, Metrics, gather_rows, mean_gradient, over_devices, own_rows
+from instructjax.training.step import Maximum, Metrics, gather_rows, over_devices, own_rows, summed_gradient
 
 Array = jax.Array
 
@@ -107,9 +107,7 @@ def make_iteration(
         log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * mask
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
-        scores = episode.score(
-            scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions
-        )
+        scores = episode.score(scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions)
         ended = episode.ended(episodes, eos_id)
         scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
         rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
@@ -126,6 +124,10 @@ def make_iteration(
             "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),
             "value": (values.sum(), mask.sum()),
             "return": ((returns * mask).sum(), mask.sum()),
+            "explained_variance": (
+                losses.explained_variance(values, returns, mask, axis_name) * one.sum(),
+                one.sum(),
+            ),
         }
         return (
             Experience(
@@ -151,26 +153,26 @@ def make_iteration(
     def value_loss(params: Params, batch: Experience, key: Array):
         del key
         values = episode.response_values(scalar_model, params, batch.episodes)
-        return losses.value_loss(
-            values, batch.values, batch.returns, batch.episodes.response_mask, config.clip_value
-        )
+        return losses.value_loss(values, batch.values, batch.returns, batch.episodes.response_mask, config.clip_value)
 
     ptx_loss = objectives.language_model_loss(policy_model)
 
     def update(state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        gradient, metrics = mean_gradient(policy_loss, state.policy.params, batch, key, axis_name=axis_name)
-        metrics = {f"policy_{name}" if name == "loss" else name: value for name, value in metrics.items()}
-        if text is not None:
-            ptx_gradient, ptx_metrics = mean_gradient(
+        pair, metrics = summed_gradient(policy_loss, state.policy.params, batch, key, axis_name=axis_name)
+        if text is None:
+            gradient = losses.mean(*pair)
+        else:
+            ptx_pair, ptx_metrics = summed_gradient(
                 ptx_loss, state.policy.params, text, key, microbatches=config.ptx_microbatches, axis_name=axis_name
             )
-            gradient = jax.tree.map(lambda a, b: a + config.ptx_coefficient * b, gradient, ptx_gradient)
+            gradient = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient)
             metrics["ptx_loss"] = ptx_metrics["loss"]
-        metrics["policy_gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
+        metrics["gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
         policy = train_state.apply_gradients(state.policy, gradient, policy_optimizer)
-        gradient, value_metrics = mean_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
-        metrics.update({f"value_{name}": value for name, value in value_metrics.items()})
-        value = train_state.apply_gradients(state.value, gradient, value_optimizer)
+        pair, value_metrics = summed_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
+        value = train_state.apply_gradients(state.value, losses.mean(*pair), value_optimizer)
+        metrics = {f"policy_{name}" if name == "loss" else name: metric for name, metric in metrics.items()}
+        metrics.update({f"value_{name}": metric for name, metric in value_metrics.items()})
         return state.replace(policy=policy, value=value), metrics
 
     def iterate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
@@ -30,12 +29,11 @@ def language_model_loss(model: Any) -> Loss:
             batch.segments,
             batch.positions,
             deterministic=model.config.dropout == 0,
-            rngs={"dropout": key},
+            rngs=None if key is None else {"dropout": key},
         )
-        weights = batch.weights[:, 1:]
-        correct = (jnp.argmax(logits[:, :-1], axis=-1) == batch.tokens[:, 1:]) * weights
-        pair = losses.cross_entropy(logits[:, :-1], batch.tokens[:, 1:], weights)
-        return pair, {"token_accuracy": (correct.sum(), weights.sum())}
+        # The token in column t is predicted at column t - 1.
+        aligned = logits[:, :-1], batch.tokens[:, 1:], batch.weights[:, 1:]
+        return losses.cross_entropy(*aligned), {"token_accuracy": losses.token_accuracy(*aligned)}
 
     return loss
 

@@ -39,13 +39,16 @@ def constant_schedule(peak: float, warmup_steps: int, initial_fraction: float = 
     return optax.linear_schedule(initial_fraction * peak, peak, warmup_steps)
 
 
-def adam(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def adam(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
     """Adam with the paper's betas, a global-norm clip, and weight decay on matrices.
 
     Args:
-      config: `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm`; see
-        configs/instructgpt.py for their sources.
+      config: `beta1`, `beta2`, `epsilon` and `clip_norm`; see configs/instructgpt.py
+        for their sources.
       schedule: learning rate by update.
+      weight_decay: decoupled, times the learning rate.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -54,7 +57,7 @@ def adam(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.G
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
-            weight_decay=config.weight_decay,
+            weight_decay=weight_decay,
             mask=decayed,
         ),
     )
@@ -66,6 +69,4 @@ def decayed(params):
     The blocks' parameters are stacked over layers, so a leaf's own rank tells nothing;
     its name does.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from instructjax import losses
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
 
@@ -33,13 +34,13 @@ class Maximum:
     value: Array
 
 
-def mean_gradient(
+def summed_gradient(
     loss: Loss, params: Params, batch: Batch, key: Array, *, microbatches: int = 1, axis_name: str | None = None
-) -> tuple[Params, Metrics]:
-    """The gradient of a loss's mean over the global batch, and its metrics.
+) -> tuple[tuple[Params, Array], Metrics]:
+    """The gradient of a loss's sum over the global batch, and the weight to divide it by.
 
-    Computes grad(sum) / weight, where sum and weight run over all microbatches and,
-    with an axis name, over all devices of that axis.
+    Sum and weight run over all microbatches and, with an axis name, over all devices
+    of that axis; `losses.mean` turns the pair into the gradient of the global mean.
 
     Args:
       loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.
@@ -50,8 +51,8 @@ def mean_gradient(
       axis_name: the mapped axis over which devices hold parts of the batch.
 
     Returns:
-      The gradient, and `metrics` with the entry "loss" added: (sum, weight) pairs
-      over the global batch.
+      (gradient, weight), and `metrics` with the entry "loss" added, both over the
+      global batch.
     """
 
     def total(params, batch, key):
@@ -76,9 +77,7 @@ def mean_gradient(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (gradient, (weight, metrics)), _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
     gradient, weight, metrics = over_devices((gradient, weight, metrics), axis_name)
-    # A batch without anything to learn has weight 0 and gradient 0.
-    scale = 1.0 / jnp.where(weight == 0, 1, weight)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), metrics
+    return (gradient, weight), metrics
 
 
 def train_step(
@@ -92,9 +91,8 @@ def train_step(
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        gradient, metrics = mean_gradient(
-            loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name
-        )
+        pair, metrics = summed_gradient(loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name)
+        gradient = losses.mean(*pair)
         metrics["gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
         return train_state.apply_gradients(state, gradient, optimizer), metrics
 

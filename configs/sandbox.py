@@ -1,0 +1,90 @@
+"""The whole of InstructGPT in a small simulated world, on a laptop, with nothing to download.
+
+Reproduces: the shape of the paper's main results (Figures 1 and 3, section 4.1, and the
+            alignment tax of section 4.2) where the truth is known: prompts, demonstrations
+            and rankings come from simulated people. It is a test of the recipe, not
+            evidence about people.
+Cost:       see the README for measured times; about 1M parameters, two CPU cores.
+Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx takes back most of the
+            loss on pretraining text that ppo gives away.
+Command:    python experiments/reproduce.py
+
+Variants:   smoke: the same in about a minute, too small to show the results; a test.
+
+Values that are not explained here are the paper's; see configs/instructgpt.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import instructgpt
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The default sandbox, or its smoke test."""
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/sandbox.py: expected no variant or 'smoke', found {variant!r}")
+    config = instructgpt.get_config().unlock()
+    del config.files
+
+    sandbox = config.sandbox = ConfigDict()
+    sandbox.documents = 24_000  # of pretraining text
+    sandbox.demonstrations = 3_000
+    sandbox.users = 2_000  # who send prompts, and are split
+    sandbox.reward_prompts = 8_000  # for comparisons
+    sandbox.prompts = 8_000  # for PPO, and of test users for evaluation
+    sandbox.labelers = 40  # who write demonstrations and rank; section 3.4: about 40
+    sandbox.heldout_labelers = 20  # who only judge
+    sandbox.validation_prompts = 250  # ranked by `raters` of each group, to measure accuracy and agreement
+    sandbox.raters = 3
+    sandbox.noise = 0.21  # standard deviation of a judgement, in units of quality; sets the labelers' agreement
+    sandbox.tie = 0.05  # answers closer than this, as a labeler sees them, are tied
+
+    config.data.separator = "\n"
+    config.data.max_prompt = 32
+    config.data.max_response = 32
+    config.data.drop_long = False
+    config.data.validation = 0.08
+    config.data.test = 0.12
+    config.tokenizer.vocab_size = 768  # 256 bytes, the 240 words of the world, and what BPE needs to build them
+
+    config.model.update(num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=128, local_window=None)
+    config.model.dtype = "float32"  # as fast as bfloat16 on CPU
+    config.model.remat = False  # it fits
+
+    config.log.update(every=20, save_every=200, evaluate_every=100)
+    config.pretrain.update(steps=700, batch_size=64, length=96, learning_rate=2e-3, warmup_steps=50)
+    config.sft.update(epochs=16, batch_size=128, learning_rate=1e-3, dropout=0.1)
+    config.comparisons.update(prompts=5_000)
+    config.reward.update(batch_size=32, learning_rate=3e-4)
+    config.ppo_init.update(epochs=4, batch_size=64, learning_rate=1e-3, dropout=0.0)
+    config.ppo.update(
+        iterations=50,
+        batch_size=256,
+        minibatch_size=64,
+        learning_rate=1e-4,
+        value_learning_rate=2e-4,
+        # The paper's 0.02 over-optimises a reward model of this size.
+        kl_coefficient=0.1,
+        missing_eos_penalty=1.0,
+        # So that the average has left its start behind after 50 iterations instead of 500.
+        ema_decay=0.9,
+        ptx_coefficient=1.0,
+        ptx_examples_per_episode=1,
+        ptx_microbatches=1,
+        ptx_length=96,
+    )
+    config.ppo_log.update(every=1, save_every=25, evaluate_every=5)
+    config.evaluate.update(prompts=600, judgements=3, text_windows=256)
+
+    if variant == "smoke":
+        sandbox.update(documents=2_000, demonstrations=400, reward_prompts=600, prompts=800, users=200, validation_prompts=30)
+        config.model.update(num_layers=2, d_model=64, num_heads=2, d_ff=256)
+        config.log.update(every=10, save_every=20, evaluate_every=20)
+        config.pretrain.update(steps=80, batch_size=32, warmup_steps=10)
+        config.sft.update(epochs=8, batch_size=64, candidates=2, selection_prompts=64)
+        config.comparisons.update(prompts=200)
+        config.ppo_init.update(epochs=2)
+        config.ppo.update(iterations=6, batch_size=64, minibatch_size=16, ema_decay=0.5)
+        config.ppo_log.update(save_every=3, evaluate_every=3)
+        config.evaluate.update(prompts=60, batch_size=64, text_windows=32)
+    return config.lock()

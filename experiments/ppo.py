@@ -1,0 +1,25 @@
+"""Trains PPO's initial policy, then PPO and PPO-ptx: WORKDIR/ppo_init, ppo and ppo_ptx.
+
+Needs WORKDIR/pretrain and WORKDIR/reward. --stages names those to run.
+"""
+
+import command_line
+from absl import flags
+
+from instructjax.stages import ppo, ppo_init
+
+STAGES = {"ppo_init": ppo_init.run, "ppo": ppo.run_ppo, "ppo_ptx": ppo.run_ppo_ptx}
+_STAGES = flags.DEFINE_multi_enum(
+    "stages", list(STAGES), list(STAGES), "The stages to run; repeat the flag for several."
+)
+
+
+def main(config, workdir):
+    """The stages asked for, in their order."""
+    for name, stage in STAGES.items():
+        if name in _STAGES.value:
+            stage(config, workdir)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

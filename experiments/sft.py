@@ -1,0 +1,8 @@
+"""Fine-tunes GPT on demonstrations, the SFT baseline: WORKDIR/sft. Needs WORKDIR/pretrain."""
+
+import command_line
+
+from instructjax.stages import sft
+
+if __name__ == "__main__":
+    command_line.run(sft.run)

@@ -1,0 +1,87 @@
+"""GPT with a few-shot prefix, the paper's "GPT (prompted)" (section 3.5, "Baselines")."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from instructjax.data import pipeline
+from instructjax.data.examples import Layout
+from instructjax.errors import ConfigError
+from instructjax.records import Demonstration, Prompt
+from instructjax.rollout import answers, episode
+from instructjax.stages import prepare
+from instructjax.stages.workspace import Trained
+
+STOP = "\n"  # ends each example of a prefix, and so the answer
+
+
+def choose_prefix(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout, policy: Trained, reward: Trained
+) -> str:
+    """Writes several prefixes and takes the one whose answers the reward model likes best.
+
+    Two of the paper's authors wrote theirs by hand; here examples are drawn from the
+    training demonstrations. The choice by reward on validation prompts is the paper's.
+
+    Raises:
+      ConfigError: no two demonstrations are short enough for the context.
+    """
+    rng = np.random.default_rng([config.seed, 5])
+    demonstrations = prepare.load(config, workdir, layout, Demonstration, "train")
+    room = policy.model.config.max_length - layout.length
+    candidates: list[str] = []
+    for _ in range(1000):
+        chosen = [demonstrations[int(i)] for i in rng.integers(len(demonstrations), size=config.evaluate.few_shot)]
+        prefix = "".join(example.prompt + layout.separator + example.response + STOP for example in chosen)
+        if len(layout.tokenizer.encode(prefix)) <= room:
+            candidates.append(prefix)
+        if len(candidates) == config.evaluate.few_shot_candidates:
+            break
+    if not candidates:
+        raise ConfigError(
+            f"model.max_length: expected room for {config.evaluate.few_shot} examples beside prompt and response "
+            f"(evaluate.few_shot), found {room} tokens"
+        )
+    found = prepare.load(config, workdir, layout, Prompt, "validation")
+    prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
+    scores = []
+    for prefix in candidates:
+        texts = answer(config, layout, policy, prefix, prompts, jax.random.key(config.seed))
+        scores.append(score_texts(config, layout, reward, prompts, texts).mean())
+    return candidates[int(np.argmax(scores))]
+
+
+def answer(
+    config: ml_collections.ConfigDict,
+    layout: Layout,
+    policy: Trained,
+    prefix: str,
+    prompts: Sequence[str],
+    key: jax.Array,
+) -> list[str]:
+    """Samples an answer to each prompt behind the prefix, cut at the line break that ends an example."""
+    wide = dataclasses.replace(layout, max_prompt=policy.model.config.max_length - layout.max_response)
+    sampler = answers.make_sampler(
+        policy.model, wide, temperature=config.evaluate.temperature, batch_size=config.evaluate.batch_size
+    )
+    batches = sampler(policy.params, [prefix + prompt for prompt in prompts], key)
+    return [text.partition(STOP)[0] for _, batch in batches for text in batch]
+
+
+def score_texts(
+    config: ml_collections.ConfigDict, layout: Layout, reward: Trained, prompts: Sequence[str], texts: Sequence[str]
+) -> np.ndarray:
+    """The reward model's score of each text as an answer to its plain prompt, float[n]."""
+    # An answer that was cut may be tokenised into more pieces than it was sampled in.
+    wide = dataclasses.replace(layout, max_response=reward.model.config.max_length - layout.max_prompt)
+    pairs = [Demonstration(prompt=prompt, response=text) for prompt, text in zip(prompts, texts, strict=True)]
+    rows = pipeline.demonstration_rows(pairs, wide)
+    score = jax.jit(lambda b: episode.score(reward.model, reward.params, b.tokens, b.segments, b.positions))
+    batches = pipeline.ordered_batches(rows, batch_size=config.evaluate.batch_size)
+    return np.concatenate([np.asarray(score(batch), np.float64) for batch in batches])[: len(pairs)]

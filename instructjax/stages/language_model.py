@@ -1,0 +1,93 @@
+"""Training a language model with cross-entropy: what pretraining, SFT and PPO's initial policy share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from etils import epath
+
+from instructjax.batch import LMBatch
+from instructjax.data.examples import Layout
+from instructjax.models.transformer import LanguageModel, TransformerConfig
+from instructjax.stages import workspace
+from instructjax.training import loop, objectives, optimizer, parallel
+from instructjax.training import state as train_state
+from instructjax.training.step import train_step
+
+
+def train(
+    stage: str,
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    layout: Layout,
+    shape: TransformerConfig,
+    params: Callable[[], Any],
+    batches: Iterable[LMBatch],
+    schedule: optax.Schedule,
+    *,
+    steps: int,
+    validation: dict[str, Sequence[LMBatch]],
+    keep_steps: Sequence[int] = (),
+) -> None:
+    """Trains WORKDIR/STAGE on the config's section of that name.
+
+    Args:
+      stage: "pretrain", "sft" or "ppo_init".
+      config: a whole recipe.
+      workdir: the run's folder.
+      layout: of prompts and responses; its tokenizer is saved with the checkpoints.
+      shape: the model, without dropout; the section's dropout is added.
+      params: gives the weights to start from; called only if the stage has work to do.
+      batches: a grain dataset.
+      schedule: learning rate by update.
+      steps: updates.
+      validation: batches to measure, by what to call them in the metrics.
+      keep_steps: checkpoints to keep beside the last ones.
+    """
+    section = config[stage]
+    parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", section.microbatches)
+    directory = workspace.stage_directory(workdir, stage)
+    workspace.write_config(config, directory)
+    model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
+    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
+    step = train_step(
+        objectives.language_model_loss(model),
+        adam,
+        microbatches=section.microbatches,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    loss = mean_loss(LanguageModel(shape))
+    loop.run(
+        stage,
+        parallel.compile_step(step, config.parallel.mode),
+        train_state.create(params(), adam),
+        batches,
+        workspace.root_key(config, stage),
+        steps=steps,
+        directory=directory,
+        meta=workspace.describe(config, shape, layout.tokenizer),
+        log=config.log,
+        evaluate=lambda state: {f"{name}_loss": loss(state.params, part) for name, part in validation.items()},
+        keep_steps=keep_steps,
+    )
+
+
+def mean_loss(model: LanguageModel) -> Callable[[Any, Sequence[LMBatch]], float]:
+    """`loss(params, batches)`: cross-entropy in nats per weighted token, over all batches.
+
+    Args:
+      model: a LanguageModel without dropout.
+    """
+    objective = objectives.language_model_loss(model)
+    sums = jax.jit(lambda params, batch: objective(params, batch, None)[0])
+
+    def loss(params: Any, batches: Sequence[LMBatch]) -> float:
+        pairs = [sums(params, batch) for batch in batches]
+        return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
+
+    return loss

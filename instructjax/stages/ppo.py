@@ -1,0 +1,156 @@
+"""The stages ppo (gamma = 0) and ppo_ptx, from the initial policy and the reward model (appendix C.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from instructjax.data import pipeline
+from instructjax.data.examples import Layout
+from instructjax.errors import ConfigError
+from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.records import Prompt, Text
+from instructjax.rollout import answers
+from instructjax.sandbox.quality import quality
+from instructjax.stages import language_model, prepare, workspace
+from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
+from instructjax.training import loop, optimizer, parallel
+from instructjax.training import state as train_state
+
+
+@workspace.timed("ppo")
+def run_ppo(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """PPO without pretraining text, into WORKDIR/ppo."""
+    _run("ppo", config, workdir)
+
+
+@workspace.timed("ppo_ptx")
+def run_ppo_ptx(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """PPO with the ptx term, the paper's InstructGPT, into WORKDIR/ppo_ptx."""
+    _run("ppo_ptx", config, workdir)
+
+
+def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    section = config.ppo
+    _check(section)
+    layout = prepare.run(config, workdir)
+    shape = workspace.model_config(config, layout.tokenizer)
+    directory = workspace.stage_directory(workdir, stage)
+    workspace.write_config(config, directory)
+    policy_model, scalar_model = LanguageModel(shape), ScalarModel(shape)
+    start = workspace.checkpoints_of(section.init_from, workdir, "ppo_init")
+    initial = workspace.load_language_model(start, shape, layout.tokenizer).params
+    start = workspace.checkpoints_of(section.reward_from, workdir, "reward")
+    reward = workspace.load_reward_model(start, shape, layout.tokenizer).params
+
+    updates = section.epochs * (section.batch_size // section.minibatch_size)
+    adams = [
+        optimizer.adam(
+            config.optimizer,
+            optimizer.constant_schedule(rate, section.warmup_iterations * updates),
+            section.weight_decay,
+        )
+        for rate in (section.learning_rate, section.value_learning_rate)
+    ]
+    iterate = make_iteration(
+        policy_model,
+        scalar_model,
+        *adams,
+        section,
+        max_response=config.data.max_response,
+        eos_id=layout.tokenizer.eos_id,
+        pad_id=layout.tokenizer.pad_id,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    state = PPOState(
+        step=jnp.zeros((), jnp.int32),
+        policy=train_state.create_averaged(jax.tree.map(jnp.copy, initial), adams[0]),
+        value=train_state.create(jax.tree.map(jnp.copy, reward), adams[1]),
+    )
+    frozen = Frozen(reference=initial, reward=reward)
+    prompts = pipeline.shuffled_batches(
+        pipeline.prompt_rows(prepare.load(config, workdir, layout, Prompt, "train"), layout),
+        batch_size=section.batch_size,
+        seed=config.seed,
+    )
+    if stage == "ppo_ptx":
+        text = pipeline.text_batches(
+            prepare.load(config, workdir, layout, Text, "train"),
+            layout.tokenizer,
+            length=section.ptx_length,
+            batch_size=section.batch_size * section.ptx_examples_per_episode,
+            seed=config.seed + 1,  # another order than pretraining's
+        )
+        batches = pipeline.zip_batches(prompts, text)
+    else:
+        batches = prompts.map(lambda batch: (batch, None))
+    loop.run(
+        stage,
+        parallel.compile_step(iterate, config.parallel.mode),
+        state,
+        batches,
+        workspace.root_key(config, stage),
+        steps=section.iterations,
+        directory=directory,
+        meta=workspace.describe(config, shape, layout.tokenizer),
+        log=config.ppo_log,
+        constants=(frozen,),
+        evaluate=_measure(config, workdir, layout, shape, frozen),
+    )
+
+
+def _measure(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    layout: Layout,
+    shape: TransformerConfig,
+    frozen: Frozen,
+) -> Callable[[PPOState], dict[str, float]]:
+    """Reward, KL, true quality and loss on text of the averaged policy, on validation prompts."""
+    model = LanguageModel(shape)
+    sampler = answers.make_sampler(
+        model,
+        layout,
+        temperature=config.evaluate.temperature,
+        batch_size=config.evaluate.batch_size,
+    )
+    scorer, divergence = answers.make_scorer(ScalarModel(shape)), answers.make_divergence(model)
+    text_loss = language_model.mean_loss(model)
+    records = prepare.load(config, workdir, layout, Prompt, "validation")
+    prompts = [record.prompt for record in records[: config.evaluate.batch_size]]
+    text = prepare.validation_text(config, workdir, layout)
+    key = jax.random.key(config.seed)
+
+    def measure(state: PPOState) -> dict[str, float]:
+        params: Any = state.policy.ema
+        ((episodes, texts),) = sampler(params, prompts, key)
+        size = len(texts)
+        values = {
+            "validation_reward": float(np.mean(scorer(frozen.reward, episodes)[:size])),
+            "validation_kl": float(np.mean(divergence(params, frozen.reference, episodes)[:size])),
+            "text_loss": text_loss(params, text),
+        }
+        if "sandbox" in config:
+            values["true_quality"] = float(np.mean([quality(p, a) for p, a in zip(prompts, texts, strict=True)]))
+        return values
+
+    return measure
+
+
+def _check(section: ml_collections.ConfigDict) -> None:
+    """Refuses batches that do not divide into minibatches, microbatches and devices."""
+    if section.batch_size % section.minibatch_size:
+        raise ConfigError(
+            f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({section.minibatch_size}), "
+            f"found {section.batch_size}"
+        )
+    parallel.check_batch_size(section.minibatch_size, "ppo.minibatch_size")
+    parallel.check_batch_size(
+        section.minibatch_size * section.ptx_examples_per_episode, "ppo.minibatch_size", section.ptx_microbatches
+    )

@@ -1,0 +1,49 @@
+"""PPO's initial policy: a fresh fine-tuning of GPT with pretraining text mixed in (appendix C.3)."""
+
+from __future__ import annotations
+
+import ml_collections
+from etils import epath
+
+from instructjax.data import pipeline
+from instructjax.records import Demonstration, Text
+from instructjax.stages import language_model, prepare, workspace
+from instructjax.training import optimizer
+
+
+@workspace.timed("ppo_init")
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Fine-tunes GPT, not the SFT baseline, for `ppo_init.epochs`, into WORKDIR/ppo_init.
+
+    A share `ppo_init.text_share` of the examples is pretraining text; an epoch is one
+    pass over the demonstrations.
+    """
+    layout = prepare.run(config, workdir)
+    shape = workspace.model_config(config, layout.tokenizer)
+    section = config.ppo_init
+    records = prepare.load(config, workdir, layout, Demonstration, "train")
+    steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
+    start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
+    language_model.train(
+        "ppo_init",
+        config,
+        workdir,
+        layout,
+        shape,
+        lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
+        pipeline.mixed_batches(
+            records,
+            prepare.load(config, workdir, layout, Text, "train"),
+            layout,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            text_share=section.text_share,
+            prompt_weight=section.prompt_weight,
+        ),
+        optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction),
+        steps=steps,
+        validation={
+            "demonstration": prepare.validation_demonstrations(config, workdir, layout),
+            "text": prepare.validation_text(config, workdir, layout),
+        },
+    )

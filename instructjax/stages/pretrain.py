@@ -1,0 +1,40 @@
+"""GPT: a language model of the pretraining text (Brown et al. 2020)."""
+
+from __future__ import annotations
+
+import jax
+import ml_collections
+from etils import epath
+
+from instructjax.data import pipeline
+from instructjax.models.transformer import LanguageModel
+from instructjax.records import Text
+from instructjax.stages import language_model, prepare, workspace
+from instructjax.training import optimizer
+
+
+@workspace.timed("pretrain")
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Trains WORKDIR/pretrain from random weights; see configs/instructgpt.py for the keys."""
+    layout = prepare.run(config, workdir)
+    shape = workspace.model_config(config, layout.tokenizer)
+    section = config.pretrain
+    key = jax.random.fold_in(workspace.root_key(config, "pretrain"), section.steps)
+    language_model.train(
+        "pretrain",
+        config,
+        workdir,
+        layout,
+        shape,
+        lambda: workspace.initial_params(LanguageModel(shape), key),
+        pipeline.text_batches(
+            prepare.load(config, workdir, layout, Text, "train"),
+            layout.tokenizer,
+            length=section.length,
+            batch_size=section.batch_size,
+            seed=config.seed,
+        ),
+        optimizer.cosine_schedule(section.learning_rate, section.steps, section.warmup_steps, section.final_fraction),
+        steps=section.steps,
+        validation={"text": prepare.validation_text(config, workdir, layout)},
+    )

@@ -1,0 +1,94 @@
+"""The reward model (section 3.5, appendix C.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from instructjax.data import pipeline
+from instructjax.models.transformer import ScalarModel, graft_trunk
+from instructjax.records import Demonstration, Ranking
+from instructjax.rollout import episode
+from instructjax.stages import prepare, workspace
+from instructjax.training import loop, objectives, optimizer, parallel
+from instructjax.training import state as train_state
+from instructjax.training.state import TrainState
+from instructjax.training.step import train_step
+
+
+@workspace.timed("reward")
+def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Trains the SFT model with a scalar head on all pairs of each ranking, into WORKDIR/reward.
+
+    After the last step the head's bias is set so that the training demonstrations score
+    0 on average: "before RL" in section 3.5.
+    """
+    layout = prepare.run(config, workdir)
+    shape = workspace.model_config(config, layout.tokenizer)
+    section = config.reward
+    parallel.check_batch_size(section.batch_size, "reward.batch_size", section.microbatches)
+    records = prepare.load(config, workdir, layout, Ranking, "train")
+    rows = pipeline.ranking_rows(records, layout)
+    steps = pipeline.steps(rows, section.batch_size, section.epochs)
+    directory = workspace.stage_directory(workdir, "reward")
+    workspace.write_config(config, directory)
+    start = workspace.checkpoints_of(section.init_from, workdir, "sft")
+    root = workspace.root_key(config, "reward")
+    scalar = ScalarModel(shape)
+    params = graft_trunk(
+        workspace.initial_params(scalar, jax.random.fold_in(root, steps)),
+        workspace.load_language_model(start, shape, layout.tokenizer).params,
+    )
+    schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
+    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
+    step = train_step(
+        objectives.ranking_loss(ScalarModel(dataclasses.replace(shape, dropout=section.dropout))),
+        adam,
+        microbatches=section.microbatches,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    validation = prepare.validation_rankings(config, workdir, layout)
+    measure = jax.jit(lambda params, batch: objectives.ranking_loss(scalar)(params, batch, None))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        window = [measure(state.params, batch) for batch in validation]
+        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in jax.device_get(window)])
+        return {f"validation_{name}": value for name, value in values.items()}
+
+    def offset(state: TrainState) -> TrainState:
+        demonstrations = pipeline.demonstration_rows(
+            prepare.load(config, workdir, layout, Demonstration, "train"), layout
+        )
+        mean = mean_score(scalar, state.params, demonstrations, config.evaluate.batch_size)
+        head = {**state.params["head"], "bias": state.params["head"]["bias"] - mean}
+        return state.replace(params={**state.params, "head": head})
+
+    loop.run(
+        "reward",
+        parallel.compile_step(step, config.parallel.mode),
+        train_state.create(params, adam),
+        pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
+        root,
+        steps=steps,
+        directory=directory,
+        meta=workspace.describe(config, shape, layout.tokenizer),
+        log=config.log,
+        evaluate=evaluate,
+        finish=offset,
+    )
+
+
+def mean_score(model: ScalarModel, params: Any, demonstrations: pipeline.Rows, batch_size: int) -> jax.Array:
+    """The mean reward of demonstrations, a scalar."""
+    scorer = jax.jit(lambda batch: episode.score(model, params, batch.tokens, batch.segments, batch.positions))
+    total = 0.0
+    for batch in pipeline.ordered_batches(demonstrations, batch_size=batch_size):
+        counted = batch.weights.any(axis=1)  # the last batch is filled up with copies of weight 0
+        total += float(np.where(counted, scorer(batch), 0.0).sum())
+    return jnp.asarray(total / len(demonstrations), jnp.float32)

@@ -1,0 +1,206 @@
+"""The folder of a run: where each stage finds what the stages before it left.
+
+WORKDIR/data/                 prepared records and the tokenizer
+WORKDIR/STAGE/checkpoints/    weights, tokenizer and config of a stage
+WORKDIR/STAGE/metrics.jsonl   its curves
+WORKDIR/STAGE/config.json     the config that it ran with
+WORKDIR/results.json, report.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import ConfigError
+from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.training import checkpoint
+
+T = TypeVar("T")
+
+STAGES = ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model as a stage left it.
+
+    Attributes:
+      model: a LanguageModel or a ScalarModel, without dropout.
+      params: its weights.
+      tokenizer: the tokenizer it was trained with.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Tokenizer
+
+
+def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
+    """WORKDIR/STAGE."""
+    return epath.Path(workdir) / stage
+
+
+def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epath.Path:
+    """The checkpoint folder named in a config, or else that of a stage of this run."""
+    return epath.Path(configured) if configured else stage_directory(workdir, stage) / "checkpoints"
+
+
+def model_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
+    """The shape of a recipe's networks, with the tokenizer's vocabulary and without dropout.
+
+    Raises:
+      ConfigError: a value of `model` is impossible, or a sequence does not fit the context.
+    """
+    shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+    needed = config.data.max_prompt + config.data.max_response
+    if needed > shape.max_length:
+        raise ConfigError(
+            f"model.max_length: expected at least data.max_prompt + data.max_response = {needed} tokens, "
+            f"found {shape.max_length}"
+        )
+    for name in ("pretrain.length", "ppo.ptx_length"):
+        section, key = name.split(".")
+        if config[section][key] > shape.max_length:
+            raise ConfigError(
+                f"{name}: expected at most model.max_length ({shape.max_length}), found {config[section][key]}"
+            )
+    return shape
+
+
+def initial_params(model: Any, key: jax.Array) -> Any:
+    """Random weights of a LanguageModel or ScalarModel."""
+    token = jnp.ones((1, 1), jnp.int32)
+    return jax.jit(model.init)(key, token, token, token * 0)["params"]
+
+
+def load_language_model(
+    directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer, *, item: str = "params", step=None
+) -> Trained:
+    """Reads a language model that must have the given shape and tokenizer.
+
+    Args:
+      directory: a folder of checkpoints.
+      shape: the model that the config describes.
+      tokenizer: the run's tokenizer.
+      item: where the weights are in the state: "params", or "policy/ema" for PPO's average.
+      step: the checkpoint to read; None for the last.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is one of another model size.
+      TokenizerError: the checkpoint was trained with another tokenizer.
+    """
+    return _load(LanguageModel(shape), directory, tokenizer, item, step)
+
+
+def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
+    """Reads a reward model, its offset included; see `load_language_model`."""
+    return _load(ScalarModel(shape), directory, tokenizer, "params", None)
+
+
+def _load(model: Any, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained:
+    checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
+    template = jax.eval_shape(lambda: initial_params(model, jax.random.key(0)))
+    return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
+
+
+def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is saved with a stage's checkpoints; see `checkpoint.describe`."""
+    return checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), tokenizer)
+
+
+def write_config(config: ml_collections.ConfigDict, directory: epath.Path) -> None:
+    """Writes DIRECTORY/config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
+    """The key that a stage's randomness is folded from: another for each stage."""
+    return jax.random.fold_in(jax.random.key(config.seed), STAGES.index(stage))
+
+
+def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
+    """The policy that a stage of this run left: SFT's chosen checkpoint, PPO's moving average."""
+    directory = checkpoints_of("", workdir, stage)
+    return load_language_model(directory, shape, tokenizer, **_place_of_policy(workdir, stage))
+
+
+def open_policy(workdir: epath.PathLike, stage: str) -> Trained:
+    """Like `load_policy`, with shape and tokenizer as the checkpoint describes them."""
+    directory, place = checkpoints_of("", workdir, stage), _place_of_policy(workdir, stage)
+    meta = checkpoint.read_meta(directory, step=place["step"])
+    tokenizer = Tokenizer.from_bytes(checkpoint.tokenizer_bytes(meta))
+    return load_language_model(directory, TransformerConfig(**meta["model"]), tokenizer, **place)
+
+
+def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
+    if stage in ("ppo", "ppo_ptx"):
+        return {"item": "policy/ema", "step": None}
+    selected = stage_directory(workdir, stage) / "selected.json"
+    return {"item": "params", "step": json.loads(selected.read_text())["step"] if selected.exists() else None}
+
+
+def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorates `run(config, workdir)` to add its seconds and peak memory to WORKDIR/cost.json."""
+
+    def decorate(run: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(run)
+        def timed_run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> T:
+            start = time.monotonic()
+            try:
+                return run(config, workdir)
+            finally:
+                path = epath.Path(workdir) / "cost.json"
+                spent = json.loads(path.read_text()) if path.exists() else {}
+                before = spent.get(stage, {"seconds": 0.0, "peak_rss_gib": 0.0})
+                spent[stage] = {
+                    "seconds": before["seconds"] + time.monotonic() - start,
+                    "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
+                }
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, spent)
+
+        return timed_run
+
+    return decorate
+
+
+def cost(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], float]:
+    """Seconds by stage with their total, and the peak memory in GiB, of all stages of a run.
+
+    Args:
+      workdir: the run's folder.
+      **seconds: of stages that are not in WORKDIR/cost.json.
+    """
+    path = epath.Path(workdir) / "cost.json"
+    spent = json.loads(path.read_text()) if path.exists() else {}
+    wall = {stage: entry["seconds"] for stage, entry in spent.items()} | seconds
+    wall["total"] = sum(wall.values())
+    peak = max([_peak_rss_gib(), *(entry["peak_rss_gib"] for entry in spent.values())])
+    return {stage: round(value, 1) for stage, value in wall.items()}, round(peak, 3)
+
+
+def _peak_rss_gib() -> float:
+    """Peak resident memory of this process; Linux counts in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    unfinished = path.parent / f".{path.name}.unfinished"
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,147 @@
+"""The host's side of training: batches in, metrics and checkpoints out, resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from etils import epath
+
+from instructjax.errors import ConfigError
+from instructjax.training import metrics as metrics_lib
+from instructjax.training.checkpoint import Checkpoints
+from instructjax.training.step import Maximum, Metrics
+
+# With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
+MAX_STEPS_IN_FLIGHT = 30
+
+
+def check(log: ml_collections.ConfigDict) -> None:
+    """Refuses intervals that do not fit together.
+
+    Args:
+      log: the `log` or `ppo_log` section of a recipe.
+
+    Raises:
+      ConfigError: names the key and what was expected.
+    """
+    if not 1 <= log.every <= MAX_STEPS_IN_FLIGHT:
+        raise ConfigError(f"log.every: expected 1 to {MAX_STEPS_IN_FLIGHT} steps, found {log.every}")
+    for name in ("save_every", "evaluate_every"):
+        # Between two lines of metrics there is a half-filled mean that a checkpoint does not hold.
+        if log[name] < 1 or log[name] % log.every:
+            raise ConfigError(f"log.{name}: expected a multiple of log.every ({log.every}), found {log[name]}")
+
+
+def run(
+    name: str,
+    step: Callable[..., tuple[Any, Metrics]],
+    state: Any,
+    batches: Iterable[Any],
+    key: jax.Array,
+    *,
+    steps: int,
+    directory: epath.Path,
+    meta: dict[str, Any],
+    log: ml_collections.ConfigDict,
+    constants: Sequence[Any] = (),
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    finish: Callable[[Any], Any] | None = None,
+    keep_steps: Sequence[int] = (),
+) -> None:
+    """Trains to the last step, from the last checkpoint if there is one.
+
+    A run that was interrupted and started again makes the same steps on the same
+    batches as one that was not; a run that is finished does nothing.
+
+    Args:
+      name: what to call the run in the progress bar.
+      step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
+      state: a pytree with an int32 scalar `step`, as it is before the first step.
+      batches: a grain dataset; its iterator's state is saved with the checkpoints.
+      key: the run's root key; the step folds its number in.
+      steps: how many steps to make.
+      directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`.
+      meta: saved with each checkpoint: model shape, tokenizer, config.
+      log: the `log` or `ppo_log` section of a recipe; see `check`.
+      constants: further arguments of the step, such as frozen weights.
+      evaluate: measures a state; called every `log.evaluate_every` steps, before the
+        first and after the last, and logged with the metrics.
+      finish: changes the last state before it is saved.
+      keep_steps: checkpoints to keep beside the last `log.keep`.
+    """
+    check(log)
+    summary = directory / "summary.json"
+    with Checkpoints(directory / "checkpoints", keep=log.keep, keep_steps=(*keep_steps, steps)) as checkpoints:
+        done = checkpoints.latest_step() or 0
+        if done >= steps and summary.exists():
+            return
+        iterator = iter(batches)
+        if done:
+            state, _ = checkpoints.restore(state, iterator=iterator)
+        with (
+            metrics_lib.MetricsWriter(directory, resume_step=done) as writer,
+            tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
+        ):
+            clock = _Clock(writer.last("wall_seconds"))
+            if evaluate and not done:
+                writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
+            window: list[Metrics] = []
+            for number in range(done + 1, steps + 1):
+                state, metrics = step(state, next(iterator), key, *constants)
+                window.append(metrics)
+                last = number == steps
+                if last or number % log.every == 0:
+                    values = reduce(jax.device_get(window))
+                    window.clear()
+                    if evaluate and (last or number % log.evaluate_every == 0):
+                        values.update(evaluate(state))
+                    writer.write(number, {**values, "wall_seconds": clock.seconds()})
+                    bar.set_postfix(
+                        {k: f"{values[k]:.3g}" for k in ("loss", "accuracy", "reward", "kl") if k in values}
+                    )
+                bar.update()
+                if last and finish:
+                    state = finish(state)
+                if last or number % log.save_every == 0:
+                    checkpoints.save(number, state, iterator=iterator, meta=meta)
+            checkpoints.wait()
+            seconds = clock.seconds()
+    _write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)})
+
+
+def reduce(window: Sequence[Metrics]) -> dict[str, float]:
+    """The metrics of several steps as one number each: means of pairs, maxima of `Maximum`s.
+
+    A mean over nothing (weight 0) is left out.
+    """
+    values = {}
+    for name, first in window[0].items():
+        parts = [metrics[name] for metrics in window]
+        if isinstance(first, Maximum):
+            values[name] = float(np.max([part.value for part in parts]))
+        elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
+            values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
+    return values
+
+
+class _Clock:
+    """Seconds of training, over all the times that a run was started."""
+
+    def __init__(self, before: float | None):
+        self._start = time.monotonic() - (before or 0.0)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
+    unfinished = path.parent / f".{path.name}.unfinished"
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)
