@@ -47,18 +47,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.test = 0.12
     config.tokenizer.vocab_size = 768  # 256 bytes, the 240 words of the world, and what BPE needs to build them
 
-    config.model.update(num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=128, local_window=None)
+    config.model.update(num_layers=4, d_model=96, num_heads=3, d_head=32, d_ff=384, max_length=128, local_window=None)
     config.model.dtype = "float32"  # as fast as bfloat16 on CPU
     config.model.remat = False  # it fits
 
     config.log.update(every=20, save_every=200, evaluate_every=100)
-    config.pretrain.update(steps=700, batch_size=64, length=96, learning_rate=2e-3, warmup_steps=50)
+    config.pretrain.update(steps=600, batch_size=64, length=96, learning_rate=2e-3, warmup_steps=50)
     config.sft.update(epochs=16, batch_size=128, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(prompts=5_000)
     config.reward.update(batch_size=32, learning_rate=3e-4)
     config.ppo_init.update(epochs=4, batch_size=64, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
-        iterations=50,
+        iterations=40,
         batch_size=256,
         minibatch_size=64,
         learning_rate=1e-4,
@@ -77,7 +77,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.update(prompts=600, judgements=3, text_windows=256)
 
     if variant == "smoke":
-        sandbox.update(documents=2_000, demonstrations=400, reward_prompts=600, prompts=800, users=200, validation_prompts=30)
+        sandbox.update(documents=2_000, demonstrations=400, reward_prompts=600, prompts=800, users=200)
+        sandbox.validation_prompts = 30
         config.model.update(num_layers=2, d_model=64, num_heads=2, d_ff=256)
         config.log.update(every=10, save_every=20, evaluate_every=20)
         config.pretrain.update(steps=80, batch_size=32, warmup_steps=10)

@@ -172,7 +172,7 @@ def ranking(record: Ranking, layout: Layout, max_responses: int = MAX_RESPONSES)
     """
     if len(record.responses) > max_responses:
         raise DataError(
-            f"{record.where}: responses: expected at most {max_responses} (data.max_responses),"
+            f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"
             f" found {len(record.responses)}"
         )
     prompt = layout.prompt(record.prompt, record.where)

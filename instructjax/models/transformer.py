@@ -380,8 +380,6 @@ def _shapes(tree: Params) -> dict[str, str]:
     }
 
 
-
-
 def _residual_std(config: TransformerConfig) -> float:
     # What adds to the residual stream starts smaller, so that its variance does not grow with depth
     # (Radford et al. 2019, section 2.3).

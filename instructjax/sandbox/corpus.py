@@ -14,7 +14,7 @@ import numpy as np
 
 from instructjax.records import Demonstration, Prompt, Record, Text
 from instructjax.sandbox import world
-from instructjax.sandbox.answers import BEST, draw_manner, write_answer
+from instructjax.sandbox.answers import draw_manner, write_answer
 from instructjax.sandbox.labelers import Labeler, training_labelers
 from instructjax.sandbox.parts import GLAD, SUMS
 from instructjax.sandbox.tasks import parse, write_prompt
@@ -245,14 +245,3 @@ def write_records(
         "reward_prompts": write_prompts(rngs[3], reward_prompts, people),
         "ppo_prompts": write_prompts(rngs[4], ppo_prompts, people),
     }
-
-
-def few_shot_prefix() -> str:
-    """Two prompts with the best answers, as a transcript that ends with a line break.
-
-    The model "GPT prompted" continues this prefix, the prompt and SEPARATOR. At most
-    70 words and line breaks, so that prefix, prompt and answer fit into 128 tokens.
-    """
-    rng = np.random.default_rng(0)
-    prompts = ("write a happy story about the owl . use the word moon .", "what does the seal eat ?")
-    return "".join(f"{prompt}{SEPARATOR}{write_answer(prompt, rng, BEST)}{SEPARATOR}" for prompt in prompts)

@@ -65,9 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     answered = list(sample_answers(config, layout, policy, validation, config.seed + 1))
     collected += ranked(validation, training, config.sandbox.raters, answered)
     # The mark of a finished collection is the other file, which is written last.
-    records.write(
-        epath.Path(workdir) / "data" / HELDOUT, ranked(validation, heldout, config.sandbox.raters, answered)
-    )
+    records.write(epath.Path(workdir) / "data" / HELDOUT, ranked(validation, heldout, config.sandbox.raters, answered))
     prepare.add_rankings(config, workdir, collected)
 
 

@@ -69,7 +69,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         "ppo": workspace.load_policy(workdir, "ppo", shape, layout.tokenizer),
         "ppo_ptx": workspace.load_policy(workdir, "ppo_ptx", shape, layout.tokenizer),
     }
-    prompts = [record.prompt for record in prepare.load(config, workdir, layout, Prompt, "test")[: config.evaluate.prompts]]
+    test = prepare.load(config, workdir, layout, Prompt, "test")
+    prompts = [record.prompt for record in test[: config.evaluate.prompts]]
     reference = workspace.load_policy(workdir, "ppo_init", shape, layout.tokenizer)
     answered = {
         model: answer_all(config, layout, policy, reward, reference, prompts, seed=index)
@@ -180,7 +181,7 @@ def ranking_rewards(
 ) -> list[np.ndarray]:
     """The rewards [K] of the answers of each ranking."""
     score = jax.jit(lambda batch: objectives.rewards_of(ScalarModel(reward.model.config), reward.params, batch))
-    rows = pipeline.ranking_rows(rankings, layout)
+    rows = pipeline.ranking_rows(rankings, layout, config.comparisons.max_answers)
     batches = pipeline.ordered_batches(rows, batch_size=config.reward.batch_size)
     rewards = [row for batch in batches for row in np.asarray(score(batch), np.float64)]
     return [row[: len(ranking.responses)] for row, ranking in zip(rewards, rankings, strict=False)]
@@ -194,9 +195,7 @@ def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline,
         texts = answered[model].texts
         entry["true_quality"] = simulated.true_quality(prompts, texts).to_dict()
         entry["win_rate_vs_sft"] = {
-            name: simulated.preference(
-                prompts, texts, baseline.texts, group, config.evaluate.judgements, rng
-            ).to_dict()
+            name: simulated.preference(prompts, texts, baseline.texts, group, config.evaluate.judgements, rng).to_dict()
             for name, group in (("training", training), ("heldout", heldout))
         }
         entry.update(simulated.ratings(prompts, texts, heldout, rng))

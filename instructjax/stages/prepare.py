@@ -119,7 +119,8 @@ def validation_rankings(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout
 ) -> list[RankingBatch]:
     """The validation rankings, in batches."""
-    rows = pipeline.ranking_rows(load(config, workdir, layout, Ranking, "validation"), layout)
+    found = load(config, workdir, layout, Ranking, "validation")
+    rows = pipeline.ranking_rows(found, layout, config.comparisons.max_answers)
     return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), 64)))
 
 

@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     section = config.reward
     parallel.check_batch_size(section.batch_size, "reward.batch_size", section.microbatches)
     records = prepare.load(config, workdir, layout, Ranking, "train")
-    rows = pipeline.ranking_rows(records, layout)
+    rows = pipeline.ranking_rows(records, layout, config.comparisons.max_answers)
     steps = pipeline.steps(rows, section.batch_size, section.epochs)
     directory = workspace.stage_directory(workdir, "reward")
     workspace.write_config(config, directory)

@@ -145,7 +145,7 @@ def test_what_just_fits_is_no_error():
 
 def test_too_many_responses_and_impossible_lengths():
     record = Ranking(prompt="a", responses=("a", "b", "c"), scores=(1, 2, 3), where="f:6")
-    with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(data.max_responses\), found 3"):
+    with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(comparisons.max_answers\), found 3"):
         examples.ranking(record, LAYOUT, max_responses=2)
     with pytest.raises(ConfigError, match=r"^data.max_prompt: expected at least 1 token, found 0"):
         Layout(Words(), "\n", 0, 4)

@@ -7,21 +7,18 @@ import pytest
 
 from instructjax import records
 from instructjax.errors import RecordError
-from instructjax.sandbox.answers import write_answer
 from instructjax.sandbox.corpus import (
     DOCUMENTS,
     MAX_WORDS,
     MIN_WORDS,
-    SEPARATOR,
     draw_users,
-    few_shot_prefix,
     write_demonstrations,
     write_records,
     write_text,
 )
 from instructjax.sandbox.labelers import training_labelers
 from instructjax.sandbox.quality import quality
-from instructjax.sandbox.tasks import parse, write_prompt
+from instructjax.sandbox.tasks import parse
 
 SIZES = {"texts": 300, "demonstrations": 300, "reward_prompts": 400, "ppo_prompts": 400, "users": 120}
 
@@ -116,15 +113,3 @@ def test_demonstrations_are_of_mixed_quality():
     assert len(by_labeler) == 40
     assert 0.45 < values.mean() < 0.7 and values.std() > 0.2
     assert max(means) - min(means) > 0.15
-
-
-def test_the_few_shot_prefix_leaves_room_for_prompt_and_answer():
-    prefix = few_shot_prefix()
-    assert _length(prefix.rstrip("\n")) < 70 and prefix.endswith(SEPARATOR)
-    lines = prefix.strip().split("\n")
-    assert len(lines) == 4
-    assert all(quality(prompt, answer) > 0.95 for prompt, answer in zip(lines[::2], lines[1::2], strict=True))
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        prompt = write_prompt(rng)
-        assert _length(prefix.strip() + SEPARATOR + prompt + SEPARATOR + write_answer(prompt, rng)) + 2 <= 128

@@ -1,0 +1,85 @@
+"""InstructGPT on records that people wrote and judged: the E2E NLG Challenge (Dusek et al. 2020).
+
+Reproduces: all stages of the paper on one narrow task: state the facts of a meaning
+            representation (MR) in a sentence or two. People wrote the 9,365
+            demonstrations and ranked K = 5 outputs side by side; prompts are MRs. The
+            data is split by MR, so that no test input was seen in training.
+Cost:       see the README for measured times; about 1M parameters, two CPU cores.
+Expected:   on held-out MRs the reward model orders pairs more as raters do (averaged over
+            raters) than a preference for the longer text does; PPO and PPO-ptx raise the
+            reward, and the share of facts stated does not fall.
+Command:    python experiments/reproduce.py --config=configs/e2e.py --config.e2e.directory=DATA
+
+            DATA holds a folder e2e_human_rankings and one for each text set.
+
+Variants:   smoke: the same in about two minutes, too small to show the results; a test.
+
+Values that are not explained here are the paper's; see configs/instructgpt.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import instructgpt
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The default run on human data, or its smoke test."""
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/e2e.py: expected no variant or 'smoke', found {variant!r}")
+    config = instructgpt.get_config().unlock()
+    del config.files
+
+    e2e = config.e2e = ConfigDict()
+    e2e.directory = ""  # the folder of the data sets; it has no default
+    e2e.texts = ("storybooks",)  # sets to pretrain on: plain short sentences, near the task's
+    e2e.aspects = ("quality",)  # naturalness was judged without the MR, and prefers the shorter text
+
+    config.data.separator = "\n"
+    config.data.max_prompt = 44  # tokens; all prompts fit
+    config.data.max_response = 68  # all ranked answers fit, and 99.5 % of the references
+    config.data.validation = 0.1  # share of the patterns of MRs
+    config.data.test = 0.3  # of the ranked patterns: the interval of the accuracy is what limits the experiment
+    config.tokenizer.vocab_size = 1536  # words of the task and of simple stories
+
+    # Longer than prompt and response, for the examples of the few-shot prefix.
+    config.model.update(num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=256, local_window=None)
+    config.model.dtype = "float32"  # as fast as bfloat16 on CPU
+    config.model.remat = False  # it fits
+
+    # Rates are those of models of a million parameters, not of a billion.
+    config.log.update(every=20, save_every=200, evaluate_every=100)
+    config.pretrain.update(steps=400, batch_size=16, length=256, learning_rate=2e-3, warmup_steps=40)
+    config.sft.update(epochs=5, batch_size=32, learning_rate=1e-3, dropout=0.1)
+    config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown: a row for each of K answers
+    config.reward.update(batch_size=32, epochs=2, learning_rate=2e-4, dropout=0.1)
+    config.ppo_init.update(epochs=3, batch_size=32, learning_rate=1e-3, dropout=0.0)
+    config.ppo.update(
+        iterations=40,
+        batch_size=128,
+        minibatch_size=32,
+        learning_rate=5e-5,
+        value_learning_rate=1e-4,
+        # The paper's 0.02 over-optimises a reward model of this size.
+        kl_coefficient=0.1,
+        missing_eos_penalty=1.0,
+        # So that the average has left its start behind after tens of iterations instead of 500.
+        ema_decay=0.9,
+        ptx_coefficient=1.0,
+        ptx_examples_per_episode=1,
+        ptx_microbatches=1,
+        ptx_length=112,
+    )
+    config.ppo_log.update(every=1, save_every=20, evaluate_every=5)
+    config.evaluate.update(batch_size=112, text_windows=128)
+
+    if variant == "smoke":
+        config.model.update(num_layers=2, d_model=64, num_heads=2, d_ff=256)
+        config.log.update(every=10, save_every=20, evaluate_every=20)
+        config.pretrain.update(steps=40, batch_size=8, warmup_steps=10)
+        config.sft.update(epochs=0.5, candidates=2, selection_prompts=32)
+        config.reward.update(epochs=0.5)
+        config.ppo_init.update(epochs=0.5)
+        config.ppo.update(iterations=3, batch_size=32, minibatch_size=16, ema_decay=0.5)
+        config.ppo_log.update(save_every=3, evaluate_every=3)
+        config.evaluate.update(prompts=50, batch_size=50, text_windows=16)
+    return config.lock()
