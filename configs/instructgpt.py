@@ -64,7 +64,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     del shape["vocab_size"]  # the tokenizer's
     del shape["dropout"]  # the stage's
     config.model = ConfigDict(shape)  # fields of TransformerConfig
-    config.model.local_window = 256  # tokens; odd layers see only this band (GPT-3: banded, width silent); None is dense
+    config.model.local_window = 256  # tokens that odd layers see (GPT-3: banded, width silent); None is dense
     config.model.dtype = "bfloat16"  # of activations; C has fp16
     config.model.remat = True  # recompute each layer's activations in the backward pass
 

@@ -23,7 +23,7 @@ from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.rollout import answers
 from instructjax.stages import comparisons, few_shot, language_model, prepare, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import metrics, objectives
+from instructjax.training import loop, metrics, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         _judge_e2e(config, workdir, layout, reward, prompts, answered, results)
     results["alignment_tax_recovered"] = report.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = workspace.cost(workdir, evaluate=time.monotonic() - start)
-    workspace.write_json(workdir / "results.json", results)
+    loop.write_json(workdir / "results.json", results)
     curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in workspace.STAGES}
     path = report.write_report(workdir, results, curves)
     print(report.terminal_table(results))

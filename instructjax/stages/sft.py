@@ -14,7 +14,7 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers
 from instructjax.stages import language_model, prepare, workspace
-from instructjax.training import optimizer
+from instructjax.training import loop, optimizer
 
 
 @workspace.timed("sft")
@@ -91,5 +91,5 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
         ]
         scores[step] = float(np.concatenate(rewards).mean())
     chosen = max(scores, key=scores.get)
-    path.write_text(json.dumps({"step": chosen, "reward": scores}, indent=2) + "\n")
+    loop.write_json(path, {"step": chosen, "reward": scores})
     return chosen

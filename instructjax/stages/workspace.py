@@ -26,7 +26,7 @@ from etils import epath
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
-from instructjax.training import checkpoint
+from instructjax.training import checkpoint, loop
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokeni
 def write_config(config: ml_collections.ConfigDict, directory: epath.Path) -> None:
     """Writes DIRECTORY/config.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    loop.write_json(directory / "config.json", config.to_dict())
 
 
 def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
@@ -171,7 +171,7 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
                     "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
                 }
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, spent)
+                loop.write_json(path, spent)
 
         return timed_run
 
@@ -197,10 +197,3 @@ def _peak_rss_gib() -> float:
     """Peak resident memory of this process; Linux counts in KiB, macOS in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    unfinished = path.parent / f".{path.name}.unfinished"
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)

@@ -113,7 +113,7 @@ def run(
                     checkpoints.save(number, state, iterator=iterator, meta=meta)
             checkpoints.wait()
             seconds = clock.seconds()
-    _write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)})
+    write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)})
 
 
 def reduce(window: Sequence[Metrics]) -> dict[str, float]:
@@ -141,7 +141,8 @@ class _Clock:
         return time.monotonic() - self._start
 
 
-def _write_json(path: epath.Path, value: Any) -> None:
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
     unfinished = path.parent / f".{path.name}.unfinished"
     unfinished.write_text(json.dumps(value, indent=2) + "\n")
     unfinished.replace(path)

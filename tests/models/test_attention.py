@@ -11,16 +11,16 @@ from instructjax.models.attention import attention, attention_mask, band_mask
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=7), st.integers(1, 4))
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6), st.integers(1, 4))
 def test_masks_are_their_definitions(segments, window):
     length = len(segments)
     index, row = jnp.arange(length), jnp.array([segments])
-    seen = attention_mask(index, index, row, row)[0]
-    near = band_mask(index[None], index[None], window)[0]
+    seen = np.asarray(attention_mask(index, index, row, row)[0])
+    near = np.asarray(band_mask(index[None], index[None], window)[0])
     for i in range(length):
         for j in range(length):
-            assert bool(seen[i, j]) == (j <= i and segments[i] == segments[j] and segments[j] > 0)
-            assert bool(near[i, j]) == (i - j < window)
+            assert seen[i, j] == (j <= i and segments[i] == segments[j] and segments[j] > 0)
+            assert near[i, j] == (i - j < window)
 
 
 def test_attention_is_the_weighted_mean_of_visible_values():
