@@ -3,16 +3,13 @@
 import ast
 import functools
 import math
-import os
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from instructjax import losses
-
-FIXTURES = os.environ.get("INSTRUCTJAX_PARITY_DATA", "")
+from tests import local_data
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +22,7 @@ def x64():
 def test_parity_with_trl(name):
     """TRL 1.12's PPO on fixed numbers: `ppo_case_NAME.npz` with arrays in_* and out_*, and its settings.
 
-    The folder is named by INSTRUCTJAX_PARITY_DATA. Where the two differ on purpose,
-    TRL's convention is applied here, by hand, before comparing:
+    Where the two differ on purpose, TRL's convention is applied here, by hand, before comparing:
     - TRL puts the score one place after EOS, and lets value and return be real there;
       here both end with the last token, as the paper's episode does.
     - TRL's variance is unbiased, n - 1; here it is divided by n, as in the authors'
@@ -34,9 +30,9 @@ def test_parity_with_trl(name):
     - TRL offers the k3 estimator of KL; the paper's reward is log π - log π_ref (k1).
     - TRL can whiten rewards and fine a missing EOS inside; here the caller does.
     """
-    path = pathlib.Path(FIXTURES) / f"ppo_case_{name}.npz"
-    if not FIXTURES or not path.is_file():
-        pytest.skip("no local copy of the data (INSTRUCTJAX_PARITY_DATA)")
+    path = local_data.TRL_PARITY / f"ppo_case_{name}.npz"
+    if not path.is_file():
+        pytest.skip(local_data.ABSENT)
     case = {key: np.asarray(x, np.float64) if x.dtype == np.float32 else x for key, x in np.load(path).items()}
     setting = ast.literal_eval(str(case["cfg"][0]))
     log_probs, values, scores = case["in_logprobs"], case["in_values"], case["out_scores_after_penalty"]

@@ -1,6 +1,5 @@
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from instructjax import records
 from instructjax.data import e2e
 from instructjax.errors import DataError, RecordError
 from instructjax.evaluation.agreement import length_accuracy, pairwise_agreement
+from tests import local_data
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "e2e_human_rankings"
 PLACES = ["Aromi", "Cotto", "The Mill"]
 FOODS = [f"food {i}" for i in range(30)]
 
@@ -151,9 +150,9 @@ def test_a_bad_rating_is_named(folder, row, message):
         e2e.load(folder)
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="no local copy of the data")
+@pytest.mark.skipif(not local_data.E2E.is_dir(), reason=local_data.ABSENT)
 def test_raters_agree_as_far_as_their_authors_found():
-    quality, naturalness = (e2e.load(FOLDER, (aspect,)) for aspect in e2e.ASPECTS)
+    quality, naturalness = (e2e.load(local_data.E2E, (aspect,)) for aspect in e2e.ASPECTS)
     assert pairwise_agreement(quality.rankings).mean == pytest.approx(0.67, abs=0.01)
     assert pairwise_agreement(naturalness.rankings).mean == pytest.approx(0.63, abs=0.01)
     train = [ranking for ranking in quality.rankings if ranking.split == "train"]

@@ -1,13 +1,11 @@
 import random
-from pathlib import Path
 
 import pytest
 
 from instructjax.data import e2e
 from instructjax.errors import DataError
 from instructjax.evaluation.facts import facts_stated, share_of_facts, slots_stated
-
-E2E_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "e2e_human_rankings"
+from tests import local_data
 
 NAMES = ["The Wrestlers", "Blue Spice", "Café Adriatic"]
 VALUES = {
@@ -122,9 +120,9 @@ def test_share_of_facts_is_the_mean_over_texts():
         share_of_facts(mrs, ["Aromi is a pub."])
 
 
-@pytest.mark.skipif(not E2E_FOLDER.is_dir(), reason="no local copy of the data")
+@pytest.mark.skipif(not local_data.E2E.is_dir(), reason=local_data.ABSENT)
 def test_people_state_the_facts_they_were_given():
-    references = e2e.load(E2E_FOLDER).demonstrations
+    references = e2e.load(local_data.E2E).demonstrations
     mrs, texts = [r.prompt for r in references], [r.response for r in references]
     shuffled = random.Random(0).sample(texts, len(texts))
     assert share_of_facts(mrs, texts).low > 0.9

@@ -1,0 +1,208 @@
+"""The loop: an interrupted run ends as one that was not, a finished one does nothing."""
+
+import json
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from instructjax.errors import ConfigError
+from instructjax.training import checkpoint, loop, metrics
+from instructjax.training import state as train_state
+from instructjax.training.step import Maximum, train_step
+
+STEPS = 10
+ADAM = optax.adam(0.05)
+LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 4, "keep": 1})
+
+
+def initial():
+    return train_state.create_averaged({"w": jnp.array([0.5, -1.0, 0.3])}, ADAM)
+
+
+def loss(params, batch, key):
+    # Noise and data both matter: a resumed run must find the place in each.
+    target = batch.astype(jnp.float32)[:, None] + jax.random.normal(key, (batch.shape[0], 3))
+    error = params["w"] - target
+    return (jnp.sum(error**2), jnp.float32(batch.shape[0])), {"largest": Maximum(jnp.abs(error).max())}
+
+
+@jax.jit
+def step(state, batch, key, decay):
+    state, found = train_step(loss, ADAM)(state, batch, key)
+    return train_state.update_average(state, decay), found
+
+
+def finish(state):
+    return state.replace(params={"w": state.params["w"] + 100.0})
+
+
+def evaluate(state):
+    return {"validation": float(state.params["w"].sum())}
+
+
+def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=()):
+    loop.run(
+        "test",
+        step,
+        initial(),
+        grain.MapDataset.range(7).seed(3).shuffle().repeat().batch(2).to_iter_dataset(),
+        jax.random.key(5),
+        steps=steps,
+        directory=directory,
+        meta={"name": "test"},
+        log=LOG,
+        constants=(0.9,),
+        evaluate=evaluate,
+        finish=finish,
+        keep_steps=keep_steps,
+    )
+
+
+def lines(directory):
+    return [
+        {name: value for name, value in line.items() if name != "wall_seconds"}
+        for line in metrics.read(directory / "metrics.jsonl")
+    ]
+
+
+def final_state(directory):
+    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+        state, meta = checkpoints.restore(initial())
+        assert meta == {"name": "test"}
+        return state, checkpoints.steps()
+
+
+def assert_same_run(directory, expected):
+    found, steps = final_state(directory)
+    wanted, expected_steps = final_state(expected)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert steps == expected_steps
+    assert lines(directory) == lines(expected)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def failing_at(function, call):
+    """The function, but its `call`-th call raises."""
+    calls = iter(range(1, 1000))
+
+    def wrapped(*arguments):
+        if next(calls) == call:
+            raise Interrupted
+        return function(*arguments)
+
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without an interruption."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(directory)
+    return directory
+
+
+def test_what_a_run_leaves(whole):
+    state, steps = final_state(whole)
+    assert steps == [STEPS] and int(state.step) == STEPS
+    found = lines(whole)
+    assert [line["step"] for line in found] == [0, 2, 4, 6, 8, 10]
+    assert [line["step"] for line in found if "validation" in line] == [0, 4, 8, 10]
+    assert all({"loss", "largest", "gradient_norm"} <= set(line) for line in found[1:])
+    # The last line was measured before `finish`, the state was saved after it.
+    np.testing.assert_allclose(float(state.params["w"].sum()) - 300, found[-1]["validation"], rtol=1e-3)
+    seconds = [line["wall_seconds"] for line in metrics.read(whole / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+    assert json.loads((whole / "summary.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.parametrize("call", [1, 3, 5, 6, 8, 9, 10])
+def test_interrupted_in_a_step(tmp_path, whole, call):
+    with pytest.raises(Interrupted):
+        run(tmp_path, step=failing_at(step, call))
+    assert not (tmp_path / "summary.json").exists()
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_interrupted_in_a_measurement(tmp_path, whole, call):
+    with pytest.raises(Interrupted):
+        run(tmp_path, evaluate=failing_at(evaluate, call))
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_interrupted_again_and_again(tmp_path, whole):
+    for call in (6, 2, 4):
+        with pytest.raises(Interrupted):
+            run(tmp_path, step=failing_at(step, call))
+    with pytest.raises(Interrupted):
+        run(tmp_path, finish=failing_at(finish, 1))
+    seconds = metrics.read(tmp_path / "metrics.jsonl")[-1]["wall_seconds"]
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+    assert metrics.read(tmp_path / "metrics.jsonl")[-1]["wall_seconds"] > seconds - 1e-3
+
+
+def test_interrupted_between_the_last_checkpoint_and_the_summary(tmp_path, whole):
+    run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path, step=failing_at(step, 1), finish=failing_at(finish, 1))
+    assert_same_run(tmp_path, whole)
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, whole):
+    run(tmp_path, steps=4, finish=None)
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_finished_run_does_nothing(whole):
+    def content():
+        files = (path for path in whole.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = content()
+    run(whole, step=failing_at(step, 1), evaluate=failing_at(evaluate, 1), finish=failing_at(finish, 1))
+    assert content() == before
+
+
+def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
+    run(tmp_path, keep_steps=[4])
+    assert final_state(tmp_path)[1] == [4, STEPS]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every": 0}, "log.every: expected 1 to 30 steps, found 0"),
+        ({"every": 31}, "log.every: expected 1 to 30 steps, found 31"),
+        ({"save_every": 5}, "log.save_every: expected a multiple of log.every (2), found 5"),
+        ({"save_every": 0}, "log.save_every: expected a multiple of log.every (2), found 0"),
+        ({"evaluate_every": 3}, "log.evaluate_every: expected a multiple of log.every (2), found 3"),
+    ],
+)
+def test_intervals_that_do_not_fit_are_refused(change, message):
+    loop.check(LOG)
+    with pytest.raises(ConfigError) as error:
+        loop.check(ml_collections.ConfigDict({**LOG.to_dict(), **change}))
+    assert str(error.value) == message
+
+
+def test_a_window_of_steps_is_reduced_to_weighted_means_and_maxima():
+    window = [
+        {"loss": (np.float32(6), np.float32(2)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-3.0)},
+        {"loss": (np.float32(0), np.float32(1)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-5.0)},
+    ]
+    assert loop.reduce(window) == {"loss": 2.0, "top": -3.0}
