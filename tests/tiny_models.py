@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 
@@ -12,13 +13,16 @@ BANDED = dataclasses.replace(CONFIG, local_window=3)
 
 
 def params(model, seed=0, noise=0.3):
-    """Initial weights with noise on each, biases and norms too; the more noise, the surer the predictions."""
+    """Random weights, without compiling the model's own; the more noise, the surer the predictions."""
     row = jnp.zeros((1, 2), jnp.int32)
-    start = jax.jit(model.init)(jax.random.key(seed), row, row, row)["params"]
-    leaves, structure = jax.tree.flatten(start)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + noise * jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+    shapes = jax.eval_shape(model.init, jax.random.key(seed), row, row, row)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + noise * rng.normal(size=shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def language_model(config=CONFIG, **kwargs):

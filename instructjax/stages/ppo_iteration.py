@@ -167,7 +167,7 @@ def make_iteration(
             )
             gradient = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient)
             metrics["ptx_loss"] = ptx_metrics["loss"]
-        metrics["gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
+        metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
         policy = train_state.apply_gradients(state.policy, gradient, policy_optimizer)
         pair, value_metrics = summed_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
         value = train_state.apply_gradients(state.value, losses.mean(*pair), value_optimizer)

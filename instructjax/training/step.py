@@ -74,8 +74,8 @@ def summed_gradient(
             return _add(total, new), None
 
         shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (gradient, (weight, metrics)), _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
+        nothing = jax.tree.map(_nothing, shapes, is_leaf=_is_maximum)
+        (gradient, (weight, metrics)), _ = jax.lax.scan(add, nothing, (jnp.arange(microbatches), parts))
     gradient, weight, metrics = over_devices((gradient, weight, metrics), axis_name)
     return (gradient, weight), metrics
 
@@ -93,7 +93,7 @@ def train_step(
         key = jax.random.fold_in(key, state.step)
         pair, metrics = summed_gradient(loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name)
         gradient = losses.mean(*pair)
-        metrics["gradient_norm"] = (optax.global_norm(gradient), jnp.ones(()))
+        metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
         return train_state.apply_gradients(state, gradient, optimizer), metrics
 
     return step
@@ -128,6 +128,13 @@ def own_rows(rows: Array, axis_name: str | None) -> Array:
         return rows
     size = rows.shape[0] // jax.lax.axis_size(axis_name)
     return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis_name) * size, size)
+
+
+def _nothing(shape: Any) -> Any:
+    """What changes nothing when it is added: 0, and the least number for a `Maximum`."""
+    if _is_maximum(shape):
+        return Maximum(jnp.full(shape.value.shape, -jnp.inf, shape.value.dtype))
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -47,6 +47,7 @@ def cut_rows(batch, devices):
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
+@jax.jit
 def gradient_of_mean(batch):
     """The direct way: differentiate the mean over all tokens of the whole batch."""
     return jax.grad(lambda params: losses.mean(*loss(params, batch, None)[0]))(PARAMS)
@@ -85,7 +86,7 @@ def test_the_mean_of_the_means_of_devices_would_be_wrong():
     batch = random_batch(3)
     parts = [jax.tree.map(lambda x, i=i: x[i], cut_rows(batch, 4)) for i in range(4)]
     naive = jax.tree.map(lambda *x: sum(x) / 4, *map(gradient_of_mean, parts))
-    assert float(optax.global_norm(jax.tree.map(jnp.subtract, naive, gradient_of_mean(batch)))) > 0.05
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, naive, gradient_of_mean(batch)))) > 0.05
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -118,18 +119,17 @@ def noise(params, batch, key):
 
 def test_each_microbatch_and_each_device_draws_its_own_noise():
     batch = {"x": jnp.zeros((8, 1))}
-    one = summed_gradient(noise, PARAMS, batch, KEY)[1]["largest_draw"].value
-    draws = {float(one)}
+    draws = set()
     for cut in ((4, 1), (1, 4), (4, 2)):
         program = functools.partial(summed_gradient, noise, microbatches=cut[0], axis_name="data")
-        mapped = jax.vmap(program, in_axes=(None, 0, None), axis_name="data")
+        mapped = jax.jit(jax.vmap(program, in_axes=(None, 0, None), axis_name="data"))
         metrics = mapped(PARAMS, cut_rows(batch, cut[1]), KEY)[1]
         parts = cut[0] * cut[1]
         total, largest = float(metrics["loss"][0][0]), float(metrics["largest_draw"].value[0])
         assert float(metrics["loss"][1][0]) == parts
         assert abs(total - parts * largest) > 0.1  # equal draws would add up to this
         draws.add(total)
-    assert len(draws) == 4
+    assert len(draws) == 3
 
 
 def test_a_step_draws_anew_from_the_same_key_and_a_resumed_one_draws_the_same():
@@ -151,7 +151,7 @@ def test_a_step_is_one_update_by_the_gradient_of_the_mean():
     gradient = gradient_of_mean(batch)
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, PARAMS, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, expected)
-    np.testing.assert_allclose(metrics["gradient_norm"][0], optax.global_norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"][0], optax.tree.norm(gradient), rtol=1e-5)
     assert float(metrics["gradient_norm"][1]) == 1
 
 
