@@ -1,0 +1,215 @@
+"""The sampler: with a fake model that says "previous + 1", and with a real one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax.batch import PromptBatch
+from instructjax.models.transformer import LanguageModel
+from instructjax.rollout import sampling
+from tests import tiny_models
+
+V = 12  # of the fake model, which counts modulo V
+PAD = 0
+P, R = 3, 6
+
+
+def prompts_of(rows, width=P):
+    """Prompts, padded on the left."""
+    tokens, segments = np.full((len(rows), width), PAD, np.int32), np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = row
+        segments[i, width - len(row) :] = 1
+    return PromptBatch(jnp.asarray(tokens), jnp.asarray(segments), jnp.arange(len(rows)))
+
+
+def count_up(tokens, segments, positions, cache):
+    """A model that is sure that the next token is the last one plus 1. Its cache counts tokens."""
+    del segments, positions
+    return 50.0 * jax.nn.one_hot((tokens[:, -1] + 1) % V, V), cache + tokens.shape[1]
+
+
+class Recorded:
+    """`count_up`, with a note of each call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, tokens, segments, positions, cache):
+        self.calls.append((*map(np.asarray, (tokens, segments, positions)), int(cache)))
+        return count_up(tokens, segments, positions, cache)
+
+
+def generate(forward, prompts, choose=sampling.greedy, *, max_response=R, eos_id):
+    return sampling.generate(
+        forward, jnp.zeros((), jnp.int32), prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=PAD
+    )
+
+
+@jax.jit
+def counted(prompts, eos_id):
+    return generate(count_up, prompts, eos_id=eos_id)
+
+
+class TestWithAModelThatCounts:
+    def test_a_response_stops_at_eos_and_holds_it(self):
+        episodes = counted(prompts_of([[3], [9, 5], [1, 1, 7]]), 8)
+        np.testing.assert_array_equal(
+            episodes.tokens, [[0, 0, 3, 4, 5, 6, 7, 8, 0], [0, 9, 5, 6, 7, 8, 0, 0, 0], [1, 1, 7, 8, 0, 0, 0, 0, 0]]
+        )
+        np.testing.assert_array_equal(
+            episodes.response_mask, [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+        )
+        np.testing.assert_array_equal(
+            episodes.segments, [[0, 0, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0]]
+        )
+        real = np.asarray(episodes.segments) > 0
+        np.testing.assert_array_equal(
+            np.asarray(episodes.positions)[real], [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 0, 1, 2, 3]
+        )
+
+    @given(st.lists(st.lists(st.integers(1, V - 1), min_size=1, max_size=P), min_size=4, max_size=4), st.integers(1, V))
+    @settings(max_examples=60, deadline=None)
+    def test_any_prompts_and_any_eos(self, rows, eos):
+        # Counting passes PAD (0), which is then a token like any other: masks are not `tokens != PAD`.
+        episodes = counted(prompts_of(rows), eos)
+        for i, row in enumerate(rows):
+            response = [(row[-1] + 1 + k) % V for k in range(R)]
+            size = response.index(eos) + 1 if eos in response else R
+            np.testing.assert_array_equal(episodes.tokens[i, P:], response[:size] + [PAD] * (R - size))
+            np.testing.assert_array_equal(episodes.response_mask[i], [1] * size + [0] * (R - size))
+            np.testing.assert_array_equal(episodes.segments[i, P:], [1] * size + [0] * (R - size))
+            np.testing.assert_array_equal(episodes.tokens[i, P - len(row) : P], row)
+            start, real = P - len(row), len(row) + size
+            np.testing.assert_array_equal(episodes.positions[i, start : start + real], range(real))
+
+    @pytest.mark.parametrize(
+        ("last_tokens", "calls"),
+        [([7, 7], 1), ([7, 5], 3), ([2, 7], R), ([8, 8], R)],
+        ids=["at once", "in three steps", "just in time", "never"],
+    )
+    def test_the_loop_ends_with_the_last_row(self, last_tokens, calls):
+        forward = Recorded()
+        with jax.disable_jit():
+            generate(forward, prompts_of([[token] for token in last_tokens]), eos_id=8)
+        assert len(forward.calls) == calls  # the prompt, then one for each further token
+
+    def test_what_the_model_sees(self):
+        forward = Recorded()
+        with jax.disable_jit():
+            generate(forward, prompts_of([[9, 6], [4]]), eos_id=8)
+        assert [cache for *_, cache in forward.calls] == [0, 3, 4, 5]
+        tokens, segments, positions, _ = forward.calls[0]
+        np.testing.assert_array_equal(tokens, [[0, 9, 6], [0, 0, 4]])
+        np.testing.assert_array_equal(segments, [[0, 1, 1], [0, 0, 1]])
+        np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 0, 0]])
+        # Then one token a row, at the next position; EOS is not read, and a row that is done is padding.
+        later = forward.calls[1:]
+        assert [row[0][1, 0] for row in later] == [5, 6, 7]
+        assert [row[2][1, 0] for row in later] == [1, 2, 3]
+        assert [row[1][1, 0] for row in later] == [1, 1, 1]
+        assert (later[0][0][0, 0], later[0][1][0, 0], later[0][2][0, 0]) == (7, 1, 2)
+        assert [row[1][0, 0] for row in later] == [1, 0, 0]
+
+    def test_eos_in_the_prompt_ends_nothing(self):
+        episodes = counted(prompts_of([[8, 5], [8]]), 8)
+        np.testing.assert_array_equal(episodes.response_mask.sum(1), [3, R])
+
+
+class TestChoice:
+    def test_tokens_are_drawn_from_the_softmax(self):
+        logits, size = jnp.array([0.3, -1.0, 1.2, 0.0]), 20_000
+        for temperature in (1.0, 2.0):
+            choose = jax.jit(sampling.categorical(sampling.row_keys(jax.random.key(0), size), temperature))
+            drawn = choose(jnp.tile(logits, (size, 1)), jnp.int32(3))
+            found = np.bincount(drawn, minlength=4)
+            expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum() * size
+            assert scipy.stats.chisquare(found, expected, sum_check=False).pvalue > 0.01
+
+    def test_rows_and_steps_draw_independently(self):
+        choose = sampling.categorical(sampling.row_keys(jax.random.key(1), 5_000))
+        logits = jnp.zeros((5_000, 2))
+        first, second = (np.asarray(choose(logits, jnp.int32(step))) for step in (0, 1))
+        for left, right in ((first, second), (first[1:], first[:-1])):
+            assert scipy.stats.chi2_contingency(np.histogram2d(left, right, 2)[0]).pvalue > 0.01
+
+    @given(st.integers(0, 1000))
+    @settings(max_examples=20, deadline=None)
+    def test_a_low_temperature_is_greedy(self, seed):
+        logits = jax.random.normal(jax.random.key(seed), (16, 8))
+        top = jax.lax.top_k(logits, 2)[0]
+        clear = np.asarray(top[:, 0] - top[:, 1] > 1e-2)
+        drawn = sampling.categorical(sampling.row_keys(jax.random.key(7), 16), 1e-4)(logits, jnp.int32(0))
+        np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, jnp.int32(0))[clear])
+
+    def test_a_row_key_depends_on_the_number_of_the_row_in_the_whole(self):
+        data = jax.random.key_data
+        whole = data(sampling.row_keys(jax.random.key(3), 8))
+        np.testing.assert_array_equal(data(sampling.row_keys(jax.random.key(3), 4, 4)), whole[4:])
+        assert len(np.unique(whole, axis=0)) == 8
+
+
+ROWS = [[3, 9, 5], [7], [2, 2, 4, 11], [6, 1]]
+KEYS = sampling.row_keys(jax.random.key(11), 4)
+EOS = 1
+
+
+@functools.cache
+def sampler(config=tiny_models.CONFIG, temperature=1.0):
+    """(params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
+    model = LanguageModel(config)
+
+    @jax.jit
+    def sample(params, prompts, keys):
+        choose = sampling.categorical(keys, temperature) if temperature else sampling.greedy
+        return sampling.sample(model, params, prompts, choose, max_response=R, eos_id=EOS, pad_id=PAD)
+
+    return sample
+
+
+def responses(episodes):
+    return np.asarray(jnp.where(episodes.response_mask > 0, episodes.tokens[:, -R:], -1))
+
+
+class TestWithTheLanguageModel:
+    params = tiny_models.params(LanguageModel(tiny_models.CONFIG), noise=0.15)
+
+    @pytest.mark.parametrize("config", [tiny_models.CONFIG, tiny_models.BANDED], ids=["dense", "banded"])
+    def test_greedy_sampling_is_the_argmax_of_full_forward_passes(self, config):
+        episodes = sampler(config, 0.0)(self.params, prompts_of(ROWS, 4), KEYS)
+        forward = jax.jit(lambda *row: LanguageModel(config).apply({"params": self.params}, *row)[0])
+        width = 4 + R
+        for row, found, mask in zip(ROWS, episodes.tokens[:, 4:], episodes.response_mask, strict=True):
+            tokens = list(row)
+            while len(tokens) < len(row) + R and (len(tokens) == len(row) or tokens[-1] != EOS):
+                padded = jnp.array([tokens + [PAD] * (width - len(tokens))])
+                inside = (jnp.arange(width) < len(tokens)).astype(jnp.int32)[None]
+                logits = forward(padded, inside, jnp.arange(width)[None] * inside)[0, len(tokens) - 1]
+                tokens.append(int(logits.argmax()))
+            size = len(tokens) - len(row)
+            assert list(map(int, found[:size])) == tokens[len(row) :]
+            assert float(mask.sum()) == size
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_the_amount_of_padding_changes_no_token(self, temperature):
+        sample = sampler(temperature=temperature)
+        narrow, wide = (responses(sample(self.params, prompts_of(ROWS, width), KEYS)) for width in (4, 9))
+        np.testing.assert_array_equal(narrow, wide)
+
+    def test_a_row_depends_on_its_key_and_prompt_only(self):
+        sample = sampler()
+        together = responses(sample(self.params, prompts_of(ROWS, 4), KEYS))
+        order = jnp.array([2, 0, 3, 1])
+        shuffled = responses(sample(self.params, prompts_of([ROWS[i] for i in order], 4), KEYS[order]))
+        np.testing.assert_array_equal(shuffled, together[order])
+        other = responses(sample(self.params, prompts_of([ROWS[0], [8, 8], [9], [1, 2, 3]], 4), KEYS))
+        np.testing.assert_array_equal(other[0], together[0])
+        alone = responses(sample(self.params, prompts_of(ROWS[2:3], 4), KEYS[2:3]))
+        np.testing.assert_array_equal(alone[0], together[2])
+        assert not np.array_equal(responses(sample(self.params, prompts_of(ROWS, 4), KEYS[order])), together)
