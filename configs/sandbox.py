@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     sandbox = config.sandbox = ConfigDict()
     sandbox.documents = 24_000  # of pretraining text
-    sandbox.demonstrations = 3_000
+    sandbox.demonstrations = 2_400
     sandbox.users = 2_000  # who send prompts, and are split
     sandbox.reward_prompts = 8_000  # for comparisons
     sandbox.prompts = 8_000  # for PPO, and of test users for evaluation
@@ -40,12 +40,12 @@ def get_config(variant: str = "") -> ConfigDict:
     sandbox.tie = 0.05  # answers closer than this, as a labeler sees them, are tied
 
     config.data.separator = "\n"
-    config.data.max_prompt = 32
-    config.data.max_response = 32
+    config.data.max_prompt = 24
+    config.data.max_response = 26
     config.data.drop_long = False
     config.data.validation = 0.08
     config.data.test = 0.12
-    config.tokenizer.vocab_size = 768  # 256 bytes, the 240 words of the world, and what BPE needs to build them
+    config.tokenizer.vocab_size = 896  # 256 bytes, the 240 words of the world, and what BPE needs to build them
 
     config.model.update(num_layers=4, d_model=96, num_heads=3, d_head=32, d_ff=384, max_length=128, local_window=None)
     config.model.dtype = "float32"  # as fast as bfloat16 on CPU

@@ -1,0 +1,334 @@
+"""An iteration of PPO: what it must not change, what it must, and the same on one device and on four."""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from instructjax.batch import LMBatch, PromptBatch
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.rollout import sampling
+from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
+from instructjax.training import loop, parallel
+from instructjax.training import state as train_state
+from tests import tiny_models
+
+PAD, EOS = 0, 1
+P, R, T = 4, 5, 8
+BATCH, MINIBATCH = 16, 8
+MINIBATCHES = BATCH // MINIBATCH
+KEY = jax.random.key(3)
+SGD = optax.sgd(0.05)
+
+PPO = ml_collections.ConfigDict(
+    {
+        "batch_size": BATCH,
+        "minibatch_size": MINIBATCH,
+        "epochs": 1,
+        "temperature": 1.0,
+        "kl_coefficient": 0.05,
+        "discount": 1.0,
+        "gae_lambda": 0.95,
+        "clip_ratio": 0.2,
+        "clip_value": 0.2,
+        "missing_eos_penalty": 0.5,
+        "ema_decay": 0.9,
+        "ptx_coefficient": 2.0,
+        "ptx_examples_per_episode": 1,
+        "ptx_microbatches": 2,
+    }
+)
+MODEL, SCALAR = LanguageModel(tiny_models.CONFIG), ScalarModel(tiny_models.CONFIG)
+
+
+def changed(**keys):
+    return ml_collections.ConfigDict({**PPO.to_dict(), **keys})
+
+
+def make(config=PPO, *, models=(MODEL, SCALAR), optimizers=(SGD, SGD), eos_id=EOS, axis_name=None):
+    return make_iteration(*models, *optimizers, config, max_response=R, eos_id=eos_id, pad_id=PAD, axis_name=axis_name)
+
+
+def initial(optimizers=(SGD, SGD), scalar=None):
+    """(state, frozen): the policy is the reference, the value network is the reward model."""
+    policy = tiny_models.params(MODEL, noise=0.1)
+    scalar = tiny_models.params(SCALAR, seed=7, noise=0.1) if scalar is None else scalar
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    state = PPOState(
+        step=jnp.zeros((), jnp.int32),
+        policy=train_state.create_averaged(copy(policy), optimizers[0]),
+        value=train_state.create(copy(scalar), optimizers[1]),
+    )
+    return state, Frozen(reference=policy, reward=scalar)
+
+
+def prompts(seed=0):
+    """Ragged prompts, without EOS and without token 5, which a test counts."""
+    rng = np.random.default_rng(seed)
+    segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
+    tokens = rng.integers(6, tiny_models.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32)
+    return PromptBatch(tokens * segments, segments, np.arange(BATCH, dtype=np.int32))
+
+
+def text(seed=0):
+    """Ragged windows of pretraining text."""
+    rng = np.random.default_rng(seed)
+    inside = (np.arange(T) < rng.integers(2, T + 1, size=(BATCH, 1))).astype(np.int32)
+    tokens = rng.integers(2, tiny_models.CONFIG.vocab_size, size=(BATCH, T)).astype(np.int32)
+    positions = np.where(inside, np.arange(T), 0).astype(np.int32)
+    return LMBatch(tokens, inside, positions, inside * (np.arange(T) > 0).astype(np.float32))
+
+
+def assert_close(found, expected, **tolerances):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerances), found, expected)
+
+
+def distance(left, right):
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, left, right)))
+
+
+def numbers(metrics):
+    return loop.reduce([jax.device_get(metrics)])
+
+
+@flax.struct.dataclass
+class PlantedScalar:
+    """Stands for a ScalarModel: a scalar from the tokens so far, scaled and shifted by two weights."""
+
+    of_tokens: object = flax.struct.field(pytree_node=False)
+
+    def apply(self, variables, tokens, segments, positions, *, deterministic=True, rngs=None):
+        del positions, deterministic, rngs
+        params = variables["params"]
+        return params["scale"] * self.of_tokens(tokens, segments) + params["shift"]
+
+
+def constant(tokens, segments):
+    return jnp.ones(tokens.shape)
+
+
+def weights(scale, shift=0.0):
+    return {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
+
+
+@pytest.fixture(scope="module")
+def ptx():
+    """The first iteration of PPO-ptx: state before and after, frozen weights, metrics."""
+    before, frozen = initial()
+    after, metrics = jax.jit(make(changed(epochs=2)))(before, (prompts(), text()), KEY, frozen)
+    return before, after, frozen, metrics
+
+
+class TestFirstIteration:
+    @pytest.mark.parametrize(
+        "config",
+        [tiny_models.CONFIG, dataclasses.replace(tiny_models.CONFIG, dropout=0.4, local_window=3)],
+        ids=["plain", "dropout and banded attention"],
+    )
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    def test_the_ratio_is_one_and_the_kl_zero(self, config, temperature):
+        models = LanguageModel(config), ScalarModel(config)
+        state, frozen = initial()
+        step = jax.jit(make(changed(temperature=temperature), models=models))
+        state, metrics = step(state, (prompts(), None), KEY, frozen)
+        found = numbers(metrics)
+        assert found["first_ratio_deviation"] < 1e-5
+        assert abs(found["kl"]) < 1e-5 and found["max_abs_kl"] < 1e-5
+        # Later minibatches are off the policy that sampled, later iterations off the reference.
+        assert found["max_ratio_deviation"] > 1e-4
+        found = numbers(step(state, (prompts(1), None), KEY, frozen)[1])
+        assert found["first_ratio_deviation"] < 1e-5
+        assert found["max_abs_kl"] > 1e-4
+
+    def test_each_epoch_updates_both_networks_once_a_minibatch(self, ptx):
+        _, after, _, metrics = ptx
+        assert int(after.step) == 1
+        assert int(after.policy.step) == int(after.value.step) == 2 * MINIBATCHES
+        assert numbers(metrics)["gradient_norm"] > 0
+        assert float(metrics["gradient_norm"][1]) == 2 * MINIBATCHES
+
+    def test_every_prompt_is_answered_and_every_token_learned_from_once_an_epoch(self, ptx):
+        *_, metrics = ptx
+        tokens = float(metrics["response_tokens"][0])
+        assert float(metrics["reward"][1]) == float(metrics["kl"][1]) == BATCH
+        assert BATCH <= tokens <= BATCH * R
+        assert float(metrics["policy_loss"][1]) == float(metrics["value_loss"][1]) == 2 * tokens
+        assert float(metrics["ptx_loss"][1]) == 2 * text().weights.sum()
+
+    def test_the_average_moves_by_its_share_and_once(self, ptx):
+        before, after, *_ = ptx
+        expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before.policy.ema, after.policy.params)
+        assert_close(after.policy.ema, expected, rtol=1e-5, atol=1e-6)
+        assert distance(after.policy.params, before.policy.params) > 1e-3
+        assert distance(after.value.params, before.value.params) > 1e-3
+        assert after.value.ema is None
+
+
+def test_frozen_weights_stay():
+    state, frozen = initial()
+    copies = jax.tree.map(np.array, frozen)
+    step = parallel.compile_step(make(), "jit")
+    for seed in range(2):
+        state, _ = step(state, (prompts(seed), None), KEY, frozen)
+    jax.tree.map(np.testing.assert_array_equal, frozen, copies)
+
+
+def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
+    outcomes = []
+    for config, windows in ((PPO, None), (changed(ptx_coefficient=0.0), text()), (PPO, text())):
+        state, frozen = initial()
+        outcomes.append(jax.jit(make(config))(state, (prompts(), windows), KEY, frozen))
+    (plain, metrics), (zero, zero_metrics), (mixed, _) = outcomes
+    assert_close((plain.policy.params, plain.value.params), (zero.policy.params, zero.value.params), atol=1e-6)
+    assert distance(plain.policy.params, mixed.policy.params) > 1e-3
+    assert set(zero_metrics) - set(metrics) == {"ptx_loss"}
+    assert_close(metrics, {name: zero_metrics[name] for name in metrics}, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("windows", [None, text()], ids=["ppo", "ppo_ptx"])
+def test_four_devices_equal_one(mode, windows):
+    assert jax.device_count() == 4
+    config = changed(epochs=2)
+
+    def run(step):
+        state, frozen = initial()
+        metrics = []
+        for seed in range(2):
+            state, found = step(state, (prompts(seed), windows), KEY, frozen)
+            metrics.append(numbers(found))
+        return state, metrics
+
+    one, expected = run(jax.jit(make(config)))
+    four, found = run(parallel.compile_step(make(config, axis_name=parallel.axis_name(mode)), mode))
+    for here, there in zip(found, expected, strict=True):
+        # Counts of the sampled tokens, which would differ if one token did.
+        for name in ("response_tokens", "missing_eos"):
+            assert here[name] == there[name]
+        assert here.keys() == there.keys()
+        np.testing.assert_allclose([here[k] for k in there], list(there.values()), rtol=2e-3, atol=1e-5)
+    assert_close(four, one, rtol=1e-4, atol=1e-5)
+
+
+class Recorder:
+    """An optimiser that changes nothing and keeps the norms of the gradients it is given."""
+
+    def __init__(self, updates):
+        self.transformation = optax.GradientTransformation(
+            lambda params: (jnp.zeros(updates), jnp.zeros((), jnp.int32)), self.update
+        )
+
+    @staticmethod
+    def update(gradients, state, params):
+        del params
+        norms, count = state
+        return jax.tree.map(jnp.zeros_like, gradients), (norms.at[count].set(optax.tree.norm(gradients)), count + 1)
+
+
+class TestMinibatches:
+    @staticmethod
+    def norms(key, updates=2 * MINIBATCHES):
+        """Gradient norms [epochs, minibatches] of a policy that stands still: which episodes came together."""
+        recorder = Recorder(updates).transformation
+        state, frozen = initial((recorder, SGD))
+        step = TestMinibatches.compiled(updates)
+        state, _ = step(state, (prompts(), None), key, frozen)
+        return np.asarray(state.policy.opt_state[0]).reshape(2, MINIBATCHES)
+
+    @staticmethod
+    @functools.cache
+    def compiled(updates):
+        return jax.jit(make(changed(epochs=2), optimizers=(Recorder(updates).transformation, SGD)))
+
+    def test_each_epoch_shuffles_anew(self):
+        first, second = self.norms(KEY)
+        assert np.all(first > 0) and np.all(second > 0)
+        assert np.abs(np.sort(first) - np.sort(second)).max() > 1e-3
+
+    def test_the_order_comes_from_the_key(self):
+        np.testing.assert_array_equal(self.norms(KEY), self.norms(KEY))
+        assert np.abs(self.norms(KEY) - self.norms(jax.random.key(4))).max() > 1e-3
+
+
+class TestRewards:
+    """With planted reward models, whose scores are known."""
+
+    @staticmethod
+    def first_metrics(of_tokens, scalar, **keys):
+        config = changed(kl_coefficient=0.0, **keys)
+        state, frozen = initial(scalar=scalar)
+        eos_id = keys.pop("eos_id", EOS)
+        step = jax.jit(make(config, models=(MODEL, PlantedScalar(of_tokens)), eos_id=eos_id))
+        return numbers(step(state, (prompts(), None), KEY, frozen)[1])
+
+    def test_scores_keep_their_fractions(self):
+        found = self.first_metrics(constant, weights(0.73), missing_eos_penalty=0.0)
+        np.testing.assert_allclose(found["reward"], 0.73, rtol=1e-6)
+
+    @pytest.mark.parametrize("number", [jnp.float32, jnp.int32])
+    def test_a_response_without_eos_pays_the_penalty(self, number):
+        # Scores that are whole numbers stay floating point: 2 less 0.25 is no integer.
+        def whole(tokens, segments):
+            return jnp.full(tokens.shape, 2, number)
+
+        found = self.first_metrics(whole, weights(1.0), missing_eos_penalty=0.25)
+        assert 0 < found["missing_eos"] < 1
+        np.testing.assert_allclose(found["reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
+
+    def test_the_score_comes_with_the_last_token_and_nothing_after_it(self):
+        # At lambda = 1 a return is the discounted sum of the rewards that follow, whatever the values are.
+        found = self.first_metrics(
+            constant, weights(0.6), missing_eos_penalty=0.0, gae_lambda=1.0, discount=0.5, eos_id=-1
+        )
+        assert found["missing_eos"] == 1 and found["response_tokens"] == R
+        np.testing.assert_allclose(found["return"], 0.6 * np.mean([0.5**k for k in range(R)]), rtol=1e-5)
+        np.testing.assert_allclose(found["value"], 0.6, rtol=1e-6)
+
+    def test_the_kl_penalty_enters_the_returns(self):
+        # A reference other than the policy: the mean return of the first tokens is reward - beta KL.
+        state, frozen = initial(scalar=weights(0.0))
+        frozen = frozen.replace(reference=tiny_models.params(MODEL, seed=5, noise=0.1))
+        config = changed(kl_coefficient=0.5, gae_lambda=1.0, discount=0.0, missing_eos_penalty=0.0)
+        step = jax.jit(make(config, models=(MODEL, PlantedScalar(constant))))
+        found = numbers(step(state, (prompts(), None), KEY, frozen)[1])
+        # Without discounting, each token's return is its own reward; they add up to the episode's.
+        total = found["return"] * found["response_tokens"]
+        assert abs(found["kl"]) > 0.1
+        np.testing.assert_allclose(total, -0.5 * found["kl"], rtol=1e-4)
+
+
+def test_the_policy_learns_what_is_rewarded():
+    """A reward for each token 5: within twenty iterations most tokens are."""
+
+    def count(tokens, segments):
+        return jnp.cumsum((tokens == 5) & (segments > 0), axis=1).astype(jnp.float32)
+
+    optimizers = optax.adam(3e-3), optax.adam(3e-2)
+    state, frozen = initial(optimizers, scalar=weights(1.0))
+    config = changed(missing_eos_penalty=0.0, epochs=2)
+    step = jax.jit(make(config, models=(MODEL, PlantedScalar(count)), optimizers=optimizers), donate_argnums=0)
+    curve = []
+    for seed in range(20):
+        state, metrics = step(state, (prompts(seed), None), KEY, frozen)
+        curve.append(numbers(metrics))
+    rewards = [found["reward"] for found in curve]
+    assert np.mean(rewards[:3]) < 1 < 2.5 < np.mean(rewards[-3:])
+    assert curve[-1]["kl"] > 0.5
+    assert all(found["first_ratio_deviation"] < 1e-5 for found in curve)
+
+
+def test_sampling_keys_change_with_the_iteration():
+    """The same prompts and the same weights, twice: other responses."""
+    still = optax.set_to_zero()
+    state, frozen = initial((still, still))
+    step = jax.jit(make(optimizers=(still, still)))
+    state, first = step(state, (prompts(), None), KEY, frozen)
+    again, second = step(state, (prompts(), None), KEY, frozen)
+    assert int(again.step) == 2
+    assert float(first["entropy"][0]) != float(second["entropy"][0])
