@@ -74,12 +74,13 @@ def get_config(variant: str = "") -> ConfigDict:
 
     if variant == "smoke":
         config.model.update(num_layers=2, d_model=64, num_heads=2, d_ff=256)
-        config.log.update(every=10, save_every=20, evaluate_every=20)
-        config.pretrain.update(steps=40, batch_size=8, warmup_steps=10)
-        config.sft.update(epochs=1, batch_size=64, candidates=2, selection_prompts=32)
-        config.reward.update(epochs=1)
-        config.ppo_init.update(epochs=1, batch_size=64)
+        config.log.update(every=10, save_every=10, evaluate_every=20)
+        config.pretrain.update(steps=20, batch_size=8, warmup_steps=10)
+        with config.ignore_type():  # parts of an epoch
+            config.sft.update(epochs=0.2, candidates=2, selection_prompts=16)
+            config.reward.update(epochs=0.2)
+            config.ppo_init.update(epochs=0.1)
         config.ppo.update(iterations=3, batch_size=32, minibatch_size=16, ema_decay=0.5)
         config.ppo_log.update(save_every=3, evaluate_every=3)
-        config.evaluate.update(prompts=50, batch_size=50, text_windows=16)
+        config.evaluate.update(prompts=50, batch_size=50, few_shot_candidates=1, text_windows=16)
     return config.lock()
