@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     sandbox = config.sandbox = ConfigDict()
     sandbox.documents = 24_000  # of pretraining text
-    sandbox.demonstrations = 2_400
+    sandbox.demonstrations = 3_000
     sandbox.users = 2_000  # who send prompts, and are split
     sandbox.reward_prompts = 8_000  # for comparisons
     sandbox.prompts = 8_000  # for PPO, and of test users for evaluation
@@ -52,8 +52,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.remat = False  # it fits
 
     config.log.update(every=20, save_every=200, evaluate_every=100)
-    config.pretrain.update(steps=600, batch_size=64, length=96, learning_rate=2e-3, warmup_steps=50)
-    config.sft.update(epochs=16, batch_size=128, learning_rate=1e-3, dropout=0.1)
+    config.pretrain.update(steps=800, batch_size=32, length=96, learning_rate=3e-3, warmup_steps=50)
+    config.sft.update(epochs=16, batch_size=64, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(prompts=5_000)
     config.reward.update(batch_size=32, learning_rate=3e-4)
     config.ppo_init.update(epochs=4, batch_size=64, learning_rate=1e-3, dropout=0.0)
@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         sandbox.update(documents=2_000, demonstrations=400, reward_prompts=600, prompts=800, users=200)
         sandbox.validation_prompts = 30
-        config.model.update(num_layers=2, d_model=64, num_heads=2, d_ff=256)
+        config.model.update(d_model=64, num_heads=4, d_ff=256)
         config.log.update(every=10, save_every=20, evaluate_every=20)
         config.pretrain.update(steps=80, batch_size=32, warmup_steps=10)
         config.sft.update(epochs=8, batch_size=64, candidates=2, selection_prompts=64)

@@ -23,7 +23,6 @@ from instructjax.models.attention import attention, attention_mask, band_mask
 
 Params = Any  # a tree of arrays
 DTYPES = ("float32", "bfloat16", "float16")
-INIT_STD = 0.02  # of every kernel and embedding (Radford et al. 2018, section 4.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +49,8 @@ class TransformerConfig:
         layer, so that attention, norms and GELU are computed again. True: the input of
         each block, so that all of it is.
       unroll: how many layers one turn of the scan computes; changes no result.
+      init_std: standard deviation of every kernel and embedding at the start (Radford et al.
+        2018, section 4.1, have 0.02). Narrow models want more: 0.02 is 1 / sqrt(2500).
     """
 
     vocab_size: int
@@ -65,6 +66,7 @@ class TransformerConfig:
     param_dtype: str = "float32"
     remat: bool = False
     unroll: int = 1
+    init_std: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "unroll"):
@@ -114,17 +116,17 @@ class Dense(nn.Module):
     """x W + b over the last axis: [B, T, d] to [B, T, features].
 
     Attributes:
-      std: of the normal distribution that the kernel starts from; the bias starts at 0.
+      scale: of the kernel's start, in units of `config.init_std`; the bias starts at 0.
     """
 
     config: TransformerConfig
     features: int
-    std: float = INIT_STD
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x):
         config, width = self.config, x.shape[-1]
-        init = nn.initializers.normal(self.std)
+        init = nn.initializers.normal(config.init_std * self.scale)
         kernel = self.param("kernel", init, (width, self.features), config.param_dtype).astype(config.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
         # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
@@ -153,7 +155,7 @@ class SelfAttention(nn.Module):
             key = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
             value = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
         mixed = attention(query, key, value, mask).reshape(*x.shape[:2], -1)
-        return Dense(config, config.d_model, _residual_std(config), name="out")(mixed), keys, values
+        return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
 
 
 class FeedForward(nn.Module):
@@ -165,7 +167,7 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         config = self.config
         hidden = nn.gelu(Dense(config, config.d_ff, name="in")(x), approximate=True)
-        return Dense(config, config.d_model, _residual_std(config), name="out")(hidden)
+        return Dense(config, config.d_model, _residual_scale(config), name="out")(hidden)
 
 
 class Block(nn.Module):
@@ -198,7 +200,7 @@ class Trunk(nn.Module):
 
     def setup(self):
         config = self.config
-        init = nn.initializers.normal(INIT_STD)
+        init = nn.initializers.normal(config.init_std)
         shape = (config.vocab_size, config.d_model)
         self.token_embedding = self.param("token_embedding", init, shape, config.param_dtype)
         shape = (config.max_length, config.d_model)
@@ -380,10 +382,10 @@ def _shapes(tree: Params) -> dict[str, str]:
     }
 
 
-def _residual_std(config: TransformerConfig) -> float:
+def _residual_scale(config: TransformerConfig) -> float:
     # What adds to the residual stream starts smaller, so that its variance does not grow with depth
     # (Radford et al. 2019, section 2.3).
-    return INIT_STD / (2 * config.num_layers) ** 0.5
+    return (2 * config.num_layers) ** -0.5
 
 
 def _layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:

@@ -98,24 +98,33 @@ def _prose(rng: np.random.Generator) -> str:
     animal, wanted, text = _one_of(world.ANIMALS, rng), int(rng.integers(MIN_WORDS, 80)), ""
     while len(text.split()) < wanted:
         text += " " + _one_of(templates, rng).format(**_slots(rng, animal, falsehood=0.02))
-        if templates is not _TALE and rng.random() < 0.3:
+        if templates is not _TALE and rng.random() < 0.1:
             animal = _one_of(world.ANIMALS, rng)
     return text.strip()
 
 
+def _prompt_on(animal: str, rng: np.random.Generator) -> str:
+    """A prompt that is about this animal, if it is about one: people stay with a topic for a while."""
+    prompt = write_prompt(rng)
+    task = parse(prompt)
+    if "animal" not in task.slots:
+        return prompt
+    return " ".join(animal if word == task.slots["animal"] else word for word in prompt.split(" "))
+
+
 def _instructions(rng: np.random.Generator) -> str:
-    wanted, lines = int(rng.integers(MIN_WORDS + 10, 80)), []
+    wanted, lines, animal = int(rng.integers(MIN_WORDS + 10, 80)), [], _one_of(world.ANIMALS, rng)
     while sum(len(line.split()) + 1 for line in lines) < wanted:
-        lines.append(write_prompt(rng))
+        lines.append(_prompt_on(animal, rng))
     return "\n".join(lines)
 
 
 def _transcript(rng: np.random.Generator) -> str:
     """Prompts with the answers of one writer, of any skill; most write worse than labelers do."""
     care, flaw_rate = 0.1 + 0.4 * rng.random(), 0.5 + 0.3 * rng.random()
-    wanted, lines = int(rng.integers(MIN_WORDS + 10, 70)), []
+    wanted, lines, animal = int(rng.integers(MIN_WORDS + 10, 70)), [], _one_of(world.ANIMALS, rng)
     while sum(len(line.split()) + 1 for line in lines) < wanted:
-        prompt = write_prompt(rng)
+        prompt = _prompt_on(animal, rng)
         lines += [prompt, write_answer(prompt, rng, draw_manner(rng, care, flaw_rate))]
     return "\n".join(lines)
 

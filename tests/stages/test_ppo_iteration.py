@@ -13,7 +13,6 @@ import pytest
 
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.rollout import sampling
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
 from instructjax.training import loop, parallel
 from instructjax.training import state as train_state
@@ -51,14 +50,69 @@ def changed(**keys):
     return ml_collections.ConfigDict({**PPO.to_dict(), **keys})
 
 
-def make(config=PPO, *, models=(MODEL, SCALAR), optimizers=(SGD, SGD), eos_id=EOS, axis_name=None):
+@flax.struct.dataclass
+class Bigram:
+    """Stands for a LanguageModel: predicts the next token from the last one, and compiles at once."""
+
+    config: object = flax.struct.field(pytree_node=False, default=tiny_models.CONFIG)
+
+    def apply(self, variables, tokens, *row, method=None, **_):
+        params = variables["params"]
+        if method == "unembed":
+            return tokens @ params["out"]
+        hidden = jnp.tanh(params["embedding"][tokens])
+        cache = row[2] if len(row) == 3 else None
+        return (hidden if method == "hidden" else hidden @ params["out"]), cache
+
+
+@flax.struct.dataclass
+class PlantedScalar:
+    """Stands for a ScalarModel: a known function of the tokens so far, scaled and shifted by two weights."""
+
+    of_tokens: object = flax.struct.field(pytree_node=False)
+
+    def apply(self, variables, tokens, segments, *_, **__):
+        params = variables["params"]
+        return params["scale"] * self.of_tokens(tokens, segments) + params["shift"]
+
+
+def constant(tokens, segments):
+    return jnp.ones(tokens.shape, jnp.int32)
+
+
+def uneven(tokens, segments):
+    return jnp.cumsum(jnp.sin(tokens) * (segments > 0), axis=1)
+
+
+def weights(scale, shift=0.0):
+    return {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
+
+
+REAL = MODEL, SCALAR
+FAKE = Bigram(), PlantedScalar(uneven)
+
+
+def make(config=PPO, *, models=FAKE, optimizers=(SGD, SGD), eos_id=EOS, axis_name=None):
     return make_iteration(*models, *optimizers, config, max_response=R, eos_id=eos_id, pad_id=PAD, axis_name=axis_name)
 
 
-def initial(optimizers=(SGD, SGD), scalar=None):
+def real_params():
+    return tiny_models.params(MODEL, noise=0.1), tiny_models.params(SCALAR, seed=7, noise=0.1)
+
+
+def fake_params(seed=0, scalar=None):
+    width, vocabulary = 8, tiny_models.CONFIG.vocab_size
+    first, second = jax.random.split(jax.random.key(seed))
+    bigram = {
+        "embedding": jax.random.normal(first, (vocabulary, width)),
+        "out": 0.3 * jax.random.normal(second, (width, vocabulary)),
+    }
+    return bigram, weights(0.7, 0.1) if scalar is None else scalar
+
+
+def initial(params, optimizers=(SGD, SGD)):
     """(state, frozen): the policy is the reference, the value network is the reward model."""
-    policy = tiny_models.params(MODEL, noise=0.1)
-    scalar = tiny_models.params(SCALAR, seed=7, noise=0.1) if scalar is None else scalar
+    policy, scalar = params
     copy = functools.partial(jax.tree.map, jnp.copy)
     state = PPOState(
         step=jnp.zeros((), jnp.int32),
@@ -97,44 +151,24 @@ def numbers(metrics):
     return loop.reduce([jax.device_get(metrics)])
 
 
-@flax.struct.dataclass
-class PlantedScalar:
-    """Stands for a ScalarModel: a scalar from the tokens so far, scaled and shifted by two weights."""
-
-    of_tokens: object = flax.struct.field(pytree_node=False)
-
-    def apply(self, variables, tokens, segments, positions, *, deterministic=True, rngs=None):
-        del positions, deterministic, rngs
-        params = variables["params"]
-        return params["scale"] * self.of_tokens(tokens, segments) + params["shift"]
-
-
-def constant(tokens, segments):
-    return jnp.ones(tokens.shape)
-
-
-def weights(scale, shift=0.0):
-    return {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
-
-
 @pytest.fixture(scope="module")
 def ptx():
     """The first iteration of PPO-ptx: state before and after, frozen weights, metrics."""
-    before, frozen = initial()
-    after, metrics = jax.jit(make(changed(epochs=2)))(before, (prompts(), text()), KEY, frozen)
+    before, frozen = initial(real_params())
+    after, metrics = jax.jit(make(changed(epochs=2), models=REAL))(before, (prompts(), text()), KEY, frozen)
     return before, after, frozen, metrics
 
 
 class TestFirstIteration:
     @pytest.mark.parametrize(
-        "config",
-        [tiny_models.CONFIG, dataclasses.replace(tiny_models.CONFIG, dropout=0.4, local_window=3)],
-        ids=["plain", "dropout and banded attention"],
+        ("temperature", "shape"),
+        [(1.0, {}), (0.7, {"dropout": 0.4, "local_window": 3})],
+        ids=["plain", "temperature, dropout and banded attention"],
     )
-    @pytest.mark.parametrize("temperature", [1.0, 0.7])
-    def test_the_ratio_is_one_and_the_kl_zero(self, config, temperature):
+    def test_the_ratio_is_one_and_the_kl_zero(self, temperature, shape):
+        config = dataclasses.replace(tiny_models.CONFIG, **shape)
         models = LanguageModel(config), ScalarModel(config)
-        state, frozen = initial()
+        state, frozen = initial(real_params())
         step = jax.jit(make(changed(temperature=temperature), models=models))
         state, metrics = step(state, (prompts(), None), KEY, frozen)
         found = numbers(metrics)
@@ -170,50 +204,54 @@ class TestFirstIteration:
         assert after.value.ema is None
 
 
-def test_frozen_weights_stay():
-    state, frozen = initial()
+@functools.cache
+def on_one_device(with_text, coefficient=2.0):
+    """Two iterations: (state, metrics of each)."""
+    config = changed(epochs=2, ptx_coefficient=coefficient)
+    return two_iterations(jax.jit(make(config)), text() if with_text else None)
+
+
+def two_iterations(step, windows):
+    state, frozen = initial(fake_params())
     copies = jax.tree.map(np.array, frozen)
-    step = parallel.compile_step(make(), "jit")
+    metrics = []
     for seed in range(2):
-        state, _ = step(state, (prompts(seed), None), KEY, frozen)
-    jax.tree.map(np.testing.assert_array_equal, frozen, copies)
+        state, found = step(state, (prompts(seed), windows), KEY, frozen)
+        metrics.append(numbers(found))
+    jax.tree.map(np.testing.assert_array_equal, frozen, copies)  # frozen weights stay
+    return state, metrics
 
 
-def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
-    outcomes = []
-    for config, windows in ((PPO, None), (changed(ptx_coefficient=0.0), text()), (PPO, text())):
-        state, frozen = initial()
-        outcomes.append(jax.jit(make(config))(state, (prompts(), windows), KEY, frozen))
-    (plain, metrics), (zero, zero_metrics), (mixed, _) = outcomes
-    assert_close((plain.policy.params, plain.value.params), (zero.policy.params, zero.value.params), atol=1e-6)
-    assert distance(plain.policy.params, mixed.policy.params) > 1e-3
-    assert set(zero_metrics) - set(metrics) == {"ptx_loss"}
-    assert_close(metrics, {name: zero_metrics[name] for name in metrics}, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", parallel.MODES)
-@pytest.mark.parametrize("windows", [None, text()], ids=["ppo", "ppo_ptx"])
-def test_four_devices_equal_one(mode, windows):
-    assert jax.device_count() == 4
-    config = changed(epochs=2)
-
-    def run(step):
-        state, frozen = initial()
-        metrics = []
-        for seed in range(2):
-            state, found = step(state, (prompts(seed), windows), KEY, frozen)
-            metrics.append(numbers(found))
-        return state, metrics
-
-    one, expected = run(jax.jit(make(config)))
-    four, found = run(parallel.compile_step(make(config, axis_name=parallel.axis_name(mode)), mode))
+def assert_same_metrics(found, expected):
     for here, there in zip(found, expected, strict=True):
         # Counts of the sampled tokens, which would differ if one token did.
         for name in ("response_tokens", "missing_eos"):
             assert here[name] == there[name]
-        assert here.keys() == there.keys()
-        np.testing.assert_allclose([here[k] for k in there], list(there.values()), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose([here[name] for name in there], list(there.values()), rtol=2e-3, atol=1e-5)
+
+
+def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
+    (plain, metrics), (zero, zero_metrics), (mixed, _) = (
+        on_one_device(False),
+        on_one_device(True, coefficient=0.0),
+        on_one_device(True),
+    )
+    assert_close((plain.policy, plain.value), (zero.policy, zero.value), rtol=1e-5, atol=1e-6)
+    assert distance(plain.policy.params, mixed.policy.params) > 1e-3
+    assert set(zero_metrics[0]) - set(metrics[0]) == {"ptx_loss"}
+    assert_same_metrics(zero_metrics, metrics)
+
+
+@pytest.mark.parametrize(("mode", "with_text"), [("pmap", False), ("pmap", True), ("jit", True)])
+def test_four_devices_equal_one(mode, with_text):
+    assert jax.device_count() == 4
+    step = parallel.compile_step(make(changed(epochs=2), axis_name=parallel.axis_name(mode)), mode)
+    four, found = two_iterations(step, text() if with_text else None)
+    one, expected = on_one_device(with_text)
+    assert found[0].keys() == expected[0].keys()
+    assert_same_metrics(found, expected)
     assert_close(four, one, rtol=1e-4, atol=1e-5)
+    assert int(four.step) == 2
 
 
 class Recorder:
@@ -232,28 +270,34 @@ class Recorder:
 
 
 class TestMinibatches:
-    @staticmethod
-    def norms(key, updates=2 * MINIBATCHES):
-        """Gradient norms [epochs, minibatches] of a policy that stands still: which episodes came together."""
-        recorder = Recorder(updates).transformation
-        state, frozen = initial((recorder, SGD))
-        step = TestMinibatches.compiled(updates)
-        state, _ = step(state, (prompts(), None), key, frozen)
-        return np.asarray(state.policy.opt_state[0]).reshape(2, MINIBATCHES)
+    optimizers = Recorder(2 * MINIBATCHES).transformation, optax.set_to_zero()
 
-    @staticmethod
-    @functools.cache
-    def compiled(updates):
-        return jax.jit(make(changed(epochs=2), optimizers=(Recorder(updates).transformation, SGD)))
+    @pytest.fixture(scope="class")
+    def step(self):
+        return jax.jit(make(changed(epochs=2), optimizers=self.optimizers))
 
-    def test_each_epoch_shuffles_anew(self):
-        first, second = self.norms(KEY)
+    def run(self, step, key=KEY, start=None):
+        """(state, metrics, gradient norms [epochs, minibatches]): the norms tell which episodes came together."""
+        state, frozen = initial(fake_params(), self.optimizers)
+        if start is not None:
+            state = state.replace(step=start.step)
+        state, metrics = step(state, (prompts(), None), key, frozen)
+        return state, metrics, np.asarray(state.policy.opt_state[0]).reshape(2, MINIBATCHES)
+
+    def test_each_epoch_shuffles_anew(self, step):
+        first, second = self.run(step)[2]
         assert np.all(first > 0) and np.all(second > 0)
         assert np.abs(np.sort(first) - np.sort(second)).max() > 1e-3
 
-    def test_the_order_comes_from_the_key(self):
-        np.testing.assert_array_equal(self.norms(KEY), self.norms(KEY))
-        assert np.abs(self.norms(KEY) - self.norms(jax.random.key(4))).max() > 1e-3
+    def test_the_order_comes_from_the_key(self, step):
+        norms = self.run(step)[2]
+        np.testing.assert_array_equal(norms, self.run(step)[2])
+        assert np.abs(norms - self.run(step, jax.random.key(4))[2]).max() > 1e-3
+
+    def test_each_iteration_samples_anew_from_the_same_key(self, step):
+        state, metrics, _ = self.run(step)
+        _, later, _ = self.run(step, start=state)
+        assert float(metrics["entropy"][0]) != float(later["entropy"][0])
 
 
 class TestRewards:
@@ -262,22 +306,17 @@ class TestRewards:
     @staticmethod
     def first_metrics(of_tokens, scalar, **keys):
         config = changed(kl_coefficient=0.0, **keys)
-        state, frozen = initial(scalar=scalar)
+        state, frozen = initial(fake_params(scalar=scalar))
         eos_id = keys.pop("eos_id", EOS)
-        step = jax.jit(make(config, models=(MODEL, PlantedScalar(of_tokens)), eos_id=eos_id))
+        step = jax.jit(make(config, models=(Bigram(), PlantedScalar(of_tokens)), eos_id=eos_id))
         return numbers(step(state, (prompts(), None), KEY, frozen)[1])
 
     def test_scores_keep_their_fractions(self):
         found = self.first_metrics(constant, weights(0.73), missing_eos_penalty=0.0)
         np.testing.assert_allclose(found["reward"], 0.73, rtol=1e-6)
 
-    @pytest.mark.parametrize("number", [jnp.float32, jnp.int32])
-    def test_a_response_without_eos_pays_the_penalty(self, number):
-        # Scores that are whole numbers stay floating point: 2 less 0.25 is no integer.
-        def whole(tokens, segments):
-            return jnp.full(tokens.shape, 2, number)
-
-        found = self.first_metrics(whole, weights(1.0), missing_eos_penalty=0.25)
+    def test_a_response_without_eos_pays_the_penalty_also_where_scores_are_integers(self):
+        found = self.first_metrics(constant, weights(2, 0), missing_eos_penalty=0.25)
         assert 0 < found["missing_eos"] < 1
         np.testing.assert_allclose(found["reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
 
@@ -292,10 +331,10 @@ class TestRewards:
 
     def test_the_kl_penalty_enters_the_returns(self):
         # A reference other than the policy: the mean return of the first tokens is reward - beta KL.
-        state, frozen = initial(scalar=weights(0.0))
-        frozen = frozen.replace(reference=tiny_models.params(MODEL, seed=5, noise=0.1))
+        state, frozen = initial(fake_params(scalar=weights(0.0)))
+        frozen = frozen.replace(reference=fake_params(seed=5)[0])
         config = changed(kl_coefficient=0.5, gae_lambda=1.0, discount=0.0, missing_eos_penalty=0.0)
-        step = jax.jit(make(config, models=(MODEL, PlantedScalar(constant))))
+        step = jax.jit(make(config, models=(Bigram(), PlantedScalar(constant))))
         found = numbers(step(state, (prompts(), None), KEY, frozen)[1])
         # Without discounting, each token's return is its own reward; they add up to the episode's.
         total = found["return"] * found["response_tokens"]
@@ -309,10 +348,10 @@ def test_the_policy_learns_what_is_rewarded():
     def count(tokens, segments):
         return jnp.cumsum((tokens == 5) & (segments > 0), axis=1).astype(jnp.float32)
 
-    optimizers = optax.adam(3e-3), optax.adam(3e-2)
-    state, frozen = initial(optimizers, scalar=weights(1.0))
+    optimizers = optax.adam(5e-2), optax.adam(3e-2)
+    state, frozen = initial(fake_params(scalar=weights(1.0)), optimizers)
     config = changed(missing_eos_penalty=0.0, epochs=2)
-    step = jax.jit(make(config, models=(MODEL, PlantedScalar(count)), optimizers=optimizers), donate_argnums=0)
+    step = jax.jit(make(config, models=(Bigram(), PlantedScalar(count)), optimizers=optimizers), donate_argnums=0)
     curve = []
     for seed in range(20):
         state, metrics = step(state, (prompts(seed), None), KEY, frozen)
@@ -321,14 +360,3 @@ def test_the_policy_learns_what_is_rewarded():
     assert np.mean(rewards[:3]) < 1 < 2.5 < np.mean(rewards[-3:])
     assert curve[-1]["kl"] > 0.5
     assert all(found["first_ratio_deviation"] < 1e-5 for found in curve)
-
-
-def test_sampling_keys_change_with_the_iteration():
-    """The same prompts and the same weights, twice: other responses."""
-    still = optax.set_to_zero()
-    state, frozen = initial((still, still))
-    step = jax.jit(make(optimizers=(still, still)))
-    state, first = step(state, (prompts(), None), KEY, frozen)
-    again, second = step(state, (prompts(), None), KEY, frozen)
-    assert int(again.step) == 2
-    assert float(first["entropy"][0]) != float(second["entropy"][0])
