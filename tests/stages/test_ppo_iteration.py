@@ -111,13 +111,12 @@ def fake_params(seed=0, scalar=None):
 
 
 def initial(params, optimizers=(SGD, SGD)):
-    """(state, frozen): the policy is the reference, the value network is the reward model."""
+    """(state, frozen): the policy is the reference, the value network is the reward model, in float32."""
     policy, scalar = params
-    copy = functools.partial(jax.tree.map, jnp.copy)
     state = PPOState(
         step=jnp.zeros((), jnp.int32),
-        policy=train_state.create_averaged(copy(policy), optimizers[0]),
-        value=train_state.create(copy(scalar), optimizers[1]),
+        policy=train_state.create_averaged(jax.tree.map(jnp.copy, policy), optimizers[0]),
+        value=train_state.create(jax.tree.map(lambda x: jnp.array(x, jnp.float32), scalar), optimizers[1]),
     )
     return state, Frozen(reference=policy, reward=scalar)
 
@@ -271,32 +270,29 @@ class Recorder:
 
 class TestMinibatches:
     optimizers = Recorder(2 * MINIBATCHES).transformation, optax.set_to_zero()
+    step = staticmethod(jax.jit(make(changed(epochs=2), optimizers=optimizers)))
 
-    @pytest.fixture(scope="class")
-    def step(self):
-        return jax.jit(make(changed(epochs=2), optimizers=self.optimizers))
-
-    def run(self, step, key=KEY, start=None):
+    def run(self, key=KEY, start=None):
         """(state, metrics, gradient norms [epochs, minibatches]): the norms tell which episodes came together."""
         state, frozen = initial(fake_params(), self.optimizers)
         if start is not None:
             state = state.replace(step=start.step)
-        state, metrics = step(state, (prompts(), None), key, frozen)
+        state, metrics = self.step(state, (prompts(), None), key, frozen)
         return state, metrics, np.asarray(state.policy.opt_state[0]).reshape(2, MINIBATCHES)
 
-    def test_each_epoch_shuffles_anew(self, step):
-        first, second = self.run(step)[2]
+    def test_each_epoch_shuffles_anew(self):
+        first, second = self.run()[2]
         assert np.all(first > 0) and np.all(second > 0)
         assert np.abs(np.sort(first) - np.sort(second)).max() > 1e-3
 
-    def test_the_order_comes_from_the_key(self, step):
-        norms = self.run(step)[2]
-        np.testing.assert_array_equal(norms, self.run(step)[2])
-        assert np.abs(norms - self.run(step, jax.random.key(4))[2]).max() > 1e-3
+    def test_the_order_comes_from_the_key(self):
+        norms = self.run()[2]
+        np.testing.assert_array_equal(norms, self.run()[2])
+        assert np.abs(norms - self.run(jax.random.key(4))[2]).max() > 1e-3
 
-    def test_each_iteration_samples_anew_from_the_same_key(self, step):
-        state, metrics, _ = self.run(step)
-        _, later, _ = self.run(step, start=state)
+    def test_each_iteration_samples_anew_from_the_same_key(self):
+        state, metrics, _ = self.run()
+        _, later, _ = self.run(start=state)
         assert float(metrics["entropy"][0]) != float(later["entropy"][0])
 
 
