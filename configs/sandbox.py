@@ -47,7 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.test = 0.12
     config.tokenizer.vocab_size = 896  # 256 bytes, the 240 words of the world, and what BPE needs to build them
 
-    config.model.update(num_layers=4, d_model=96, num_heads=3, d_head=32, d_ff=384, max_length=128, local_window=None)
+    # Two layers of many narrow heads learn to copy a name from the prompt within 300 steps; four layers of
+    # three heads did not in 600.
+    config.model.update(num_layers=2, d_model=128, num_heads=8, d_head=16, d_ff=512, max_length=128, local_window=None)
+    config.model.init_std = 0.08  # about 1 / sqrt(d_model), as 0.02 is for the widths of GPT-3
     config.model.dtype = "float32"  # as fast as bfloat16 on CPU
     config.model.remat = False  # it fits
 
