@@ -107,7 +107,7 @@ def _prompt_on(animal: str, rng: np.random.Generator) -> str:
     """A prompt that is about this animal, if it is about one: people stay with a topic for a while."""
     prompt = write_prompt(rng)
     task = parse(prompt)
-    if "animal" not in task.slots:
+    if "animal" not in task.slots or animal in prompt.split(" "):
         return prompt
     return " ".join(animal if word == task.slots["animal"] else word for word in prompt.split(" "))
 
