@@ -49,10 +49,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # Rates are those of models of a million parameters, not of a billion.
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=400, batch_size=16, length=256, learning_rate=2e-3, warmup_steps=40)
-    # Copying facts from the MR is learned late: after 3 epochs an SFT policy states 0.6 of them.
+    # Copying facts from the MR is learned late: after 2.8 of 5 epochs a policy stated 58 % of them.
     config.sft.update(epochs=12, batch_size=32, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown: a row for each of K answers
-    # A second epoch helped on held-out patterns of the training split; the paper overfits after one.
+    # The paper overfits after one epoch; a thousand rankings are 80 updates only.
     config.reward.update(batch_size=16, epochs=2, learning_rate=3e-4, dropout=0.1)
     config.ppo_init.update(epochs=8, batch_size=32, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
         minibatch_size=32,
         learning_rate=5e-5,
         value_learning_rate=1e-4,
-        # The paper's 0.02 over-optimises a reward model of this size.
+        # Five times the paper's, as in the sandbox; not tuned on this data.
         kl_coefficient=0.1,
         missing_eos_penalty=1.0,
         # So that the average has left its start behind after tens of iterations instead of 500.
