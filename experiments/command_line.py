@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -15,10 +16,13 @@ from instructjax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+DEFAULT = ROOT / "configs" / "sandbox.py"
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(ROOT / "configs" / "sandbox.py"),
-    "The recipe, as FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key of it.",
+    None,  # `_parse` gives the default: here it would be read at once, with the keys, where no error is caught
+    "The recipe, as FILE.py or FILE.py:VARIANT; configs/sandbox.py if not given. "
+    "--config.KEY=VALUE overrides a key of it.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder of the run, also of one to be continued; runs/RECIPE if not given."
@@ -33,10 +37,12 @@ def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
 
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
-            raise app.UsageError(f"expected flags only, found {arguments[1]!r}")
+            raise InputError(f"expected flags only, found {arguments[1]!r}")
         logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
         stage(_CONFIG.value, workdir())
 
+    for flag in ("config", "workdir"):  # --help shows the flags of the script and these
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
     try:
         app.run(main, flags_parser=_parse)
     except InputError as error:
@@ -61,10 +67,29 @@ def workdir() -> epath.Path:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Absl's parser, with the errors of configs and their keys as errors of one line."""
+    """Absl's parser, with what is wrong about a recipe or its keys as an error of one line."""
+    program, *given = arguments
+    if not any(re.match("--?config(=|$)", argument) for argument in given):
+        given.insert(0, f"--config={DEFAULT}")
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS([program, *given])
     except flags.Error as error:
-        raise InputError(str(error).replace("\n", " ")) from None
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        raise InputError(f"--config: {' '.join(str(error).split())}") from None
+        raise InputError(_one_line(error)) from None
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"--config: expected keys that the recipe declares, found {_one_line(error)}") from None
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        raise InputError(f"--config: {_one_line(error)}") from None
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise InputError(f"--config: expected a recipe, found no file {file}")
+    return rest
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, in one line; of a traceback, as config_flags puts it into its messages, the error's."""
+    text = error.args[0]
+    while isinstance(text, Exception):
+        text = text.args[0]
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

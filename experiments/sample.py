@@ -9,7 +9,6 @@ import command_line
 import jax
 from absl import flags
 
-from instructjax.data.examples import Layout
 from instructjax.stages import evaluate, workspace
 
 _STAGE = flags.DEFINE_enum(
@@ -21,9 +20,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 
 def main(config, workdir):
     """Prints each prompt with its answer."""
-    policy = workspace.open_policy(workdir, _STAGE.value)
+    policy, layout = workspace.open_policy(workdir, _STAGE.value)
     prompts = _PROMPT.value or [line.strip() for line in sys.stdin if line.strip()]
-    layout = Layout(policy.tokenizer, config.data.separator, config.data.max_prompt, config.data.max_response)
     for prompt, answer in evaluate.answer(config, layout, policy, prompts, jax.random.key(_SEED.value)):
         print(f"{prompt}\n  -> {answer}\n")
 

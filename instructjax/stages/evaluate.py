@@ -21,7 +21,7 @@ from instructjax.evaluation.intervals import clustered_mean
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.rollout import answers
-from instructjax.stages import comparisons, few_shot, language_model, prepare, workspace
+from instructjax.stages import comparisons, few_shot, language_model, prepare, sft, workspace
 from instructjax.stages.workspace import Trained
 from instructjax.training import loop, metrics, objectives
 
@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     start = time.monotonic()
     workdir = epath.Path(workdir)
     layout = prepare.run(config, workdir)
+    selection = sft.selection(workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     reward = workspace.load_reward_model(workspace.checkpoints_of("", workdir, "reward"), shape, layout.tokenizer)
     policies = {
@@ -115,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         "models": models,
         "reward_model": None,
         "few_shot_prefix": prefix,
-        "sft_selection": json.loads((workdir / "sft" / "selected.json").read_text()),
+        "sft_selection": selection,
     }
     if "sandbox" in config:
         _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline, results)

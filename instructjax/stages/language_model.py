@@ -42,7 +42,7 @@ def train(
       workdir: the run's folder.
       layout: of prompts and responses; its tokenizer is saved with the checkpoints.
       shape: the model, without dropout; the section's dropout is added.
-      params: gives the weights to start from; called only if the stage has work to do.
+      params: gives the weights to start from; called once the batches are known to fit.
       batches: a grain dataset.
       schedule: learning rate by update.
       steps: updates.

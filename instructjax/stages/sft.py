@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
 import ml_collections
@@ -10,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from instructjax.data import pipeline
+from instructjax.errors import CheckpointError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers
@@ -52,7 +54,7 @@ def candidates(config: ml_collections.ConfigDict, steps: int) -> list[int]:
     """The steps whose checkpoints are kept: multiples of `log.save_every`, and the last."""
     even = np.linspace(0, steps, config.sft.candidates + 1)[1:-1]
     every = config.log.save_every
-    return sorted({max(every, round(step / every) * every) for step in even if steps > every} | {steps})
+    return sorted({int(step // every) * every for step in even if step >= every} | {steps})
 
 
 @workspace.timed("select")
@@ -65,7 +67,7 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     Returns:
       The step of the chosen checkpoint.
     """
-    path = workspace.stage_directory(workdir, "sft") / "selected.json"
+    path = _selected(workdir)
     if path.exists():
         return json.loads(path.read_text())["step"]
     layout = prepare.run(config, workdir)
@@ -93,3 +95,19 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     chosen = max(scores, key=scores.get)
     loop.write_json(path, {"step": chosen, "reward": scores})
     return chosen
+
+
+def selection(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `select` wrote: {"step": the chosen, "reward": {step: mean score}}.
+
+    Raises:
+      CheckpointError: nothing was chosen yet.
+    """
+    path = _selected(workdir)
+    if not path.exists():
+        raise CheckpointError(f"{path}: expected the choice among the checkpoints of sft, found none")
+    return json.loads(path.read_text())
+
+
+def _selected(workdir: epath.PathLike) -> epath.Path:
+    return workspace.stage_directory(workdir, "sft") / "selected.json"

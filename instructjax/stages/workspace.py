@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
+from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
-from instructjax.errors import ConfigError
+from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.training import checkpoint, loop
 
@@ -54,8 +55,18 @@ def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
 
 
 def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epath.Path:
-    """The checkpoint folder named in a config, or else that of a stage of this run."""
-    return epath.Path(configured) if configured else stage_directory(workdir, stage) / "checkpoints"
+    """The checkpoint folder named in a config, or else that of a stage of this run.
+
+    Raises:
+      CheckpointError: the stage of this run is not finished.
+    """
+    if configured:
+        return epath.Path(configured)
+    directory = stage_directory(workdir, stage)
+    if not (directory / "summary.json").exists():
+        found = "an unfinished one" if (directory / "checkpoints").exists() else "none"
+        raise CheckpointError(f"{directory}: expected the finished stage {stage}, found {found}")
+    return directory / "checkpoints"
 
 
 def model_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
@@ -138,12 +149,14 @@ def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, t
     return load_language_model(directory, shape, tokenizer, **_place_of_policy(workdir, stage))
 
 
-def open_policy(workdir: epath.PathLike, stage: str) -> Trained:
-    """Like `load_policy`, with shape and tokenizer as the checkpoint describes them."""
+def open_policy(workdir: epath.PathLike, stage: str) -> tuple[Trained, Layout]:
+    """Like `load_policy`, with shape, tokenizer and layout as the checkpoint describes them."""
     directory, place = checkpoints_of("", workdir, stage), _place_of_policy(workdir, stage)
     meta = checkpoint.read_meta(directory, step=place["step"])
     tokenizer = Tokenizer.from_bytes(checkpoint.tokenizer_bytes(meta))
-    return load_language_model(directory, TransformerConfig(**meta["model"]), tokenizer, **place)
+    data = meta["config"]["data"]
+    layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
+    return load_language_model(directory, TransformerConfig(**meta["model"]), tokenizer, **place), layout
 
 
 def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:

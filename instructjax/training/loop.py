@@ -82,6 +82,7 @@ def run(
         done = checkpoints.latest_step() or 0
         if done >= steps and summary.exists():
             return
+        summary.unlink(missing_ok=True)  # of a run that had fewer steps
         iterator = iter(batches)
         if done:
             state, _ = checkpoints.restore(state, iterator=iterator)

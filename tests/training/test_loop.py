@@ -164,6 +164,9 @@ def test_interrupted_between_the_last_checkpoint_and_the_summary(tmp_path, whole
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, whole):
     run(tmp_path, steps=4, finish=None)
+    with pytest.raises(Interrupted):
+        run(tmp_path, step=failing_at(step, 1))
+    assert not (tmp_path / "summary.json").exists()  # it is not finished any more
     run(tmp_path)
     assert_same_run(tmp_path, whole)
 

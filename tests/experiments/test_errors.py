@@ -1,0 +1,264 @@
+"""What a user can get wrong: one line that names the place, before anything is trained."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import instructgpt
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import CheckpointError, ConfigError, DataError, InputError, RecordError, TokenizerError
+from instructjax.models.transformer import LanguageModel
+from instructjax.stages import evaluate, ppo, prepare, pretrain, reward, sft, workspace
+from instructjax.training import checkpoint
+from tests import tiny_models
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORDS = "the fox and the owl sleep in a red forest by night".split()
+LINES = [f"{WORDS[i % 11]} {WORDS[i * 3 % 11]} {WORDS[i * 7 % 11]}" for i in range(60)]
+RECORDS = {
+    "text": [{"text": line} for line in LINES],
+    "demonstrations": [{"prompt": line, "response": line[:8]} for line in LINES],
+    "prompts": [{"prompt": line} for line in LINES],
+    "rankings": [{"prompt": line, "responses": [line[:4], line[:6]], "scores": [1, 0]} for line in LINES],
+}
+
+
+def recipe(tmp_path, **changes):
+    """A recipe for small files of records, which are written; `changes` replace the lines of a file."""
+    config = instructgpt.get_config().unlock()
+    for name, records in RECORDS.items():
+        lines = [
+            json.dumps({**record, "split": ("train", "validation", "test")[i % 3]}) for i, record in enumerate(records)
+        ]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(changes.get(name, lines)) + "\n")
+        config.files[name] = str(path)
+    config.data.update(separator="\n", max_prompt=16, max_response=12, drop_long=False)
+    config.tokenizer.vocab_size = 290
+    config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8, max_length=32, local_window=None)
+    config.model.update(dtype="float32", remat=False)
+    for name in ("pretrain", "sft", "reward", "ppo_init"):
+        config[name].batch_size = 8
+    config.pretrain.length = config.ppo.ptx_length = 16
+    config.ppo.update(batch_size=8, minibatch_size=8)
+    return config.lock()
+
+
+def refused(kind, function, *arguments):
+    """The one-line message of the error that a call ends with."""
+    with pytest.raises(kind) as error:
+        function(*arguments)
+    assert isinstance(error.value, InputError)
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+def trained(workdir):
+    return [path.parent.name for path in workdir.glob("*/checkpoints")]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("text", '{"text": "a fox"', "expected one JSON object, found"),
+        ("text", '{"txt": "a fox"}', "text: expected in a Text, found only txt"),
+        ("demonstrations", '{"prompt": "a", "response": ""}', "response: expected text, found ''"),
+        ("prompts", '{"prompt": 3}', "prompt: expected text, found 3"),
+        ("rankings", '{"prompt": "a", "responses": [], "scores": []}', "responses: expected 2 to 9 answers, found 0"),
+        (
+            "rankings",
+            '{"prompt": "a", "responses": ["b"], "scores": [1]}',
+            "responses: expected 2 to 9 answers, found 1",
+        ),
+        (
+            "rankings",
+            '{"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]}',
+            "scores: expected at least one preference, found all 2 answers tied",
+        ),
+    ],
+    ids=["malformed", "no text", "empty response", "number", "no answers", "one answer", "all tied"],
+)
+def test_a_wrong_line_is_named(tmp_path, name, line, message):
+    config = recipe(tmp_path, **{name: [json.dumps(RECORDS[name][0]), line]})
+    found = refused(RecordError, pretrain.run, config, tmp_path / "run")
+    assert found.startswith(f"{tmp_path}/{name}.jsonl:2: {message}")
+    assert not trained(tmp_path / "run")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    config = recipe(tmp_path)
+    with config.unlocked():
+        config.files.rankings = str(tmp_path / "nowhere.jsonl")
+    message = refused(RecordError, pretrain.run, config, tmp_path / "run")
+    assert message == f"{tmp_path}/nowhere.jsonl: expected a file of Ranking records, found no such file"
+    with config.unlocked():
+        config.files.demonstrations = ""
+    message = refused(ConfigError, pretrain.run, config, tmp_path / "run")
+    assert message == "files.demonstrations: expected a file of Demonstration records, found none"
+
+
+def test_a_recipe_has_one_source_of_records(tmp_path):
+    config = recipe(tmp_path).unlock()
+    config.sandbox = {}
+    message = refused(ConfigError, prepare.run, config, tmp_path / "run")
+    assert message == "expected one of the sections files, sandbox, e2e, found files and sandbox"
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "prompts", "rankings"])
+def test_a_prompt_that_is_too_long_is_named(tmp_path, name):
+    lines = [json.dumps({**record, "split": "train"}) for record in RECORDS[name]]
+    lines[4] = json.dumps({**RECORDS[name][4], "prompt": "a fox " * 40, "split": "train"})
+    message = refused(DataError, pretrain.run, recipe(tmp_path, **{name: lines}), tmp_path / "run")
+    assert message.startswith(
+        f"{tmp_path}/{name}.jsonl:5: prompt: expected at most 16 tokens (data.max_prompt), found "
+    )
+    assert not trained(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """(config, workdir): data are prepared, and pretraining looks finished."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    config, workdir = recipe(folder), folder / "run"
+    layout = prepare.run(config, workdir)
+    save_stage(config, workdir, "pretrain", layout.tokenizer)
+    return config, workdir
+
+
+def save_stage(config, workdir, stage, tokenizer):
+    shape = workspace.model_config(config, tokenizer)
+    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+        params = tiny_models.params(LanguageModel(shape))
+        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
+    (workdir / stage / "summary.json").write_text('{"steps": 1}')
+
+
+def changed(config, **changes):
+    config = config.copy_and_resolve_references().unlock()
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        config[section][name] = value
+    return config.lock()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            pretrain.run,
+            {"model__max_length": 20},
+            "model.max_length: expected at least data.max_prompt + data.max_response = 28 tokens, found 20",
+        ),
+        (
+            pretrain.run,
+            {"pretrain__length": 64},
+            "pretrain.length: expected at most model.max_length (32), found 64",
+        ),
+        (pretrain.run, {"model__d_ff": 0}, "d_ff: expected at least 1, found 0"),
+        (pretrain.run, {"pretrain__batch_size": 6}, "pretrain.batch_size: expected a multiple of 4 "),
+        (sft.run, {"sft__microbatches": 3}, "sft.batch_size: expected a multiple of 12 (4 devices x 3 parts)"),
+        (pretrain.run, {"log__every": 100}, "log.every: expected 1 to 30 steps, found 100"),
+        (sft.run, {"parallel__mode": "xmap"}, "parallel.mode: expected one of jit, pmap, found 'xmap'"),
+        (
+            ppo.run_ppo,
+            {"ppo__batch_size": 12},
+            "ppo.batch_size: expected a multiple of ppo.minibatch_size (8), found 12",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_are_named(pretrained, stage, changes, message):
+    config, workdir = pretrained
+    before = trained(workdir)
+    assert refused(ConfigError, stage, changed(config, **changes), workdir).startswith(message)
+    assert trained(workdir) == before
+
+
+def test_a_checkpoint_of_another_size_is_refused(pretrained):
+    config, workdir = pretrained
+    message = refused(CheckpointError, sft.run, changed(config, model__d_model=16), workdir)
+    assert message.startswith(f"{workdir}/pretrain/checkpoints/1: params/")
+    assert "expected float32[" in message and "found float32[" in message
+    assert trained(workdir) == ["pretrain"]
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(pretrained, tmp_path):
+    config, workdir = pretrained
+    other = Tokenizer.train(["some other words of an other text"] * 9, 290)
+    other.save(tmp_path / "other.model")
+    message = refused(TokenizerError, sft.run, changed(config, tokenizer__path=str(tmp_path / "other.model")), workdir)
+    found = prepare.run(config, workdir).tokenizer.fingerprint
+    assert message == (
+        f"{workdir}/pretrain/checkpoints: expected a checkpoint with tokenizer {other.fingerprint}, found {found}"
+    )
+    assert trained(workdir) == ["pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [(reward.run, "sft"), (ppo.run_ppo, "ppo_init"), (ppo.run_ppo_ptx, "ppo_init"), (sft.select, "reward")],
+    ids=["reward", "ppo", "ppo_ptx", "select"],
+)
+def test_a_missing_stage_is_named(pretrained, stage, missing):
+    config, workdir = pretrained
+    message = refused(CheckpointError, stage, config, workdir)
+    assert message == f"{workdir}/{missing}: expected the finished stage {missing}, found none"
+    assert trained(workdir) == ["pretrain"]
+
+
+def test_an_evaluation_wants_the_choice_among_sft_checkpoints(pretrained):
+    config, workdir = pretrained
+    message = refused(CheckpointError, evaluate.run, config, workdir, "name")
+    assert message == f"{workdir}/sft/selected.json: expected the choice among the checkpoints of sft, found none"
+
+
+def test_an_unfinished_stage_is_none(pretrained, tmp_path):
+    config, _ = pretrained
+    layout = prepare.run(config, tmp_path)
+    save_stage(config, tmp_path, "pretrain", layout.tokenizer)
+    (tmp_path / "pretrain" / "summary.json").unlink()
+    message = refused(CheckpointError, sft.run, config, tmp_path)
+    assert message == f"{tmp_path}/pretrain: expected the finished stage pretrain, found an unfinished one"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (
+            "pretrain.py",
+            ["--config.pretrain.stepps=1"],
+            "--config: expected keys that the recipe declares, found 'stepps' Did you mean \"steps\" instead of",
+        ),
+        (
+            "reproduce.py",
+            ["--config=configs/sandbox.py:smoek"],
+            "configs/sandbox.py: expected no variant or 'smoke', found 'smoek'",
+        ),
+        ("sft.py", ["--config=configs/none.py"], "--config: expected a recipe, found no file configs/none.py"),
+        (
+            "sample.py",
+            ["--prompt=a"],
+            "{workdir}/ppo_ptx: expected the finished stage ppo_ptx, found none",
+        ),
+    ],
+    ids=["unknown key", "unknown variant", "no recipe", "no stage"],
+)
+def test_a_script_says_so_in_one_line_and_leaves_with_2(tmp_path, script, flags, message):
+    workdir = tmp_path / "run"
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: " + message.format(workdir=workdir))
+    assert finished.stderr.count("\n") == 1
+    assert not finished.stdout
+    assert not workdir.exists()
