@@ -25,7 +25,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "--config.KEY=VALUE overrides a key of it.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The folder of the run, also of one to be continued; runs/RECIPE if not given."
+    "workdir",
+    None,
+    "The folder of the run, also of one to be continued; runs/RECIPE or runs/RECIPE-seedN if not given.",
 )
 
 
@@ -63,7 +65,8 @@ def workdir() -> epath.Path:
     if _WORKDIR.value is not None:
         return epath.Path(_WORKDIR.value)
     recipe = pathlib.Path(name().replace(".py:", "-").removesuffix(".py")).name
-    return epath.Path("runs") / recipe
+    seed = _CONFIG.value.seed
+    return epath.Path("runs") / (f"{recipe}-seed{seed}" if seed else recipe)
 
 
 def _parse(arguments: list[str]) -> list[str]:

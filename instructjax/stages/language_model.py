@@ -51,8 +51,7 @@ def train(
     """
     section = config[stage]
     parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", section.microbatches)
-    directory = workspace.stage_directory(workdir, stage)
-    workspace.write_config(config, directory)
+    directory = workspace.begin(config, workdir, stage)
     model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
     adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
     step = train_step(

@@ -25,10 +25,11 @@ from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
+from instructjax.stages import workspace
+from instructjax.training import loop
 
 REWARD_PROMPTS = "reward_prompts.jsonl"  # of the sandbox, to collect comparisons with
 
-SOURCES = ("files", "sandbox", "e2e")
 NAMES: dict[type[Record], str] = {
     Text: "text",
     Demonstration: "demonstrations",
@@ -44,17 +45,20 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
       The layout of prompts and responses, with the tokenizer.
 
     Raises:
-      ConfigError: the recipe does not name one source.
+      ConfigError: the recipe does not name one source, or is not the one that WORKDIR/data was made with.
       RecordError, DataError: a file is missing or a line of it is wrong, or a prompt or
         response is longer than the recipe allows.
       TokenizerError: a tokenizer cannot be read or trained.
     """
-    declared = [source for source in SOURCES if source in config]
+    declared = [source for source in workspace.SOURCES if source in config]
     if len(declared) != 1:
         raise ConfigError(
-            f"expected one of the sections {', '.join(SOURCES)}, found {' and '.join(declared) or 'none'}"
+            f"expected one of the sections {', '.join(workspace.SOURCES)}, found {' and '.join(declared) or 'none'}"
         )
     folder = epath.Path(workdir) / "data"
+    mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
+    if mark.exists():
+        workspace.check_config(config, mark, ("seed", "data", "tokenizer", *workspace.SOURCES))
     if declared == ["files"]:
         for kind, name in NAMES.items():
             if paths := config.files[name]:
@@ -63,18 +67,20 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
                 raise ConfigError(f"files.{name}: expected a file of {kind.__name__} records, found none")
     else:
         write = _write_sandbox if declared == ["sandbox"] else _write_e2e
-        if not (folder / f"{NAMES[Prompt]}.jsonl").exists():  # the last that is written
+        if not mark.exists():
             write(config, folder)
         for kind, name in NAMES.items():
             if (folder / f"{name}.jsonl").exists():
                 _prepare(config, workdir, kind, [folder / f"{name}.jsonl"])
     layout = Layout(
-        tokenizer=_tokenizer(config, workdir),
+        tokenizer=_tokenizer(config, workdir, trained=mark.exists()),
         separator=config.data.separator,
         max_prompt=config.data.max_prompt,
         max_response=config.data.max_response,
     )
     _check_lengths(config, workdir, layout)
+    if not mark.exists():
+        loop.write_json(mark, config.to_dict())
     return layout
 
 
@@ -135,11 +141,11 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: t
     )
 
 
-def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Tokenizer:
+def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Tokenizer:
     path = epath.Path(workdir) / "data" / "tokenizer.model"
     if config.tokenizer.path:
         return Tokenizer.load(config.tokenizer.path)
-    if path.exists():
+    if trained:
         return Tokenizer.load(path)
     documents = builders.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")
     demonstrations = builders.load(epath.Path(workdir) / "data", NAMES[Demonstration], Demonstration, "train")

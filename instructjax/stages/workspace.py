@@ -15,7 +15,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -32,6 +32,11 @@ from instructjax.training import checkpoint, loop
 T = TypeVar("T")
 
 STAGES = ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx")
+SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
+
+# What decides a stage's weights, beside its own section. Not `log` or `evaluate`, nor how devices share the work.
+_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+_SECTIONS = {"reward": ("comparisons", "reward"), "ppo_ptx": ("ppo",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +137,50 @@ def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokeni
     return checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), tokenizer)
 
 
-def write_config(config: ml_collections.ConfigDict, directory: epath.Path) -> None:
-    """Writes DIRECTORY/config.json."""
-    directory.mkdir(parents=True, exist_ok=True)
-    loop.write_json(directory / "config.json", config.to_dict())
+def begin(config: ml_collections.ConfigDict, workdir: epath.PathLike, stage: str) -> epath.Path:
+    """Writes WORKDIR/STAGE/config.json, unless the stage has a checkpoint: then the config must be that one.
+
+    Returns:
+      WORKDIR/STAGE.
+
+    Raises:
+      ConfigError: see `check_config`; what may change is logging, evaluation and the sections of other stages.
+    """
+    directory = stage_directory(workdir, stage)
+    path = directory / "config.json"
+    if path.exists() and checkpoint.saved_steps(directory / "checkpoints"):
+        check_config(config, path, (*_SHARED, *_SECTIONS.get(stage, (stage,))))
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        loop.write_json(path, config.to_dict())
+    return directory
+
+
+def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str]) -> None:
+    """Refuses a recipe other than the one that a folder was begun with.
+
+    Args:
+      config: a whole recipe.
+      path: the config.json of the folder.
+      sections: names of the sections that must be the same.
+
+    Raises:
+      ConfigError: names the file and the first key that differs.
+    """
+    began, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+    for section in sections:
+        old, new = _keys(section, began.get(section)), _keys(section, now.get(section))
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{path}: {key}: expected {old.get(key)!r}, as the stage began with, found {new.get(key)!r}; "
+                    "choose another --workdir"
+                )
+
+
+def _keys(section: str, value: Any) -> dict[str, Any]:
+    """{"sft.epochs": 16, ...} of a section, {"seed": 0} of a key without one."""
+    return {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
 
 
 def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:

@@ -242,11 +242,17 @@ def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "pa
     return _read_arrays(_step_path(directory, step), template, tuple(item.split("/")))
 
 
+def saved_steps(directory: epath.PathLike) -> list[int]:
+    """The steps of whole checkpoints in a directory, in order; none where there is no directory."""
+    directory = epath.Path(directory)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
 def _step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
     directory = epath.Path(directory).resolve()
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory of checkpoints, found none")
-    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    steps = saved_steps(directory)
     if not steps:
         raise CheckpointError(f"{directory}: expected a checkpoint, found an empty directory")
     if step is not None and step not in steps:

@@ -8,44 +8,13 @@ import sys
 
 import pytest
 
-from configs import instructgpt
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import CheckpointError, ConfigError, DataError, InputError, RecordError, TokenizerError
-from instructjax.models.transformer import LanguageModel
-from instructjax.stages import evaluate, ppo, prepare, pretrain, reward, sft, workspace
+from instructjax.stages import evaluate, ppo, prepare, pretrain, reward, sft
 from instructjax.training import checkpoint
-from tests import tiny_models
+from tests.tiny_recipes import RECORDS, changed, recipe, save_stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-WORDS = "the fox and the owl sleep in a red forest by night".split()
-LINES = [f"{WORDS[i % 11]} {WORDS[i * 3 % 11]} {WORDS[i * 7 % 11]}" for i in range(60)]
-RECORDS = {
-    "text": [{"text": line} for line in LINES],
-    "demonstrations": [{"prompt": line, "response": line[:8]} for line in LINES],
-    "prompts": [{"prompt": line} for line in LINES],
-    "rankings": [{"prompt": line, "responses": [line[:4], line[:6]], "scores": [1, 0]} for line in LINES],
-}
-
-
-def recipe(tmp_path, **changes):
-    """A recipe for small files of records, which are written; `changes` replace the lines of a file."""
-    config = instructgpt.get_config().unlock()
-    for name, records in RECORDS.items():
-        lines = [
-            json.dumps({**record, "split": ("train", "validation", "test")[i % 3]}) for i, record in enumerate(records)
-        ]
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("\n".join(changes.get(name, lines)) + "\n")
-        config.files[name] = str(path)
-    config.data.update(separator="\n", max_prompt=16, max_response=12, drop_long=False)
-    config.tokenizer.vocab_size = 290
-    config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8, max_length=32, local_window=None)
-    config.model.update(dtype="float32", remat=False)
-    for name in ("pretrain", "sft", "reward", "ppo_init"):
-        config[name].batch_size = 8
-    config.pretrain.length = config.ppo.ptx_length = 16
-    config.ppo.update(batch_size=8, minibatch_size=8)
-    return config.lock()
 
 
 def refused(kind, function, *arguments):
@@ -130,22 +99,6 @@ def pretrained(tmp_path_factory):
     return config, workdir
 
 
-def save_stage(config, workdir, stage, tokenizer):
-    shape = workspace.model_config(config, tokenizer)
-    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-        params = tiny_models.params(LanguageModel(shape))
-        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
-    (workdir / stage / "summary.json").write_text('{"steps": 1}')
-
-
-def changed(config, **changes):
-    config = config.copy_and_resolve_references().unlock()
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        config[section][name] = value
-    return config.lock()
-
-
 @pytest.mark.parametrize(
     ("stage", "changes", "message"),
     [
@@ -190,12 +143,12 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(pretrained, tmp_path
     config, workdir = pretrained
     other = Tokenizer.train(["some other words of an other text"] * 9, 290)
     other.save(tmp_path / "other.model")
-    message = refused(TokenizerError, sft.run, changed(config, tokenizer__path=str(tmp_path / "other.model")), workdir)
-    found = prepare.run(config, workdir).tokenizer.fingerprint
-    assert message == (
-        f"{workdir}/pretrain/checkpoints: expected a checkpoint with tokenizer {other.fingerprint}, found {found}"
-    )
-    assert trained(workdir) == ["pretrain"]
+    start = workdir / "pretrain" / "checkpoints"
+    config = changed(config, tokenizer__path=str(tmp_path / "other.model"), sft__init_from=str(start))
+    message = refused(TokenizerError, sft.run, config, tmp_path / "run")
+    found = checkpoint.read_meta(start)["fingerprint"]
+    assert message == f"{start}: expected a checkpoint with tokenizer {other.fingerprint}, found {found}"
+    assert not trained(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

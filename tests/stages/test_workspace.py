@@ -1,0 +1,92 @@
+"""A folder belongs to the recipe that it was begun with."""
+
+import json
+
+import pytest
+
+from instructjax.errors import ConfigError
+from instructjax.stages import prepare, workspace
+from tests.tiny_recipes import changed, recipe, save_stage
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """(config, workdir): data are prepared, and all stages have begun."""
+    folder = tmp_path_factory.mktemp("begun")
+    config, workdir = recipe(folder), folder / "run"
+    layout = prepare.run(config, workdir)
+    for stage in workspace.STAGES:
+        workspace.begin(config, workdir, stage)
+        save_stage(config, workdir, stage, layout.tokenizer)
+    return config, workdir
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            "sft",
+            {"sft__learning_rate": 0.5},
+            "sft.learning_rate: expected 9.65e-06, as the stage began with, ",
+        ),
+        ("pretrain", {"seed": 1}, "seed: expected 0, as the stage began with, found 1"),
+        ("ppo_init", {"model__num_heads": 2}, "model.num_heads: expected 1, as the stage began with, found 2"),
+        ("reward", {"comparisons__max_answers": 8}, "comparisons.max_answers: expected 9, "),
+        ("ppo_ptx", {"ppo__ptx_coefficient": 1.0}, "ppo.ptx_coefficient: expected 27.8, "),
+    ],
+)
+def test_a_stage_goes_on_only_with_the_recipe_it_began_with(begun, stage, changes, message):
+    config, workdir = begun
+    path = workdir / stage / "config.json"
+    before = path.read_text()
+    with pytest.raises(ConfigError) as error:
+        workspace.begin(changed(config, **changes), workdir, stage)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).endswith("; choose another --workdir")
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("sft", {"reward__learning_rate": 0.5}),
+        ("sft", {"log__every": 10}),
+        ("ppo", {"ppo_log__keep": 5}),
+        ("ppo", {"evaluate__prompts": 7}),
+    ],
+)
+def test_what_does_not_matter_to_a_stage_may_change(begun, stage, changes):
+    config, workdir = begun
+    before = (workdir / stage / "config.json").read_text()
+    workspace.begin(changed(config, **changes), workdir, stage)
+    assert (workdir / stage / "config.json").read_text() == before
+
+
+def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
+    config = recipe(tmp_path)
+    workspace.begin(config, tmp_path, "sft")
+    workspace.begin(changed(config, sft__epochs=3), tmp_path, "sft")
+    assert json.loads((tmp_path / "sft" / "config.json").read_text())["sft"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"data__max_prompt": 20}, "data.max_prompt"),
+        ({"tokenizer__vocab_size": 280}, "tokenizer.vocab_size"),
+        ({"files__text": "other.jsonl"}, "files.text"),
+    ],
+)
+def test_prepared_data_are_of_one_recipe(begun, changes, key):
+    config, workdir = begun
+    with pytest.raises(ConfigError, match=f"run/data/config.json: {key}: expected .*; choose another --workdir"):
+        prepare.run(changed(config, **changes), workdir)
+
+
+def test_data_that_were_not_finished_are_made_anew(tmp_path):
+    config = recipe(tmp_path)
+    prepare.run(config, tmp_path / "run")
+    (tmp_path / "run" / "data" / "config.json").unlink()
+    layout = prepare.run(changed(config, tokenizer__vocab_size=280), tmp_path / "run")
+    assert layout.tokenizer.vocab_size == 280
