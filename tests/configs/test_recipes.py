@@ -1,0 +1,82 @@
+"""Every recipe can be read, is locked, and fits together; the base is the paper's."""
+
+import importlib
+import json
+
+import pytest
+
+from instructjax.models.transformer import TransformerConfig
+from instructjax.training import loop
+
+RECIPES = [
+    ("instructgpt", "1p3b"),
+    ("instructgpt", "6b"),
+    ("instructgpt", "175b"),
+    ("sandbox", ""),
+    ("sandbox", "smoke"),
+    ("e2e", ""),
+    ("e2e", "smoke"),
+]
+SOURCES = {"files", "sandbox", "e2e"}
+
+
+def recipe(name, variant):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def keys(config, prefix=""):
+    """The names of all keys, but those of the source of records."""
+    for name, value in config.items():
+        if hasattr(value, "items") and name not in SOURCES:
+            yield from keys(value, f"{prefix}{name}.")
+        elif name not in SOURCES:
+            yield prefix + name
+
+
+@pytest.mark.parametrize(("name", "variant"), RECIPES)
+class TestEveryRecipe:
+    def test_it_is_locked_and_plain_data(self, name, variant):
+        config = recipe(name, variant)
+        assert config.is_locked
+        with pytest.raises(AttributeError):
+            config.ppo.learnin_rate = 1.0
+        json.dumps(config.to_dict())
+
+    def test_it_declares_the_keys_of_the_base_and_one_source(self, name, variant):
+        config = recipe(name, variant)
+        assert set(keys(config)) == set(keys(recipe("instructgpt", "1p3b")))
+        assert len(SOURCES & set(config)) == 1
+
+    def test_its_values_fit_together(self, name, variant):
+        config = recipe(name, variant)
+        shape = TransformerConfig(vocab_size=config.tokenizer.vocab_size, **config.model.to_dict())
+        needed = (config.data.max_prompt + config.data.max_response, config.pretrain.length, config.ppo.ptx_length)
+        assert max(needed) <= shape.max_length
+        loop.check(config.log)
+        loop.check(config.ppo_log)
+        for stage in ("pretrain", "sft", "reward", "ppo_init"):
+            assert config[stage].batch_size % config[stage].microbatches == 0
+        ppo = config.ppo
+        assert ppo.batch_size % ppo.minibatch_size == 0
+        assert ppo.minibatch_size * ppo.ptx_examples_per_episode % ppo.ptx_microbatches == 0
+        assert 4 <= config.comparisons.min_answers <= config.comparisons.max_answers <= 9
+
+
+@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e"])
+def test_an_unknown_variant_is_named(name):
+    with pytest.raises(ValueError, match=rf"^configs/{name}.py: expected .*, found 'smok'$"):
+        recipe(name, "smok")
+
+
+def test_the_base_is_the_papers():
+    """Appendix C.4 and sections 3.5, C.1 to C.3, in the order of the config."""
+    config = recipe("instructgpt", "1p3b")
+    assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.95)
+    assert (config.sft.epochs, config.sft.dropout, config.sft.final_fraction) == (16, 0.2, 0.1)
+    assert (config.reward.epochs, config.reward.batch_size) == (1, 64)
+    assert (config.ppo_init.epochs, config.ppo_init.text_share) == (2, 0.1)
+    ppo = config.ppo
+    assert ppo.iterations * ppo.batch_size == 256_000
+    assert (ppo.batch_size, ppo.minibatch_size, ppo.epochs, ppo.temperature) == (512, 64, 1, 1.0)
+    assert (ppo.kl_coefficient, ppo.clip_ratio, ppo.discount, ppo.warmup_iterations) == (0.02, 0.2, 1.0, 10)
+    assert (ppo.ema_decay, ppo.ptx_coefficient, ppo.ptx_examples_per_episode) == (0.992, 27.8, 8)
