@@ -74,6 +74,16 @@ class Layout:
             )
         return tokens
 
+    def capped(self, text: str) -> str:
+        """A sampled response, cut at its end until it fits.
+
+        It was sampled in `max_response` tokens, but maybe without EOS, and not in those that the tokenizer
+        would choose for it.
+        """
+        while len(self.tokenizer.encode(text)) >= self.max_response:
+            text = text[:-1]
+        return text
+
     def check(self, record: Demonstration | Prompt | Ranking) -> None:
         """Tokenises a record only to see that it fits.
 

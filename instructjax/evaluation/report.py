@@ -7,8 +7,7 @@ column, line or figure. On human data, where no true world can be asked, the res
     "human": {
       "accuracy": {"single" | "averaged": {"reward_model" | "length" | "raters" | "difference": ESTIMATE}},
       "length_prefers": "longer" | "shorter",
-      "facts_stated": {MODEL | "references": ESTIMATE},
-      "reward": {MODEL: ESTIMATE}}
+      "facts_stated": {MODEL | "references": ESTIMATE}}
 
 with ESTIMATE = {"mean", "low", "high", "n"}; `agreement.against_raters` makes the first two,
 `facts.share_of_facts` the third.
@@ -110,7 +109,7 @@ def _model_rows(results: Results) -> list[list[str]]:
         ("vs SFT, held-out", lambda m: lookup(results, "models", m, "win_rate_vs_sft", "heldout"), ".3f"),
         ("true quality", lambda m: lookup(results, "models", m, "true_quality"), ".3f"),
         ("facts stated", lambda m: lookup(results, "human", "facts_stated", m), ".3f"),
-        ("reward", lambda m: lookup(results, "human", "reward", m), ".2f"),
+        ("reward", lambda m: lookup(results, "models", m, "reward"), ".2f"),
         ("Likert", lambda m: lookup(results, "models", m, "likert"), ".2f"),
         ("text loss", lambda m: lookup(results, "models", m, "pretrain_loss"), ".3f"),
         ("KL", lambda m: lookup(results, "models", m, "kl_to_init"), ".2f"),

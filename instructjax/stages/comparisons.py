@@ -12,7 +12,6 @@ from etils import epath
 
 from instructjax import records
 from instructjax.data.examples import Layout
-from instructjax.errors import ConfigError
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import answers
 from instructjax.sandbox import labelers
@@ -22,7 +21,6 @@ from instructjax.stages.workspace import Trained
 HELDOUT = "heldout_rankings.jsonl"
 
 
-@workspace.timed("comparisons")
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Has the simulated labelers rank answers of WORKDIR/sft, unless rankings are there already.
 
@@ -32,15 +30,14 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
         WORKDIR/data/rankings.jsonl           training labelers, splits train and validation
         WORKDIR/data/heldout_rankings.jsonl   held-out labelers, split validation
-
-    Raises:
-      ConfigError: there are neither rankings nor simulated labelers.
     """
     layout = prepare.run(config, workdir)
-    if prepare.has_rankings(workdir):
-        return
-    if "sandbox" not in config:
-        raise ConfigError("files.rankings: expected a file of Ranking records, found none")
+    if not prepare.has_rankings(workdir):
+        _collect(config, workdir, layout)
+
+
+@workspace.timed("comparisons")
+def _collect(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> None:
     shape = workspace.model_config(config, layout.tokenizer)
     start = workspace.checkpoints_of(config.reward.init_from, workdir, "sft")
     policy = workspace.load_language_model(start, shape, layout.tokenizer)
@@ -93,15 +90,4 @@ def sample_answers(
     repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]
     texts = (text for _, batch in sampler(policy.params, repeated, jax.random.key(seed)) for text in batch)
     for record, count in zip(prompts, counts, strict=True):
-        yield record.prompt, [capped(next(texts), layout) for _ in range(count)]
-
-
-def capped(text: str, layout: Layout) -> str:
-    """A sampled answer, cut at its end until its tokens with EOS are at most `data.max_response`.
-
-    It was sampled in that many tokens, but maybe without EOS, and not in those that the
-    tokenizer would choose for it.
-    """
-    while len(layout.tokenizer.encode(text)) >= layout.max_response:
-        text = text[:-1]
-    return text
+        yield record.prompt, [layout.capped(next(texts)) for _ in range(count)]

@@ -63,7 +63,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     layout = prepare.run(config, workdir)
     selection = sft.selection(workdir)
     shape = workspace.model_config(config, layout.tokenizer)
-    reward = workspace.load_reward_model(workspace.checkpoints_of("", workdir, "reward"), shape, layout.tokenizer)
+    start = workspace.checkpoints_of(config.ppo.reward_from, workdir, "reward")
+    reward = workspace.load_reward_model(start, shape, layout.tokenizer)
+    start = workspace.checkpoints_of(config.ppo.init_from, workdir, "ppo_init")
+    reference = workspace.load_language_model(start, shape, layout.tokenizer)
     policies = {
         "gpt": workspace.load_policy(workdir, "pretrain", shape, layout.tokenizer),
         "sft": workspace.load_policy(workdir, "sft", shape, layout.tokenizer),
@@ -72,19 +75,19 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     }
     test = prepare.load(config, workdir, layout, Prompt, "test")
     prompts = [record.prompt for record in test[: config.evaluate.prompts]]
-    reference = workspace.load_policy(workdir, "ppo_init", shape, layout.tokenizer)
+    prefix = few_shot.choose_prefix(config, workdir, layout, policies["gpt"], reward)
     answered = {
         model: answer_all(config, layout, policy, reward, reference, prompts, seed=index)
         for index, (model, policy) in enumerate(policies.items())
     }
-    prefix = few_shot.choose_prefix(config, workdir, layout, policies["gpt"], reward)
-    texts = few_shot.answer(config, layout, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
-    answered["gpt_prompted"] = Answered(
-        texts,
-        few_shot.score_texts(config, layout, reward, prompts, texts),
-        np.array([len(layout.tokenizer.encode(text)) + 1 for text in texts], np.float64),
-        None,
-    )
+    if prefix is not None:
+        texts = few_shot.answer(config, layout, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
+        answered["gpt_prompted"] = Answered(
+            texts,
+            few_shot.score_texts(config, layout, reward, prompts, texts),
+            np.array([len(layout.tokenizer.encode(text)) + 1 for text in texts], np.float64),
+            None,
+        )
     # Another sample of the baseline, so that it is compared with itself as the others are.
     baseline = answer_all(config, layout, policies["sft"], reward, reference, prompts, seed=len(policies))
     _write_answers(workdir / "evaluate" / "answers.jsonl", prompts, answered)
@@ -94,8 +97,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     losses = {model: text_loss(policy.params, text) for model, policy in policies.items()}
     losses["gpt_prompted"] = losses["gpt"]
     params = sum(leaf.size for leaf in jax.tree.leaves(policies["gpt"].params))
-    models = {
-        model: {
+    models: dict[str, Any] = {model: None for model in report.MODELS}  # gpt_prompted may have no answers
+    for model in answered:
+        models[model] = {
             "params": params,
             "true_quality": None,
             "win_rate_vs_sft": None,
@@ -106,8 +110,6 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
             "kl_to_init": None if answered[model].kl is None else float(answered[model].kl.mean()),
             "response_tokens": float(answered[model].tokens.mean()),
         }
-        for model in report.MODELS
-    }
     results: dict[str, Any] = {
         "seed": config.seed,
         "config": name,
@@ -192,8 +194,8 @@ def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline,
     """Adds what the simulated labelers and the true world say."""
     rng = np.random.default_rng([config.seed, 4])
     training, heldout = prepare.simulated_labelers(config)
-    for model, entry in results["models"].items():
-        texts = answered[model].texts
+    for model in (model for model in results["models"] if model in answered):
+        entry, texts = results["models"][model], answered[model].texts
         entry["true_quality"] = simulated.true_quality(prompts, texts).to_dict()
         entry["win_rate_vs_sft"] = {
             name: simulated.preference(prompts, texts, baseline.texts, group, config.evaluate.judgements, rng).to_dict()
@@ -235,7 +237,6 @@ def _judge_e2e(config, workdir, layout, reward, prompts, answered, results) -> N
                 [record.prompt for record in references], [record.response for record in references]
             ).to_dict(),
         },
-        "reward": {model: entry["reward"] for model, entry in results["models"].items()},
     }
 
 

@@ -12,7 +12,6 @@ from etils import epath
 
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
-from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers, episode
 from instructjax.stages import prepare
@@ -23,17 +22,23 @@ STOP = "\n"  # ends each example of a prefix, and so the answer
 
 def choose_prefix(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout, policy: Trained, reward: Trained
-) -> str:
+) -> str | None:
     """Writes several prefixes and takes the one whose answers the reward model likes best.
 
     Two of the paper's authors wrote theirs by hand; here examples are drawn from the
-    training demonstrations. The choice by reward on validation prompts is the paper's.
+    training demonstrations whose response is a single line, because a line break ends the
+    example. The choice by reward on validation prompts is the paper's.
 
-    Raises:
-      ConfigError: no two demonstrations are short enough for the context.
+    Returns:
+      The prefix, or None where the context has no room for one beside the longest prompt
+      and response, or no demonstration is of a single line; what is missing is printed.
     """
     rng = np.random.default_rng([config.seed, 5])
-    demonstrations = prepare.load(config, workdir, layout, Demonstration, "train")
+    found = prepare.load(config, workdir, layout, Demonstration, "train")
+    demonstrations = [record for record in found if STOP not in record.response]
+    if not demonstrations:
+        print("gpt_prompted: left out; expected a demonstration whose response is one line, found none")
+        return None
     room = policy.model.config.max_length - layout.length
     candidates: list[str] = []
     for _ in range(1000):
@@ -44,10 +49,11 @@ def choose_prefix(
         if len(candidates) == config.evaluate.few_shot_candidates:
             break
     if not candidates:
-        raise ConfigError(
-            f"model.max_length: expected room for {config.evaluate.few_shot} examples beside prompt and response "
-            f"(evaluate.few_shot), found {room} tokens"
+        print(
+            f"gpt_prompted: left out; model.max_length: expected room for {config.evaluate.few_shot} examples "
+            f"(evaluate.few_shot) beside prompt and response, found {room} tokens"
         )
+        return None
     found = prepare.load(config, workdir, layout, Prompt, "validation")
     prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
     scores = []
@@ -77,11 +83,14 @@ def answer(
 def score_texts(
     config: ml_collections.ConfigDict, layout: Layout, reward: Trained, prompts: Sequence[str], texts: Sequence[str]
 ) -> np.ndarray:
-    """The reward model's score of each text as an answer to its plain prompt, float[n]."""
-    # An answer that was cut may be tokenised into more pieces than it was sampled in.
-    wide = dataclasses.replace(layout, max_response=reward.model.config.max_length - layout.max_prompt)
-    pairs = [Demonstration(prompt=prompt, response=text) for prompt, text in zip(prompts, texts, strict=True)]
-    rows = pipeline.demonstration_rows(pairs, wide)
+    """The reward model's score of each text as an answer to its plain prompt, float[n].
+
+    A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
+    """
+    pairs = [
+        Demonstration(prompt=prompt, response=layout.capped(text)) for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    rows = pipeline.demonstration_rows(pairs, layout)
     score = jax.jit(lambda b: episode.score(reward.model, reward.params, b.tokens, b.segments, b.positions))
     batches = pipeline.ordered_batches(rows, batch_size=config.evaluate.batch_size)
     return np.concatenate([np.asarray(score(batch), np.float64) for batch in batches])[: len(pairs)]

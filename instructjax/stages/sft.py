@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers
 from instructjax.stages import language_model, prepare, workspace
-from instructjax.training import loop, optimizer
+from instructjax.training import checkpoint, loop, optimizer
 
 
 @workspace.timed("sft")
@@ -32,6 +33,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
     steps = pipeline.steps(rows, section.batch_size, section.epochs)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
+    if not workspace.is_finished(workdir, "sft"):
+        _selected(workdir).unlink(missing_ok=True)  # chosen among checkpoints that are to change
     language_model.train(
         "sft",
         config,
@@ -57,22 +60,40 @@ def candidates(config: ml_collections.ConfigDict, steps: int) -> list[int]:
     return sorted({int(step // every) * every for step in even if step >= every} | {steps})
 
 
-@workspace.timed("select")
 def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     """Chooses the SFT checkpoint whose answers the reward model likes best (appendix C.1).
 
     Samples an answer to each of `sft.selection_prompts` validation prompts from each
-    candidate and writes the mean scores to WORKDIR/sft/selected.json.
+    candidate and writes the mean scores to WORKDIR/sft/selected.json, unless this reward
+    model has chosen among these candidates already.
 
     Returns:
       The step of the chosen checkpoint.
     """
+    prepare.run(config, workdir)
+    start = workspace.checkpoints_of(config.ppo.reward_from, workdir, "reward")
+    workspace.checkpoints_of("", workdir, "sft")
+    summary = json.loads((workspace.stage_directory(workdir, "sft") / "summary.json").read_text())
+    judge, steps = checkpoint.fingerprint(start), candidates(config, summary["steps"])
     path = _selected(workdir)
     if path.exists():
-        return json.loads(path.read_text())["step"]
+        found = json.loads(path.read_text())
+        if (found.get("reward_model"), list(found["reward"])) == (judge, [str(step) for step in steps]):
+            return found["step"]
+    scores = _mean_rewards(config, workdir, start, steps)
+    chosen = max(scores, key=scores.get)
+    loop.write_json(path, {"step": chosen, "reward": scores, "reward_model": judge})
+    return chosen
+
+
+@workspace.timed("select")
+def _mean_rewards(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, start: epath.Path, steps: Sequence[int]
+) -> dict[int, float]:
+    """The mean score, by the reward model in `start`, of the answers of each candidate."""
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
-    reward = workspace.load_reward_model(workspace.checkpoints_of("", workdir, "reward"), shape, layout.tokenizer)
+    reward = workspace.load_reward_model(start, shape, layout.tokenizer)
     scorer = answers.make_scorer(reward.model)
     sampler = answers.make_sampler(
         LanguageModel(shape),
@@ -83,22 +104,19 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     records = prepare.load(config, workdir, layout, Prompt, "validation")
     prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
     directory = workspace.checkpoints_of("", workdir, "sft")
-    summary = json.loads((workspace.stage_directory(workdir, "sft") / "summary.json").read_text())
     scores = {}
-    for step in candidates(config, summary["steps"]):
+    for step in steps:
         params = workspace.load_language_model(directory, shape, layout.tokenizer, step=step).params
         rewards = [
             np.asarray(scorer(reward.params, episodes))[: len(texts)]
             for episodes, texts in sampler(params, prompts, jax.random.key(config.seed))
         ]
         scores[step] = float(np.concatenate(rewards).mean())
-    chosen = max(scores, key=scores.get)
-    loop.write_json(path, {"step": chosen, "reward": scores})
-    return chosen
+    return scores
 
 
 def selection(workdir: epath.PathLike) -> dict[str, Any]:
-    """What `select` wrote: {"step": the chosen, "reward": {step: mean score}}.
+    """What `select` wrote: {"step": the chosen, "reward": {step: mean score}, "reward_model": a fingerprint}.
 
     Raises:
       CheckpointError: nothing was chosen yet.

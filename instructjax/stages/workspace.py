@@ -25,7 +25,7 @@ from etils import epath
 
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
-from instructjax.errors import CheckpointError, ConfigError
+from instructjax.errors import CheckpointError, ConfigError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.training import checkpoint, loop
 
@@ -59,6 +59,11 @@ def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
     return epath.Path(workdir) / stage
 
 
+def is_finished(workdir: epath.PathLike, stage: str) -> bool:
+    """Whether a stage of this run made its last step."""
+    return (stage_directory(workdir, stage) / "summary.json").exists()
+
+
 def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epath.Path:
     """The checkpoint folder named in a config, or else that of a stage of this run.
 
@@ -68,7 +73,7 @@ def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epat
     if configured:
         return epath.Path(configured)
     directory = stage_directory(workdir, stage)
-    if not (directory / "summary.json").exists():
+    if not is_finished(workdir, stage):
         found = "an unfinished one" if (directory / "checkpoints").exists() else "none"
         raise CheckpointError(f"{directory}: expected the finished stage {stage}, found {found}")
     return directory / "checkpoints"
@@ -115,7 +120,7 @@ def load_language_model(
       step: the checkpoint to read; None for the last.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it is one of another model size.
+      CheckpointError: there is no checkpoint, or it is one of another model.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
     return _load(LanguageModel(shape), directory, tokenizer, item, step)
@@ -128,6 +133,10 @@ def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, token
 
 def _load(model: Any, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
+    found = checkpoint.read_meta(directory, step=step)["model"]
+    for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
+        if found[name] != (expected := getattr(model.config, name)):
+            raise CheckpointError(f"{directory}: model.{name}: expected {expected}, found a model with {found[name]}")
     template = jax.eval_shape(lambda: initial_params(model, jax.random.key(0)))
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
@@ -212,28 +221,39 @@ def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
 
 
 def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Decorates `run(config, workdir)` to add its seconds and peak memory to WORKDIR/cost.json."""
+    """Decorates `run(config, workdir, ...)` to add its seconds and peak memory to WORKDIR/cost.json.
+
+    Nothing is added where nothing was done: to a stage that was finished, or that was refused.
+    """
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(run)
-        def timed_run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> T:
-            start = time.monotonic()
+        def timed_run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *arguments: Any) -> T:
+            start, worked = time.monotonic(), not is_finished(workdir, stage)
             try:
-                return run(config, workdir)
+                return run(config, workdir, *arguments)
+            except InputError:
+                worked = False
+                raise
             finally:
-                path = epath.Path(workdir) / "cost.json"
-                spent = json.loads(path.read_text()) if path.exists() else {}
-                before = spent.get(stage, {"seconds": 0.0, "peak_rss_gib": 0.0})
-                spent[stage] = {
-                    "seconds": before["seconds"] + time.monotonic() - start,
-                    "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
-                }
-                path.parent.mkdir(parents=True, exist_ok=True)
-                loop.write_json(path, spent)
+                if worked:
+                    _add_cost(workdir, stage, time.monotonic() - start)
 
         return timed_run
 
     return decorate
+
+
+def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
+    path = epath.Path(workdir) / "cost.json"
+    spent = json.loads(path.read_text()) if path.exists() else {}
+    before = spent.get(stage, {"seconds": 0.0, "peak_rss_gib": 0.0})
+    spent[stage] = {
+        "seconds": before["seconds"] + seconds,
+        "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    loop.write_json(path, spent)
 
 
 def cost(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], float]:

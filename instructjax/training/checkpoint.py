@@ -14,6 +14,7 @@ the weights alone, with `read_meta` and `restore_params`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
@@ -214,6 +215,18 @@ def read_meta(directory: epath.PathLike, *, step: int | None = None) -> dict[str
       CheckpointError: there is no such checkpoint.
     """
     return _read_json(_step_path(directory, step) / "meta" / "metadata")
+
+
+def fingerprint(directory: epath.PathLike) -> str:
+    """Sixteen characters that change when the newest checkpoint does: its step, meta and time of writing.
+
+    Raises:
+      CheckpointError: there is no checkpoint.
+    """
+    path = _step_path(directory, None)
+    written = path / "_CHECKPOINT_METADATA"  # orbax's: when the checkpoint was begun and finished
+    parts = (path.name, json.dumps(_read_json(path / "meta" / "metadata"), sort_keys=True), written.read_text())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def check_tokenizer(directory: epath.PathLike, fingerprint: str, *, step: int | None = None) -> None:

@@ -139,6 +139,20 @@ def test_a_checkpoint_of_another_size_is_refused(pretrained):
     assert trained(workdir) == ["pretrain"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__num_heads": 2, "model__d_head": 4}, "model.num_heads: expected 2, found a model with 1"),
+        ({"model__local_window": 4}, "model.local_window: expected 4, found a model with None"),
+    ],
+)
+def test_a_checkpoint_of_the_same_shapes_but_another_model_is_refused(pretrained, changes, message):
+    config, workdir = pretrained
+    assert refused(CheckpointError, sft.run, changed(config, **changes), workdir) == (
+        f"{workdir}/pretrain/checkpoints: {message}"
+    )
+
+
 def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(pretrained, tmp_path):
     config, workdir = pretrained
     other = Tokenizer.train(["some other words of an other text"] * 9, 290)

@@ -1,6 +1,7 @@
 """A folder belongs to the recipe that it was begun with."""
 
 import json
+import time
 
 import pytest
 
@@ -60,6 +61,28 @@ def test_what_does_not_matter_to_a_stage_may_change(begun, stage, changes):
     before = (workdir / stage / "config.json").read_text()
     workspace.begin(changed(config, **changes), workdir, stage)
     assert (workdir / stage / "config.json").read_text() == before
+
+
+def test_only_work_is_added_to_the_cost(tmp_path):
+    def seconds():
+        return json.loads((tmp_path / "cost.json").read_text())["sft"]["seconds"]
+
+    def fail(config, workdir):
+        raise ConfigError("seed: expected another, found this")
+
+    run = workspace.timed("sft")(lambda config, workdir: time.sleep(0.01))
+    with pytest.raises(ConfigError):
+        workspace.timed("sft")(fail)(None, tmp_path)
+    assert not (tmp_path / "cost.json").exists()
+    run(None, tmp_path)
+    first = seconds()
+    run(None, tmp_path)  # it was interrupted, and goes on
+    assert first >= 0.01 and seconds() >= first + 0.01
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "summary.json").write_text("{}")
+    before = seconds()
+    run(None, tmp_path)
+    assert seconds() == before
 
 
 def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
