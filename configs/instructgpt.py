@@ -37,6 +37,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/instructgpt.py: expected a variant among {', '.join(VARIANTS)}, found {variant!r}")
     row = VARIANTS[variant]
+    gpt3 = sizes.SIZES[row["size"]]
     config = ConfigDict()
     config.seed = 0
 
@@ -90,11 +91,13 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.ppo_log.keep = 2
 
     pretrain = config.pretrain = ConfigDict()
-    pretrain.steps = 300_000  # updates; GPT-3: 300B tokens
-    pretrain.batch_size = 512  # windows; GPT-3 XL: 1M tokens
     pretrain.length = 2048  # tokens in a window
-    pretrain.learning_rate = 2e-4  # GPT-3 XL
-    pretrain.warmup_steps = 375  # GPT-3: 375M tokens
+    # Windows; GPT-3, table 2.1: 1M, 2M and 3.2M tokens, here the nearest multiple of 64 windows, for devices to share.
+    pretrain.batch_size = 64 * round(gpt3.batch_tokens / pretrain.length / 64)
+    batch_tokens = pretrain.batch_size * pretrain.length
+    pretrain.steps = round(300e9 / batch_tokens)  # updates; GPT-3: 300B tokens
+    pretrain.learning_rate = gpt3.learning_rate  # GPT-3, table 2.1
+    pretrain.warmup_steps = round(375e6 / batch_tokens)  # GPT-3: 375M tokens
     pretrain.final_fraction = 0.1  # GPT-3: cosine to 10 %
     pretrain.weight_decay = 0.1  # GPT-3
     pretrain.dropout = 0.0

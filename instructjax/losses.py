@@ -116,14 +116,13 @@ def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
 
     For each prompt, over the pairs (w, l) in which answer w is preferred to l:
 
-      -1/N Σ_(w,l) log σ(r_w - r_l)
+      -1/C(K, 2) Σ_(w,l) log σ(r_w - r_l)
 
-    and the pair holds the sum of this over prompts and the number of prompts. The
-    paper drops ties and writes N = C(K, 2), the number of all pairs. It does not
-    say what N is once pairs were dropped. Here N counts the pairs that are left:
-    what is averaged is one prompt's comparisons, and every prompt weighs the same
-    whatever its K and its ties. Without ties the two are equal. A prompt without
-    a preference has weight 0.
+    and the pair holds the sum of this over prompts and the number of prompts. Ties
+    are dropped from the sum, as in the paper, but C(K, 2) counts all pairs, as it
+    is written there: a prompt with many ties weighs less than one with none, and a
+    prompt's K does not matter. K is the number of the prompt's valid answers. A
+    prompt without a preference has weight 0.
 
     Args:
       rewards: r, [B, K], from the model.
@@ -132,8 +131,9 @@ def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
     """
     margins, preferred = _comparisons(rewards, scores, valid)
     losses = jnp.sum(_where(preferred, jax.nn.softplus(-margins)), axis=(1, 2))
-    pairs = jnp.sum(preferred, axis=(1, 2))
-    return masked_sum(losses / jnp.maximum(pairs, 1), pairs > 0)
+    answers = jnp.sum(jnp.asarray(valid) > 0, axis=1)
+    pairs = answers * (answers - 1) // 2
+    return masked_sum(losses / jnp.maximum(pairs, 1), preferred.any(axis=(1, 2)))
 
 
 def ranking_accuracy(rewards: Array, scores: Array, valid: Array) -> Pair:

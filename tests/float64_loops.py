@@ -41,16 +41,19 @@ def weighted_sum(x, weights):
 def ranking_loss(rewards, scores, valid):
     total, prompts = 0.0, 0
     for b in range(len(rewards)):
-        losses = []
+        losses, pairs = [], 0
         for i in range(len(rewards[b])):
             for j in range(i + 1, len(rewards[b])):
-                if not (valid[b][i] and valid[b][j]) or scores[b][i] == scores[b][j]:
+                if not (valid[b][i] and valid[b][j]):
+                    continue
+                pairs += 1
+                if scores[b][i] == scores[b][j]:
                     continue
                 winner, loser = (i, j) if scores[b][i] > scores[b][j] else (j, i)
                 margin = float(rewards[b][winner]) - float(rewards[b][loser])
                 losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))
         if losses:
-            total += sum(losses) / len(losses)
+            total += sum(losses) / pairs
             prompts += 1
     return total, prompts
 

@@ -233,7 +233,7 @@ def test_two_answers_are_bradley_terry():
     assert weight == 2
 
 
-def test_every_prompt_weighs_the_same():
+def test_every_prompt_without_ties_weighs_the_same():
     """One over C(K, 2): a prompt with 9 answers (36 pairs) counts as one with 2 (1 pair)."""
     for answers in range(2, 10):
         valid = np.arange(9)[None] < answers
@@ -241,9 +241,9 @@ def test_every_prompt_weighs_the_same():
         close((total, weight), (math.log(2), 1), 1e-6)
 
 
-def test_ties_are_dropped_and_the_rest_averaged():
+def test_ties_are_dropped_from_the_sum_and_counted_in_the_number_of_pairs():
     rewards, scores = np.array([[1.0, 0.0, 5.0]]), np.array([[2, 1, 1]])
-    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(4))) / 2
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(4))) / 3  # C(3, 2)
     close(compiled.ranking_loss(rewards, scores, np.ones((1, 3))), (expected, 1), 1e-6)
     gradient = jax.grad(lambda r: compiled.ranking_loss(r, np.array([[1, 1, 0]]), jnp.array([[1, 1, 0]]))[0])(rewards)
     close(gradient, np.zeros((1, 3)), 0)
