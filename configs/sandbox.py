@@ -68,11 +68,11 @@ def get_config(variant: str = "") -> ConfigDict:
         learning_rate=2e-4,
         value_learning_rate=4e-4,
         # The paper's 0.02 would over-optimise a reward model of this size.
-        kl_coefficient=0.05,
+        kl_coefficient=0.07,
         missing_eos_penalty=1.0,
         # So that the average has left its start behind after 50 iterations instead of 500.
         ema_decay=0.9,
-        ptx_coefficient=1.0,
+        ptx_coefficient=2.0,
         ptx_examples_per_episode=1,
         ptx_microbatches=1,
         ptx_length=128,

@@ -17,7 +17,7 @@ from instructjax.sandbox import world
 from instructjax.sandbox.judges import judge
 from instructjax.sandbox.tasks import parse
 
-WEIGHTS = {"truth": 0.18, "constraint": 0.16, "detail": 0.26, "length": 0.06, "ending": 0.17, "tone": 0.17}
+WEIGHTS = {"truth": 0.14, "constraint": 0.13, "detail": 0.19, "length": 0.06, "ending": 0.24, "tone": 0.24}
 ASPECTS = tuple(WEIGHTS)
 COMMON_WEIGHTS = np.array(list(WEIGHTS.values()))
 
