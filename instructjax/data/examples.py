@@ -180,11 +180,7 @@ def ranking(record: Ranking, layout: Layout, max_responses: int = MAX_RESPONSES)
     Raises:
       DataError: prompt or a response is too long, or there are more than K responses.
     """
-    if len(record.responses) > max_responses:
-        raise DataError(
-            f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"
-            f" found {len(record.responses)}"
-        )
+    check_answers(record, max_responses)
     prompt = layout.prompt(record.prompt, record.where)
     rows = [
         _pad_right([*prompt, *layout.response(response, record.where, f"responses[{i}]")], layout.length)
@@ -196,6 +192,15 @@ def ranking(record: Ranking, layout: Layout, max_responses: int = MAX_RESPONSES)
     scores = np.array([*record.scores, *[0.0] * missing], np.float32)
     valid = np.arange(max_responses) < len(record.responses)
     return RankingBatch(tokens, segments, positions, scores, valid)
+
+
+def check_answers(record: Ranking, max_responses: int) -> None:
+    """Raises DataError for a ranking of more than `max_responses` answers."""
+    if len(record.responses) > max_responses:
+        raise DataError(
+            f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"
+            f" found {len(record.responses)}"
+        )
 
 
 def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout) -> PromptBatch:

@@ -17,7 +17,7 @@ it is the same batch however many processes there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import grain
@@ -193,7 +193,7 @@ def mixed_batches(
       ConfigError: `text_share` or `batch_size` is impossible.
     """
     if not 0 < text_share < 1:
-        raise ConfigError(f"data.text_share: expected a share between 0 and 1, found {text_share}")
+        raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     share = _share(batch_size, process_count)
     rows = demonstration_rows(demonstrations, layout, prompt_weight)
     order = _forever(grain.MapDataset.range(_counted(text)), seed, process_index, process_count)
@@ -224,26 +224,28 @@ def check_lengths(records: Sequence[R], layout: Layout) -> None:
         layout.check(record)
 
 
-def drop_long(records: Sequence[R], layout: Layout) -> tuple[Sequence[R], int]:
-    """Leaves out records that do not fit, as the paper does with long prompts (appendix C).
-
-    Returns:
-      The records that fit, read when asked for, and the number of those left out.
+def too_long(records: Sequence[R], layout: Layout) -> list[int]:
+    """The indices of the records that do not fit, to be left out as the paper does (appendix C).
 
     Raises:
       DataError: none fits; the message is that of the first record.
     """
-    kept, first_error = [], None
+    indices, first_error = [], None
     for index, record in enumerate(records):
         try:
             layout.check(record)
         except DataError as error:
             first_error = first_error or error
-        else:
-            kept.append(index)
-    if first_error and not kept:
+            indices.append(index)
+    if first_error and len(indices) == len(records):
         raise first_error
-    return _Selection(records, kept), len(records) - len(kept)
+    return indices
+
+
+def without(records: Sequence[R], indices: Collection[int]) -> Sequence[R]:
+    """The other records, read when asked for."""
+    left_out = set(indices)
+    return _Selection(records, [index for index in range(len(records)) if index not in left_out])
 
 
 class _Selection(Sequence):

@@ -71,14 +71,14 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "unroll"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+                raise ConfigError(f"model.{name}: expected at least 1, found {getattr(self, name)}")
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout: expected a rate from 0 to below 1, found {self.dropout}")
+            raise ConfigError(f"model.dropout: expected a rate from 0 to below 1, found {self.dropout}")
         if self.local_window is not None and self.local_window < 1:
-            raise ConfigError(f"local_window: expected None or at least 1, found {self.local_window}")
+            raise ConfigError(f"model.local_window: expected None or at least 1, found {self.local_window}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
-                raise ConfigError(f"{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
+                raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
 
 
 @flax.struct.dataclass

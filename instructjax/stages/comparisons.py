@@ -63,7 +63,7 @@ def _collect(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout:
     collected += ranked(validation, training, config.sandbox.raters, answered)
     # The mark of a finished collection is the other file, which is written last.
     records.write(epath.Path(workdir) / "data" / HELDOUT, ranked(validation, heldout, config.sandbox.raters, answered))
-    prepare.add_rankings(config, workdir, collected)
+    prepare.add_rankings(config, workdir, layout, collected)
 
 
 def sample_answers(

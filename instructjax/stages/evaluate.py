@@ -73,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         "ppo": workspace.load_policy(workdir, "ppo", shape, layout.tokenizer),
         "ppo_ptx": workspace.load_policy(workdir, "ppo_ptx", shape, layout.tokenizer),
     }
-    test = prepare.load(config, workdir, layout, Prompt, "test")
+    test = prepare.load(config, workdir, Prompt, "test")
     prompts = [record.prompt for record in test[: config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(config, workdir, layout, policies["gpt"], reward)
     answered = {
@@ -203,7 +203,7 @@ def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline,
         }
         entry.update(simulated.ratings(prompts, texts, heldout, rng))
     rankings = {
-        "training": list(prepare.load(config, workdir, layout, Ranking, "validation")),
+        "training": list(prepare.load(config, workdir, Ranking, "validation")),
         "heldout": records.read(workdir / "data" / comparisons.HELDOUT, Ranking),
     }
     accuracy = {
@@ -224,9 +224,9 @@ def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline,
 
 def _judge_e2e(config, workdir, layout, reward, prompts, answered, results) -> None:
     """Adds what can be measured on human data: accuracy on held-out raters, facts stated, rewards."""
-    single = list(prepare.load(config, workdir, layout, Ranking, "test"))
-    train = list(prepare.load(config, workdir, layout, Ranking, "train"))
-    references = list(prepare.load(config, workdir, layout, Demonstration, "test"))
+    single = list(prepare.load(config, workdir, Ranking, "test"))
+    train = list(prepare.load(config, workdir, Ranking, "train"))
+    references = list(prepare.load(config, workdir, Demonstration, "test"))
     results["human"] = {
         **agreement.against_raters(
             train, single, e2e.average(single), lambda group: ranking_rewards(config, layout, reward, group)

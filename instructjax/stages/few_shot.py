@@ -34,7 +34,7 @@ def choose_prefix(
       and response, or no demonstration is of a single line; what is missing is printed.
     """
     rng = np.random.default_rng([config.seed, 5])
-    found = prepare.load(config, workdir, layout, Demonstration, "train")
+    found = prepare.load(config, workdir, Demonstration, "train")
     demonstrations = [record for record in found if STOP not in record.response]
     if not demonstrations:
         print("gpt_prompted: left out; expected a demonstration whose response is one line, found none")
@@ -54,7 +54,7 @@ def choose_prefix(
             f"(evaluate.few_shot) beside prompt and response, found {room} tokens"
         )
         return None
-    found = prepare.load(config, workdir, layout, Prompt, "validation")
+    found = prepare.load(config, workdir, Prompt, "validation")
     prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
     scores = []
     for prefix in candidates:

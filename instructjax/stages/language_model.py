@@ -50,7 +50,6 @@ def train(
       keep_steps: checkpoints to keep beside the last ones.
     """
     section = config[stage]
-    parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", section.microbatches)
     directory = workspace.begin(config, workdir, stage)
     model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
     adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)

@@ -13,7 +13,6 @@ from etils import epath
 
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
-from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.records import Prompt, Text
 from instructjax.rollout import answers
@@ -38,7 +37,6 @@ def run_ppo_ptx(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> N
 
 def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     section = config.ppo
-    _check(section)
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     directory = workspace.begin(config, workdir, stage)
@@ -74,13 +72,13 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
     )
     frozen = Frozen(reference=initial, reward=reward)
     prompts = pipeline.shuffled_batches(
-        pipeline.prompt_rows(prepare.load(config, workdir, layout, Prompt, "train"), layout),
+        pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
         batch_size=section.batch_size,
         seed=config.seed,
     )
     if stage == "ppo_ptx":
         text = pipeline.text_batches(
-            prepare.load(config, workdir, layout, Text, "train"),
+            prepare.load(config, workdir, Text, "train"),
             layout.tokenizer,
             length=section.ptx_length,
             batch_size=section.batch_size * section.ptx_examples_per_episode,
@@ -121,7 +119,7 @@ def _measure(
     )
     scorer, divergence = answers.make_scorer(ScalarModel(shape)), answers.make_divergence(model)
     text_loss = language_model.mean_loss(model)
-    records = prepare.load(config, workdir, layout, Prompt, "validation")
+    records = prepare.load(config, workdir, Prompt, "validation")
     prompts = [record.prompt for record in records[: config.evaluate.batch_size]]
     text = prepare.validation_text(config, workdir, layout)
     key = jax.random.key(config.seed)
@@ -140,16 +138,3 @@ def _measure(
         return values
 
     return measure
-
-
-def _check(section: ml_collections.ConfigDict) -> None:
-    """Refuses batches that do not divide into minibatches, microbatches and devices."""
-    if section.batch_size % section.minibatch_size:
-        raise ConfigError(
-            f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({section.minibatch_size}), "
-            f"found {section.batch_size}"
-        )
-    parallel.check_batch_size(section.minibatch_size, "ppo.minibatch_size")
-    parallel.check_batch_size(
-        section.minibatch_size * section.ptx_examples_per_episode, "ppo.minibatch_size", section.ptx_microbatches
-    )

@@ -21,8 +21,21 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.ppo_init
-    records = prepare.load(config, workdir, layout, Demonstration, "train")
+    records = prepare.load(config, workdir, Demonstration, "train")
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
+    if section.text_share:
+        batches = pipeline.mixed_batches(
+            records,
+            prepare.load(config, workdir, Text, "train"),
+            layout,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            text_share=section.text_share,
+            prompt_weight=section.prompt_weight,
+        )
+    else:
+        rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
+        batches = pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
     language_model.train(
         "ppo_init",
@@ -31,15 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
-        pipeline.mixed_batches(
-            records,
-            prepare.load(config, workdir, layout, Text, "train"),
-            layout,
-            batch_size=section.batch_size,
-            seed=config.seed,
-            text_share=section.text_share,
-            prompt_weight=section.prompt_weight,
-        ),
+        batches,
         optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction),
         steps=steps,
         validation={

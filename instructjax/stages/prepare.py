@@ -11,25 +11,33 @@ under WORKDIR/data in the same form, and no later stage knows where they came fr
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_collections
 from etils import epath
 
 from instructjax import records
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import builders, e2e, pipeline, texts
+from instructjax.data import builders, e2e, examples, pipeline, texts
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
-from instructjax.errors import ConfigError
+from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
-from instructjax.stages import workspace
+from instructjax.stages import check, workspace
 from instructjax.training import loop
 
 REWARD_PROMPTS = "reward_prompts.jsonl"  # of the sandbox, to collect comparisons with
 
+SPLITS: dict[type[Record], tuple[str, ...]] = {  # that training and evaluation need
+    Text: ("train", "validation"),
+    Demonstration: ("train", "validation"),
+    Prompt: ("train", "validation", "test"),
+    Ranking: ("train", "validation"),
+}
 NAMES: dict[type[Record], str] = {
     Text: "text",
     Demonstration: "demonstrations",
@@ -45,50 +53,49 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
       The layout of prompts and responses, with the tokenizer.
 
     Raises:
-      ConfigError: the recipe does not name one source, or is not the one that WORKDIR/data was made with.
-      RecordError, DataError: a file is missing or a line of it is wrong, or a prompt or
-        response is longer than the recipe allows.
+      ConfigError: a value of the recipe is impossible, for whatever stage; see `check`. Or it is not the
+        recipe that WORKDIR/data was made with.
+      RecordError, DataError: a file is missing or a line of it is wrong, a split that a later
+        stage needs is empty, or a record is longer than the recipe allows.
       TokenizerError: a tokenizer cannot be read or trained.
     """
-    declared = [source for source in workspace.SOURCES if source in config]
-    if len(declared) != 1:
-        raise ConfigError(
-            f"expected one of the sections {', '.join(workspace.SOURCES)}, found {' and '.join(declared) or 'none'}"
-        )
+    check.recipe(config)
     folder = epath.Path(workdir) / "data"
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
     if mark.exists():
-        workspace.check_config(config, mark, ("seed", "data", "tokenizer", *workspace.SOURCES))
-    if declared == ["files"]:
+        workspace.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
+    if "files" in config:
         for kind, name in NAMES.items():
-            if paths := config.files[name]:
-                _prepare(config, workdir, kind, paths.split(","))
-            elif kind is not Ranking:
-                raise ConfigError(f"files.{name}: expected a file of {kind.__name__} records, found none")
+            _prepare(config, workdir, kind, config.files[name].split(","))
     else:
-        write = _write_sandbox if declared == ["sandbox"] else _write_e2e
+        write = _write_sandbox if "sandbox" in config else _write_e2e
         if not mark.exists():
             write(config, folder)
         for kind, name in NAMES.items():
             if (folder / f"{name}.jsonl").exists():
                 _prepare(config, workdir, kind, [folder / f"{name}.jsonl"])
+    _check_splits(folder)
     layout = Layout(
         tokenizer=_tokenizer(config, workdir, trained=mark.exists()),
         separator=config.data.separator,
         max_prompt=config.data.max_prompt,
         max_response=config.data.max_response,
     )
-    _check_lengths(config, workdir, layout)
+    _check_records(config, workdir, layout)
     if not mark.exists():
         loop.write_json(mark, config.to_dict())
     return layout
 
 
-def add_rankings(config: ml_collections.ConfigDict, workdir: epath.PathLike, rankings: Iterable[Ranking]) -> None:
+def add_rankings(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout, rankings: Iterable[Ranking]
+) -> None:
     """Writes rankings that were collected in this run to WORKDIR/data/rankings.jsonl and prepares them."""
     path = epath.Path(workdir) / "data" / f"{NAMES[Ranking]}.jsonl"
     records.write(path, rankings)
     _prepare(config, workdir, Ranking, [path])
+    _check_splits(path.parent)
+    _check_records(config, workdir, layout)
 
 
 def has_rankings(workdir: epath.PathLike) -> bool:
@@ -96,38 +103,38 @@ def has_rankings(workdir: epath.PathLike) -> bool:
     return (epath.Path(workdir) / "data" / NAMES[Ranking]).exists()  # after `run`, whole if it exists
 
 
-def load(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout, kind: type[R], split: str
-) -> Sequence[R]:
-    """The prepared records of a kind and split, without those too long for the layout."""
+def load(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: type[R], split: str) -> Sequence[R]:
+    """The prepared records of a kind and split, without those that `run` found to be too long."""
     found = builders.load(epath.Path(workdir) / "data", NAMES[kind], kind, split)
-    return pipeline.drop_long(found, layout)[0] if config.data.drop_long and kind is not Text else found
+    if kind is Text or not config.data.drop_long:
+        return found
+    return pipeline.without(found, _checked(workdir)[NAMES[kind]]["left_out"].get(split, []))
 
 
 def validation_text(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> list[LMBatch]:
     """The first `evaluate.text_windows` windows of the validation text, in batches."""
-    found = load(config, workdir, layout, Text, "validation")
+    found = load(config, workdir, Text, "validation")
     length = config.pretrain.length
     rows = pipeline.text_rows(found, layout.tokenizer, length)[: config.evaluate.text_windows]
-    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), 64)))
+    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.evaluate.batch_size)))
 
 
 def validation_demonstrations(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout
 ) -> list[LMBatch]:
     """The validation demonstrations, in batches."""
-    found = load(config, workdir, layout, Demonstration, "validation")
+    found = load(config, workdir, Demonstration, "validation")
     rows = pipeline.demonstration_rows(found, layout)
-    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), 64)))
+    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.evaluate.batch_size)))
 
 
 def validation_rankings(
     config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout
 ) -> list[RankingBatch]:
     """The validation rankings, in batches."""
-    found = load(config, workdir, layout, Ranking, "validation")
+    found = load(config, workdir, Ranking, "validation")
     rows = pipeline.ranking_rows(found, layout, config.comparisons.max_answers)
-    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), 64)))
+    return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.reward.batch_size)))
 
 
 def _prepare(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: type, files: Sequence) -> None:
@@ -156,14 +163,57 @@ def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, train
     return tokenizer
 
 
-def _check_lengths(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> None:
-    """Refuses records that are too long, unless they are to be dropped."""
-    if config.data.drop_long:
-        return
+def _check_splits(folder: epath.Path) -> None:
+    """Refuses sets without a split that a stage is going to need."""
+    for kind, needed in SPLITS.items():
+        name = NAMES[kind]
+        if (folder / name).exists():
+            found = builders.splits(folder, name)
+            for split in needed:
+                if split not in found:
+                    sizes = ", ".join(f"{other} ({size})" for other, size in found.items())
+                    raise DataError(
+                        f"{folder}/{name}: expected records in the splits {', '.join(needed)}, found only {sizes}"
+                    )
+
+
+def _check_records(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> None:
+    """Tokenises every prompt and answer once, to refuse those that are too long or to note what to leave out.
+
+    WORKDIR/data/checked.json remembers for each set what was checked, and the indices of
+    the records to leave out, by split.
+    """
+    folder = epath.Path(workdir) / "data"
     for kind, name in NAMES.items():
-        if kind is not Text and (epath.Path(workdir) / "data" / name).exists():
-            for split in builders.splits(epath.Path(workdir) / "data", name):
-                pipeline.check_lengths(load(config, workdir, layout, kind, split), layout)
+        if kind is Text or not (folder / name).exists():
+            continue
+        what = {
+            "records": builders.fingerprint(folder, name),
+            "tokenizer": layout.tokenizer.fingerprint,
+            "separator": layout.separator,
+            "lengths": [layout.max_prompt, layout.max_response],
+            "drop_long": config.data.drop_long,
+        } | ({"max_answers": config.comparisons.max_answers} if kind is Ranking else {})
+        known = _checked(workdir)
+        if known.get(name, {}).get("what") == what:
+            continue
+        left_out: dict[str, list[int]] = {}
+        for split in builders.splits(folder, name):
+            found = builders.load(folder, name, kind, split)
+            if kind is Ranking:
+                for record in found:
+                    examples.check_answers(record, config.comparisons.max_answers)
+            if not config.data.drop_long:
+                pipeline.check_lengths(found, layout)
+            elif long := pipeline.too_long(found, layout):
+                left_out[split] = long
+                print(f"{name}, {split}: {len(long)} of {len(found)} records are too long and left out")
+        loop.write_json(folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
+
+
+def _checked(workdir: epath.PathLike) -> dict[str, Any]:
+    path = epath.Path(workdir) / "data" / "checked.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _write_sandbox(config: ml_collections.ConfigDict, folder: epath.Path) -> None:

@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         shape,
         lambda: workspace.initial_params(LanguageModel(shape), key),
         pipeline.text_batches(
-            prepare.load(config, workdir, layout, Text, "train"),
+            prepare.load(config, workdir, Text, "train"),
             layout.tokenizer,
             length=section.length,
             batch_size=section.batch_size,

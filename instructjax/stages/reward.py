@@ -32,8 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.reward
-    parallel.check_batch_size(section.batch_size, "reward.batch_size", section.microbatches)
-    records = prepare.load(config, workdir, layout, Ranking, "train")
+    records = prepare.load(config, workdir, Ranking, "train")
     rows = pipeline.ranking_rows(records, layout, config.comparisons.max_answers)
     steps = pipeline.steps(rows, section.batch_size, section.epochs)
     directory = workspace.begin(config, workdir, "reward")
@@ -61,9 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         return {f"validation_{name}": value for name, value in values.items()}
 
     def offset(state: TrainState) -> TrainState:
-        demonstrations = pipeline.demonstration_rows(
-            prepare.load(config, workdir, layout, Demonstration, "train"), layout
-        )
+        demonstrations = pipeline.demonstration_rows(prepare.load(config, workdir, Demonstration, "train"), layout)
         mean = mean_score(scalar, state.params, demonstrations, config.evaluate.batch_size)
         head = {**state.params["head"], "bias": state.params["head"]["bias"] - mean}
         return state.replace(params={**state.params, "head": head})

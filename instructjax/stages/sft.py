@@ -29,7 +29,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.sft
-    records = prepare.load(config, workdir, layout, Demonstration, "train")
+    records = prepare.load(config, workdir, Demonstration, "train")
     rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
     steps = pipeline.steps(rows, section.batch_size, section.epochs)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
@@ -101,7 +101,7 @@ def _mean_rewards(
         temperature=config.evaluate.temperature,
         batch_size=config.evaluate.batch_size,
     )
-    records = prepare.load(config, workdir, layout, Prompt, "validation")
+    records = prepare.load(config, workdir, Prompt, "validation")
     prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
     directory = workspace.checkpoints_of("", workdir, "sft")
     scores = {}

@@ -27,15 +27,15 @@ from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import CheckpointError, ConfigError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.stages import check
 from instructjax.training import checkpoint, loop
 
 T = TypeVar("T")
 
 STAGES = ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx")
-SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
 # What decides a stage's weights, beside its own section. Not `log` or `evaluate`, nor how devices share the work.
-_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *check.SOURCES)
 _SECTIONS = {"reward": ("comparisons", "reward"), "ppo_ptx": ("ppo",)}
 
 
@@ -83,22 +83,9 @@ def model_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Tra
     """The shape of a recipe's networks, with the tokenizer's vocabulary and without dropout.
 
     Raises:
-      ConfigError: a value of `model` is impossible, or a sequence does not fit the context.
+      ConfigError: a value of `model` is impossible.
     """
-    shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
-    needed = config.data.max_prompt + config.data.max_response
-    if needed > shape.max_length:
-        raise ConfigError(
-            f"model.max_length: expected at least data.max_prompt + data.max_response = {needed} tokens, "
-            f"found {shape.max_length}"
-        )
-    for name in ("pretrain.length", "ppo.ptx_length"):
-        section, key = name.split(".")
-        if config[section][key] > shape.max_length:
-            raise ConfigError(
-                f"{name}: expected at most model.max_length ({shape.max_length}), found {config[section][key]}"
-            )
-    return shape
+    return TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
 
 
 def initial_params(model: Any, key: jax.Array) -> Any:

@@ -22,21 +22,26 @@ from instructjax.training.step import Maximum, Metrics
 MAX_STEPS_IN_FLIGHT = 30
 
 
-def check(log: ml_collections.ConfigDict) -> None:
+def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
     """Refuses intervals that do not fit together.
 
     Args:
       log: the `log` or `ppo_log` section of a recipe.
+      section: its name, for the error.
 
     Raises:
       ConfigError: names the key and what was expected.
     """
     if not 1 <= log.every <= MAX_STEPS_IN_FLIGHT:
-        raise ConfigError(f"log.every: expected 1 to {MAX_STEPS_IN_FLIGHT} steps, found {log.every}")
+        raise ConfigError(f"{section}.every: expected 1 to {MAX_STEPS_IN_FLIGHT} steps, found {log.every}")
     for name in ("save_every", "evaluate_every"):
         # Between two lines of metrics there is a half-filled mean that a checkpoint does not hold.
         if log[name] < 1 or log[name] % log.every:
-            raise ConfigError(f"log.{name}: expected a multiple of log.every ({log.every}), found {log[name]}")
+            raise ConfigError(
+                f"{section}.{name}: expected a multiple of {section}.every ({log.every}), found {log[name]}"
+            )
+    if log.keep < 1:
+        raise ConfigError(f"{section}.keep: expected at least 1 checkpoint, found {log.keep}")
 
 
 def run(

@@ -252,17 +252,19 @@ def test_lengths_are_checked_before_training(tmp_path):
 
 def test_what_is_too_long_can_be_left_out():
     too_long = Prompt(prompt="q" * 31)
-    kept, dropped = pipeline.drop_long([too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]], LAYOUT)
-    assert list(kept) == PROMPTS and dropped == 2
+    found = [too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]]
+    assert pipeline.too_long(found, LAYOUT) == [0, 4]
+    kept = pipeline.without(found, [0, 4])
+    assert list(kept) == PROMPTS
     assert kept[-1] == PROMPTS[-1] and kept[1:3] == PROMPTS[1:3]
     with pytest.raises(DataError, match="prompt: expected at most 30 tokens"):
-        pipeline.drop_long([too_long], LAYOUT)
+        pipeline.too_long([too_long], LAYOUT)
 
 
 def test_impossible_choices_are_named():
     with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
         stream("prompts", batch_size=4, process_count=3)
-    with pytest.raises(ConfigError, match="^data.text_share: expected a share between 0 and 1, found 1"):
+    with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
         pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=1.0, batch_size=4, seed=0)
     with pytest.raises(DataError, match="expected at least one record"):
         pipeline.demonstration_rows([], LAYOUT)

@@ -80,7 +80,8 @@ def test_a_recipe_has_one_source_of_records(tmp_path):
 
 @pytest.mark.parametrize("name", ["demonstrations", "prompts", "rankings"])
 def test_a_prompt_that_is_too_long_is_named(tmp_path, name):
-    lines = [json.dumps({**record, "split": "train"}) for record in RECORDS[name]]
+    splits = ("train", "validation", "test")
+    lines = [json.dumps({**record, "split": splits[i % 3]}) for i, record in enumerate(RECORDS[name])]
     lines[4] = json.dumps({**RECORDS[name][4], "prompt": "a fox " * 40, "split": "train"})
     message = refused(DataError, pretrain.run, recipe(tmp_path, **{name: lines}), tmp_path / "run")
     assert message.startswith(
@@ -112,7 +113,7 @@ def pretrained(tmp_path_factory):
             {"pretrain__length": 64},
             "pretrain.length: expected at most model.max_length (32), found 64",
         ),
-        (pretrain.run, {"model__d_ff": 0}, "d_ff: expected at least 1, found 0"),
+        (pretrain.run, {"model__d_ff": 0}, "model.d_ff: expected at least 1, found 0"),
         (pretrain.run, {"pretrain__batch_size": 6}, "pretrain.batch_size: expected a multiple of 4 "),
         (sft.run, {"sft__microbatches": 3}, "sft.batch_size: expected a multiple of 12 (4 devices x 3 parts)"),
         (pretrain.run, {"log__every": 100}, "log.every: expected 1 to 30 steps, found 100"),

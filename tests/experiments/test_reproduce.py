@@ -126,7 +126,7 @@ class TestResults:
         layout = prepare.run(config, workdir)
         shape = workspace.model_config(config, layout.tokenizer)
         model = workspace.load_reward_model(workdir / "reward" / "checkpoints", shape, layout.tokenizer)
-        records = prepare.load(config, workdir, layout, Demonstration, "train")
+        records = prepare.load(config, workdir, Demonstration, "train")
         prompts, responses = zip(*((record.prompt, record.response) for record in records), strict=True)
         scores = few_shot.score_texts(config, layout, model, prompts, responses)
         assert abs(scores.mean()) < 1e-4 < scores.std()

@@ -1,0 +1,67 @@
+"""What can be known to be wrong is refused before any work, whatever the stage it would have failed in."""
+
+import importlib
+
+import pytest
+
+from configs import e2e, instructgpt, sandbox
+from instructjax.errors import ConfigError
+from instructjax.stages import check, prepare
+from tests.tiny_recipes import changed, recipe
+
+
+@pytest.mark.parametrize(("name", "variant"), [("sandbox", ""), ("sandbox", "smoke"), ("e2e", ""), ("e2e", "smoke")])
+def test_recipes_that_name_their_records_pass(name, variant):
+    check.recipe(importlib.import_module(f"configs.{name}").get_config(variant))
+
+
+@pytest.mark.parametrize("variant", ["1p3b", "6b", "175b"])
+def test_the_base_wants_files(variant):
+    config = instructgpt.get_config(variant)
+    with pytest.raises(ConfigError, match="^files.text: expected a file of Text records, found none"):
+        check.recipe(config)
+    check.recipe(changed(config, **{f"files__{name}": "a.jsonl" for name in config.files}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, "expected 0 to "),
+        ("pretrain__microbatches", 0, "expected at least 1, found 0"),
+        ("reward__batch_size", 30, "expected a multiple of 4 "),
+        ("ppo__batch_size", 100, "expected a multiple of ppo.minibatch_size (16), found 100"),
+        ("ppo__minibatch_size", 2, "expected a multiple of 4 "),
+        ("ppo__temperature", 0.0, "expected more than 0, found 0.0"),
+        ("ppo_init__text_share", 1.0, "expected from 0 to below 1, found 1.0"),
+        ("ppo_log__save_every", 0, "expected a multiple of ppo_log.every (1), found 0"),
+        ("ppo_log__every", 31, "expected 1 to 30 steps, found 31"),
+        ("log__keep", 0, "expected at least 1 checkpoint, found 0"),
+        ("comparisons__max_answers", 10, "expected 2 to 9, found 10"),
+        ("comparisons__min_answers", 1, "expected 2 to comparisons.max_answers (9), found 1"),
+        ("sandbox__raters", 1, "expected 2 to the 20 labelers of the smaller group, found 1"),
+        ("sandbox__raters", 21, "expected 2 to the 20 labelers of the smaller group, found 21"),
+        ("evaluate__judgements", 21, "expected 1 to the 20 labelers of the smaller group, found 21"),
+        ("sft__dropout", 1.0, "expected from 0 to below 1, found 1.0"),
+        ("model__d_ff", 0, "expected at least 1, found 0"),
+        ("model__max_length", 40, "expected at least data.max_prompt + data.max_response = 50 tokens, found 40"),
+        ("ppo__ptx_length", 4096, "expected at most model.max_length (128), found 4096"),
+        ("parallel__mode", "xmap", "expected one of jit, pmap, found 'xmap'"),
+    ],
+)
+def test_a_value_that_is_impossible_is_named(tmp_path, key, value, message):
+    config = sandbox.get_config("smoke")
+    check.recipe(config)
+    with pytest.raises(ConfigError) as error:
+        prepare.run(changed(config, **{key: value}), tmp_path / "run")
+    assert str(error.value).startswith(f"{key.replace('__', '.')}: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_is_not_needed_in_every_batch():
+    check.recipe(changed(e2e.get_config(), ppo_init__text_share=0.0))
+
+
+@pytest.mark.parametrize("name", ["text", "demonstrations", "prompts", "rankings"])
+def test_every_stages_records_are_asked_for_at_once(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
+        prepare.run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run")
