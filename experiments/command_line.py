@@ -80,7 +80,7 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:
         raise InputError(f"--config: expected keys that the recipe declares, found {_one_line(error)}") from None
-    except (TypeError, ValueError, OSError, ImportError) as error:
+    except (TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         raise InputError(f"--config: {_one_line(error)}") from None
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(file).is_file():
