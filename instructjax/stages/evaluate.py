@@ -58,7 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     Returns:
       The results; the format is in docs/results.md.
     """
-    start = time.monotonic()
+    began = time.monotonic()
     workdir = epath.Path(workdir)
     layout = prepare.run(config, workdir)
     selection = sft.selection(workdir)
@@ -125,7 +125,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     elif "e2e" in config:
         _judge_e2e(config, workdir, layout, reward, prompts, answered, results)
     results["alignment_tax_recovered"] = report.alignment_tax(results)
-    results["wall_seconds"], results["peak_rss_gib"] = workspace.cost(workdir, evaluate=time.monotonic() - start)
+    results["wall_seconds"], results["peak_rss_gib"] = workspace.cost(workdir, evaluate=time.monotonic() - began)
     loop.write_json(workdir / "results.json", results)
     curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in workspace.STAGES}
     path = report.write_report(workdir, results, curves)
