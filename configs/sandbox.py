@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
         missing_eos_penalty=1.0,
         # So that the average has left its start behind after 50 iterations instead of 500.
         ema_decay=0.9,
-        ptx_coefficient=2.0,
+        ptx_coefficient=1.2,
         ptx_examples_per_episode=1,
         ptx_microbatches=1,
         ptx_length=128,
