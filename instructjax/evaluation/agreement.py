@@ -126,11 +126,6 @@ def length_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> tup
     return [sign * _lengths(ranking) for ranking in rankings], "longer" if longer else "shorter"
 
 
-def length_accuracy(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> Estimate:
-    """The accuracy of the length baseline; see `length_rewards` and `reward_accuracy`."""
-    return reward_accuracy(rankings, length_rewards(train, rankings)[0])
-
-
 def against_raters(
     train: Sequence[Ranking],
     single: Sequence[Ranking],

@@ -145,11 +145,6 @@ def quality(prompt: str, response: str) -> float:
     return assess(prompt, response).worth(COMMON_WEIGHTS)
 
 
-def has_constraint(prompt: str) -> bool:
-    """Whether the prompt has an explicit constraint, such as a word to use or a number of sentences."""
-    return not math.isnan(assess(prompt, "it .").aspects[ASPECTS.index("constraint")])
-
-
 def table3_fields(prompt: str, response: str) -> dict[str, bool]:
     """The eleven binary fields of the paper's Table 3, by rule.
 

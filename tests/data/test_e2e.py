@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from instructjax import records
 from instructjax.data import e2e
 from instructjax.errors import DataError, RecordError
-from instructjax.evaluation.agreement import length_accuracy, pairwise_agreement
+from instructjax.evaluation.agreement import length_rewards, pairwise_agreement, reward_accuracy
 from tests import local_data
 
 PLACES = ["Aromi", "Cotto", "The Mill"]
@@ -156,4 +156,6 @@ def test_raters_agree_as_far_as_their_authors_found():
     assert pairwise_agreement(quality.rankings).mean == pytest.approx(0.67, abs=0.01)
     assert pairwise_agreement(naturalness.rankings).mean == pytest.approx(0.63, abs=0.01)
     train = [ranking for ranking in quality.rankings if ranking.split == "train"]
-    assert length_accuracy(train, quality.averaged).mean == pytest.approx(0.61, abs=0.01)
+    assert reward_accuracy(quality.averaged, length_rewards(train, quality.averaged)[0]).mean == pytest.approx(
+        0.61, abs=0.01
+    )

@@ -97,9 +97,9 @@ def test_the_length_baseline_learns_its_direction_from_training_rankings():
     likes_long = [ranking("a", [1, 2], [short, long])]
     likes_short = [ranking("a", [1, 2], [long, short])]
     assert agreement.length_rewards(likes_long, test)[1] == "longer"
-    assert agreement.length_accuracy(likes_long, test).mean == 0
+    assert agreement.reward_accuracy(test, agreement.length_rewards(likes_long, test)[0]).mean == 0
     assert agreement.length_rewards(likes_short, test)[1] == "shorter"
-    assert agreement.length_accuracy(likes_short, test).mean == 1
+    assert agreement.reward_accuracy(test, agreement.length_rewards(likes_short, test)[0]).mean == 1
 
 
 def test_says_what_is_wrong():

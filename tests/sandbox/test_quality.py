@@ -11,7 +11,6 @@ from instructjax.sandbox.answers import write_answer
 from instructjax.sandbox.quality import (
     TABLE3_FLAGS,
     fitting_endings,
-    has_constraint,
     quality,
     read,
     table3_fields,
@@ -170,12 +169,6 @@ def test_a_reading_takes_an_answer_apart():
 def test_flags_of_table_3(response, flags):
     fields = table3_fields("write one sentence about the owl .", response)
     assert {name for name, value in fields.items() if value} == flags
-
-
-def test_prompts_with_and_without_a_constraint():
-    assert has_constraint("tell me about the owl . do not name its home .")
-    assert has_constraint("what does the owl eat ? be brief .")
-    assert not has_constraint("what does the owl eat ?")
 
 
 def test_a_prompt_from_outside_the_world_is_refused():
