@@ -4,7 +4,7 @@ Reproduces: the shape of the paper's main results (Figures 1 and 3, section 4.1,
             alignment tax of section 4.2) where the truth is known: prompts, demonstrations
             and rankings come from simulated people. It is a test of the recipe, not
             evidence about people.
-Cost:       see the README for measured times; about 1M parameters, two CPU cores.
+Cost:       see the README for measured times; about 0.5M parameters, two CPU cores.
 Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx takes back most of the
             loss on pretraining text that ppo gives away.
 Command:    python experiments/reproduce.py

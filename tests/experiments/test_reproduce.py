@@ -30,7 +30,7 @@ def script(name, workdir, *flags, stdin=""):
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     return finished.stdout
