@@ -16,8 +16,8 @@ from instructjax.sandbox.parts import parts_of, welcome_animal
 from instructjax.sandbox.quality import MAX_RESPONSE_WORDS, OPENINGS, fitting_endings
 from instructjax.sandbox.tasks import Task, parse
 
-FLAWS = ("false", "careless", "miscounted", "rude", "repeated", "opinion", "unfinished")
-FLAW_WEIGHTS = np.array((0.27, 0.30, 0.18, 0.09, 0.08, 0.03, 0.05))
+FLAWS = ("false", "careless", "misread", "miscounted", "rude", "repeated", "opinion", "unfinished")
+FLAW_WEIGHTS = np.array((0.25, 0.27, 0.10, 0.16, 0.08, 0.07, 0.03, 0.04))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Manner:
       opens: whether it opens politely.
       closes: whether it ends with a closing phrase.
       is_wordy: whether it uses the longer wordings too.
-      flaws: some of FLAWS: a false statement, a constraint ignored, a wrong number of
-        sentences or items, a rude remark, a sentence twice, an opinion, no full stop.
+      flaws: some of FLAWS: a false statement, a constraint ignored, another kind of
+        answer than was asked for, a wrong number of sentences or items, a rude remark, a
+        sentence twice, an opinion, no full stop.
     """
 
     fullness: float
@@ -106,7 +107,17 @@ def _one_of(values, rng: np.random.Generator):
     return values[rng.integers(len(values))]
 
 
+def _misread(task: Task, rng: np.random.Generator) -> Task:
+    """Takes a story for a description, and anything else for a story."""
+    slots = {"animal": _one_of(world.ANIMALS, rng), **task.slots}
+    return dataclasses.replace(task, kind="describe" if task.kind == "story" else "story", slots=slots)
+
+
 def _content(task: Task, rng: np.random.Generator, manner: Manner) -> list[str]:
+    # Without such answers among those that are ranked, the reward model does not learn to tell a
+    # story from a description, and PPO finds the one that it rates higher and tells it always.
+    if "misread" in manner.flaws:
+        task = _misread(task, rng)
     if task.kind == "describe":
         return _join(_described(task, rng, manner), _number_of_sentences(task, rng, manner), rng, manner, task)
     if task.kind == "story":
