@@ -38,6 +38,7 @@ SPLITS: dict[type[Record], tuple[str, ...]] = {  # that training and evaluation 
     Prompt: ("train", "validation", "test"),
     Ranking: ("train", "validation"),
 }
+HUMAN_SPLITS = SPLITS | {kind: ("train", "validation", "test") for kind in (Demonstration, Ranking)}  # judged by people
 NAMES: dict[type[Record], str] = {
     Text: "text",
     Demonstration: "demonstrations",
@@ -74,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
         for kind, name in NAMES.items():
             if (folder / f"{name}.jsonl").exists():
                 _prepare(config, workdir, kind, [folder / f"{name}.jsonl"])
-    _check_splits(folder)
+    _check_splits(config, folder)
     layout = Layout(
         tokenizer=_tokenizer(config, workdir, trained=mark.exists()),
         separator=config.data.separator,
@@ -94,7 +95,7 @@ def add_rankings(
     path = epath.Path(workdir) / "data" / f"{NAMES[Ranking]}.jsonl"
     records.write(path, rankings)
     _prepare(config, workdir, Ranking, [path])
-    _check_splits(path.parent)
+    _check_splits(config, path.parent)
     _check_records(config, workdir, layout)
 
 
@@ -163,9 +164,9 @@ def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, train
     return tokenizer
 
 
-def _check_splits(folder: epath.Path) -> None:
+def _check_splits(config: ml_collections.ConfigDict, folder: epath.Path) -> None:
     """Refuses sets without a split that a stage is going to need."""
-    for kind, needed in SPLITS.items():
+    for kind, needed in (HUMAN_SPLITS if "e2e" in config else SPLITS).items():
         name = NAMES[kind]
         if (folder / name).exists():
             found = builders.splits(folder, name)

@@ -1,9 +1,11 @@
 """Preparation: splits that are needed, records that are too long, and what is not done twice."""
 
+import gzip
 import json
 
 import pytest
 
+from configs import e2e
 from instructjax.data.examples import Layout
 from instructjax.errors import DataError
 from instructjax.records import Demonstration, Prompt, Ranking
@@ -11,6 +13,7 @@ from instructjax.stages import prepare
 from tests.tiny_recipes import RECORDS, changed, recipe
 
 SPLITS = ("train", "validation", "test")
+DISHES = [f"dish {i}" for i in range(40)]
 LONG = "a fox " * 40
 
 
@@ -34,6 +37,29 @@ def test_a_split_without_records_is_named(tmp_path, name, missing):
     assert str(error.value).startswith(f"{tmp_path}/run/data/{name}: expected records in the splits train, ")
     assert missing in str(error.value).partition(", found")[0]
     assert missing not in str(error.value).partition(", found")[2]
+
+
+def test_people_s_judgements_need_a_test_split(tmp_path):
+    """Their accuracy and the facts of the references are the last figures of a run: a lack of them is told first."""
+    mrs = [f"name[Aromi], food[{line}]" for line in DISHES]
+    references = [{"prompt": f"Describe.\n\n{mr}", "mr": mr, "response": "A place."} for mr in mrs]
+    ratings = [
+        {**reference, "item": i, "rater": 0, "responses": ["a", "b"], "scores": [1, 0]}
+        for i, reference in enumerate(references)
+    ]
+    texts = [{"text": line, "title": line} for line in DISHES]
+    for file, rows in (
+        ("e2e_human_rankings/dev_references", references),
+        ("e2e_human_rankings/test_references", references),
+        ("e2e_human_rankings/quality", ratings),
+        ("storybooks/storybooks", texts),
+    ):
+        path = tmp_path / f"{file}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    config = changed(e2e.get_config(), e2e__directory=str(tmp_path), data__test=0.0)
+    with pytest.raises(DataError, match="data/demonstrations: expected records in the splits train, validation, test"):
+        prepare.run(config, tmp_path / "run")
 
 
 def test_what_is_too_long_is_left_out_and_counted_once(tmp_path, capsys, monkeypatch):
