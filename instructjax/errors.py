@@ -28,3 +28,7 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, or does not fit the model that should load it."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was saved: a file of it is missing, cut or changed."""

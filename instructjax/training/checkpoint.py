@@ -5,16 +5,16 @@ and then renamed, so that a folder that is there is whole:
 
     DIRECTORY/STEP/state  the arrays of the training state
     DIRECTORY/STEP/data   where each process was in its data
-    DIRECTORY/STEP/meta   what the next stage has to know, as JSON
+    DIRECTORY/STEP/meta   what the next stage has to know, as JSON, and a digest of each array
 
 A run writes with `Checkpoints` and resumes with its `restore`. A next stage reads
-the weights alone, with `read_meta` and `restore_params`.
+the weights alone, with `read_meta` and `restore_params`. What is read is compared with its
+digest: of a checkpoint that was damaged since, nothing is used.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
@@ -25,7 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from instructjax.errors import CheckpointError, ConfigError, TokenizerError
+from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
+from instructjax.training import digest
 
 Tree = TypeVar("Tree")
 
@@ -124,12 +125,10 @@ class Checkpoints:
             return
         if latest is not None and step < latest:
             raise CheckpointError(f"{self.directory}: expected to save a step after {latest}, found step {step}")
-        items = {
-            "state": ocp.args.StandardSave(state),
-            "meta": ocp.args.JsonSave(json.loads(json.dumps(meta))),
-        }
+        content = {"meta": json.loads(json.dumps(meta)), "arrays": digest.of_arrays(state)}
+        items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(digest.seal(content))}
         if iterator is not None:
-            items["data"] = ocp.args.JsonSave(_pack_place(iterator.get_state()))
+            items["data"] = ocp.args.JsonSave(digest.seal(_pack_place(iterator.get_state())))
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def steps(self) -> list[int]:
@@ -149,7 +148,8 @@ class Checkpoints:
           template: a pytree like the saved one, of arrays or `jax.ShapeDtypeStruct`.
             Arrays come back with the sharding of the template's leaf, on the default
             device where it has none, and as NumPy arrays where it is one.
-          step: None for the newest.
+          step: None for the newest that is whole. Newer ones, which are damaged, are then
+            removed, and a line is printed that says so; `latest_step` tells what was read.
           iterator: moved to the saved place in the data.
 
         Returns:
@@ -158,17 +158,35 @@ class Checkpoints:
         Raises:
           CheckpointError: there is no such checkpoint, or it does not fit the
             template or the iterator.
+          DamagedCheckpointError: the checkpoint is not what was saved, or none is.
         """
         self.wait()
-        path = _step_path(self.directory, step)
-        state, meta = _read_arrays(path, template, ()), _read_json(path / "meta" / "metadata")
+        if step is not None:
+            return self._restore(_step_path(self.directory, step), template, iterator)
+        damaged: dict[int, DamagedCheckpointError] = {}
+        _step_path(self.directory, None)
+        for candidate in reversed(self.steps()):
+            try:
+                restored = self._restore(_step_path(self.directory, candidate), template, iterator)
+            except DamagedCheckpointError as error:
+                damaged[candidate] = error
+                continue
+            for bad, error in damaged.items():
+                print(f"{error}; it is removed, and the run goes on from step {candidate}")
+                self._manager.delete(bad)
+            return restored
+        raise DamagedCheckpointError(f"{damaged[max(damaged)]}; no other checkpoint is whole: remove {self.directory}")
+
+    def _restore(self, path: epath.Path, template: Tree, iterator: Resumable | None) -> tuple[Tree, dict[str, Any]]:
+        content = _read_content(path)
+        state = _read_arrays(path, content["arrays"], template, ())
         if iterator is not None:
-            place = _read_json(path / "data" / _data_file())
+            place = _read_sealed(path / "data" / _data_file())
             try:
                 iterator.set_state(_unpack_place(place))
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path}/data: expected a place in this data, found {error!r}") from None
-        return state, meta
+        return state, content["meta"]
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong with it."""
@@ -214,19 +232,17 @@ def read_meta(directory: epath.PathLike, *, step: int | None = None) -> dict[str
     Raises:
       CheckpointError: there is no such checkpoint.
     """
-    return _read_json(_step_path(directory, step) / "meta" / "metadata")
+    return _read_content(_step_path(directory, step))["meta"]
 
 
 def fingerprint(directory: epath.PathLike) -> str:
-    """Sixteen characters that change when the newest checkpoint does: its step, meta and time of writing.
+    """Sixteen characters that change when the newest checkpoint does: its step, meta and arrays.
 
     Raises:
       CheckpointError: there is no checkpoint.
     """
     path = _step_path(directory, None)
-    written = path / "_CHECKPOINT_METADATA"  # orbax's: when the checkpoint was begun and finished
-    parts = (path.name, json.dumps(_read_json(path / "meta" / "metadata"), sort_keys=True), written.read_text())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return digest.seal([path.name, _read_content(path)])["sha256"][:16]
 
 
 def check_tokenizer(directory: epath.PathLike, fingerprint: str, *, step: int | None = None) -> None:
@@ -251,8 +267,10 @@ def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "pa
     Raises:
       CheckpointError: there is no such checkpoint, it has no such part, or an array
         of it has another shape or type than the template.
+      DamagedCheckpointError: it is not what was saved.
     """
-    return _read_arrays(_step_path(directory, step), template, tuple(item.split("/")))
+    path = _step_path(directory, step)
+    return _read_arrays(path, _read_content(path)["arrays"], template, tuple(item.split("/")))
 
 
 def saved_steps(directory: epath.PathLike) -> list[int]:
@@ -273,52 +291,52 @@ def _step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
     return directory / str(steps[-1] if step is None else step)
 
 
-def _read_json(path: epath.Path) -> Any:
+def _read_content(path: epath.Path) -> dict[str, Any]:
+    """The "meta" that was saved with a checkpoint, and type, shape and digest of its "arrays"."""
+    return _read_sealed(path / "meta" / "metadata")
+
+
+def _read_sealed(path: epath.Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected in the checkpoint, found no such file")
-    return json.loads(path.read_text())
+        raise DamagedCheckpointError(f"{path}: expected in the checkpoint, found no such file")
+    try:
+        return digest.unseal(json.loads(path.read_bytes()))
+    except ValueError as error:  # also of bytes that are no text, and of text that is no JSON
+        raise DamagedCheckpointError(f"{path}: {error}") from None
 
 
-def _read_arrays(path: epath.Path, template: Any, item: tuple[str, ...]) -> Any:
+def _read_arrays(path: epath.Path, saved: Mapping[str, str], template: Any, item: tuple[str, ...]) -> Any:
     """Reads the part of a state that lies under the keys `item`, once it is known to fit."""
-    if not (path / "state").is_dir():
-        raise CheckpointError(f"{path}: expected a training state, found none")
-    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    _check_fit(path, checkpointer.metadata(path / "state").item_metadata.tree, template, item)
+    try:
+        saved = digest.below(saved, item)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {'/'.join(item)}: {error}") from None
+    try:
+        digest.check_fit(saved, template)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {'/'.join((*item, ''))}{error}") from None
+    tree = template
     for key in reversed(item):
-        template = {key: template}
-    read = checkpointer.restore(
-        path / "state",
-        args=ocp.args.PyTreeRestore(
-            item=template, restore_args=jax.tree.map(_restore_args, template), partial_restore=True
-        ),
-    )
-    read = jax.tree.map(_place, template, read)
+        tree = {key: tree}
+    try:
+        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item=tree, restore_args=jax.tree.map(_restore_args, tree), partial_restore=True
+            ),
+        )
+    except Exception as error:  # whatever its libraries make of files that are cut or missing
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedCheckpointError(f"{path}/state: expected readable arrays, found {reason}") from error
     for key in item:
         read = read[key]
+    read = jax.tree.map(_place, template, read)
+    for place, found in digest.of_arrays(read).items():
+        if found != saved[place]:
+            raise DamagedCheckpointError(
+                f"{path}: {'/'.join((*item, place))}: expected the digest {saved[place]}, found {found}"
+            )
     return read
-
-
-def _check_fit(path: epath.Path, saved: Any, template: Any, item: tuple[str, ...]) -> None:
-    for depth, key in enumerate(item):
-        if not isinstance(saved, Mapping) or saved.get(key) is None:
-            parts = [name for name, part in saved.items() if part is not None] if isinstance(saved, Mapping) else []
-            place = "/".join(item[: depth + 1])
-            raise CheckpointError(f"{path}: {place}: expected in the state, found only {', '.join(sorted(parts))}")
-        saved = saved[key]
-    expected = {key: _show(leaf) for key, leaf in ocp.tree.to_flat_dict(template).items()}
-    found = {key: _show(leaf) for key, leaf in ocp.tree.to_flat_dict(saved).items()}
-    wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
-    if wrong:
-        key = wrong[0]
-        raise CheckpointError(
-            f"{path}: {'/'.join(item + key)}: expected {expected.get(key, 'nothing')}, "
-            f"found {found.get(key, 'nothing')}; {len(wrong)} of {len(expected | found)} arrays do not fit this model"
-        )
-
-
-def _show(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:

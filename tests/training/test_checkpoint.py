@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from instructjax.errors import CheckpointError, ConfigError, TokenizerError
+from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.training import checkpoint, state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
@@ -231,6 +231,90 @@ class TestNextStage:
         assert str(saved) in message(error) and "xyz" in message(error) and "abc" in message(error)
 
 
+class TestDamage:
+    """Real damage to real files: whatever is read was saved."""
+
+    def files(self, path):
+        return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
+
+    def test_any_flipped_bit_is_harmless_or_found(self, saved):
+        """In every file of a checkpoint, one bit at a time, at places spread over the file."""
+        reference, found = train_state(updates=5), 0
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            for file in self.files(saved / "5"):
+                content = file.read_bytes()
+                for place in {len(content) // 3, len(content) // 2, len(content) - 1}:
+                    flipped = bytearray(content)
+                    flipped[place] ^= 1 << place % 8
+                    file.write_bytes(flipped)
+                    try:
+                        restored, meta = checkpoints.restore(abstract(reference), step=5)
+                    except DamagedCheckpointError as error:
+                        assert "\n" not in str(error) and str(saved / "5") in str(error)
+                        found += 1
+                    else:
+                        assert_identical(restored, reference)
+                        assert meta == {"fingerprint": "abc", "at": 5}
+                file.write_bytes(content)
+        assert found > 5
+
+    def test_every_cut_or_missing_file_is_harmless_or_found(self, saved):
+        reference, found = train_state(updates=5), 0
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            for file in self.files(saved / "5"):
+                content = file.read_bytes()
+                for left in (content[: len(content) // 2], None):
+                    file.unlink(missing_ok=True)
+                    if left is not None:
+                        file.write_bytes(left)
+                    try:
+                        restored, _ = checkpoints.restore(abstract(reference), step=5)
+                    except DamagedCheckpointError:
+                        found += 1
+                    else:
+                        assert_identical(restored, reference)
+                file.write_bytes(content)
+        assert found > 5
+
+    def damage(self, path):
+        """Changes the largest file of a checkpoint in its middle."""
+        file = max(self.files(path), key=lambda file: file.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+
+    def test_the_last_good_checkpoint_is_used(self, saved, capsys):
+        self.damage(saved / "5")
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            restored, meta = checkpoints.restore(abstract(train_state()))
+            assert checkpoints.latest_step() == 2
+            checkpoints.save(5, train_state(updates=5), meta={"fingerprint": "again"})
+        assert_identical(restored, train_state(updates=2))
+        assert meta == {"fingerprint": "abc"}
+        (line,) = capsys.readouterr().out.splitlines()
+        assert str(saved / "5") in line and "removed" in line and "goes on from step 2" in line
+        assert checkpoint.read_meta(saved) == {"fingerprint": "again"}
+        assert_identical(checkpoint.restore_params(saved, params()), train_state(updates=5).params)
+
+    def test_nothing_is_removed_where_no_checkpoint_is_whole(self, saved):
+        for step in (2, 5):
+            self.damage(saved / str(step))
+        with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(DamagedCheckpointError, match="no other"):
+            checkpoints.restore(abstract(train_state()))
+        assert checkpoint.saved_steps(saved) == [2, 5]
+
+    def test_a_misfit_is_no_damage(self, saved):
+        with checkpoint.Checkpoints(saved) as checkpoints:
+            with pytest.raises(CheckpointError) as error:
+                checkpoints.restore(train_state(width=4))
+            assert type(error.value) is CheckpointError and checkpoints.steps() == [2, 5]
+
+    def test_a_next_stage_refuses_a_damaged_checkpoint(self, saved):
+        self.damage(saved / "5")
+        with pytest.raises(DamagedCheckpointError):
+            checkpoint.restore_params(saved, params())
+
+
 class TestMisfits:
     def test_missing_directory(self, tmp_path):
         for read in (checkpoint.read_meta, lambda path: checkpoint.restore_params(path, params())):
@@ -281,10 +365,11 @@ class TestMisfits:
     def test_a_part_that_is_not_there(self, saved, tmp_path):
         with pytest.raises(CheckpointError) as error:
             checkpoint.restore_params(saved, params(), item="value/params")
-        assert "value: expected" in message(error) and "ema, opt_state, params, step" in message(error)
+        assert "value/params: expected value in the state" in message(error)
+        assert message(error).endswith("found only ema, opt_state, params, step")
         with checkpoint.Checkpoints(tmp_path / "plain") as checkpoints:
             checkpoints.save(1, state.create(params(), OPTIMIZER), meta={})
-        with pytest.raises(CheckpointError, match="ema: expected in the state"):
+        with pytest.raises(CheckpointError, match="ema: expected ema in the state"):
             checkpoint.restore_params(tmp_path / "plain", params(), item="ema")
 
     def test_a_state_with_another_optimiser(self, saved):
