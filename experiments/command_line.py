@@ -13,6 +13,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from instructjax.errors import InputError
+from instructjax.stages import lock
+from instructjax.training.interruption import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -31,17 +33,37 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    """Parses the command line and calls `stage(config, workdir)`.
+# Exit codes beside 0, and Python's own 1 for what should not happen.
+MEND = 2  # an error that the user can mend
+GO_ON = 75  # asked to stop; the same command goes on. EX_TEMPFAIL, which schedulers take for "try again"
 
-    An error that the user can mend is printed as one line, and the exit code is 2.
+
+def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
+    """Parses the command line and calls `stage(config, workdir)`, while no other run is in that folder.
+
+    An error that the user can mend is printed as one line, and the exit code is 2; so is an error of the
+    disk. A run that was asked to stop (SIGTERM, SIGINT) leaves with 75.
     """
+    _run(lambda: _alone(stage))
+
+
+def read(script: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
+    """Like `run`, for a script that only reads the folder, also while a run goes on in it."""
+    _run(lambda: script(_CONFIG.value, workdir()))
+
+
+def _alone(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
+    with lock.hold(workdir()):
+        stage(_CONFIG.value, workdir())
+
+
+def _run(script: Callable[[], None]) -> None:
 
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise InputError(f"expected flags only, found {arguments[1]!r}")
         logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
-        stage(_CONFIG.value, workdir())
+        script()
 
     for flag in ("config", "workdir"):  # --help shows the flags of the script and these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
@@ -49,7 +71,14 @@ def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
         app.run(main, flags_parser=_parse)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MEND)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(MEND)
+    except Interrupted as interrupted:
+        print(f"{interrupted}; the same command goes on", file=sys.stderr)
+        sys.exit(GO_ON)
 
 
 def name() -> str:

@@ -27,4 +27,4 @@ def main(config, workdir):
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.read(main)

@@ -32,3 +32,7 @@ class CheckpointError(InputError):
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was saved: a file of it is missing, cut or changed."""
+
+
+class WorkdirError(InputError):
+    """The folder of a run cannot be written to, or another run holds it."""

@@ -15,8 +15,9 @@ digest: of a checkpoint that was damaged since, nothing is used.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -117,7 +118,8 @@ class Checkpoints:
           iterator: the data, to be resumed with the state.
 
         Raises:
-          CheckpointError: the directory already has a later step.
+          CheckpointError: the directory already has a later step, or this or the last
+            save cannot be written.
           TypeError: `meta` is not JSON.
         """
         latest = self.latest_step()
@@ -129,7 +131,8 @@ class Checkpoints:
         items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(digest.seal(content))}
         if iterator is not None:
             items["data"] = ocp.args.JsonSave(digest.seal(_pack_place(iterator.get_state())))
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def steps(self) -> list[int]:
         """The steps that are saved or being saved, in order."""
@@ -189,12 +192,22 @@ class Checkpoints:
         return state, content["meta"]
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk; CheckpointError: it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the directory."""
-        self._manager.close()
+        """Waits for the last save and lets go of the directory; CheckpointError: it cannot be written."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # of the disk, by way of orbax and tensorstore
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.directory}: expected to write a checkpoint, found {reason}") from error
 
 
 def describe(config: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

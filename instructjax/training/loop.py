@@ -14,8 +14,10 @@ import tqdm
 from etils import epath
 
 from instructjax.errors import ConfigError
+from instructjax.training import interruption
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
+from instructjax.training.interruption import Interrupted
 from instructjax.training.step import Maximum, Metrics
 
 # With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
@@ -34,12 +36,13 @@ def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
     """
     if not 1 <= log.every <= MAX_STEPS_IN_FLIGHT:
         raise ConfigError(f"{section}.every: expected 1 to {MAX_STEPS_IN_FLIGHT} steps, found {log.every}")
-    for name in ("save_every", "evaluate_every"):
-        # Between two lines of metrics there is a half-filled mean that a checkpoint does not hold.
-        if log[name] < 1 or log[name] % log.every:
-            raise ConfigError(
-                f"{section}.{name}: expected a multiple of {section}.every ({log.every}), found {log[name]}"
-            )
+    if log.save_every < 1:
+        raise ConfigError(f"{section}.save_every: expected at least 1 step, found {log.save_every}")
+    if log.evaluate_every < 1 or log.evaluate_every % log.every:  # what is measured stands in a line of metrics
+        raise ConfigError(
+            f"{section}.evaluate_every: expected a multiple of {section}.every ({log.every}), "
+            f"found {log.evaluate_every}"
+        )
     if log.keep < 1:
         raise ConfigError(f"{section}.keep: expected at least 1 checkpoint, found {log.keep}")
 
@@ -63,7 +66,8 @@ def run(
     """Trains to the last step, from the last checkpoint if there is one.
 
     A run that was interrupted and started again makes the same steps on the same
-    batches as one that was not; a run that is finished does nothing.
+    batches as one that was not; a run that is finished does nothing. Asked by SIGTERM or
+    SIGINT to stop, a run saves the step it is in and leaves.
 
     Args:
       name: what to call the run in the progress bar.
@@ -80,6 +84,10 @@ def run(
         first and after the last, and logged with the metrics.
       finish: changes the last state before it is saved.
       keep_steps: checkpoints to keep beside the last `log.keep`.
+
+    Raises:
+      Interrupted: the run was asked to stop, and has saved.
+      CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     check(log)
     summary = directory / "summary.json"
@@ -89,16 +97,18 @@ def run(
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
         iterator = iter(batches)
+        window: list[Metrics] = []
         if done:
-            state, _ = checkpoints.restore(state, iterator=iterator)
+            state, found = checkpoints.restore(state, iterator=iterator)
+            done, window = checkpoints.latest_step(), _unpacked(found["window"])
         with (
+            interruption.requests() as requested,
             metrics_lib.MetricsWriter(directory, resume_step=done) as writer,
             tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
         ):
             clock = _Clock(writer.last("wall_seconds"))
             if evaluate and not done:
                 writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
-            window: list[Metrics] = []
             for number in range(done + 1, steps + 1):
                 state, metrics = step(state, next(iterator), key, *constants)
                 window.append(metrics)
@@ -115,8 +125,13 @@ def run(
                 bar.update()
                 if last and finish:
                     state = finish(state)
-                if last or number % log.save_every == 0:
-                    checkpoints.save(number, state, iterator=iterator, meta=meta)
+                signal = requested()
+                if signal or last or number % log.save_every == 0:
+                    packed = _packed(jax.device_get(window))
+                    checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": packed})
+                if signal and not last:
+                    checkpoints.wait()
+                    raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
             checkpoints.wait()
             seconds = clock.seconds()
     write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)})
@@ -135,6 +150,27 @@ def reduce(window: Sequence[Metrics]) -> dict[str, float]:
         elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
             values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
     return values
+
+
+def _packed(window: Sequence[Metrics]) -> list[dict[str, Any]]:
+    """Metrics on the host as JSON: those since the last line, which the next line is the mean of."""
+    return [
+        {
+            name: {"maximum": float(part.value)} if isinstance(part, Maximum) else [float(part[0]), float(part[1])]
+            for name, part in metrics.items()
+        }
+        for metrics in window
+    ]
+
+
+def _unpacked(packed: list[dict[str, Any]]) -> list[Metrics]:
+    return [
+        {
+            name: Maximum(np.float64(part["maximum"])) if isinstance(part, dict) else tuple(map(np.float64, part))
+            for name, part in metrics.items()
+        }
+        for metrics in packed
+    ]
 
 
 class _Clock:
