@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+HUGGINGFACE = ["safetensors>=0.5", "tokenizers>=0.21"]  # weights and vocabularies of others
+
 setup(
     name="instructjax",
     version="0.1.0",
@@ -28,7 +30,9 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
+        "huggingface": HUGGINGFACE,
+        "parity": ["torch>=2.9", "transformers>=5.0"],
+        "test": [*HUGGINGFACE, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
         "dev": ["import-linter>=2.1", "ruff>=0.9"],
     },
 )

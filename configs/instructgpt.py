@@ -40,6 +40,9 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     gpt3 = sizes.SIZES[row["size"]]
     config = ConfigDict()
     config.seed = 0
+    # What a run does where something that must hold does not, such as a ratio of 1 before the first update:
+    # "stop" before anything is saved, or "warn"; see docs/invariants.md.
+    config.invariants = "stop"
 
     # Where records come from: exactly one of `files`, `sandbox` and `e2e` is declared.
     config.files = ConfigDict()
@@ -57,7 +60,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.data.test = 0.05  # share of users; silent
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.path = ""  # a SentencePiece model; "" trains one on the pretraining text
+    config.tokenizer.path = ""  # a SentencePiece model or GPT-2's BPE; "" trains the former on the pretraining text
     config.tokenizer.vocab_size = 50257  # pieces, if trained; GPT-3's BPE has 50,257
     config.tokenizer.max_documents = 100_000  # texts that the tokenizer is trained on
 
@@ -91,6 +94,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.ppo_log.keep = 2
 
     pretrain = config.pretrain = ConfigDict()
+    pretrain.import_from = ""  # the folder of a GPT-2 with safetensors weights, to take instead of training
     pretrain.length = 2048  # tokens in a window
     # Windows; GPT-3, table 2.1: 1M, 2M and 3.2M tokens, here the nearest multiple of 64 windows, for devices to share.
     pretrain.batch_size = 64 * round(gpt3.batch_tokens / pretrain.length / 64)

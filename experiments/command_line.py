@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from instructjax.errors import InputError
+from instructjax.errors import InputError, InvariantError
 from instructjax.stages import lock
 from instructjax.training.interruption import Interrupted
 
@@ -35,6 +35,7 @@ _WORKDIR = flags.DEFINE_string(
 
 # Exit codes beside 0, and Python's own 1 for what should not happen.
 MEND = 2  # an error that the user can mend
+BROKEN = 3  # an invariant does not hold: a bug, or numbers that ran away
 GO_ON = 75  # asked to stop; the same command goes on. EX_TEMPFAIL, which schedulers take for "try again"
 
 
@@ -42,7 +43,8 @@ def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     """Parses the command line and calls `stage(config, workdir)`, while no other run is in that folder.
 
     An error that the user can mend is printed as one line, and the exit code is 2; so is an error of the
-    disk. A run that was asked to stop (SIGTERM, SIGINT) leaves with 75.
+    disk. A run in which an invariant does not hold leaves with 3, one that was asked to stop (SIGTERM, SIGINT)
+    with 75.
     """
     _run(lambda: _alone(stage))
 
@@ -72,6 +74,9 @@ def _run(script: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MEND)
+    except InvariantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BROKEN)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)

@@ -83,9 +83,13 @@ class Episodes:
       segments: [B, T] int32, 1 on tokens and 0 on padding.
       positions: [B, T] int32.
       response_mask: [B, R] float32, 1 on the tokens of the response, EOS included.
+      log_probs: [B, R] float32, of each token of the response in the distribution that the
+        sampler drew it from, 0 on padding. PPO computes its own by a full forward pass;
+        these are compared with them.
     """
 
     tokens: Array
     segments: Array
     positions: Array
     response_mask: Array
+    log_probs: Array

@@ -36,3 +36,7 @@ class DamagedCheckpointError(CheckpointError):
 
 class WorkdirError(InputError):
     """The folder of a run cannot be written to, or another run holds it."""
+
+
+class InvariantError(Exception):
+    """Something that must hold in every run does not: a bug, or numbers that ran away. No weights were saved of it."""

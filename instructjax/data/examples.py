@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, Ranking, Text
 
@@ -32,7 +32,7 @@ class Layout:
       max_response: tokens, EOS included. The paper caps responses at 1k tokens (appendix C).
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Vocabulary
     separator: str
     max_prompt: int
     max_response: int
@@ -100,7 +100,7 @@ class Layout:
                     self.response(response, record.where, f"responses[{i}]")
 
 
-def document(record: Text, tokenizer: Tokenizer) -> np.ndarray:
+def document(record: Text, tokenizer: Vocabulary) -> np.ndarray:
     """The tokens of a document, [n] int32: its text, then EOS, which belongs to it.
 
     the fox runs  ->  the fox runs $
@@ -108,7 +108,7 @@ def document(record: Text, tokenizer: Tokenizer) -> np.ndarray:
     return np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
 
 
-def window(tokens: np.ndarray, inside: np.ndarray) -> LMBatch:
+def window(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     """A row of packed documents, as GPT-3 packs them (Brown et al. 2020, appendix B), but told apart.
 
         tokens     b  c  $  d  e  f  $  g
@@ -122,12 +122,13 @@ def window(tokens: np.ndarray, inside: np.ndarray) -> LMBatch:
     Args:
       tokens: [T] int32, documents that each end with EOS; it occurs nowhere else, as no text is encoded to it.
       inside: [T] bool, False on the padding after the last of them.
+      eos_id: ends a document.
 
     Returns:
       A row [T].
     """
     place = np.arange(len(tokens), dtype=np.int32)
-    first = np.concatenate([[True], tokens[:-1] == Tokenizer.eos_id])
+    first = np.concatenate([[True], tokens[:-1] == eos_id])
     segments = np.where(inside, np.cumsum(first), 0).astype(np.int32)
     positions = np.where(inside, place - np.maximum.accumulate(np.where(first, place, 0)), 0).astype(np.int32)
     return LMBatch(tokens, segments, positions, (positions > 0).astype(np.float32))
@@ -155,7 +156,7 @@ def demonstration(record: Demonstration, layout: Layout, prompt_weight: float = 
     """
     prompt = layout.prompt(record.prompt, record.where)
     response = layout.response(record.response, record.where)
-    tokens, segments, positions = _pad_right([*prompt, *response], layout.length)
+    tokens, segments, positions = _pad_right([*prompt, *response], layout)
     weights = np.zeros(layout.length, np.float32)
     weights[1 : len(prompt)] = prompt_weight
     weights[max(1, len(prompt)) : len(prompt) + len(response)] = 1.0
@@ -183,11 +184,11 @@ def ranking(record: Ranking, layout: Layout, max_responses: int = MAX_RESPONSES)
     check_answers(record, max_responses)
     prompt = layout.prompt(record.prompt, record.where)
     rows = [
-        _pad_right([*prompt, *layout.response(response, record.where, f"responses[{i}]")], layout.length)
+        _pad_right([*prompt, *layout.response(response, record.where, f"responses[{i}]")], layout)
         for i, response in enumerate(record.responses)
     ]
     missing = max_responses - len(rows)
-    rows += [_pad_right([], layout.length)] * missing
+    rows += [_pad_right([], layout)] * missing
     tokens, segments, positions = (np.stack(column) for column in zip(*rows, strict=True))
     scores = np.array([*record.scores, *[0.0] * missing], np.float32)
     valid = np.arange(max_responses) < len(record.responses)
@@ -221,7 +222,7 @@ def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout)
       DataError: the prompt is too long.
     """
     ids = layout.prompt(record.prompt, record.where)
-    tokens = np.full(layout.max_prompt, Tokenizer.pad_id, np.int32)
+    tokens = np.full(layout.max_prompt, layout.tokenizer.pad_id, np.int32)
     segments = np.zeros(layout.max_prompt, np.int32)
     start = layout.max_prompt - len(ids)
     tokens[start:] = ids
@@ -229,8 +230,9 @@ def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout)
     return PromptBatch(tokens, segments, np.int32(index))
 
 
-def _pad_right(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tokens = np.full(length, Tokenizer.pad_id, np.int32)
+def _pad_right(ids: Sequence[int], layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    length = layout.length
+    tokens = np.full(length, layout.tokenizer.pad_id, np.int32)
     tokens[: len(ids)] = ids
     inside = np.arange(length) < len(ids)
     return tokens, inside.astype(np.int32), np.where(inside, np.arange(length), 0).astype(np.int32)

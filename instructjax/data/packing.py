@@ -9,7 +9,7 @@ import numpy as np
 
 from instructjax.batch import LMBatch
 from instructjax.data import examples
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.records import Text
 
 _BLOCK = 64  # documents that are read and tokenised at once: one by one takes twice the time
@@ -29,7 +29,7 @@ class Windows(grain.IterDataset):
     and a document is lost.
     """
 
-    def __init__(self, records: Sequence[Text], order: grain.MapDataset, tokenizer: Tokenizer, length: int):
+    def __init__(self, records: Sequence[Text], order: grain.MapDataset, tokenizer: Vocabulary, length: int):
         """Takes documents, the indices of those to pack in their order, and the length T of a window."""
         super().__init__()
         # Many data sources read a list of records faster than one after another.
@@ -40,16 +40,18 @@ class Windows(grain.IterDataset):
 
         self._blocks = order.batch(_BLOCK, batch_fn=tokens)
         self._length = length
+        self._tokenizer = tokenizer
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _WindowIterator(self._blocks, self._length)
+        return _WindowIterator(self._blocks, self._length, self._tokenizer)
 
 
 class _WindowIterator(grain.DatasetIterator):
-    def __init__(self, blocks: grain.MapDataset, length: int):
+    def __init__(self, blocks: grain.MapDataset, length: int, tokenizer: Vocabulary):
         super().__init__()
         self._blocks = blocks
         self._length = length
+        self._pad_id, self._eos_id = tokenizer.pad_id, tokenizer.eos_id
         self.set_state({"block": 0, "offset": 0})
 
     def __next__(self) -> LMBatch:
@@ -65,8 +67,9 @@ class _WindowIterator(grain.DatasetIterator):
                 self.set_state({"block": self._block + 1, "offset": 0})
         if not parts:
             raise StopIteration
-        parts.append(np.full(missing, Tokenizer.pad_id, np.int32))
-        return examples.window(np.concatenate(parts), np.arange(self._length) < self._length - missing)
+        parts.append(np.full(missing, self._pad_id, np.int32))
+        inside = np.arange(self._length) < self._length - missing
+        return examples.window(np.concatenate(parts), inside, self._eos_id)
 
     def get_state(self) -> dict[str, int]:
         return {"block": self._block, "offset": self._offset}

@@ -27,7 +27,7 @@ from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.data import examples
 from instructjax.data.examples import Layout
 from instructjax.data.packing import Windows
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, R, Ranking, Text
 
@@ -57,7 +57,7 @@ def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Lay
     return rows.map(lambda index: examples.prompt(records[index], index, layout))
 
 
-def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
+def text_rows(records: Sequence[Text], tokenizer: Vocabulary, length: int) -> Rows:
     """Windows of text, packed in the order of the records, the last one padded; see `examples.window`.
 
     All windows are made now and kept in memory, 16 bytes a token. They are for evaluation; training on text
@@ -125,7 +125,7 @@ def ordered_batches(rows: Rows, *, batch_size: int, process_index: int = 0, proc
 
 def text_batches(
     records: Sequence[Text],
-    tokenizer: Tokenizer,
+    tokenizer: Vocabulary,
     *,
     length: int,
     batch_size: int,

@@ -93,14 +93,14 @@ class Tokenizer:
         return cls(model.getvalue())
 
     @classmethod
-    def from_bytes(cls, model: bytes) -> Tokenizer:
-        """Reads a model as `to_bytes` gave it.
+    def from_bytes(cls, model: bytes, where: str = "tokenizer") -> Tokenizer:
+        """Reads a model as `to_bytes` gave it; `where` it came from is for the error.
 
         Raises:
           TokenizerError: the bytes are no SentencePiece model, or one that this class did not train and
             that does not keep its promises.
         """
-        return cls._check(model, "tokenizer")
+        return cls._check(model, where)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Tokenizer:

@@ -45,6 +45,8 @@ class TransformerConfig:
       dtype: of activations and of the cache. Logits, scalars, softmax and the
         statistics of layer norms are float32 always.
       param_dtype: of the parameters.
+      tied: whether logits are products with the token embedding, as in GPT-2 and GPT-3, or with a
+        matrix of their own, as some imported models have.
       remat: what the backward pass finds in memory. False: the result of each dense
         layer, so that attention, norms and GELU are computed again. True: the input of
         each block, so that all of it is.
@@ -64,6 +66,7 @@ class TransformerConfig:
     local_window: int | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
+    tied: bool = True
     remat: bool = False
     unroll: int = 1
     init_std: float = 0.02
@@ -251,11 +254,6 @@ class Trunk(nn.Module):
             cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
         return self.final_norm(x), cache
 
-    def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of hidden states [..., d], by the token embedding."""
-        embedding = self.token_embedding.astype(self.config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
-
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         dtype = self.config.dtype
         token = jnp.take(self.token_embedding, tokens, axis=0).astype(dtype)
@@ -263,12 +261,17 @@ class Trunk(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next token. Parameters: {"trunk"}; the unembedding is the token embedding."""
+    """Predicts the next token. Parameters: {"trunk"}, and {"unembedding"} if it is not the token embedding."""
 
     config: TransformerConfig
 
     def setup(self):
-        self.trunk = Trunk(self.config)
+        config = self.config
+        self.trunk = Trunk(config)
+        if not config.tied:
+            init = nn.initializers.normal(config.init_std)
+            shape = (config.vocab_size, config.d_model)
+            self.unembedding = self.param("unembedding", init, shape, config.param_dtype)
 
     def __call__(
         self,
@@ -313,7 +316,9 @@ class LanguageModel(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of hidden states [..., d]."""
-        return self.trunk.unembed(hidden)
+        matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
+        matrix = matrix.astype(self.config.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
 class ScalarModel(nn.Module):

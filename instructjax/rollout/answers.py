@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, sampling
@@ -66,7 +66,7 @@ def make_sampler(
     return sampler
 
 
-def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
+def texts(tokenizer: Vocabulary, episodes: Episodes) -> list[str]:
     """The responses of all rows as texts, without EOS."""
     tokens, mask = jax.device_get((episode.response_tokens(episodes), episodes.response_mask > 0))
     return [

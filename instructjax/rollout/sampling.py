@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models.transformer import LanguageModel, init_cache
 
@@ -18,8 +19,8 @@ Cache = Any
 # appends t tokens to the cache and returns the logits after the last of them.
 Forward = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
 
-# choose(logits [B, V], step) -> tokens [B]
-Choose = Callable[[Array, Array], Array]
+# choose(logits [B, V], step) -> (tokens [B], the log-probability [B] that each had)
+Choose = Callable[[Array, Array], tuple[Array, Array]]
 
 
 def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
@@ -39,17 +40,18 @@ def categorical(keys: Array, temperature: float = 1.0) -> Choose:
       temperature: 1 in PPO's rollouts; above 0.
     """
 
-    def choose(logits: Array, step: Array) -> Array:
+    def choose(logits: Array, step: Array) -> tuple[Array, Array]:
         draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))
-        return draw(keys, logits / temperature)
+        tokens = draw(keys, logits / temperature).astype(jnp.int32)
+        return tokens, losses.log_probs(logits / temperature, tokens)
 
     return choose
 
 
-def greedy(logits: Array, step: Array) -> Array:
-    """Takes each row's most likely token: a `Choose` without randomness."""
+def greedy(logits: Array, step: Array) -> tuple[Array, Array]:
+    """Takes each row's most likely token: a `Choose` without randomness, so that each is certain."""
     del step
-    return jnp.argmax(logits, axis=-1)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0])
 
 
 def positions_of(segments: Array) -> Array:
@@ -85,24 +87,27 @@ def generate(
     positions = positions_of(prompts.segments)
     lengths = positions[:, -1] + 1
     logits, cache = forward(prompts.tokens, prompts.segments, positions, cache)
-    token = choose(logits, jnp.zeros((), jnp.int32)).astype(jnp.int32)
+    token, log_prob = choose(logits, jnp.zeros((), jnp.int32))
     tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
+    log_probs = jnp.zeros((batch, max_response)).at[:, 0].set(log_prob)
 
     def running(carry):
-        step, _, _, done, _ = carry
+        step, _, _, _, done, _ = carry
         return (step < max_response) & ~jnp.all(done)
 
     def advance(carry):
-        step, tokens, token, done, cache = carry
+        step, tokens, log_probs, token, done, cache = carry
         # Rows that are done go on computing; as padding, nobody sees what they compute.
         segments = jnp.where(done, 0, 1)[:, None]
         logits, cache = forward(token[:, None], segments, (lengths + step - 1)[:, None], cache)
-        token = jnp.where(done, pad_id, choose(logits, step)).astype(jnp.int32)
+        token, log_prob = choose(logits, step)
+        token, log_prob = jnp.where(done, pad_id, token), jnp.where(done, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
-        return step + 1, tokens, token, done | (token == eos_id), cache
+        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob[:, None], step, axis=1)
+        return step + 1, tokens, log_probs, token, done | (token == eos_id), cache
 
-    start = (jnp.ones((), jnp.int32), tokens, token, token == eos_id, cache)
-    _, tokens, *_ = jax.lax.while_loop(running, advance, start)
+    start = (jnp.ones((), jnp.int32), tokens, log_probs, token, token == eos_id, cache)
+    _, tokens, log_probs, *_ = jax.lax.while_loop(running, advance, start)
     ended = jnp.cumsum(tokens == eos_id, axis=1)
     before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
     # A row without EOS fills all R columns, so what follows the first EOS is all its padding.
@@ -113,6 +118,7 @@ def generate(
         segments=segments,
         positions=positions_of(segments),
         response_mask=response_mask.astype(jnp.float32),
+        log_probs=log_probs,
     )
 
 

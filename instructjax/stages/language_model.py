@@ -72,6 +72,7 @@ def train(
         log=config.log,
         evaluate=lambda state: {f"{name}_loss": loss(state.params, part) for name, part in validation.items()},
         keep_steps=keep_steps,
+        judge=workspace.judge(config),
     )
 
 

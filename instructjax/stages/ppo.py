@@ -99,6 +99,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         log=config.ppo_log,
         constants=(frozen,),
         evaluate=_measure(config, workdir, layout, shape, frozen),
+        judge=workspace.judge(config),
     )
 
 

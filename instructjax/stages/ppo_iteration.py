@@ -24,7 +24,7 @@ import optax
 
 from instructjax import losses
 from instructjax.batch import Episodes, LMBatch, PromptBatch
-from instructjax.rollout import episode, sampling
+from instructjax.rollout import consistency, episode, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import objectives
 from instructjax.training import state as train_state
@@ -108,17 +108,27 @@ def make_iteration(
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
         scores = episode.score(scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions)
+        consistency.require_floating(scores=scores, values=values)
         ended = episode.ended(episodes, eos_id)
         scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
         rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
         advantages, returns = losses.gae(rewards, values, mask, config.discount, config.gae_lambda)
         advantages = losses.whiten(advantages, mask, axis_name=axis_name)
-        kl = (log_probs - ref_log_probs) * mask
+        log_ratio = (log_probs - ref_log_probs) * mask
+        kl = log_ratio.sum(axis=1)
         one = jnp.ones_like(scores)
+        max_abs_kl = jnp.abs(kl).max()
         metrics = {
             "reward": (scores.sum(), one.sum()),
             "kl": (kl.sum(), one.sum()),  # nats per episode
-            "max_abs_kl": Maximum(jnp.abs(kl.sum(axis=1)).max()),
+            "max_abs_kl": Maximum(max_abs_kl),
+            # What must be 0; see training/invariants.py.
+            "initial_kl": Maximum(jnp.where(state.step == 0, max_abs_kl, 0.0)),
+            "sampler_deviation": Maximum(jnp.abs((episodes.log_probs - log_probs) * mask).max()),
+            "misplaced": Maximum(consistency.misplaced(episodes, eos_id)),
+            "displaced_score": Maximum(
+                consistency.displaced_score(rewards, scores, config.kl_coefficient * log_ratio, episodes, eos_id)
+            ),
             "entropy": ((losses.entropy(logits) * mask).sum(), mask.sum()),
             "response_tokens": (mask.sum(), one.sum()),
             "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),

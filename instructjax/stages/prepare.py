@@ -20,9 +20,10 @@ from etils import epath
 
 from instructjax import records
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import builders, e2e, examples, pipeline, texts
+from instructjax.data import builders, e2e, examples, pipeline, texts, vocabulary
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.sandbox import corpus, labelers
@@ -149,10 +150,10 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: t
     )
 
 
-def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Tokenizer:
+def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Vocabulary:
     path = epath.Path(workdir) / "data" / "tokenizer.model"
     if config.tokenizer.path:
-        return Tokenizer.load(config.tokenizer.path)
+        return vocabulary.load(config.tokenizer.path)
     if trained:
         return Tokenizer.load(path)
     documents = builders.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")

@@ -77,6 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         log=config.log,
         evaluate=evaluate,
         finish=offset,
+        judge=workspace.judge(config),
     )
 
 

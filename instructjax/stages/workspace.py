@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
+from instructjax.data import vocabulary
 from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, ConfigError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import check
-from instructjax.training import checkpoint, loop
+from instructjax.training import checkpoint, invariants, loop
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Trained:
 
     model: Any
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Vocabulary
 
 
 def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
@@ -79,7 +80,7 @@ def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epat
     return directory / "checkpoints"
 
 
-def model_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
+def model_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> TransformerConfig:
     """The shape of a recipe's networks, with the tokenizer's vocabulary and without dropout.
 
     Raises:
@@ -95,7 +96,7 @@ def initial_params(model: Any, key: jax.Array) -> Any:
 
 
 def load_language_model(
-    directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer, *, item: str = "params", step=None
+    directory: epath.PathLike, shape: TransformerConfig, tokenizer: Vocabulary, *, item: str = "params", step=None
 ) -> Trained:
     """Reads a language model that must have the given shape and tokenizer.
 
@@ -113,12 +114,12 @@ def load_language_model(
     return _load(LanguageModel(shape), directory, tokenizer, item, step)
 
 
-def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
+def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:
     """Reads a reward model, its offset included; see `load_language_model`."""
     return _load(ScalarModel(shape), directory, tokenizer, "params", None)
 
 
-def _load(model: Any, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained:
+def _load(model: Any, directory: epath.PathLike, tokenizer: Vocabulary, item: str, step: int | None) -> Trained:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
     found = checkpoint.read_meta(directory, step=step)["model"]
     for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
@@ -128,7 +129,7 @@ def _load(model: Any, directory: epath.PathLike, tokenizer: Tokenizer, item: str
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
 
-def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokenizer: Vocabulary) -> dict[str, Any]:
     """What is saved with a stage's checkpoints; see `checkpoint.describe`."""
     return checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), tokenizer)
 
@@ -184,7 +185,12 @@ def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), STAGES.index(stage))
 
 
-def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
+def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]], None]:
+    """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant does not hold."""
+    return functools.partial(invariants.enforce, dtype=config.model.dtype, action=config.invariants)
+
+
+def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:
     """The policy that a stage of this run left: SFT's chosen checkpoint, PPO's moving average."""
     directory = checkpoints_of("", workdir, stage)
     return load_language_model(directory, shape, tokenizer, **_place_of_policy(workdir, stage))
@@ -193,11 +199,23 @@ def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, t
 def open_policy(workdir: epath.PathLike, stage: str) -> tuple[Trained, Layout]:
     """Like `load_policy`, with shape, tokenizer and layout as the checkpoint describes them."""
     directory, place = checkpoints_of("", workdir, stage), _place_of_policy(workdir, stage)
-    meta = checkpoint.read_meta(directory, step=place["step"])
-    tokenizer = Tokenizer.from_bytes(checkpoint.tokenizer_bytes(meta))
+    shape, layout = _described(directory, place["step"])
+    return load_language_model(directory, shape, layout.tokenizer, **place), layout
+
+
+def open_reward_model(workdir: epath.PathLike) -> tuple[Trained, Layout]:
+    """The reward model that a run left, with shape, tokenizer and layout as its checkpoint describes them."""
+    directory = checkpoints_of("", workdir, "reward")
+    shape, layout = _described(directory, None)
+    return load_reward_model(directory, shape, layout.tokenizer), layout
+
+
+def _described(directory: epath.Path, step: int | None) -> tuple[TransformerConfig, Layout]:
+    meta = checkpoint.read_meta(directory, step=step)
     data = meta["config"]["data"]
+    tokenizer = vocabulary.from_bytes(checkpoint.tokenizer_bytes(meta))
     layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
-    return load_language_model(directory, TransformerConfig(**meta["model"]), tokenizer, **place), layout
+    return TransformerConfig(**meta["model"]), layout
 
 
 def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:

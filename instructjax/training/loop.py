@@ -14,7 +14,7 @@ import tqdm
 from etils import epath
 
 from instructjax.errors import ConfigError
-from instructjax.training import interruption
+from instructjax.training import digest, interruption
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
 from instructjax.training.interruption import Interrupted
@@ -62,6 +62,7 @@ def run(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     finish: Callable[[Any], Any] | None = None,
     keep_steps: Sequence[int] = (),
+    judge: Callable[[str, dict[str, float]], None] | None = None,
 ) -> None:
     """Trains to the last step, from the last checkpoint if there is one.
 
@@ -84,6 +85,9 @@ def run(
         first and after the last, and logged with the metrics.
       finish: changes the last state before it is saved.
       keep_steps: checkpoints to keep beside the last `log.keep`.
+      judge: `judge(place, values)` raises where metrics show that something is wrong, before
+        they are written and before anything is saved; `place` is "NAME, step 20". After the
+        last step it is given "frozen_changes", the number of arrays of `constants` that changed.
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
@@ -107,17 +111,24 @@ def run(
             tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
         ):
             clock = _Clock(writer.last("wall_seconds"))
+            frozen = digest.of_arrays(constants)
             if evaluate and not done:
                 writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
             for number in range(done + 1, steps + 1):
                 state, metrics = step(state, next(iterator), key, *constants)
                 window.append(metrics)
-                last = number == steps
-                if last or number % log.every == 0:
-                    values = reduce(jax.device_get(window))
-                    window.clear()
-                    if evaluate and (last or number % log.evaluate_every == 0):
+                last, signal = number == steps, requested()
+                reporting = last or number % log.every == 0
+                saving = last or bool(signal) or number % log.save_every == 0
+                if reporting or saving:
+                    window = jax.device_get(window)
+                    values = reduce(window)
+                    if reporting and evaluate and (last or number % log.evaluate_every == 0):
                         values.update(evaluate(state))
+                    if judge:
+                        judge(f"{name}, step {number}", values | (_changes(frozen, constants) if last else {}))
+                if reporting:
+                    window.clear()
                     writer.write(number, {**values, "wall_seconds": clock.seconds()})
                     bar.set_postfix(
                         {k: f"{values[k]:.3g}" for k in ("loss", "accuracy", "reward", "kl") if k in values}
@@ -125,10 +136,8 @@ def run(
                 bar.update()
                 if last and finish:
                     state = finish(state)
-                signal = requested()
-                if signal or last or number % log.save_every == 0:
-                    packed = _packed(jax.device_get(window))
-                    checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": packed})
+                if saving:
+                    checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": _packed(window)})
                 if signal and not last:
                     checkpoints.wait()
                     raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
@@ -150,6 +159,12 @@ def reduce(window: Sequence[Metrics]) -> dict[str, float]:
         elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
             values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
     return values
+
+
+def _changes(before: dict[str, str], constants: Sequence[Any]) -> dict[str, float]:
+    """How many arrays are not what they were."""
+    after = digest.of_arrays(constants)
+    return {"frozen_changes": float(sum(before[place] != after[place] for place in before))}
 
 
 def _packed(window: Sequence[Metrics]) -> list[dict[str, Any]]:

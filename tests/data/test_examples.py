@@ -35,7 +35,7 @@ def test_document():
 
 def test_window():
     tokens = np.array([B, C, EOS, D, E, F, EOS, G], np.int32)
-    row = examples.window(tokens, np.ones(8, bool))
+    row = examples.window(tokens, np.ones(8, bool), EOS)
     assert row.tokens.tolist() == tokens.tolist()
     assert row.segments.tolist() == [1, 1, 1, 2, 2, 2, 2, 3]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
@@ -43,7 +43,7 @@ def test_window():
 
 
 def test_the_padding_of_a_window_is_no_segment():
-    row = examples.window(np.array([B, EOS, D, EOS, 0, 0], np.int32), np.arange(6) < 4)
+    row = examples.window(np.array([B, EOS, D, EOS, 0, 0], np.int32), np.arange(6) < 4, EOS)
     assert row.segments.tolist() == [1, 1, 2, 2, 0, 0]
     assert row.positions.tolist() == [0, 1, 0, 1, 0, 0]
     assert row.weights.tolist() == [0, 1, 0, 1, 0, 0]
@@ -103,7 +103,7 @@ def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer
 def test_a_window_tells_documents_apart(tokenizer, documents, padding):
     parts = [examples.document(Text(text=text), tokenizer) for text in documents]
     tokens = np.concatenate([*parts, np.zeros(padding, np.int32)])
-    row = examples.window(tokens, np.arange(len(tokens)) < len(tokens) - padding)
+    row = examples.window(tokens, np.arange(len(tokens)) < len(tokens) - padding, EOS)
     for number, part in enumerate(parts, start=1):
         inside = row.segments == number
         assert row.tokens[inside].tolist() == part.tolist()

@@ -27,6 +27,7 @@ def episodes():
         segments=jnp.asarray(segments),
         positions=sampling.positions_of(jnp.asarray(segments)),
         response_mask=jnp.asarray(segments[:, P:], jnp.float32),
+        log_probs=jnp.zeros((4, R)),
     )
 
 

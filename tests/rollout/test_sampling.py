@@ -127,7 +127,8 @@ class TestChoice:
         logits, size = jnp.array([0.3, -1.0, 1.2, 0.0]), 20_000
         for temperature in (1.0, 2.0):
             choose = jax.jit(sampling.categorical(sampling.row_keys(jax.random.key(0), size), temperature))
-            drawn = choose(jnp.tile(logits, (size, 1)), jnp.int32(3))
+            drawn, log_probs = choose(jnp.tile(logits, (size, 1)), jnp.int32(3))
+            np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits / temperature)[drawn], rtol=1e-5)
             found = np.bincount(drawn, minlength=4)
             expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum() * size
             assert scipy.stats.chisquare(found, expected, sum_check=False).pvalue > 0.01
@@ -135,7 +136,7 @@ class TestChoice:
     def test_rows_and_steps_draw_independently(self):
         choose = sampling.categorical(sampling.row_keys(jax.random.key(1), 5_000))
         logits = jnp.zeros((5_000, 2))
-        first, second = (np.asarray(choose(logits, jnp.int32(step))) for step in (0, 1))
+        first, second = (np.asarray(choose(logits, jnp.int32(step))[0]) for step in (0, 1))
         for left, right in ((first, second), (first[1:], first[:-1])):
             assert scipy.stats.chi2_contingency(np.histogram2d(left, right, 2)[0]).pvalue > 0.01
 
@@ -145,8 +146,8 @@ class TestChoice:
         logits = jax.random.normal(jax.random.key(seed), (16, 8))
         top = jax.lax.top_k(logits, 2)[0]
         clear = np.asarray(top[:, 0] - top[:, 1] > 1e-2)
-        drawn = sampling.categorical(sampling.row_keys(jax.random.key(7), 16), 1e-4)(logits, jnp.int32(0))
-        np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, jnp.int32(0))[clear])
+        drawn, _ = sampling.categorical(sampling.row_keys(jax.random.key(7), 16), 1e-4)(logits, jnp.int32(0))
+        np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, jnp.int32(0))[0][clear])
 
     def test_a_row_key_depends_on_the_number_of_the_row_in_the_whole(self):
         data = jax.random.key_data

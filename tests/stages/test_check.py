@@ -4,20 +4,24 @@ import importlib
 
 import pytest
 
-from configs import e2e, instructgpt, sandbox
+from configs import e2e, gpt2, instructgpt, sandbox
 from instructjax.errors import ConfigError
 from instructjax.stages import check, prepare
 from tests.tiny_recipes import changed, recipe
 
 
-@pytest.mark.parametrize(("name", "variant"), [("sandbox", ""), ("sandbox", "smoke"), ("e2e", ""), ("e2e", "smoke")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("sandbox", ""), ("sandbox", "smoke"), ("e2e", ""), ("e2e", "smoke"), ("gpt2", "tiny")]
+)
 def test_recipes_that_name_their_records_pass(name, variant):
     check.recipe(importlib.import_module(f"configs.{name}").get_config(variant))
 
 
-@pytest.mark.parametrize("variant", ["1p3b", "6b", "175b"])
-def test_the_base_wants_files(variant):
-    config = instructgpt.get_config(variant)
+@pytest.mark.parametrize(
+    ("recipe", "variant"), [*((instructgpt, v) for v in instructgpt.VARIANTS), *((gpt2, v) for v in gpt2.SIZES)]
+)
+def test_the_base_wants_files(recipe, variant):
+    config = recipe.get_config(variant)
     with pytest.raises(ConfigError, match="^files.text: expected a file of Text records, found none"):
         check.recipe(config)
     check.recipe(changed(config, **{f"files__{name}": "a.jsonl" for name in config.files}))
@@ -27,13 +31,14 @@ def test_the_base_wants_files(variant):
     ("key", "value", "message"),
     [
         ("seed", -1, "expected 0 to "),
+        ("invariants", "ignore", "expected one of stop, warn, found 'ignore'"),
         ("pretrain__microbatches", 0, "expected at least 1, found 0"),
         ("reward__batch_size", 30, "expected a multiple of 4 "),
         ("ppo__batch_size", 100, "expected a multiple of ppo.minibatch_size (16), found 100"),
         ("ppo__minibatch_size", 2, "expected a multiple of 4 "),
         ("ppo__temperature", 0.0, "expected more than 0, found 0.0"),
         ("ppo_init__text_share", 1.0, "expected from 0 to below 1, found 1.0"),
-        ("ppo_log__save_every", 0, "expected a multiple of ppo_log.every (1), found 0"),
+        ("ppo_log__save_every", 0, "expected at least 1 step, found 0"),
         ("ppo_log__every", 31, "expected 1 to 30 steps, found 31"),
         ("log__keep", 0, "expected at least 1 checkpoint, found 0"),
         ("comparisons__max_answers", 10, "expected 2 to 9, found 10"),

@@ -1,0 +1,142 @@
+"""GPT-2's tokenizer: byte-pair encoding over bytes (Radford et al. 2019, section 2.2).
+
+It comes with imported weights, and is read by the `tokenizers` package. GPT-2 has one
+special token, <|endoftext|>, which is our EOS. It has no PAD, and a row added for one would
+change every probability. But it has a token for each single byte, and some bytes occur in
+no UTF-8 text: PAD is the token of the byte 0xFF, which no text is encoded to and which has
+its row already. (PAD = EOS would do for us, because masks are carried beside the tokens, but
+not for a sequence classifier of Hugging Face, which looks for the last token that is not PAD.)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from instructjax.errors import TokenizerError
+
+END_OF_TEXT = "<|endoftext|>"
+_NEVER_IN_TEXT = "\u00ff"  # how byte-level BPE writes the byte 0xFF
+
+
+class BytePairTokenizer:
+    """Text to token ids and back; see `vocabulary.Vocabulary`.
+
+    `decode(encode(text)) == text` holds for every text. Prompt and response, encoded apart,
+    give the tokens of the document that they make together unless a response begins with
+    white space: GPT-2 joins a line break with spaces that follow it.
+    """
+
+    def __init__(self, content: bytes):
+        """Takes the content of a tokenizer.json; see `from_bytes` and `from_folder`."""
+        self._content = content
+        described = json.loads(content)
+        vocabulary = described["model"]["vocab"]
+        self._size = 1 + max([*vocabulary.values(), *(token["id"] for token in described["added_tokens"])])
+        added = {token["content"]: token["id"] for token in described["added_tokens"]}
+        self.eos_id = (vocabulary | added)[END_OF_TEXT]
+        self.pad_id = vocabulary[_NEVER_IN_TEXT]
+        # Without added tokens, the text "<|endoftext|>" is text: no text is encoded to EOS.
+        plain = {**described, "added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        self._pairs = _package().Tokenizer.from_str(json.dumps(plain))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str = "tokenizer") -> BytePairTokenizer:
+        """Reads a tokenizer.json, as `to_bytes` gave it.
+
+        Raises:
+          TokenizerError: it is no byte-level BPE with <|endoftext|>, or one that alters text.
+        """
+        try:
+            described = json.loads(content)
+            if described["model"]["type"] != "BPE" or (described.get("decoder") or {}).get("type") != "ByteLevel":
+                raise TokenizerError(f"{where}: expected a byte-level BPE, found {described['model']['type']}")
+            missing = [
+                token
+                for token in (END_OF_TEXT, _NEVER_IN_TEXT)
+                if token not in described["model"]["vocab"]
+                and token not in [added["content"] for added in described["added_tokens"]]
+            ]
+            if missing:
+                raise TokenizerError(
+                    f"{where}: expected a vocabulary with {END_OF_TEXT} and all bytes, found none of {missing}"
+                )
+            found = cls(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, TokenizerError):
+                raise
+            raise TokenizerError(f"{where}: expected a tokenizer.json of a byte-level BPE, found {error!r}") from None
+        if (text := "a\n b  \u00ff\u2581 <|endoftext|> ") != found.decode(found.encode(text)):
+            raise TokenizerError(f"{where}: expected a BPE that gives back every text, found one that alters {text!r}")
+        return found
+
+    @classmethod
+    def from_folder(cls, folder: epath.PathLike) -> BytePairTokenizer:
+        """Reads tokenizer.json, or else vocab.json and merges.txt, from the folder of a model.
+
+        Raises:
+          TokenizerError: there are none, or they are no byte-level BPE.
+        """
+        folder = epath.Path(folder)
+        whole, pairs = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+        if whole.is_file():
+            return cls.from_bytes(whole.read_bytes(), str(whole))
+        if not all(path.is_file() for path in pairs):
+            raise TokenizerError(f"{folder}: expected tokenizer.json, or vocab.json and merges.txt, found neither")
+        package = _package()
+        try:
+            built = package.Tokenizer(package.models.BPE.from_file(*map(str, pairs)))
+        except Exception as error:  # the package raises this class itself
+            raise TokenizerError(f"{folder}: expected vocab.json and merges.txt of a BPE, found {error}") from None
+        built.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        built.decoder = package.decoders.ByteLevel()
+        built.add_special_tokens([END_OF_TEXT])
+        return cls.from_bytes(built.to_str().encode(), str(folder))
+
+    def to_bytes(self) -> bytes:
+        """The tokenizer.json, to be kept in a checkpoint."""
+        return self._content
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the tokenizer.json."""
+        path = epath.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self._content)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without EOS. The text "<|endoftext|>" is plain text."""
+        return self._pairs.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids (a list or a one-dimensional array). PAD and EOS give no text and end nothing.
+
+        Bytes that are no UTF-8, as a sampled sequence may have, become U+FFFD.
+        """
+        nothing = (self.pad_id, self.eos_id)
+        return self._pairs.decode([int(i) for i in ids if int(i) not in nothing], skip_special_tokens=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+        return self._size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen characters that differ between different vocabularies: the start of a SHA-256."""
+        return hashlib.sha256(self._content).hexdigest()[:16]
+
+
+def _package() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError(
+            "tokenizer: expected the package tokenizers to read a BPE, found none; "
+            "pip install 'instructjax[huggingface]'"
+        ) from None
+    return tokenizers

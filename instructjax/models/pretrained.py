@@ -1,0 +1,107 @@
+"""The folder of a model as Hugging Face keeps it: config.json and safetensors files.
+
+Files of pickled objects (.bin, .pt) can run code when they are read, and are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from instructjax.errors import CheckpointError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Reads config.json and all tensors of a folder.
+
+    Raises:
+      CheckpointError: a file is missing, is no safetensors file, or is a pickle.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected the folder of a model, found none")
+    described = _json(folder / "config.json")
+    if (folder / INDEX).is_file():
+        files = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
+    elif (folder / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    else:
+        pickles = [path.name for path in folder.iterdir() if path.suffix in _PICKLES]
+        also = f"{', '.join(pickles)}, which is a pickle and can run code: convert it first" if pickles else "none"
+        raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {also}")
+    tensors: dict[str, jax.Array] = {}
+    for file in files:
+        if epath.Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / INDEX}: expected names of safetensors files, found {file!r}")
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
+        try:
+            tensors |= _safetensors().load_file(str(folder / file))
+        except Exception as error:  # of the package's own class, and others for types that it does not know
+            raise CheckpointError(f"{folder / file}: expected a safetensors file, found {error}") from None
+    return described, tensors
+
+
+def write(
+    folder: epath.PathLike, described: Mapping[str, Any], tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes]
+) -> None:
+    """Writes a folder, whole or not at all.
+
+    Args:
+      folder: is created; must not exist, or be empty.
+      described: of `describe`.
+      tensors: of `tensors_of`.
+      files: other files by name, such as the tokenizer's.
+
+    Raises:
+      CheckpointError: there is something in the folder.
+    """
+    folder = epath.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder}: expected no folder, or an empty one, to write the model to, found other files"
+        )
+    unfinished = folder.parent / f".{folder.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tensors = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    _safetensors().save_file(tensors, str(unfinished / WEIGHTS), metadata={"format": "pt"})
+    (unfinished / "config.json").write_text(json.dumps(dict(described), indent=2) + "\n")
+    for name, content in files.items():
+        (unfinished / name).write_bytes(content)
+    if folder.exists():
+        folder.rmdir()
+    unfinished.rename(folder)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: expected {path.name}, found no such file")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, found {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.flax
+    except ImportError:
+        raise CheckpointError(
+            "expected the package safetensors to read and write weights, found none; "
+            "pip install 'instructjax[huggingface]'"
+        ) from None
+    return safetensors.flax
