@@ -31,7 +31,8 @@ setup(
     ],
     extras_require={
         "huggingface": HUGGINGFACE,
-        "parity": ["torch>=2.9", "transformers>=5.0"],
+        # With the last TRL that has a PPO trainer, and what it wants.
+        "parity": ["torch>=2.9", "transformers>=5.0", "trl==1.12.0", "accelerate>=1.15", "datasets>=5.2"],
         "test": [*HUGGINGFACE, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
         "dev": ["import-linter>=2.1", "ruff>=0.9"],
     },

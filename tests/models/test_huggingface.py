@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructjax.batch import PromptBatch
 from instructjax.errors import CheckpointError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.rollout import sampling
 from tests import tiny_models
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
@@ -244,6 +246,27 @@ class TestAgainstTransformers:
             expected = theirs(self.torch.tensor(tokens), attention_mask=self.torch.tensor(inside)).logits[:, 0].numpy()
         scores = ScalarModel(CONFIG).apply({"params": params}, tokens, segments * inside, positions * inside)
         self.report(capsys, "scores of an exported reward model", scores[np.arange(3), lengths - 1], expected)
+
+    @pytest.mark.parametrize("config", SHAPES)
+    def test_cached_greedy_decoding_is_theirs(self, tmp_path, config):
+        """Prompts of several lengths, padded on the left, each continued to its own EOS or to the end."""
+        params = written(tmp_path / "model", config)
+        theirs = self.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        tokens, segments, _ = self.row(config, rows=4, length=6)
+        segments = (np.arange(6) >= np.array([[0], [2], [5], [1]])).astype(np.int32)
+        tokens = tokens * segments
+        with self.torch.no_grad():
+            expected = theirs.generate(
+                self.torch.tensor(tokens),
+                attention_mask=self.torch.tensor(segments),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=12,
+            ).numpy()[:, 6:]
+        prompts = PromptBatch(tokens.astype(np.int32), segments, np.arange(4, dtype=np.int32))
+        episodes = sampling.sample(LanguageModel(config), params, prompts, sampling.greedy, max_response=12, **IDS)
+        found = np.where(episodes.response_mask > 0, episodes.tokens[:, 6:], 0)[:, : expected.shape[1]]
+        np.testing.assert_array_equal(found, expected)
 
     def report(self, capsys, what, found, expected):
         error = float(np.abs(np.asarray(found, np.float64) - expected).max())

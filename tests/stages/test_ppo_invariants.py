@@ -17,7 +17,7 @@ from instructjax.stages.ppo_iteration import Frozen, PPOState
 from instructjax.training import invariants, loop
 from instructjax.training import state as train_state
 from tests import tiny_models
-from tests.stages.test_ppo_iteration import BATCH, EOS, PAD, PPO, P, R
+from tests.stages.test_ppo_iteration import BATCH, EOS, FAKE, PAD, PPO, P, R, fake_params
 
 SGD = optax.sgd(0.05)
 MODEL, SCALAR = LanguageModel(tiny_models.CONFIG), ScalarModel(tiny_models.CONFIG)
@@ -25,23 +25,30 @@ POLICY = tiny_models.params(MODEL, noise=0.15)
 REWARD = tiny_models.params(SCALAR, seed=7, noise=0.15)
 
 
-def iteration(scalar=SCALAR, *, reference=POLICY, reward=REWARD, seed=0):
+def iteration(model=MODEL, scalar=SCALAR, *, policy=POLICY, reference=None, reward=REWARD, seed=0):
     """The metrics of the first iteration, compiled anew, so that what is planted is in it."""
+    reference = policy if reference is None else reference
     rng = np.random.default_rng(seed)
     segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
     tokens = rng.integers(2, tiny_models.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32) * segments
     iterate = ppo_iteration.make_iteration(
-        MODEL, scalar, SGD, SGD, ml_collections.ConfigDict(PPO), max_response=R, eos_id=EOS, pad_id=PAD
+        model, scalar, SGD, SGD, ml_collections.ConfigDict(PPO), max_response=R, eos_id=EOS, pad_id=PAD
     )
     state = PPOState(
         step=jnp.zeros((), jnp.int32),
-        policy=train_state.create_averaged(POLICY, SGD),
-        value=train_state.create(REWARD, SGD),
+        policy=train_state.create_averaged(policy, SGD),
+        value=train_state.create(reward, SGD),
     )
     batch = PromptBatch(tokens, segments, np.arange(BATCH, dtype=np.int32))
     frozen = Frozen(reference=reference, reward=reward)
     _, metrics = jax.jit(iterate)(state, (batch, None), jax.random.key(seed), frozen)
     return loop.reduce([jax.device_get(metrics)])
+
+
+def quick(**keys):
+    """With networks that stand for these and compile at once, for bugs outside of the network."""
+    policy, reward = fake_params()
+    return iteration(*FAKE, **{"policy": policy, "reward": reward, **keys})
 
 
 def found(values):
@@ -78,21 +85,20 @@ def test_a_sound_iteration_has_nothing_to_report(seed):
 def test_a_reward_that_is_read_at_another_token(monkeypatch, shift):
     last_token = episode.last_token
     monkeypatch.setattr(episode, "last_token", lambda segments: jnp.clip(last_token(segments) + shift, 0, P + R - 1))
-    assert "misplaced" in found(iteration())
+    assert "misplaced" in found(quick())
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_reward_that_is_put_on_another_token(monkeypatch, shift):
     kl_rewards = losses.kl_rewards
     monkeypatch.setattr(losses, "kl_rewards", lambda *given: jnp.roll(kl_rewards(*given), shift, axis=1))
-    assert found(iteration()) == {"displaced_score"}
+    assert found(quick()) == {"displaced_score"}
 
 
 def test_a_reward_without_its_penalty_on_one_token(monkeypatch):
     kl_rewards = losses.kl_rewards
-    other = tiny_models.params(MODEL, seed=5, noise=0.15)
     monkeypatch.setattr(losses, "kl_rewards", lambda *given: kl_rewards(*given).at[:, 0].set(0.0))
-    assert found(iteration(reference=other)) == {"displaced_score", "initial_kl"}
+    assert found(quick(reference=fake_params(seed=5)[0])) == {"displaced_score", "initial_kl"}
 
 
 def test_wrong_positions(monkeypatch):
@@ -106,7 +112,7 @@ def test_a_mask_that_goes_on_after_the_end(monkeypatch):
         return episodes.replace(response_mask=jnp.maximum(mask, jnp.roll(mask, 1, axis=1).at[:, 0].set(1.0)))
 
     replaced_rollout(monkeypatch, episodes_only(longer))
-    assert "misplaced" in found(iteration())
+    assert "misplaced" in found(quick())
 
 
 def test_a_sampler_with_other_weights(monkeypatch):
@@ -117,7 +123,7 @@ def test_a_sampler_with_other_weights(monkeypatch):
 def test_a_sampler_with_another_temperature(monkeypatch):
     categorical = sampling.categorical
     monkeypatch.setattr(sampling, "categorical", lambda keys, temperature: categorical(keys, 0.9 * temperature))
-    assert found(iteration()) == {"sampler_deviation"}
+    assert found(quick()) == {"sampler_deviation"}
 
 
 def test_stale_log_probabilities_in_the_update(monkeypatch):
@@ -128,25 +134,25 @@ def test_stale_log_probabilities_in_the_update(monkeypatch):
         return experience.replace(log_probs=experience.log_probs * 1.01)
 
     monkeypatch.setattr(ppo_iteration, "gather_rows", stale)
-    assert found(iteration()) == {"first_ratio_deviation"}
+    assert found(quick()) == {"first_ratio_deviation"}
 
 
 def test_a_reference_that_is_not_the_initial_policy():
-    assert found(iteration(reference=tiny_models.params(MODEL, seed=5, noise=0.15))) == {"initial_kl"}
+    assert found(quick(reference=fake_params(seed=5)[0])) == {"initial_kl"}
 
 
 def test_integer_rewards():
     class Rounded:
         def apply(self, *given, **keys):
-            return jnp.round(SCALAR.apply(*given, **keys)).astype(jnp.int32)
+            return jnp.round(FAKE[1].apply(*given, **keys)).astype(jnp.int32)
 
     with pytest.raises(InvariantError, match="scores: expected floating-point numbers, found int32"):
-        iteration(Rounded())
+        iteration(FAKE[0], Rounded(), policy=fake_params()[0], reward=fake_params()[1])
 
 
 def test_nan_in_a_network():
-    spoiled = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan) if leaf.ndim else leaf, REWARD)
-    assert "reward" in found(iteration(reward=spoiled))
+    reward = fake_params()[1]
+    assert "reward" in found(quick(reward={**reward, "shift": jnp.float32(jnp.nan)}))
 
 
 def test_a_warning_goes_on(capsys):

