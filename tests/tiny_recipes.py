@@ -39,11 +39,11 @@ def recipe(tmp_path, **changes):
     return config.lock()
 
 
-def save_stage(config, workdir, stage, tokenizer):
+def save_stage(config, workdir, stage, tokenizer, seed=0):
     """One checkpoint of random weights, and the mark of a finished stage."""
     shape = workspace.model_config(config, tokenizer)
     with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-        params = tiny_models.params(LanguageModel(shape))
+        params = tiny_models.params(LanguageModel(shape), seed=seed)
         checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
     (workdir / stage / "summary.json").write_text('{"steps": 1}')
 

@@ -100,15 +100,25 @@ def make_iteration(
             policy_model, policy, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
         )
 
-    def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
-        """Forward passes of all four networks over this device's episodes."""
-        mask = episodes.response_mask
+    def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
+        """All four networks over some episodes: (log_probs, ref_log_probs, values, scores, entropy)."""
         logits = episode.response_logits(policy_model, state.policy.params, episodes, config.temperature)
-        log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * mask
+        log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * episodes.response_mask
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
         scores = episode.score(scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions)
         consistency.require_floating(scores=scores, values=values)
+        return log_probs, ref_log_probs, values, scores, losses.entropy(logits)
+
+    def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
+        """What the four networks say of this device's episodes, and what follows from it.
+
+        As many rows at a time as a minibatch has: logits of the whole batch are never held, and
+        the products of matrices have the shapes of the update's, which round alike.
+        """
+        parts = jax.lax.map(lambda part: forward(state, frozen, part), _dealt(episodes, minibatches))
+        log_probs, ref_log_probs, values, scores, entropy = _collected(parts)
+        mask = episodes.response_mask
         ended = episode.ended(episodes, eos_id)
         scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
         rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
@@ -129,7 +139,7 @@ def make_iteration(
             "displaced_score": Maximum(
                 consistency.displaced_score(rewards, scores, config.kl_coefficient * log_ratio, episodes, eos_id)
             ),
-            "entropy": ((losses.entropy(logits) * mask).sum(), mask.sum()),
+            "entropy": ((entropy * mask).sum(), mask.sum()),
             "response_tokens": (mask.sum(), one.sum()),
             "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),
             "value": (values.sum(), mask.sum()),
@@ -195,7 +205,7 @@ def make_iteration(
         rollout_metrics = over_devices(rollout_metrics, axis_name)
         experience = gather_rows(experience, axis_name)
         # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
-        windows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, minibatches, *x.shape[1:]), 0, 1), text)
+        windows = _dealt(text, minibatches)
 
         def minibatch(state, rows_and_windows):
             rows, windows, number = rows_and_windows
@@ -214,6 +224,16 @@ def make_iteration(
         return state.replace(step=state.step + 1, policy=policy), metrics
 
     return iterate
+
+
+def _dealt(rows: Any, hands: int) -> Any:
+    """Rows [B, ...] dealt out like cards, row i to hand i mod n: [n, B / n, ...]. Each device has a share of each."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, hands, *x.shape[1:]), 0, 1), rows)
+
+
+def _collected(hands: Any) -> Any:
+    """The inverse of `_dealt`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), hands)
 
 
 def _total(stacked: Metrics) -> Metrics:

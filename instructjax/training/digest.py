@@ -25,7 +25,7 @@ def of_arrays(tree: Any) -> dict[str, str]:
     the same however the array is spread over devices.
     """
     leaves = _leaves(tree)
-    sums = jax.device_get({place: _weighted_sum(_bits(leaf)) for place, leaf in leaves.items()})
+    sums = jax.device_get({place: _sum(_bits(leaf)) for place, leaf in leaves.items()})
     return {place: f"{_kind(leaf)} {int(sums[place]):08x}" for place, leaf in leaves.items()}
 
 
@@ -99,7 +99,10 @@ def _hash(value: Any) -> str:
 
 def _leaves(tree: Any) -> dict[str, Any]:
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        for path, leaf in found
+    }
 
 
 def _kind(leaf: Any) -> str:
@@ -117,15 +120,20 @@ def _bits(leaf: Any) -> Any:
 
 
 @jax.jit
-def _weighted_sum(bits: Array) -> Array:
-    """sum_i (2 h(i) + 1) bits_i modulo 2^32, with a hash h of the index.
+def _sum(bits: Array) -> Array:
+    """sum_i m(bits_i ^ m(i)) modulo 2^32, where m mixes the bits of 32 and loses none.
 
-    An odd weight has an inverse modulo 2^32: a change of one element always changes the sum. Weights that
-    differ tell two elements that changed places.
+    A change of one element always changes its term, and so the sum. That i goes into the term tells
+    elements that changed places.
     """
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    hashed = (index ^ (index >> 15)) * np.uint32(0x2C1B3C6D)
-    hashed = (hashed ^ (hashed >> 12)) * np.uint32(0x297A2D39)
-    return jnp.sum((2 * hashed + 1) * bits.astype(jnp.uint32), dtype=jnp.uint32)
+    return jnp.sum(_mixed(bits.astype(jnp.uint32) ^ _mixed(index)), dtype=jnp.uint32)
+
+
+def _mixed(x: Array) -> Array:
+    """Shifts and odd factors, each of which can be undone."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -36,14 +36,14 @@ def test_a_choice_is_made_once(chosen):
 def test_another_reward_model_chooses_anew(chosen):
     config, workdir, calls = chosen
     shutil.rmtree(workdir / "reward")
-    save_stage(config, workdir, "reward", prepare.run(config, workdir).tokenizer)
+    save_stage(config, workdir, "reward", prepare.run(config, workdir).tokenizer, seed=1)
     sft.select(config, workdir)
     assert len(calls) == 2
 
 
 def test_the_reward_model_of_ppo_chooses(chosen, tmp_path):
     config, workdir, calls = chosen
-    save_stage(config, tmp_path / "other", "reward", prepare.run(config, workdir).tokenizer)
+    save_stage(config, tmp_path / "other", "reward", prepare.run(config, workdir).tokenizer, seed=1)
     start = tmp_path / "other" / "reward" / "checkpoints"
     sft.select(changed(config, ppo__reward_from=str(start)), workdir)
     assert calls[1][0] == start
