@@ -1,12 +1,17 @@
 """Packaging of instructjax. Exact versions that were tested are in constraints.txt."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+VERSION = re.search('__version__ = "(.*)"', pathlib.Path("instructjax/__init__.py").read_text())[1]
 
 HUGGINGFACE = ["safetensors>=0.5", "tokenizers>=0.21"]  # weights and vocabularies of others
 
 setup(
     name="instructjax",
-    version="0.1.0",
+    version=VERSION,
     description="InstructGPT in JAX and Flax: SFT, reward model, PPO and PPO-ptx, small and exact.",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -1,0 +1,3 @@
+"""InstructGPT (Ouyang et al. 2022) in JAX and Flax."""
+
+__version__ = "0.1.0"

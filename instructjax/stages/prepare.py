@@ -28,7 +28,7 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
-from instructjax.stages import check, workspace
+from instructjax.stages import check, provenance
 from instructjax.training import loop
 
 REWARD_PROMPTS = "reward_prompts.jsonl"  # of the sandbox, to collect comparisons with
@@ -65,7 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
     folder = epath.Path(workdir) / "data"
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
     if mark.exists():
-        workspace.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
+        provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
     if "files" in config:
         for kind, name in NAMES.items():
             _prepare(config, workdir, kind, config.files[name].split(","))

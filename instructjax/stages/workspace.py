@@ -4,6 +4,7 @@ WORKDIR/data/                 prepared records and the tokenizer
 WORKDIR/STAGE/checkpoints/    weights, tokenizer and config of a stage
 WORKDIR/STAGE/metrics.jsonl   its curves
 WORKDIR/STAGE/config.json     the config that it ran with
+WORKDIR/STAGE/began.json      fingerprints of the records that it learns from, and the version of the code
 WORKDIR/results.json, report.md
 """
 
@@ -15,7 +16,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -26,9 +27,9 @@ from etils import epath
 from instructjax.data import vocabulary
 from instructjax.data.examples import Layout
 from instructjax.data.vocabulary import Vocabulary
-from instructjax.errors import CheckpointError, ConfigError, InputError
+from instructjax.errors import CheckpointError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
-from instructjax.stages import check
+from instructjax.stages import check, provenance
 from instructjax.training import checkpoint, invariants, loop
 
 T = TypeVar("T")
@@ -135,49 +136,26 @@ def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokeni
 
 
 def begin(config: ml_collections.ConfigDict, workdir: epath.PathLike, stage: str) -> epath.Path:
-    """Writes WORKDIR/STAGE/config.json, unless the stage has a checkpoint: then the config must be that one.
+    """Notes what a stage is begun with, unless it has a checkpoint: then recipe and records must be those.
 
     Returns:
       WORKDIR/STAGE.
 
     Raises:
-      ConfigError: see `check_config`; what may change is logging, evaluation and the sections of other stages.
+      ConfigError: see `provenance.check_config`; what may change is logging, evaluation and the sections
+        of other stages.
+      DataError: see `provenance.check`.
     """
     directory = stage_directory(workdir, stage)
-    path = directory / "config.json"
-    if path.exists() and checkpoint.saved_steps(directory / "checkpoints"):
-        check_config(config, path, (*_SHARED, *_SECTIONS.get(stage, (stage,))))
+    recipe, began = directory / "config.json", directory / "began.json"
+    if began.exists() and checkpoint.saved_steps(directory / "checkpoints"):
+        provenance.check_config(config, recipe, (*_SHARED, *_SECTIONS.get(stage, (stage,))))
+        provenance.check(began, workdir, stage)
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        loop.write_json(path, config.to_dict())
+        loop.write_json(recipe, config.to_dict())
+        loop.write_json(began, provenance.describe(workdir, stage))
     return directory
-
-
-def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str]) -> None:
-    """Refuses a recipe other than the one that a folder was begun with.
-
-    Args:
-      config: a whole recipe.
-      path: the config.json of the folder.
-      sections: names of the sections that must be the same.
-
-    Raises:
-      ConfigError: names the file and the first key that differs.
-    """
-    began, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-    for section in sections:
-        old, new = _keys(section, began.get(section)), _keys(section, now.get(section))
-        for key in old | new:
-            if old.get(key) != new.get(key):
-                raise ConfigError(
-                    f"{path}: {key}: expected {old.get(key)!r}, as the stage began with, found {new.get(key)!r}; "
-                    "choose another --workdir"
-                )
-
-
-def _keys(section: str, value: Any) -> dict[str, Any]:
-    """{"sft.epochs": 16, ...} of a section, {"seed": 0} of a key without one."""
-    return {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
 
 
 def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:

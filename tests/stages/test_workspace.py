@@ -1,12 +1,13 @@
 """A folder belongs to the recipe that it was begun with."""
 
 import json
+import pathlib
 import time
 
 import pytest
 
-from instructjax.errors import ConfigError
-from instructjax.stages import prepare, workspace
+from instructjax.errors import ConfigError, DataError
+from instructjax.stages import prepare, provenance, workspace
 from tests.tiny_recipes import changed, recipe, save_stage
 
 
@@ -45,6 +46,55 @@ def test_a_stage_goes_on_only_with_the_recipe_it_began_with(begun, stage, change
     assert str(error.value).startswith(f"{path}: {message}")
     assert str(error.value).endswith("; choose another --workdir")
     assert path.read_text() == before
+
+
+def test_every_key_that_differs_is_told(begun):
+    config, workdir = begun
+    changes = {"seed": 1, "sft__learning_rate": 0.5, "model__num_heads": 2, "log__every": 10}
+    with pytest.raises(ConfigError) as error:
+        workspace.begin(changed(config, **changes), workdir, "sft")
+    assert str(error.value).count("as the stage began with") == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("pretrain", "text"), ("sft", "demonstrations"), ("reward", "rankings"), ("ppo", "prompts"), ("ppo_ptx", "text")],
+)
+def test_a_stage_goes_on_only_with_the_records_it_began_with(tmp_path, stage, name):
+    config, workdir = recipe(tmp_path), tmp_path / "run"
+    layout = prepare.run(config, workdir)
+    workspace.begin(config, workdir, stage)
+    save_stage(config, workdir, stage, layout.tokenizer)
+    file = pathlib.Path(config.files[name])
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[3], *lines[1:]]) + "\n")
+    prepare.run(config, workdir)
+    with pytest.raises(DataError) as error:
+        workspace.begin(config, workdir, stage)
+    assert str(error.value).startswith(f"{workdir}/{stage}/began.json: {name}: expected the records that the stage")
+    other = "prompts" if stage == "pretrain" else "text"
+    if other not in provenance.USES[stage]:  # what a stage does not use may change
+        file.write_text("\n".join(lines) + "\n")
+        pathlib.Path(config.files[other]).write_text("\n".join(lines_of(config, other)[::-1]) + "\n")
+        prepare.run(config, workdir)
+        workspace.begin(config, workdir, stage)
+
+
+def lines_of(config, name):
+    return pathlib.Path(config.files[name]).read_text().splitlines()
+
+
+def test_other_code_is_a_warning(begun, capsys):
+    config, workdir = begun
+    path = workdir / "sft" / "began.json"
+    began = json.loads(path.read_text())
+    path.write_text(json.dumps({**began, "code": "0.0.1 abcdef01"}))
+    workspace.begin(config, workdir, "sft")
+    line = capsys.readouterr().out
+    assert line.startswith(f"warning: {path}: begun with instructjax 0.0.1 abcdef01, this is ")
+    path.write_text(json.dumps(began))
+    workspace.begin(config, workdir, "sft")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
