@@ -7,7 +7,6 @@ are SIGKILLs at random moments: in compilation, in training, in a save, between 
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
