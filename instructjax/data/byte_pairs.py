@@ -4,8 +4,10 @@ It comes with imported weights, and is read by the `tokenizers` package. GPT-2 h
 special token, <|endoftext|>, which is our EOS. It has no PAD, and a row added for one would
 change every probability. But it has a token for each single byte, and some bytes occur in
 no UTF-8 text: PAD is the token of the byte 0xFF, which no text is encoded to and which has
-its row already. (PAD = EOS would do for us, because masks are carried beside the tokens, but
-not for a sequence classifier of Hugging Face, which looks for the last token that is not PAD.)
+its row already. It is given the name <|pad|>, so that an exported model can be used on padded
+batches. (PAD = EOS would do for us, because masks are carried beside the tokens, but not for
+a sequence classifier of Hugging Face, which reads its score at the last token that is not PAD:
+it would be that before EOS.)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -21,33 +23,36 @@ from etils import epath
 from instructjax.errors import TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
 _NEVER_IN_TEXT = "\u00ff"  # how byte-level BPE writes the byte 0xFF
+_NEXT = "a"  # a text of one token in every vocabulary, which is joined with no line break before it
 
 
 class BytePairTokenizer:
     """Text to token ids and back; see `vocabulary.Vocabulary`.
 
-    `decode(encode(text)) == text` holds for every text. Prompt and response, encoded apart,
-    give the tokens of the document that they make together unless a response begins with
-    white space: GPT-2 joins a line break with spaces that follow it.
+    `decode(encode(text)) == text` holds for every text. GPT-2 joins white space with white space that
+    follows it, and else splits it off, so the tokens of a prompt depend on what comes after it. That is why
+    there is `encode_opening`: for every text a that ends with a line break, and b that begins with no white space,
+
+        encode(a + b) == encode_opening(a) + encode(b)
     """
 
     def __init__(self, content: bytes):
-        """Takes the content of a tokenizer.json; see `from_bytes` and `from_folder`."""
+        """Takes the content of a tokenizer.json in which PAD has its name; see `from_bytes` and `from_folder`."""
         self._content = content
         described = json.loads(content)
-        vocabulary = described["model"]["vocab"]
-        self._size = 1 + max([*vocabulary.values(), *(token["id"] for token in described["added_tokens"])])
-        added = {token["content"]: token["id"] for token in described["added_tokens"]}
-        self.eos_id = (vocabulary | added)[END_OF_TEXT]
-        self.pad_id = vocabulary[_NEVER_IN_TEXT]
+        ids = _ids(described)
+        self._size = 1 + max(ids.values())
+        self.eos_id = ids[END_OF_TEXT]
+        self.pad_id = ids[PAD]
         # Without added tokens, the text "<|endoftext|>" is text: no text is encoded to EOS.
         plain = {**described, "added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
         self._pairs = _package().Tokenizer.from_str(json.dumps(plain))
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "tokenizer") -> BytePairTokenizer:
-        """Reads a tokenizer.json, as `to_bytes` gave it.
+        """Reads a tokenizer.json, as others made it or `to_bytes` gave it.
 
         Raises:
           TokenizerError: it is no byte-level BPE with <|endoftext|>, or one that alters text.
@@ -56,17 +61,13 @@ class BytePairTokenizer:
             described = json.loads(content)
             if described["model"]["type"] != "BPE" or (described.get("decoder") or {}).get("type") != "ByteLevel":
                 raise TokenizerError(f"{where}: expected a byte-level BPE, found {described['model']['type']}")
-            missing = [
-                token
-                for token in (END_OF_TEXT, _NEVER_IN_TEXT)
-                if token not in described["model"]["vocab"]
-                and token not in [added["content"] for added in described["added_tokens"]]
-            ]
-            if missing:
+            ids = _ids(described)
+            needed = (END_OF_TEXT, PAD if PAD in ids else _NEVER_IN_TEXT)
+            if missing := [token for token in needed if token not in ids]:
                 raise TokenizerError(
                     f"{where}: expected a vocabulary with {END_OF_TEXT} and all bytes, found none of {missing}"
                 )
-            found = cls(content)
+            found = cls(content if PAD in ids else json.dumps(_with_pad(described), ensure_ascii=False).encode())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, TokenizerError):
                 raise
@@ -99,7 +100,7 @@ class BytePairTokenizer:
         return cls.from_bytes(built.to_str().encode(), str(folder))
 
     def to_bytes(self) -> bytes:
-        """The tokenizer.json, to be kept in a checkpoint."""
+        """The tokenizer.json with PAD, to be kept in a checkpoint."""
         return self._content
 
     def save(self, path: epath.PathLike) -> None:
@@ -109,8 +110,17 @@ class BytePairTokenizer:
         path.write_bytes(self._content)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without EOS. The text "<|endoftext|>" is plain text."""
+        """The token ids of a text, without EOS. The texts "<|endoftext|>" and "<|pad|>" are plain text."""
         return self._pairs.encode(text, add_special_tokens=False).ids
+
+    def encode_opening(self, text: str) -> list[int]:
+        """The token ids of a text that ends with a line break and goes on, with no white space first.
+
+        Two line breaks before a word are two tokens, and one token at the end of a text.
+        """
+        if not text.endswith("\n"):
+            return self.encode(text)
+        return self.encode(f"{text}{_NEXT}")[:-1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids (a list or a one-dimensional array). PAD and EOS give no text and end nothing.
@@ -129,6 +139,26 @@ class BytePairTokenizer:
     def fingerprint(self) -> str:
         """Sixteen characters that differ between different vocabularies: the start of a SHA-256."""
         return hashlib.sha256(self._content).hexdigest()[:16]
+
+
+def _ids(described: Mapping[str, Any]) -> dict[str, int]:
+    return described["model"]["vocab"] | {token["content"]: token["id"] for token in described["added_tokens"]}
+
+
+def _with_pad(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json in which the token of the byte 0xFF is the special token <|pad|>."""
+    model = described["model"]
+    name = {_NEVER_IN_TEXT: PAD}
+    vocabulary = {name.get(token, token): number for token, number in model["vocab"].items()}
+    pairs = [(pair, pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    merges = [pair for pair, parts in pairs if _NEVER_IN_TEXT not in parts]  # that no text has a use for
+    pad = {"id": vocabulary[PAD], "content": PAD, "special": True, "normalized": False}
+    pad |= {"single_word": False, "lstrip": False, "rstrip": False}
+    return {
+        **described,
+        "added_tokens": sorted([*described["added_tokens"], pad], key=lambda token: token["id"]),
+        "model": {**model, "vocab": vocabulary, "merges": merges},
+    }
 
 
 def _package() -> Any:

@@ -21,13 +21,13 @@ from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, Ranking, T
 class Layout:
     """How a prompt and a response become tokens: the same in SFT, RM, PPO and evaluation.
 
-        prompt tokens    encode(prompt + separator)    name a colour ¶    at most max_prompt
-        response tokens  encode(response) + [EOS]      dark red $         at most max_response
+        prompt tokens    encode_opening(prompt + separator)    name a colour ¶    at most max_prompt
+        response tokens  encode(response) + [EOS]              dark red $         at most max_response
 
     Attributes:
       tokenizer: text to tokens.
       separator: text between prompt and response. End it with a line break, so that the tokens are those
-        of one document; see `tokenizer.py`.
+        of one document; see `tokenizer.py` and `byte_pairs.py`.
       max_prompt: tokens, the separator included. The paper filters prompts over 1k tokens (appendix C).
       max_response: tokens, EOS included. The paper caps responses at 1k tokens (appendix C).
     """
@@ -53,7 +53,7 @@ class Layout:
         Raises:
           DataError: there are more than `max_prompt`.
         """
-        tokens = self.tokenizer.encode(text + self.separator)
+        tokens = self.tokenizer.encode_opening(text + self.separator)
         if len(tokens) > self.max_prompt:
             raise DataError(
                 f"{where}: prompt: expected at most {self.max_prompt} tokens (data.max_prompt), found {len(tokens)}"

@@ -147,6 +147,10 @@ class Tokenizer:
         first, *rest = (self._pieces.encode(part) for part in text.split(_SPACE_MARK))
         return [*first, *(token for part in rest for token in (*self._space_mark, *part))]
 
+    def encode_opening(self, text: str) -> list[int]:
+        """The token ids of a text that goes on: those of `encode`, as a line break is a piece of its own."""
+        return self.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids (a list or a one-dimensional array). PAD and EOS give no text and end nothing.
 

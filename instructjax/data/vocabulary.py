@@ -9,9 +9,11 @@ from typing import Protocol
 from etils import epath
 
 from instructjax.data import sentencepiece_json
-from instructjax.data.byte_pairs import END_OF_TEXT, BytePairTokenizer
+from instructjax.data.byte_pairs import END_OF_TEXT, PAD, BytePairTokenizer
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import TokenizerError
+
+_PIECES = "tokenizer.model"  # the usual name of a SentencePiece model in the folder of a model
 
 
 class Vocabulary(Protocol):
@@ -37,6 +39,9 @@ class Vocabulary(Protocol):
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without EOS."""
 
+    def encode_opening(self, text: str) -> list[int]:
+        """The token ids that a text has where another follows it: prompt and separator before a response."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, in which PAD and EOS are nothing."""
 
@@ -51,13 +56,15 @@ def load(path: epath.PathLike) -> Vocabulary:
     """Reads a SentencePiece model, or GPT-2's BPE.
 
     Args:
-      path: a SentencePiece model; or a tokenizer.json; or a folder that holds one, or else
-        vocab.json and merges.txt.
+      path: a SentencePiece model; or a tokenizer.json; or a folder that holds tokenizer.model, or else
+        tokenizer.json, or else vocab.json and merges.txt.
 
     Raises:
       TokenizerError: there is none, or it is of neither kind.
     """
     path = epath.Path(path)
+    if path.is_dir() and (path / _PIECES).is_file():  # an exported model of ours, with its conversion beside it
+        return Tokenizer.load(path / _PIECES)
     if path.is_dir():
         return BytePairTokenizer.from_folder(path)
     if not path.is_file():
@@ -76,9 +83,9 @@ def pretrained_files(tokenizer: Vocabulary, max_length: int) -> dict[str, bytes]
     settings["clean_up_tokenization_spaces"] = False
     if isinstance(tokenizer, BytePairTokenizer):
         files = {"tokenizer.json": tokenizer.to_bytes()}
-        settings["eos_token"] = END_OF_TEXT
+        settings |= {"eos_token": END_OF_TEXT, "pad_token": PAD}
     else:
-        files = {"tokenizer.json": sentencepiece_json.convert(tokenizer), "tokenizer.model": tokenizer.to_bytes()}
+        files = {"tokenizer.json": sentencepiece_json.convert(tokenizer), _PIECES: tokenizer.to_bytes()}
         settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return files | {"tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
 

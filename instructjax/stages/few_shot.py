@@ -44,7 +44,7 @@ def choose_prefix(
     for _ in range(1000):
         chosen = [demonstrations[int(i)] for i in rng.integers(len(demonstrations), size=config.evaluate.few_shot)]
         prefix = "".join(example.prompt + layout.separator + example.response + STOP for example in chosen)
-        if len(layout.tokenizer.encode(prefix)) <= room:
+        if len(layout.tokenizer.encode_opening(prefix)) <= room:
             candidates.append(prefix)
         if len(candidates) == config.evaluate.few_shot_candidates:
             break

@@ -7,13 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.data import sentencepiece_json, vocabulary
-from instructjax.data.byte_pairs import END_OF_TEXT, BytePairTokenizer
+from instructjax.data.byte_pairs import END_OF_TEXT, PAD, BytePairTokenizer
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import TokenizerError
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
-LINES = ["the quick brown fox jumps over the lazy dog .", "say it : the owl, 3 cats; and\ta fox!", "é ÿ 狐 fox's"] * 4
+LINES = [
+    "the quick brown fox jumps over the lazy dog .",
+    "say it : the owl, 3 cats; and\ta fox!",
+    "é ÿ 狐 fox's",
+    "\n\nfox\n\n  owl \n\n",
+] * 4
 
 
 def learned(lines=LINES, size=400):
@@ -27,7 +32,9 @@ BPE = BytePairTokenizer.from_bytes(PAIRS.to_str().encode())
 PIECES = Tokenizer.train(LINES, 330)
 CONVERTED = tokenizers.Tokenizer.from_str(sentencepiece_json.convert(PIECES).decode())
 
-words = st.sampled_from(["the", " fox", "\n", " ", "  ", "owl", "ÿ", "狐", "\ufffd", "<|endoftext|>", "'s", "\t", "12"])
+words = st.sampled_from(
+    ["the", " fox", "\n", " ", "  ", "owl", "ÿ", "狐", "\ufffd", "<|endoftext|>", "<|pad|>", "'s", "\t", "12"]
+)
 texts = st.text() | st.lists(words).map("".join)
 
 
@@ -39,10 +46,18 @@ def test_every_text_comes_back_and_has_neither_pad_nor_eos(text):
     assert BPE.decode([BPE.pad_id, *ids, BPE.eos_id, BPE.pad_id]) == text
 
 
-@given(texts, st.sampled_from(["fox", "12", "'s", "<|endoftext|>", "狐"]))
-def test_a_line_break_keeps_prompt_and_response_apart(prompt, response):
-    """Unless the response begins with white space."""
-    assert BPE.encode(prompt + "\n" + response) == BPE.encode(prompt + "\n") + BPE.encode(response)
+@given(texts, texts.filter(lambda text: text and not text[0].isspace()))
+def test_prompt_and_response_have_the_tokens_of_one_document(prompt, response):
+    """GPT-2 gives "\\n\\n" at the end of a text one token, and two before a word."""
+    opening = prompt + "\n"
+    assert BPE.encode(opening + response) == BPE.encode_opening(opening) + BPE.encode(response)
+
+
+def test_two_line_breaks_are_one_token_only_at_the_end():
+    (double,) = BPE.encode("\n\n")
+    assert BPE.encode("fox\n\n") == [*BPE.encode("fox"), double]
+    assert BPE.encode_opening("fox\n\n") == [*BPE.encode("fox"), *BPE.encode("\n") * 2]
+    assert BPE.encode_opening("fox: ") == BPE.encode("fox: ")
 
 
 @given(st.lists(st.sampled_from([*"abcfox thew ", " fox", "owl", "3"])).map("".join))
@@ -52,8 +67,29 @@ def test_it_is_the_vocabulary_that_was_given(text):
 
 def test_ids():
     assert BPE.vocab_size == PAIRS.get_vocab_size()
-    assert PAIRS.id_to_token(BPE.eos_id) == END_OF_TEXT and BPE.pad_id != BPE.eos_id
-    assert len(BPE.fingerprint) == 16 and BPE.fingerprint != BytePairTokenizer(learned(size=390).to_str().encode())
+    assert PAIRS.id_to_token(BPE.eos_id) == END_OF_TEXT and PAIRS.id_to_token(BPE.pad_id) == "ÿ"
+    smaller = BytePairTokenizer.from_bytes(learned(size=300).to_str().encode())
+    assert len(BPE.fingerprint) == 16 and BPE.fingerprint != smaller.fingerprint
+
+
+def test_a_vocabulary_with_a_pad_of_its_own_keeps_it():
+    described = json.loads(PAIRS.to_str())
+    pad = described["added_tokens"][0] | {"id": BPE.vocab_size, "content": PAD}
+    content = json.dumps({**described, "added_tokens": [*described["added_tokens"], pad]}).encode()
+    found = BytePairTokenizer.from_bytes(content)
+    assert found.pad_id == BPE.vocab_size and found.vocab_size == BPE.vocab_size + 1
+    assert found.to_bytes() == content
+
+
+@pytest.mark.parametrize("written", ["ÿ ÿ", ["ÿ", "ÿ"]])
+def test_merges_of_the_byte_that_is_in_no_text_are_left_out(written):
+    described = json.loads(PAIRS.to_str())
+    described["model"]["vocab"]["ÿÿ"] = PAIRS.get_vocab_size()
+    merges = described["model"]["merges"]
+    described["model"]["merges"] = [*(" ".join(pair) if written == "ÿ ÿ" else pair for pair in merges), written]
+    found = BytePairTokenizer.from_bytes(json.dumps(described).encode())
+    assert found.pad_id == BPE.pad_id and len(json.loads(found.to_bytes())["model"]["merges"]) == len(merges)
+    assert found.encode("the ÿ fox") == BPE.encode("the ÿ fox")
 
 
 def test_files(tmp_path):
@@ -67,6 +103,14 @@ def test_files(tmp_path):
         assert found.encode(text) == BPE.encode(text) and found.eos_id == BPE.eos_id
         assert vocabulary.from_bytes(found.to_bytes()).fingerprint == found.fingerprint
     assert vocabulary.load(tmp_path / "pieces.model").encode(text) == PIECES.encode(text)
+
+
+@pytest.mark.parametrize("ours", [BPE, PIECES], ids=["byte pairs", "pieces"])
+def test_an_exported_tokenizer_comes_in_again(tmp_path, ours):
+    for name, content in vocabulary.pretrained_files(ours, 64).items():
+        (tmp_path / name).write_bytes(content)
+    found = vocabulary.load(tmp_path)
+    assert found.fingerprint == ours.fingerprint and (found.pad_id, found.eos_id) == (ours.pad_id, ours.eos_id)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +162,9 @@ def test_their_auto_class_loads_either(tmp_path, ours):
     for name, content in vocabulary.pretrained_files(ours, 64).items():
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    for text in (*LINES, "fox  ÿ\n\n 狐"):
+    for text in (*LINES, "fox  ÿ\n\n 狐", "狐\n\nfox"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
-    assert theirs.eos_token_id == ours.eos_id
+        assert theirs(text + theirs.eos_token)["input_ids"] == [*ours.encode(text), ours.eos_id]
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (ours.eos_id, ours.pad_id)
+    assert len(theirs) == ours.vocab_size

@@ -22,6 +22,8 @@ class Words:
     def encode(self, text):
         return [(["\n", *WORDS].index(word) + 3) for word in text.replace("\n", " \n ").split(" ") if word]
 
+    encode_opening = encode
+
 
 BREAK, NAME, A, COLOUR, DARK, RED, FOX, B, C, D, E, F, G = range(3, 16)
 EOS = Tokenizer.eos_id
