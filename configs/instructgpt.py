@@ -127,6 +127,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     comparisons.temperature = 1.0  # silent
 
     reward = config.reward = ConfigDict()
+    reward.import_from = ""  # the folder of a GPT2ForSequenceClassification with one label, instead of training
     reward.init_from = ""  # "" is WORKDIR/sft; section 3.5
     reward.epochs = 1  # C.2: more overfit
     reward.batch_size = 64  # prompts; C.2

@@ -1,26 +1,30 @@
-"""Takes a GPT-2 that others trained for WORKDIR/pretrain: config.json and safetensors from a local folder.
+"""Takes weights that others trained from a local folder: config.json, safetensors files and a tokenizer.
 
 python experiments/import_weights.py --config=configs/gpt2.py:124m --source=FOLDER --workdir=runs/gpt2 \\
-    --config.files.text=... --config.files.demonstrations=... --config.files.rankings=... --config.files.prompts=...
+    --config.tokenizer.path=FOLDER --config.files.text=... --config.files.demonstrations=... \\
+    --config.files.rankings=... --config.files.prompts=...
 
-SFT, reward model and PPO then start from it, with the folder's tokenizer. The same happens in
-`reproduce.py` with --config.pretrain.import_from=FOLDER --config.tokenizer.path=FOLDER.
+A GPT-2 becomes WORKDIR/pretrain; with --stage=reward, a sequence classifier with one label becomes
+WORKDIR/reward. The other stages then start from there, with the same flags and
+--config.pretrain.import_from=FOLDER (or --config.reward.import_from), as `reproduce.py` does for all of them.
 """
 
 import command_line
 from absl import flags
 
-from instructjax.stages import pretrain
+from instructjax.stages import pretrain, reward
 
+STAGES = {"pretrain": pretrain.run, "reward": reward.run}
 _SOURCE = flags.DEFINE_string("source", None, "The folder: config.json, safetensors, tokenizer.", required=True)
+_STAGE = flags.DEFINE_enum("stage", "pretrain", list(STAGES), "Whose place the weights take.")
 
 
 def main(config, workdir):
-    """The stage pretrain, with weights instead of training."""
+    """A stage with weights instead of training."""
     with config.unlocked():
-        config.pretrain.import_from = config.tokenizer.path = _SOURCE.value
-    pretrain.run(config, workdir)
-    print(f"{workdir}/pretrain: imported from {_SOURCE.value}")
+        config[_STAGE.value].import_from = _SOURCE.value
+        config.tokenizer.path = config.tokenizer.path or _SOURCE.value
+    STAGES[_STAGE.value](config, workdir)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ _REQUIRED = {
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
 }
 _DEFAULTS = {
@@ -49,6 +50,7 @@ _DEFAULTS = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
     "n_inner": None,
@@ -147,6 +149,8 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
         if name in found and found[name].ndim == 2 and found[name].shape[0] > config.vocab_size:
             found[name] = found[name][: config.vocab_size]
     _check(found, _shapes(config, is_scalar), where)
+    if numbers := sorted(name for name, tensor in found.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)):
+        raise CheckpointError(f"{where}: expected floating-point numbers, found {numbers[0]} {found[numbers[0]].dtype}")
 
     def take(name: str) -> jax.Array:
         return jnp.asarray(found[name], config.param_dtype)

@@ -21,16 +21,26 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Reads config.json and all tensors of a folder.
+def read_config(folder: epath.PathLike) -> dict[str, Any]:
+    """Reads the config.json of a folder.
+
+    Raises:
+      CheckpointError: there is no such folder, or no JSON object in the file.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "none"
+        raise CheckpointError(f"{folder}: expected the folder of a model, found {found}")
+    return _json(folder / "config.json")
+
+
+def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
+    """Reads all tensors of a folder, from one file or from those that an index names.
 
     Raises:
       CheckpointError: a file is missing, is no safetensors file, or is a pickle.
     """
     folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected the folder of a model, found none")
-    described = _json(folder / "config.json")
     if (folder / INDEX).is_file():
         files = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
     elif (folder / WEIGHTS).is_file():
@@ -49,7 +59,7 @@ def read(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, jax.Array]]:
             tensors |= _safetensors().load_file(str(folder / file))
         except Exception as error:  # of the package's own class, and others for types that it does not know
             raise CheckpointError(f"{folder / file}: expected a safetensors file, found {error}") from None
-    return described, tensors
+    return tensors
 
 
 def write(

@@ -43,6 +43,9 @@ def recipe(config: ml_collections.ConfigDict) -> None:
       ConfigError: names the key, what was expected and what was found.
     """
     _source(config)
+    for stage in ("pretrain", "reward"):
+        if config[stage].import_from and not config.tokenizer.path:
+            raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
     _require(config, "seed", lambda seed: 0 <= seed < 2**32 - 1, "0 to 2**32 - 2")
     for keys, good, expected in (
         (_AT_LEAST_1, lambda value: value >= 1, "at least 1"),

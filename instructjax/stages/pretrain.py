@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import ml_collections
 from etils import epath
 
 from instructjax.data import pipeline
-from instructjax.models import huggingface, pretrained
+from instructjax.data.examples import Layout
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Text
-from instructjax.stages import language_model, prepare, workspace
-from instructjax.training import checkpoint, loop, metrics, optimizer
+from instructjax.stages import imported, language_model, prepare, workspace
+from instructjax.training import optimizer
 
 
 @workspace.timed("pretrain")
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Trains WORKDIR/pretrain from random weights, or imports it; see configs/instructgpt.py for the keys."""
-    if config.pretrain.import_from:
-        _import(config, workdir)
-    else:
+    if not config.pretrain.import_from:
         _train(config, workdir)
-
-
-def _import(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Takes the weights of a GPT-2 that others trained, as if the stage had ended with them."""
-    source = config.pretrain.import_from
-    described, tensors = pretrained.read(source)
-    found = huggingface.config_of(described, f"{source}/config.json")
-    layout = prepare.run(config, workdir)
-    shape = workspace.model_config(config, layout.tokenizer)
-    huggingface.check_fit(found, shape, source)
-    directory = workspace.begin(config, workdir, "pretrain")
-    if workspace.is_finished(workdir, "pretrain"):
         return
-    params = huggingface.params_of(tensors, shape, source)
-    text = prepare.validation_text(config, workdir, layout)
-    with metrics.MetricsWriter(directory) as writer:
-        writer.write(0, {"text_loss": language_model.mean_loss(LanguageModel(shape))(params, text)})
-    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
-        checkpoints.save(0, {"params": params}, meta=workspace.describe(config, shape, layout.tokenizer))
-    loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)})
+
+    def measure(model: LanguageModel, params: Any, layout: Layout) -> dict[str, float]:
+        return {"text_loss": language_model.mean_loss(model)(params, prepare.validation_text(config, workdir, layout))}
+
+    imported.run("pretrain", config, workdir, LanguageModel, measure)
 
 
 def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,13 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from instructjax.batch import RankingBatch
 from instructjax.data import pipeline
+from instructjax.data.examples import Layout
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.rollout import episode
-from instructjax.stages import prepare, workspace
+from instructjax.stages import imported, prepare, workspace
 from instructjax.training import loop, objectives, optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import TrainState
@@ -27,8 +30,19 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Trains the SFT model with a scalar head on all pairs of each ranking, into WORKDIR/reward.
 
     After the last step the head's bias is set so that the training demonstrations score
-    0 on average: "before RL" in section 3.5.
+    0 on average: "before RL" in section 3.5. A reward model that is imported keeps its scores.
     """
+    if not config.reward.import_from:
+        _train(config, workdir)
+        return
+
+    def measure(model: ScalarModel, params: Any, layout: Layout) -> dict[str, float]:
+        return _evaluation(model, prepare.validation_rankings(config, workdir, layout))(params)
+
+    imported.run("reward", config, workdir, ScalarModel, measure)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.reward
@@ -51,13 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         microbatches=section.microbatches,
         axis_name=parallel.axis_name(config.parallel.mode),
     )
-    validation = prepare.validation_rankings(config, workdir, layout)
-    measure = jax.jit(lambda params, batch: objectives.ranking_loss(scalar)(params, batch, None))
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        window = [measure(state.params, batch) for batch in validation]
-        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in jax.device_get(window)])
-        return {f"validation_{name}": value for name, value in values.items()}
+    evaluation = _evaluation(scalar, prepare.validation_rankings(config, workdir, layout))
 
     def offset(state: TrainState) -> TrainState:
         demonstrations = pipeline.demonstration_rows(prepare.load(config, workdir, Demonstration, "train"), layout)
@@ -75,10 +83,22 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         directory=directory,
         meta=workspace.describe(config, shape, layout.tokenizer),
         log=config.log,
-        evaluate=evaluate,
+        evaluate=lambda state: evaluation(state.params),
         finish=offset,
         judge=workspace.judge(config),
     )
+
+
+def _evaluation(model: ScalarModel, rankings: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:
+    """`evaluation(params)`: loss and accuracy on held-out rankings."""
+    measure = jax.jit(lambda params, batch: objectives.ranking_loss(model)(params, batch, None))
+
+    def evaluation(params: Any) -> dict[str, float]:
+        window = [measure(params, batch) for batch in rankings]
+        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in jax.device_get(window)])
+        return {f"validation_{name}": value for name, value in values.items()}
+
+    return evaluation
 
 
 def mean_score(model: ScalarModel, params: Any, demonstrations: pipeline.Rows, batch_size: int) -> jax.Array:

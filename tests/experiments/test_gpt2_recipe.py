@@ -66,7 +66,7 @@ def test_a_whole_run_from_imported_weights(tmp_path):
         out = tmp_path / stage
         exported = script("export_weights.py", *flags, f"--stage={stage}", f"--output={out}")
         assert exported.returncode == 0, exported.stderr[-2000:]
-        described, tensors = pretrained.read(out)
+        described, tensors = pretrained.read_config(out), pretrained.read_tensors(out)
         assert described["architectures"] == [architecture]
         assert described["vocab_size"] == found.vocab_size == tensors["transformer.wte.weight"].shape[0]
         assert vocabulary.load(out).fingerprint == found.fingerprint

@@ -37,8 +37,8 @@ def written(folder, config=CONFIG, model=LanguageModel, **changes):
 
 
 def read(folder, config=None):
-    described, tensors = pretrained.read(folder)
-    return huggingface.params_of(tensors, config or huggingface.config_of(described), str(folder))
+    config = config or huggingface.config_of(pretrained.read_config(folder))
+    return huggingface.params_of(pretrained.read_tensors(folder), config, str(folder))
 
 
 def message(function, *arguments):
@@ -51,8 +51,7 @@ def message(function, *arguments):
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 def test_out_and_in_again_is_the_same(tmp_path, config):
     params = written(tmp_path / "model", config)
-    described, _ = pretrained.read(tmp_path / "model")
-    assert huggingface.config_of(described) == config
+    assert huggingface.config_of(pretrained.read_config(tmp_path / "model")) == config
     assert_identical(read(tmp_path / "model"), params)
     assert not list(tmp_path.glob(".*"))
 
@@ -72,7 +71,7 @@ def test_a_reward_model_keeps_its_scores(tmp_path):
 
 def test_shards_are_one_model(tmp_path):
     params = written(tmp_path / "model")
-    _, tensors = pretrained.read(tmp_path / "model")
+    tensors = pretrained.read_tensors(tmp_path / "model")
     names = sorted(tensors)
     (tmp_path / "model" / pretrained.WEIGHTS).unlink()
     flax = pytest.importorskip("safetensors.flax")
@@ -132,6 +131,13 @@ def test_what_does_not_fit_is_told_from_both_sides():
     )
 
 
+def test_integers_are_no_weights():
+    tensors = huggingface.tensors_of(tiny_models.params(LanguageModel(CONFIG)), CONFIG)
+    tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].astype(np.int8)
+    found = message(huggingface.params_of, tensors, CONFIG, "FILE")
+    assert found == "FILE: expected floating-point numbers, found transformer.wpe.weight int8"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -140,6 +146,7 @@ def test_what_does_not_fit_is_told_from_both_sides():
         ("layer_norm_epsilon", 1e-6),
         ("scale_attn_by_inverse_layer_idx", True),
         ("scale_attn_weights", False),
+        ("reorder_and_upcast_attn", True),
         ("add_cross_attention", True),
         ("n_layer", 0),
         ("n_head", "two"),
@@ -168,6 +175,8 @@ def test_pickles_are_refused(tmp_path, name):
 
 def test_files_that_are_missing_or_broken(tmp_path):
     assert message(read, tmp_path / "nowhere") == f"{tmp_path}/nowhere: expected the folder of a model, found none"
+    (tmp_path / "file").write_bytes(b"")
+    assert message(read, tmp_path / "file") == f"{tmp_path}/file: expected the folder of a model, found a file"
     written(tmp_path / "model")
     weights = tmp_path / "model" / pretrained.WEIGHTS
     content = weights.read_bytes()

@@ -1,0 +1,39 @@
+"""The weights of a stage as a folder that others load, in the format of Hugging Face."""
+
+from __future__ import annotations
+
+from etils import epath
+
+from instructjax.data import vocabulary
+from instructjax.models import huggingface, pretrained
+from instructjax.stages import workspace
+
+
+def run(stage: str, workdir: epath.PathLike, output: epath.PathLike) -> str:
+    """Writes the policy or the reward model that a stage left, with its tokenizer.
+
+    Args:
+      stage: one of `workspace.STAGES`. "reward" gives a GPT2ForSequenceClassification with one label, the
+        others a GPT2LMHeadModel.
+      workdir: the run's folder, which is only read.
+      output: the folder to write; it must not exist, or be empty.
+
+    Returns:
+      What was written, for the user.
+
+    Raises:
+      CheckpointError: the stage is not finished, its model is no GPT-2, or there are files in the folder.
+    """
+    is_reward_model = stage == "reward"
+    if is_reward_model:
+        trained, layout = workspace.open_reward_model(workdir)
+    else:
+        trained, layout = workspace.open_policy(workdir, stage)
+    shape, tokenizer = trained.model.config, layout.tokenizer
+    described = huggingface.describe(
+        shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model
+    )
+    tensors = huggingface.tensors_of(trained.params, shape)
+    files = vocabulary.pretrained_files(tokenizer, shape.max_length)
+    pretrained.write(output, described, tensors, files)
+    return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}"

@@ -1,0 +1,81 @@
+"""A stage that takes the weights that others trained, in the format of Hugging Face, instead of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from instructjax.data import vocabulary
+from instructjax.data.examples import Layout
+from instructjax.data.vocabulary import Vocabulary
+from instructjax.errors import CheckpointError, TokenizerError
+from instructjax.models import huggingface, pretrained
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.stages import check, prepare, workspace
+from instructjax.training import checkpoint, loop, metrics
+
+Model = LanguageModel | ScalarModel
+
+
+def run(
+    stage: str,
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    kind: type[Model],
+    measure: Callable[[Model, Any, Layout], Mapping[str, float]],
+) -> None:
+    """Leaves WORKDIR/STAGE as if it had ended with the weights in the folder `STAGE.import_from`.
+
+    The weights are read, and known to fit, before the records are prepared.
+
+    Args:
+      stage: "pretrain" or "reward".
+      config: a whole recipe.
+      workdir: the run's folder.
+      kind: of the model, LanguageModel or ScalarModel.
+      measure: `measure(model, params, layout)` gives its metrics on held-out data.
+
+    Raises:
+      CheckpointError: there is no such model in the folder, or not the recipe's.
+      TokenizerError: `tokenizer.path` is not the tokenizer of these weights.
+    """
+    check.recipe(config)
+    tokenizer = vocabulary.load(config.tokenizer.path)
+    model, source = kind(workspace.model_config(config, tokenizer)), config[stage].import_from
+    finished = workspace.is_finished(workdir, stage)
+    params = None if finished else _read(source, model, tokenizer)
+    layout = prepare.run(config, workdir)
+    directory = workspace.begin(config, workdir, stage)
+    if finished:
+        return
+    values = measure(model, params, layout)
+    workspace.judge(config)(f"{stage}, imported from {source}", values)
+    print(f"{stage}: imported from {source}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    with metrics.MetricsWriter(directory) as writer:
+        writer.write(0, values)
+    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+        if checkpoints.latest_step() is None:  # else it was interrupted before the mark below
+            checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
+    loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)})
+
+
+def _read(source: str, model: Model, tokenizer: Vocabulary) -> Any:
+    """The parameters of the model in a folder."""
+    described = pretrained.read_config(source)
+    found = huggingface.config_of(described, f"{source}/config.json")
+    huggingface.check_fit(found, model.config, source)
+    ends = described.get("eos_token_id", tokenizer.eos_id)
+    if tokenizer.eos_id not in (ends if isinstance(ends, list) else [ends]):
+        raise TokenizerError(
+            f"tokenizer.path: expected the tokenizer of {source}, in which eos_token_id is {ends}, "
+            f"found one in which it is {tokenizer.eos_id}"
+        )
+    params = huggingface.params_of(pretrained.read_tensors(source), model.config, source)
+    if ("head" in params) != isinstance(model, ScalarModel):
+        kinds = ("a reward model, with score.weight", "a language model, without score.weight")
+        expected, other = kinds if isinstance(model, ScalarModel) else kinds[::-1]
+        raise CheckpointError(f"{source}: expected {expected}, found {other}")
+    return params

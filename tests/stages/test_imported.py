@@ -1,0 +1,216 @@
+"""Stages that begin with the weights of others, and weights that leave: the same networks on both sides."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructjax.data import examples, vocabulary
+from instructjax.data.byte_pairs import END_OF_TEXT
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import CheckpointError, ConfigError, InvariantError, TokenizerError
+from instructjax.models import huggingface, pretrained
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.records import Demonstration
+from instructjax.rollout import episode
+from instructjax.stages import exported, pretrain, reward, workspace
+from instructjax.training import checkpoint
+from tests import tiny_models
+from tests.tiny_recipes import LINES, changed, recipe
+
+pytest.importorskip("safetensors", reason="needs the extra huggingface")
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
+
+
+def byte_pairs():
+    pairs = tokenizers.ByteLevelBPETokenizer()
+    lines = [*LINES, *(f"{line}\n\n\n" for line in LINES)]
+    pairs.train_from_iterator(lines, vocab_size=290, special_tokens=[END_OF_TEXT], show_progress=False)
+    return vocabulary.from_bytes(pairs.to_str().encode())
+
+
+PIECES, PAIRS = Tokenizer.train(LINES, 290), byte_pairs()
+
+
+def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_changes):
+    """(parameters, the folder with them); `changes` are of config.json."""
+    shape = dataclasses.replace(workspace.model_config(config, tokenizer), **config_changes)
+    params = tiny_models.params(kind(shape), noise=0.2)
+    described = huggingface.describe(
+        shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=kind is ScalarModel
+    )
+    files = vocabulary.pretrained_files(tokenizer, shape.max_length)
+    pretrained.write(path, described | dict(changes), huggingface.tensors_of(params, shape), files)
+    return params
+
+
+def importing(config, stage, source):
+    return changed(config, **{f"{stage}__import_from": str(source), "tokenizer__path": str(source)})
+
+
+def assert_identical(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
+
+
+@pytest.fixture(scope="module", params=[PIECES, PAIRS], ids=["pieces", "byte pairs"])
+def run(request, tmp_path_factory):
+    """(config, workdir, parameters of GPT) where GPT was imported with either tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    config = changed(recipe(folder), data__separator="\n\n", data__drop_long=True)
+    params = folder_of(folder / "gpt2", config, request.param)
+    config = importing(config, "pretrain", folder / "gpt2")
+    pretrain.run(config, folder / "run")
+    return config, folder / "run", params
+
+
+def test_the_stage_has_the_weights_and_the_tokenizer(run, tmp_path):
+    config, workdir, params = run
+    trained, layout = workspace.open_policy(workdir, "pretrain")
+    assert_identical(trained.params, params)
+    assert layout.tokenizer.fingerprint == vocabulary.load(config.tokenizer.path).fingerprint
+    (line,) = [json.loads(line) for line in (workdir / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(line["text_loss"])
+    exported.run("pretrain", workdir, tmp_path / "out")
+    before, after = (pretrained.read_tensors(path) for path in (config.pretrain.import_from, tmp_path / "out"))
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (workdir.parent / "gpt2" / name).read_bytes()
+
+
+def test_an_import_that_was_interrupted_goes_on(run):
+    config, workdir, _ = run
+    summary = workdir / "pretrain" / "summary.json"
+    before = summary.read_bytes()
+    pretrain.run(config, workdir)  # it is finished
+    summary.unlink()
+    pretrain.run(config, workdir)
+    assert summary.read_bytes() == before
+
+
+def scores(workdir, prompt, responses):
+    trained, layout = workspace.open_reward_model(workdir)
+    rows = [examples.demonstration(Demonstration(prompt=prompt, response=text), layout) for text in responses]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return np.asarray(episode.score(trained.model, trained.params, batch.tokens, batch.segments, batch.positions))
+
+
+@pytest.fixture(scope="module")
+def rewarded(run):
+    """The same, with a reward model whose offset is not 0."""
+    config, workdir, _ = run
+    tokenizer = vocabulary.load(config.tokenizer.path)
+    shape = workspace.model_config(config, tokenizer)
+    params = tiny_models.params(ScalarModel(shape))
+    params["head"]["bias"] = jnp.float32(-2.5)
+    with checkpoint.Checkpoints(workdir / "reward" / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
+    (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
+    return config, workdir
+
+
+TEXTS = ["the fox", "the owl in a red", "by night\n\n"]
+
+
+def test_a_reward_model_goes_out_and_comes_in_with_the_same_scores(rewarded, tmp_path):
+    config, workdir = rewarded
+    exported.run("reward", workdir, tmp_path / "out")
+    reward.run(importing(changed(config, pretrain__import_from=""), "reward", tmp_path / "out"), tmp_path / "run")
+    found, expected = (scores(folder, "the forest", TEXTS) for folder in (tmp_path / "run", workdir))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.01
+    (line,) = [json.loads(line) for line in (tmp_path / "run/reward/metrics.jsonl").read_text().splitlines()]
+    assert 0 <= line["validation_accuracy"] <= 1
+
+
+@pytest.mark.parity
+def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path):
+    """Tokenized by them, as one text, in a batch that they pad."""
+    torch = pytest.importorskip("torch", reason="needs the extra parity")
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    config, workdir = rewarded
+    exported.run("reward", workdir, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    texts = [f"the forest{config.data.separator}{text}{tokenizer.eos_token}" for text in TEXTS]
+    with torch.no_grad():
+        found = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].numpy()
+    np.testing.assert_allclose(found, scores(workdir, "the forest", TEXTS), atol=1e-4)
+
+
+@pytest.mark.parity
+def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs the extra parity")
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    config, workdir, _ = run
+    exported.run("pretrain", workdir, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    trained, layout = workspace.open_policy(workdir, "pretrain")
+    text = f"the forest{config.data.separator}the owl{tokenizer.eos_token}"
+    with torch.no_grad():
+        expected = theirs(**tokenizer(text, return_tensors="pt")).logits[0].numpy()
+    ids = np.array([[*layout.prompt("the forest"), *layout.response("the owl")]], np.int32)
+    found, _ = trained.model.apply({"params": trained.params}, ids, np.ones_like(ids), np.arange(ids.size)[None])
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def refused(kind, function, *arguments):
+    with pytest.raises(kind) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "given", "message"),
+    [
+        (CheckpointError, {"num_layers": 2}, "model: expected num_layers 1, found num_layers 2"),
+        (CheckpointError, {"tied": False}, "model: expected tied True, found tied False"),
+        (CheckpointError, {"kind": ScalarModel}, "expected a language model, without score.weight, found a reward"),
+        (CheckpointError, {"changes": {"n_positions": 31}}, "model: expected max_length 32, found max_length 31"),
+        (CheckpointError, {"changes": {"vocab_size": 289}}, "model: expected vocab_size 290, found vocab_size 289"),
+        (
+            TokenizerError,
+            {"changes": {"eos_token_id": 5}},
+            "in which eos_token_id is 5, found one in which it is 1",
+        ),
+        (TokenizerError, {"changes": {"eos_token_id": [5, 6]}}, "in which eos_token_id is [5, 6], found"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(tmp_path, error, given, message):
+    config = recipe(tmp_path)
+    folder_of(tmp_path / "gpt2", config, PIECES, **given)
+    found = refused(error, pretrain.run, importing(config, "pretrain", tmp_path / "gpt2"), tmp_path / "run")
+    assert message in found and f"{tmp_path}/gpt2" in found
+    assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    config = recipe(tmp_path)
+    folder_of(tmp_path / "gpt2", config, PIECES)
+    found = refused(CheckpointError, reward.run, importing(config, "reward", tmp_path / "gpt2"), tmp_path / "run")
+    assert found.endswith("expected a reward model, with score.weight, found a language model, without score.weight")
+
+
+def test_imported_weights_need_their_tokenizer(tmp_path):
+    config = changed(recipe(tmp_path), pretrain__import_from="anywhere")
+    found = refused(ConfigError, pretrain.run, config, tmp_path / "run")
+    assert found == "tokenizer.path: expected the tokenizer that pretrain.import_from comes with, found none"
+
+
+def test_weights_that_are_no_numbers_stop_the_run(tmp_path):
+    config = recipe(tmp_path)
+    shape = workspace.model_config(config, PIECES)
+    params = tiny_models.params(LanguageModel(shape))
+    params["trunk"]["final_norm"]["bias"] = jnp.full(8, jnp.nan)
+    described = huggingface.describe(shape, eos_id=PIECES.eos_id, pad_id=PIECES.pad_id)
+    files = vocabulary.pretrained_files(PIECES, shape.max_length)
+    pretrained.write(tmp_path / "gpt2", described, huggingface.tensors_of(params, shape), files)
+    config = importing(config, "pretrain", tmp_path / "gpt2")
+    assert "text_loss: expected a finite number, found nan" in refused(
+        InvariantError, pretrain.run, config, tmp_path / "run"
+    )
+    assert not (tmp_path / "run" / "pretrain" / "checkpoints").exists()
