@@ -57,8 +57,7 @@ def run(
     with metrics.MetricsWriter(directory) as writer:
         writer.write(0, values)
     with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
-        if checkpoints.latest_step() is None:  # else it was interrupted before the mark below
-            checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
+        checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
     loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)})
 
 
