@@ -181,6 +181,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     evaluate.few_shot = 2  # examples in the prefix of GPT (prompted); silent
     evaluate.few_shot_candidates = 4  # prefixes that the reward model chooses among; section 3.5 has two authors' two
     evaluate.batch_size = 256  # prompts sampled at a time
+    evaluate.guests = ()  # stages beside the paper's whose policies are judged too, such as "dpo"
     evaluate.text_windows = 512  # validation windows for the loss on pretraining text
 
     return config.lock()

@@ -11,8 +11,8 @@ from absl import flags
 
 from instructjax.stages import evaluate, workspace
 
-_STAGE = flags.DEFINE_enum(
-    "stage", "ppo_ptx", ["pretrain", "sft", "ppo_init", "ppo", "ppo_ptx"], "Whose policy answers."
+_STAGE = flags.DEFINE_string(
+    "stage", "ppo_ptx", "Whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest's stage, such as dpo."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for several.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,6 +17,7 @@ MODELS = {
     "ppo": ("PPO", "#D55E00"),
     "ppo_ptx": ("PPO-ptx", "#009E73"),
 }
+_GUESTS = ("#56B4E9", "#F0E442")
 _REFERENCE = "#CC79A7"
 _WIDTH = 6.4  # inches
 
@@ -41,6 +43,16 @@ def draw(results: Results, metrics: Mapping[str, Sequence[Mapping[str, float]]])
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
+def styles(models: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Names and colours: of the paper's models, then of guests, such as "dpo", in their order.
+
+    Args:
+      models: keys of `models` in results.json.
+    """
+    guests = [model for model in models if model not in MODELS]
+    return MODELS | {guest: (guest.upper(), colour) for guest, colour in zip(guests, itertools.cycle(_GUESTS))}
+
+
 def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes a figure as a PNG file."""
     data = io.BytesIO()
@@ -54,15 +66,16 @@ def win_rates(results: Results) -> Figure | None:
     Returns:
       The figure, or None if no model has a win rate.
     """
+    shown = styles(results["models"])
     rates = {
         (model, labelers): estimate
-        for model in MODELS
+        for model in shown
         for labelers, estimate in (lookup(results, "models", model, "win_rate_vs_sft") or {}).items()
         if estimate
     }
     if not rates:
         return None
-    models = [model for model in MODELS if any(key[0] == model for key in rates)]
+    models = [model for model in shown if any(key[0] == model for key in rates)]
     figure, (axes,) = _figure(1, height=3.8)
     for labelers, name, shift, marker in (
         ("training", "training labelers", -0.12, "o"),
@@ -70,14 +83,14 @@ def win_rates(results: Results) -> Figure | None:
     ):
         for x, model in enumerate(models):
             if (estimate := rates.get((model, labelers))) is not None:
-                _interval(axes, x + shift, estimate, MODELS[model][1], marker, filled=labelers == "training")
+                _interval(axes, x + shift, estimate, shown[model][1], marker, filled=labelers == "training")
         # Entries of the legend only: the colours belong to the models.
         face = "black" if labelers == "training" else "white"
         axes.plot([], [], marker, color="black", markerfacecolor=face, label=name)
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_ylabel("win rate against SFT")
     axes.set_ylim(0, max(1.0, max(e["high"] for e in rates.values())))
-    _name_models(axes, models)
+    _name_models(axes, [shown[model][0] for model in models])
     axes.legend(loc="upper left", frameon=False)
     axes.set_title("Preferred to SFT, with 95 % intervals")
     return figure
@@ -120,20 +133,19 @@ def pretrain_loss(results: Results) -> Figure | None:
     Returns:
       The figure, or None if no loss is known.
     """
-    losses = {
-        model: loss for model in MODELS if (loss := lookup(results, "models", model, "pretrain_loss")) is not None
-    }
+    shown = styles(results["models"])
+    losses = {model: loss for model in shown if (loss := lookup(results, "models", model, "pretrain_loss")) is not None}
     losses.pop("gpt_prompted", None)  # the same weights as GPT
     if not losses:
         return None
     figure, (axes,) = _figure(1, height=3.2)
-    bars = axes.bar(range(len(losses)), list(losses.values()), color=[MODELS[model][1] for model in losses], width=0.6)
+    bars = axes.bar(range(len(losses)), list(losses.values()), color=[shown[model][1] for model in losses], width=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=2)
     if "gpt" in losses:
         axes.axhline(losses["gpt"], color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_ylabel("loss (nats per token)")
     axes.set_ylim(0, 1.12 * max(losses.values()))
-    _name_models(axes, list(losses))
+    _name_models(axes, [shown[model][0] for model in losses])
     axes.set_title("Loss on held-out pretraining text")
     return figure
 
@@ -170,9 +182,10 @@ def human(results: Results) -> Figure | None:
     left.legend(loc="upper left", frameon=False)
 
     facts = measures.get("facts_stated") or {}
-    models = [model for model in MODELS if facts.get(model)]
+    shown = styles(results["models"])
+    models = [model for model in shown if facts.get(model)]
     for x, model in enumerate(models):
-        _interval(right, x, facts[model], MODELS[model][1], "o", filled=True)
+        _interval(right, x, facts[model], shown[model][1], "o", filled=True)
     if people := facts.get("references"):
         right.axhline(people["mean"], color=_REFERENCE, linewidth=1.2, linestyle="--", zorder=0)
         right.annotate(
@@ -181,7 +194,7 @@ def human(results: Results) -> Figure | None:
     right.set_ylim(0, 1.05)
     right.set_ylabel("share of facts")
     right.set_title("Facts stated by the text")
-    _name_models(right, models)
+    _name_models(right, [shown[model][0] for model in models])
     return figure
 
 
@@ -209,6 +222,6 @@ def _interval(axes, x: float, estimate: Mapping[str, float], colour: str, marker
     axes.errorbar(x, mean, reach, fmt=marker, color=colour, markerfacecolor=face, capsize=3, markersize=7)
 
 
-def _name_models(axes, models: Sequence[str]) -> None:
-    axes.set_xticks(range(len(models)), [MODELS[model][0] for model in models])
-    axes.set_xlim(-0.5, len(models) - 0.5)
+def _name_models(axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)

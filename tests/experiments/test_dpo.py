@@ -1,0 +1,176 @@
+"""DPO: its equation pair by pair, its gradient, and a policy that the other scripts can use."""
+
+import json
+import math
+
+import dpo
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import dpo as recipes
+from configs import sandbox
+from instructjax import losses
+from instructjax.batch import RankingBatch
+from instructjax.models.transformer import LanguageModel
+from instructjax.stages import evaluate, prepare, workspace
+from instructjax.training import checkpoint, metrics
+from tests import tiny_models
+from tests.tiny_recipes import recipe, save_stage
+
+MODEL = LanguageModel(tiny_models.CONFIG)
+BETA = 0.3
+PROMPTS = (2, 4, 3)  # tokens of each prompt
+ANSWERS = ((1, 5, 3), (4, 2), (2, 3, 3))  # tokens of each answer
+SCORES = ((2.0, 1.0, 1.0), (0.0, 1.0), (1.0, 3.0, 2.0))
+
+
+def batch():
+    """Rankings of prompts and answers of several lengths; the second has an answer fewer."""
+    rng = np.random.default_rng(1)
+    tokens, segments = np.zeros((3, 3, 10), np.int32), np.zeros((3, 3, 10), np.int32)
+    scores, valid = np.zeros((3, 3), np.float32), np.zeros((3, 3), bool)
+    for b, (prompt, lengths) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        start = rng.integers(1, 16, prompt)
+        for k, length in enumerate(lengths):
+            tokens[b, k, : prompt + length] = [*start, *rng.integers(1, 16, length)]
+            segments[b, k, : prompt + length] = 1
+            scores[b, k], valid[b, k] = SCORES[b][k], True
+    positions = np.where(segments, np.arange(10), 0).astype(np.int32)
+    return RankingBatch(tokens, segments, positions, scores, valid)
+
+
+@jax.jit
+def answer_log_prob(params, tokens, start, end):
+    """log pi(y | x), a scalar: of the tokens from `start` to before `end`, where x is before and nothing after."""
+    columns = jnp.arange(tokens.shape[0])
+    logits, _ = MODEL.apply({"params": params}, tokens[None], (columns < end)[None].astype(jnp.int32), columns[None])
+    each = losses.log_probs(logits[0, :-1], tokens[1:])
+    return jnp.where((columns[1:] >= start) & (columns[1:] < end), each, 0.0).sum()
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """(policy, reference)."""
+    return tiny_models.params(MODEL, seed=1), tiny_models.params(MODEL, seed=2)
+
+
+@jax.jit
+def found_loss(params, reference, rankings):
+    pair, _ = dpo.dpo_loss(params, rankings, None, model=MODEL, reference=reference, beta=BETA)
+    return losses.mean(*pair)
+
+
+def test_it_is_the_papers_equation(weights):
+    policy, reference = weights
+    rankings, total = batch(), 0.0
+    for b, (prompt, lengths) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        rewards = []
+        for k, length in enumerate(lengths):
+            ends = rankings.tokens[b, k], prompt, prompt + length
+            rewards.append(BETA * float(answer_log_prob(policy, *ends) - answer_log_prob(reference, *ends)))
+        pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if i < j]
+        for i, j in pairs:
+            if SCORES[b][i] != SCORES[b][j]:
+                better, worse = (i, j) if SCORES[b][i] > SCORES[b][j] else (j, i)
+                total += math.log1p(math.exp(rewards[worse] - rewards[better])) / len(pairs)
+    np.testing.assert_allclose(found_loss(policy, reference, rankings), total / 3, rtol=1e-5)
+
+
+def test_at_the_reference_the_gradient_pulls_the_better_answer_up_and_the_worse_down(weights):
+    """Rafailov et al., section 4: the weight of a pair is beta sigma(0) where the policy is the reference."""
+    reference, _ = weights
+    pair = jax.tree.map(lambda x: x[1:2], batch())  # one prompt, two answers, the second is better
+    ends = [(pair.tokens[0, k], PROMPTS[1], PROMPTS[1] + ANSWERS[1][k]) for k in (0, 1)]
+
+    def margin(params):
+        return answer_log_prob(params, *ends[1]) - answer_log_prob(params, *ends[0])
+
+    found = jax.grad(found_loss)(reference, reference, pair)
+    wanted = jax.tree.map(lambda x: -BETA / 2 * x, jax.grad(margin)(reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    stepped = jax.tree.map(lambda x, g: x - 0.01 * g, reference, found)
+    assert margin(stepped) > margin(reference)
+
+
+def test_at_the_reference_it_is_a_coin(weights):
+    _, reference = weights
+    pair = jax.tree.map(lambda x: x[1:2], batch())  # without ties
+    np.testing.assert_allclose(found_loss(reference, reference, pair), math.log(2), rtol=1e-6)
+
+
+def test_the_recipe_is_the_sandboxs_and_more():
+    found, base = recipes.get_config("smoke").to_dict(), sandbox.get_config("smoke").to_dict()
+    assert recipes.get_config("smoke").is_locked
+    assert found.pop("dpo").keys() == {
+        *("init_from", "beta", "epochs", "batch_size", "learning_rate", "final_fraction", "weight_decay"),
+        "microbatches",
+    }
+    assert found["evaluate"].pop("guests") == ("dpo",)
+    del base["evaluate"]["guests"]
+    assert found == base
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(config, workdir) of DPO on small files, beside stages that look finished."""
+    folder = tmp_path_factory.mktemp("dpo")
+    config, workdir = recipe(folder).unlock(), folder / "run"
+    config.dpo = ml_collections.ConfigDict({**recipes.get_config().dpo, "epochs": 4, "batch_size": 8})
+    config.log.update(every=1, save_every=5)
+    config.evaluate.update(prompts=8, batch_size=8, text_windows=4, few_shot=0, few_shot_candidates=1, guests=("dpo",))
+    tokenizer = prepare.run(config, workdir).tokenizer
+    for stage in ("pretrain", "sft", "ppo_init"):
+        save_stage(config, workdir, stage, tokenizer)
+    dpo.main(config, workdir)
+    return config, workdir
+
+
+def test_it_learns_the_rankings(run):
+    _, workdir = run
+    first, *_, last = metrics.read(workdir / "dpo" / "metrics.jsonl")
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-5) and first["accuracy"] == 0.5
+    assert last["loss"] < first["loss"] and last["accuracy"] > 0.6
+
+
+def test_a_finished_run_is_left_alone(run):
+    config, workdir = run
+    before = (workdir / "dpo" / "metrics.jsonl").read_bytes()
+    dpo.main(config, workdir)
+    assert (workdir / "dpo" / "metrics.jsonl").read_bytes() == before
+
+
+def test_its_policy_answers(run):
+    config, workdir = run
+    policy, layout = workspace.open_policy(workdir, "dpo")
+    (answered,) = evaluate.answer(config, layout, policy, ["the fox"], jax.random.key(0))
+    assert answered[0] == "the fox"
+
+
+@pytest.mark.slow
+def test_it_is_judged_beside_the_others(run):
+    """With random weights in the places of the other models."""
+    config, workdir = run
+    _, layout = workspace.open_policy(workdir, "dpo")
+    shape = workspace.model_config(config, layout.tokenizer)
+    (workdir / "sft" / "selected.json").write_text('{"step": 1, "reward": {"1": 0.0}, "reward_model": ""}')
+    language, scalar = (tiny_models.params(kind(shape)) for kind in (LanguageModel, evaluate.ScalarModel))
+    states = {
+        "reward": {"params": scalar},
+        "ppo": {"policy": {"ema": language}},
+        "ppo_ptx": {"policy": {"ema": language}},
+    }
+    for stage, state in states.items():
+        with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+            checkpoints.save(1, state, meta=workspace.describe(config, shape, layout.tokenizer))
+        (workdir / stage / "summary.json").write_text('{"steps": 1}')
+    for stage in workspace.STAGES:
+        (workdir / stage / "metrics.jsonl").touch()
+    found = evaluate.run(config, workdir, "name")["models"]
+    assert found["dpo"]["pretrain_loss"] != found["sft"]["pretrain_loss"]
+    assert found["dpo"]["reward"]["n"] == found["sft"]["reward"]["n"]
+    assert "DPO" in (workdir / "report.md").read_text()
+    row = json.loads((workdir / "evaluate" / "answers.jsonl").read_text().splitlines()[0])
+    assert "dpo" in row
