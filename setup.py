@@ -13,9 +13,12 @@ setup(
     name="instructjax",
     version=VERSION,
     description="InstructGPT in JAX and Flax: SFT, reward model, PPO and PPO-ptx, small and exact.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["instructjax", "instructjax.*", "configs", "configs.*"]),
+    packages=find_packages(include=["instructjax", "instructjax.*", "configs", "experiments"]),
+    entry_points={"console_scripts": ["instructjax = experiments.__main__:main"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

@@ -106,6 +106,7 @@ def workdir() -> epath.Path:
 def _parse(arguments: list[str]) -> list[str]:
     """Absl's parser, with what is wrong about a recipe or its keys as an error of one line."""
     program, *given = arguments
+    given = [_found(argument) for argument in given]
     if not any(re.match("--?config(=|$)", argument) for argument in given):
         given.insert(0, f"--config={DEFAULT}")
     try:
@@ -120,6 +121,15 @@ def _parse(arguments: list[str]) -> list[str]:
     if not pathlib.Path(file).is_file():
         raise InputError(f"--config: expected a recipe, found no file {file}")
     return rest
+
+
+def _found(argument: str) -> str:
+    """`--config=configs/NAME.py`, from any folder: the recipe beside these scripts, where that folder has none."""
+    flag, equals, path = argument.partition("=")
+    file = path.partition(":")[0]
+    if flag.lstrip("-") == "config" and equals and not pathlib.Path(file).is_file() and (ROOT / file).is_file():
+        return f"{flag}={ROOT / path}"
+    return argument
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,68 @@
+"""A wheel runs the scripts where the repository is not."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+import zipfile
+
+import pytest
+
+from instructjax import __version__
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPTS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__", "__main__", "command_line"}
+
+
+def instructjax(*arguments, cwd, python=sys.executable, **environment):
+    """What `python -m experiments ...` ends with."""
+    return subprocess.run(
+        [str(python), "-m", "experiments", *arguments],
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(finished):
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
+    return finished.stderr.removeprefix("error: ").strip()
+
+
+def test_a_script_that_is_none_is_told_which_there_are(tmp_path):
+    message = refused(instructjax("reproduse", cwd=tmp_path, PYTHONPATH=str(ROOT)))
+    assert message == f"instructjax: expected one of {', '.join(sorted(SCRIPTS))}, found 'reproduse'"
+
+
+def test_recipes_are_found_from_any_folder(tmp_path):
+    flags = ("sample", "--config=configs/sandbox.py:smoke", "--prompt=a")
+    message = refused(instructjax(*flags, cwd=tmp_path, PYTHONPATH=str(ROOT)))
+    assert message == "runs/sandbox-smoke/ppo_ptx: expected the finished stage ppo_ptx, found none"
+
+
+def test_versions_agree():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_wheel_has_all_of_it(tmp_path):
+    """Builds it, which fetches setuptools, and installs it beside the packages at hand."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("instructjax-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for room in ("instructjax", "configs", "experiments"):
+        assert {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")} <= names
+    assert not any(name.startswith("tests") for name in names)
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    finished = instructjax("sample", "--prompt=a", cwd=tmp_path, python=python, PYTHONPATH=packages)
+    assert refused(finished) == "runs/sandbox/ppo_ptx: expected the finished stage ppo_ptx, found none"
