@@ -16,7 +16,8 @@ import instructjax
 from instructjax.data import builders
 from instructjax.errors import ConfigError, DataError
 
-# The prepared sets that decide a stage's weights.
+ALL = ("text", "demonstrations", "rankings", "prompts")
+# The prepared sets that decide a stage's weights; of a stage that is no part of the paper, all.
 USES = {
     "pretrain": ("text",),
     "sft": ("demonstrations",),
@@ -54,7 +55,7 @@ def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: 
 def describe(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
     """The fingerprints of the records that a stage uses, and the version of the code."""
     data = epath.Path(workdir) / "data"
-    sets = {name: builders.fingerprint(data, name) for name in USES[stage] if (data / name).exists()}
+    sets = {name: builders.fingerprint(data, name) for name in USES.get(stage, ALL) if (data / name).exists()}
     return {"records": sets, "code": code_version()}
 
 
