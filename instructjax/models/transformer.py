@@ -22,7 +22,7 @@ from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import attention, attention_mask, band_mask
 
 Params = Any  # a tree of arrays
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ class TransformerConfig:
         count from 0), the even ones seeing all: GPT-3's alternation of dense and
         locally banded attention.
       dtype: of activations and of the cache. Logits, scalars, softmax and the
-        statistics of layer norms are float32 always.
+        statistics of layer norms are float32 always, or float64 where this is; that is
+        for comparisons and needs JAX_ENABLE_X64=1.
       param_dtype: of the parameters.
       tied: whether logits are products with the token embedding, as in GPT-2 and GPT-3, or with a
         matrix of their own, as some imported models have.
@@ -82,6 +83,8 @@ class TransformerConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
+            if getattr(self, name) == "float64" and not jax.config.jax_enable_x64:
+                raise ConfigError(f"model.{name}: expected JAX_ENABLE_X64=1 with float64, found it off")
 
 
 @flax.struct.dataclass
@@ -294,7 +297,7 @@ class LanguageModel(nn.Module):
           deterministic: False applies dropout, with the random key "dropout".
 
         Returns:
-          Logits [B, T, V] float32, and the cache with the T tokens appended (or None).
+          Logits [B, T, V], float32 at least, and the cache with the T tokens appended (or None).
         """
         hidden, cache = self.hidden(tokens, segments, positions, cache, deterministic=deterministic)
         return self.unembed(hidden), cache
@@ -315,10 +318,10 @@ class LanguageModel(nn.Module):
         return self.trunk(tokens, segments, positions, cache, deterministic=deterministic)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of hidden states [..., d]."""
+        """Logits [..., V], float32 at least, of hidden states [..., d]."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
         matrix = matrix.astype(self.config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=_at_least_float32(hidden))
 
 
 class ScalarModel(nn.Module):
@@ -333,13 +336,13 @@ class ScalarModel(nn.Module):
     def __call__(
         self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, *, deterministic: bool = True
     ) -> jax.Array:
-        """Scalars [B, T] float32 of the text up to each token; for the arguments see `LanguageModel`."""
+        """Scalars [B, T], float32 at least, of the text up to each token; for the arguments see `LanguageModel`."""
         hidden, _ = self.trunk(tokens, segments, positions, deterministic=deterministic)
         return self.head(hidden)
 
 
 class ScalarHead(nn.Module):
-    """A projection to one scalar, in float32.
+    """A projection to one scalar, in float32 at least.
 
     The kernel starts with variance 1 / (d_model + 1) (Stiennon et al. 2020, appendix
     B.1). The bias starts at 0; after the reward model is trained it is set so that
@@ -353,7 +356,7 @@ class ScalarHead(nn.Module):
         width, dtype = self.config.d_model, self.config.param_dtype
         kernel = self.param("kernel", nn.initializers.normal((width + 1) ** -0.5), (width,), dtype)
         bias = self.param("bias", nn.initializers.zeros, (), dtype)
-        hidden, kernel, bias = (jnp.asarray(a, jnp.float32) for a in (hidden, kernel, bias))
+        hidden, kernel, bias = (jnp.asarray(a, _at_least_float32(hidden)) for a in (hidden, kernel, bias))
         return jnp.einsum("btd,d->bt", hidden, kernel) + bias
 
 
@@ -385,6 +388,10 @@ def _shapes(tree: Params) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in leaves
     }
+
+
+def _at_least_float32(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _residual_scale(config: TransformerConfig) -> float:

@@ -328,6 +328,12 @@ def test_the_model_equals_numpy_in_float64():
         x = x + dense(inner, p["feed_forward"]["out"])
     expected = norm(x, trunk["final_norm"]) @ trunk["token_embedding"].T
     np.testing.assert_allclose(logits_of(BANDED, params, *rows)[0], expected, atol=2e-5)
+    with jax.enable_x64(True):
+        exact = dataclasses.replace(BANDED, dtype="float64", param_dtype="float64")
+        found = logits_of(exact, {"trunk": trunk}, *rows)[0]
+    assert found.dtype == np.float64
+    print(f"largest difference {np.abs(found - expected).max():.1e}, largest value {np.abs(expected).max():.1f}")
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_graft_replaces_the_trunk_by_a_copy_and_keeps_the_head():
@@ -361,7 +367,8 @@ def test_graft_names_both_sides_of_what_differs():
         ({"num_layers": 0}, "num_layers: expected at least 1, found 0"),
         ({"dropout": 1.0}, "dropout: expected a rate from 0 to below 1, found 1.0"),
         ({"local_window": 0}, "local_window: expected None or at least 1, found 0"),
-        ({"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
+        ({"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, float64, found 'int8'"),
+        ({"param_dtype": "float64"}, "param_dtype: expected JAX_ENABLE_X64=1 with float64, found it off"),
     ],
 )
 def test_impossible_configs(change, message):
