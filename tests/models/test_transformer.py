@@ -330,7 +330,7 @@ def test_the_model_equals_numpy_in_float64():
     np.testing.assert_allclose(logits_of(BANDED, params, *rows)[0], expected, atol=2e-5)
     with jax.enable_x64(True):
         exact = dataclasses.replace(BANDED, dtype="float64", param_dtype="float64")
-        found = logits_of(exact, {"trunk": trunk}, *rows)[0]
+        found = np.asarray(logits_of(exact, {"trunk": trunk}, *rows)[0])
     assert found.dtype == np.float64
     print(f"largest difference {np.abs(found - expected).max():.1e}, largest value {np.abs(expected).max():.1f}")
     np.testing.assert_allclose(found, expected, atol=1e-12)
