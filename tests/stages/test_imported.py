@@ -125,8 +125,15 @@ def test_a_reward_model_goes_out_and_comes_in_with_the_same_scores(rewarded, tmp
     assert 0 <= line["validation_accuracy"] <= 1
 
 
+def report(capsys, what, found, expected):
+    error = float(np.abs(found - expected).max())
+    with capsys.disabled():
+        print(f"\n  {what}: largest difference {error:.1e}, largest value {np.abs(expected).max():.1f}", end="")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parity
-def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path):
+def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path, capsys):
     """Tokenized by them, as one text, in a batch that they pad."""
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
@@ -137,11 +144,11 @@ def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path):
     texts = [f"the forest{config.data.separator}{text}{tokenizer.eos_token}" for text in TEXTS]
     with torch.no_grad():
         found = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].numpy()
-    np.testing.assert_allclose(found, scores(workdir, "the forest", TEXTS), atol=1e-4)
+    report(capsys, "scores of texts", found, scores(workdir, "the forest", TEXTS))
 
 
 @pytest.mark.parity
-def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path):
+def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     config, workdir, _ = run
@@ -154,7 +161,7 @@ def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path):
         expected = theirs(**tokenizer(text, return_tensors="pt")).logits[0].numpy()
     ids = np.array([[*layout.prompt("the forest"), *layout.response("the owl")]], np.int32)
     found, _ = trained.model.apply({"params": trained.params}, ids, np.ones_like(ids), np.arange(ids.size)[None])
-    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    report(capsys, "logits of a text", np.asarray(found[0]), expected)
 
 
 def refused(kind, function, *arguments):
