@@ -31,6 +31,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
+        "rich>=13.7",
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "tensorboardX>=2.6.2",

@@ -57,7 +57,10 @@ def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes a figure as a PNG file."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=160)
-    epath.Path(path).write_bytes(data.getvalue())
+    path = epath.Path(path)
+    unfinished = path.parent / f".{path.name}.unfinished"  # someone may be looking at the old one
+    unfinished.write_bytes(data.getvalue())
+    unfinished.replace(path)
 
 
 def win_rates(results: Results) -> Figure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from instructjax.batch import LMBatch
 from instructjax.data.examples import Layout
+from instructjax.evaluation import curves
 from instructjax.models.transformer import LanguageModel, TransformerConfig
 from instructjax.stages import workspace
 from instructjax.training import loop, objectives, optimizer, parallel
@@ -73,6 +75,7 @@ def train(
         evaluate=lambda state: {f"{name}_loss": loss(state.params, part) for name, part in validation.items()},
         keep_steps=keep_steps,
         judge=workspace.judge(config),
+        draw=functools.partial(curves.update, directory),
     )
 
 

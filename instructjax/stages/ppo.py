@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
+from instructjax.evaluation import curves
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.records import Prompt, Text
 from instructjax.rollout import answers
@@ -100,6 +102,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         constants=(frozen,),
         evaluate=_measure(config, workdir, layout, shape, frozen),
         judge=workspace.judge(config),
+        draw=functools.partial(curves.update, directory),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from etils import epath
 from instructjax.batch import RankingBatch
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
+from instructjax.evaluation import curves
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.rollout import episode
@@ -86,6 +88,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         evaluate=lambda state: evaluation(state.params),
         finish=offset,
         judge=workspace.judge(config),
+        draw=functools.partial(curves.update, directory),
     )
 
 

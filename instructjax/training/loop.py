@@ -23,6 +23,8 @@ from instructjax.training.step import Maximum, Metrics
 # With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
 MAX_STEPS_IN_FLIGHT = 30
 
+DRAWING = 50  # seconds of training for each second of drawing
+
 
 def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
     """Refuses intervals that do not fit together.
@@ -63,6 +65,7 @@ def run(
     finish: Callable[[Any], Any] | None = None,
     keep_steps: Sequence[int] = (),
     judge: Callable[[str, dict[str, float]], None] | None = None,
+    draw: Callable[[], None] | None = None,
 ) -> None:
     """Trains to the last step, from the last checkpoint if there is one.
 
@@ -88,6 +91,8 @@ def run(
       judge: `judge(place, values)` raises where metrics show that something is wrong, before
         they are written and before anything is saved; `place` is "NAME, step 20". After the
         last step it is given "frozen_changes", the number of arrays of `constants` that changed.
+      draw: called after the lines of `log.evaluate_every` and after the last, to show the
+        curves so far; in between it gets no more than one part in fifty of the time.
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
@@ -111,7 +116,7 @@ def run(
             tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
         ):
             clock = _Clock(writer.last("wall_seconds"))
-            frozen = digest.of_arrays(constants)
+            frozen, drawn_until = digest.of_arrays(constants), 0.0
             if evaluate and not done:
                 writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
             for number in range(done + 1, steps + 1):
@@ -119,11 +124,12 @@ def run(
                 window.append(metrics)
                 last, signal = number == steps, requested()
                 reporting = last or number % log.every == 0
+                measuring = last or number % log.evaluate_every == 0
                 saving = last or bool(signal) or number % log.save_every == 0
                 if reporting or saving:
                     window = jax.device_get(window)
                     values = reduce(window)
-                    if reporting and evaluate and (last or number % log.evaluate_every == 0):
+                    if measuring and evaluate:
                         values.update(evaluate(state))
                     if judge:
                         judge(f"{name}, step {number}", values | (_changes(frozen, constants) if last else {}))
@@ -133,6 +139,10 @@ def run(
                     bar.set_postfix(
                         {k: f"{values[k]:.3g}" for k in ("loss", "accuracy", "reward", "kl") if k in values}
                     )
+                if draw and (last or (measuring and clock.seconds() >= drawn_until)):
+                    began = clock.seconds()
+                    draw()
+                    drawn_until = clock.seconds() + DRAWING * (clock.seconds() - began)
                 bar.update()
                 if last and finish:
                     state = finish(state)

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import signal
+import time
 
 import grain
 import jax
@@ -49,7 +50,7 @@ def evaluate(state):
     return {"validation": float(state.params["w"].sum())}
 
 
-def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=(), log=LOG):
+def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=(), log=LOG, draw=None):
     loop.run(
         "test",
         step,
@@ -64,6 +65,7 @@ def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, 
         evaluate=evaluate,
         finish=finish,
         keep_steps=keep_steps,
+        draw=draw,
     )
 
 
@@ -248,6 +250,23 @@ def test_a_finished_run_does_nothing(whole):
     before = content()
     run(whole, step=failing_at(step, 1), evaluate=failing_at(evaluate, 1), finish=failing_at(finish, 1))
     assert content() == before
+
+
+def test_curves_are_drawn_when_there_is_something_new_to_see(tmp_path):
+    seen = []
+    run(tmp_path, draw=lambda: seen.append(lines(tmp_path)[-1]["step"]))
+    assert seen == [4, 8, STEPS]
+
+
+def test_drawing_takes_a_small_part_of_the_time(tmp_path):
+    seen = []
+
+    def draw():
+        seen.append(lines(tmp_path)[-1]["step"])
+        time.sleep(0.2)  # the next would be due after ten seconds
+
+    run(tmp_path, draw=draw)
+    assert seen == [4, STEPS]
 
 
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
