@@ -110,6 +110,39 @@ def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
     return clustered_mean(agreed, prompts)
 
 
+def calibration(
+    rankings: Sequence[Ranking], rewards: Sequence[Sequence[float] | np.ndarray], bins: int = 10
+) -> list[dict[str, float]]:
+    """How often the answer with the higher reward is the better one, by how much higher it is.
+
+    A reward model says that it is so with probability sigmoid(margin) (section 3.5, equation
+    1). Untied pairs are put into bins of equal size by their margin.
+
+    Args:
+      rankings: see `reward_accuracy`.
+      rewards: for each ranking, the rewards of its K answers.
+      bins: how many, at most one for each pair.
+
+    Returns:
+      For each bin, from the least margin to the greatest: "margin", the mean difference of
+      the rewards, not negative; "predicted", the mean of sigmoid(margin); "right", the share
+      of pairs that are ordered as the labeler does; "n", the number of pairs.
+    """
+    credits, _ = _credits(rankings, rewards)
+    margins = np.concatenate([np.empty(0), *map(_margins, rankings, rewards)])
+    order = np.argsort(margins, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return [
+        {
+            "margin": float(margins[part].mean()),
+            "predicted": float((1 / (1 + np.exp(-margins[part]))).mean()),
+            "right": float(credits[part].mean()),
+            "n": len(part),
+        }
+        for part in parts
+    ]
+
+
 def length_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> tuple[list[np.ndarray], str]:
     """The length baseline: prefer the longer answer, or the shorter, as training rankings do.
 
@@ -143,9 +176,10 @@ def against_raters(
     Returns:
       For "single" and "averaged" under "accuracy": estimates, as mappings, of the
       accuracy of "reward_model" and "length" and of their "difference"; for "single"
-      also the agreement of "raters". Under "length_prefers": "longer" or "shorter".
+      also the agreement of "raters". Under "length_prefers": "longer" or "shorter". Under
+      "calibration", for "single" and "averaged": see `calibration`.
     """
-    accuracy = {}
+    accuracy, calibrated = {}, {}
     for name, rankings in (("single", single), ("averaged", averaged)):
         rewards = reward(rankings)
         lengths, prefers = length_rewards(train, rankings)
@@ -157,11 +191,19 @@ def against_raters(
         if name == "single":
             estimates["raters"] = pairwise_agreement(rankings)
         accuracy[name] = {measure: estimate.to_dict() for measure, estimate in estimates.items()}
-    return {"accuracy": accuracy, "length_prefers": prefers}
+        calibrated[name] = calibration(rankings, rewards)
+    return {"accuracy": accuracy, "length_prefers": prefers, "calibration": calibrated}
 
 
 def _lengths(ranking: Ranking) -> np.ndarray:
     return np.array([len(response) for response in ranking.responses], np.float64)
+
+
+def _margins(ranking: Ranking, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
+    """|r_i - r_j| of the untied pairs, in the order of `pair_credits`."""
+    i, j = np.triu_indices(len(ranking.scores), k=1)
+    scores, rewards = np.asarray(ranking.scores), np.asarray(rewards, np.float64)
+    return np.abs(rewards[i] - rewards[j])[scores[i] != scores[j]]
 
 
 def _credits(rankings: Sequence[Ranking], rewards: Sequence) -> tuple[np.ndarray, list[str]]:

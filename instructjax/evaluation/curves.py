@@ -47,20 +47,20 @@ PANELS = (
             "validation_loss": "held-out rankings",
             "demonstration_loss": "held-out demonstrations",
             "text_loss": "held-out text",
+            "ptx_loss": "ptx",
         },
     ),
     Panel("accuracy", {"token_accuracy": "next token", "accuracy": "pairs", "validation_accuracy": "held-out pairs"}),
     Panel("reward (RM)", {"reward": "rollouts", "validation_reward": HELDOUT}),
     Panel("KL to initial policy (nats)", {"kl": "rollouts", "validation_kl": HELDOUT}),
     Panel("true quality", {"true_quality": HELDOUT}),
-    Panel("loss on sampled text", {"ptx_loss": "ptx"}),
-    Panel("entropy (nats per token)", {"entropy": "policy"}),
+    Panel("entropy (nats per token)", {"entropy": "entropy"}),
     Panel("largest |ratio - 1|", {"max_ratio_deviation": "all minibatches", "first_ratio_deviation": "the first"}),
     Panel("share of clipped tokens", {"clip_fraction": "policy", "value_clip_fraction": "value"}),
     Panel("value and return", {"value": "value", "return": "return"}),
-    Panel("explained variance of returns", {"explained_variance": "value"}),
-    Panel("tokens of a response", {"response_tokens": "mean"}),
-    Panel("gradient norm", {"gradient_norm": "policy"}),
+    Panel("explained variance of returns", {"explained_variance": "variance"}),
+    Panel("tokens of a response", {"response_tokens": "tokens"}),
+    Panel("gradient norm", {"gradient_norm": "norm"}),
 )
 
 
@@ -104,8 +104,10 @@ def draw(runs: Mapping[str, Lines], panels: Sequence[Panel] = PANELS) -> Figure:
                 colour, dash = (i, _DASHES[j]) if len(runs) > 1 else (j, "-")
                 text = ", ".join([run] * (len(runs) > 1) + [label] * (len(panel.curves) > 1))
                 steps, values = curve(lines, name)
-                marker = "." if len(steps) < 30 else ""
-                axes.plot(steps, values, dash + marker, color=_colour(colour), linewidth=1.3, label=text)
+                marker = "." if len(steps) < 30 else None
+                axes.plot(
+                    steps, values, linestyle=dash, marker=marker, color=_colour(colour), linewidth=1.3, label=text
+                )
         if len(runs) > 1 or len(panel.curves) > 1:
             axes.legend(frameon=False, fontsize=8)
     return figure
@@ -150,7 +152,8 @@ def _grid(panels: Sequence[Panel]):
     for axes, panel in zip(panes, panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-        axes.set_title(panel.title, fontsize=10)
+        alone = [label for label in panel.curves.values() if len(panel.curves) == 1 and label not in panel.title]
+        axes.set_title(", ".join([panel.title, *alone]), fontsize=10)
         axes.set_xlabel("step", fontsize=9)
     return figure, panes
 

@@ -7,10 +7,11 @@ column, line or figure. On human data, where no true world can be asked, the res
     "human": {
       "accuracy": {"single" | "averaged": {"reward_model" | "length" | "raters" | "difference": ESTIMATE}},
       "length_prefers": "longer" | "shorter",
+      "calibration": {"single" | "averaged": [{"margin", "predicted", "right", "n"}, ...]},
       "facts_stated": {MODEL | "references": ESTIMATE}}
 
-with ESTIMATE = {"mean", "low", "high", "n"}; `agreement.against_raters` makes the first two,
-`facts.share_of_facts` the third.
+with ESTIMATE = {"mean", "low", "high", "n"}; `agreement.against_raters` makes the first three,
+`facts.share_of_facts` the last.
 """
 
 from __future__ import annotations

@@ -210,15 +210,14 @@ def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline,
         "training": list(prepare.load(config, workdir, Ranking, "validation")),
         "heldout": records.read(workdir / "data" / comparisons.HELDOUT, Ranking),
     }
-    accuracy = {
-        name: agreement.reward_accuracy(group, ranking_rewards(config, layout, reward, group))
-        for name, group in rankings.items()
-    }
+    rewards = {name: ranking_rewards(config, layout, reward, group) for name, group in rankings.items()}
+    accuracy = {name: agreement.reward_accuracy(group, rewards[name]) for name, group in rankings.items()}
     agreed = {name: agreement.pairwise_agreement(group) for name, group in rankings.items()}
     results["reward_model"] = {
         "accuracy": {f"{name}_labelers": estimate.mean for name, estimate in accuracy.items()},
         "labeler_agreement": {name: estimate.mean for name, estimate in agreed.items()},
         "pairs": accuracy["training"].n,
+        "calibration": {name: agreement.calibration(group, rewards[name]) for name, group in rankings.items()},
         "intervals": {
             "accuracy": {name: estimate.to_dict() for name, estimate in accuracy.items()},
             "labeler_agreement": {name: estimate.to_dict() for name, estimate in agreed.items()},

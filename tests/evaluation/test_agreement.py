@@ -128,3 +128,14 @@ def test_a_reward_model_is_put_beside_length_and_raters():
         "difference": -6 / 8,
         "raters": 3 / 4,
     }
+
+
+def test_calibration_counts_who_was_right_by_margin():
+    rankings = [Ranking(prompt=str(i), responses=("a", "b", "c"), scores=(2.0, 1.0, 1.0)) for i in range(2)]
+    rewards = [np.array([1.0, 0.0, 3.0]), np.array([0.5, 0.5, 0.0])]
+    # Untied pairs: margins 1 (right), 2 (wrong), 0 (a guess), 0.5 (right).
+    low, high = agreement.calibration(rankings, rewards, bins=2)
+    assert (low["margin"], low["right"], low["n"]) == (0.25, 0.75, 2)
+    assert (high["margin"], high["right"], high["n"]) == (1.5, 0.5, 2)
+    assert high["predicted"] == pytest.approx((1 / (1 + np.exp(-1)) + 1 / (1 + np.exp(-2))) / 2)
+    assert sum(part["n"] for part in agreement.calibration(rankings, rewards)) == 4

@@ -25,9 +25,9 @@ def test_a_run_is_drawn_as_it_is():
         "loss": {"training": [[20, 5], [40, 4]], "held-out text": [[0, 7], [40, 4.5]]}
     }
     assert set(drawn(curves.draw({"ppo": PPO}))) == {
-        "reward (RM)",
-        "KL to initial policy (nats)",
-        "share of clipped tokens",
+        "reward (RM), rollouts",
+        "KL to initial policy (nats), rollouts",
+        "share of clipped tokens, policy",
     }
 
 
