@@ -1,6 +1,8 @@
 """GPT-2's kind of vocabulary, learned here, and ours for programs that read tokenizer.json."""
 
+import functools
 import json
+import random
 
 import pytest
 from hypothesis import given
@@ -143,6 +145,14 @@ def test_a_vocabulary_without_end_of_text_or_without_all_bytes(tmp_path):
             vocabulary.load(tmp_path / place)
 
 
+@functools.cache
+def overlapping(seed):
+    """(a tokenizer of strings of two letters, the same as tokenizer.json)."""
+    rng = random.Random(seed)
+    pieces = Tokenizer.train(["".join(rng.choices("ab ", k=20)) for _ in range(200)], 310)
+    return pieces, tokenizers.Tokenizer.from_str(sentencepiece_json.convert(pieces).decode())
+
+
 class TestConversion:
     @given(st.text().filter(lambda text: not set(text) & {"\u2581", "<"}) | st.lists(words).map("".join))
     def test_the_same_ids_and_the_same_text(self, text):
@@ -150,9 +160,26 @@ class TestConversion:
         assert CONVERTED.encode(text).ids == PIECES.encode(text)
         assert CONVERTED.decode(PIECES.encode(text), skip_special_tokens=False) == text
 
+    @given(st.integers(0, 5), st.text("ab ", max_size=40))
+    def test_where_every_piece_can_be_split_in_many_ways(self, seed, text):
+        pieces, converted = overlapping(seed)
+        assert converted.encode(text).ids == pieces.encode(text)
+
     def test_sizes(self):
         assert CONVERTED.get_vocab_size() == PIECES.vocab_size
         assert CONVERTED.token_to_id("</s>") == PIECES.eos_id and CONVERTED.token_to_id("<pad>") == PIECES.pad_id
+
+
+@pytest.mark.parity
+def test_a_tokenizer_that_they_write_comes_in(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    PAIRS.save_model(str(tmp_path))
+    theirs = transformers.GPT2Tokenizer.from_pretrained(str(tmp_path))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours = vocabulary.load(tmp_path / "theirs")
+    for text in (*LINES, "fox  ÿ\n\n 狐", "狐\n\nfox"):
+        assert ours.encode(text) == theirs(text)["input_ids"] == BPE.encode(text)
+    assert (ours.eos_id, ours.vocab_size) == (theirs.eos_token_id, len(theirs))
 
 
 @pytest.mark.parity

@@ -229,6 +229,23 @@ class TestAgainstTransformers:
         found, _ = jax.jit(LanguageModel(config).apply)({"params": params}, tokens, segments, positions)
         self.report(capsys, f"logits of GPT-2, {config.num_layers} x {config.d_model}", found, expected)
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"])
+    def test_folders_that_they_write_come_in(self, tmp_path, kind, dtype):
+        """In several files, and as those classes name and leave out tensors."""
+        described = huggingface.describe(CONFIG, **IDS, is_reward_model="Classification" in kind)
+        self.torch.manual_seed(0)
+        settings = self.transformers.GPT2Config(**described, initializer_range=0.3)
+        theirs = getattr(self.transformers, kind)(settings).eval().to(getattr(self.torch, dtype))
+        theirs.save_pretrained(tmp_path, max_shard_size="30KB")
+        assert (tmp_path / pretrained.INDEX).exists()
+        found = huggingface.tensors_of(read(tmp_path, CONFIG), CONFIG)
+        tensors = {f"transformer.{name.removeprefix('transformer.')}": t for name, t in theirs.state_dict().items()}
+        for name, tensor in found.items():
+            expected = tensors.get(name, theirs.state_dict().get(name)).float().numpy()
+            np.testing.assert_array_equal(tensor, expected, err_msg=name)
+        assert ("score.weight" in found) == ("Classification" in kind)
+
     @pytest.mark.parametrize("config", SHAPES[:2], ids=["tied", "untied"])
     def test_their_auto_class_loads_our_policy(self, tmp_path, config, capsys):
         params = written(tmp_path / "model", config)
