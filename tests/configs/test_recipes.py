@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from instructjax.models import huggingface, sizes
 from instructjax.models.transformer import TransformerConfig
 from instructjax.training import loop
 
@@ -18,6 +19,9 @@ RECIPES = [
     ("e2e", "smoke"),
     ("own", ""),
     ("own", "tiny"),
+    ("gpt2", "124m"),
+    ("gpt2", "1p5b"),
+    ("gpt2", "tiny"),
 ]
 SOURCES = {"files", "sandbox", "e2e"}
 
@@ -64,10 +68,20 @@ class TestEveryRecipe:
         assert 4 <= config.comparisons.min_answers <= config.comparisons.max_answers <= 9
 
 
-@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo"])
+@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo", "gpt2"])
 def test_an_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match=r"^configs/\w+.py: expected .*, found 'smok'$"):
         recipe(name, "smok")
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("124m", 124_439_808), ("355m", 354_823_168), ("774m", 774_030_080), ("1p5b", 1_557_611_200)],
+)
+def test_the_sizes_of_gpt2_have_the_parameters_of_the_released_weights(variant, parameters):
+    shape = TransformerConfig(vocab_size=50257, **recipe("gpt2", variant).model.to_dict())
+    assert sizes.count_parameters(shape) == parameters
+    huggingface.check_fit(huggingface.config_of(huggingface.describe(shape, eos_id=50256, pad_id=187)), shape, "FOLDER")
 
 
 def test_the_base_is_the_papers():
