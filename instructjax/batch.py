@@ -63,12 +63,10 @@ class PromptBatch:
     Attributes:
       tokens: [B, P] int32.
       segments: [B, P] int32, 1 on tokens and 0 on padding.
-      ids: [B] int32, the prompt's index in its data set; -1 marks a row that only fills up the last batch.
     """
 
     tokens: Array
     segments: Array
-    ids: Array
 
 
 @flax.struct.dataclass

@@ -204,7 +204,7 @@ def check_answers(record: Ranking, max_responses: int) -> None:
         )
 
 
-def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout) -> PromptBatch:
+def prompt(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
     """A prompt to answer, padded on the left, so that the response begins at column P in every row.
 
         tokens    ·  ·  name  a  colour  ¶
@@ -212,11 +212,10 @@ def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout)
 
     Args:
       record: anything with a prompt.
-      index: of the record in its data set.
       layout: the lengths; P = layout.max_prompt.
 
     Returns:
-      A row [P], and its index.
+      A row [P].
 
     Raises:
       DataError: the prompt is too long.
@@ -227,7 +226,7 @@ def prompt(record: Prompt | Demonstration | Ranking, index: int, layout: Layout)
     start = layout.max_prompt - len(ids)
     tokens[start:] = ids
     segments[start:] = 1
-    return PromptBatch(tokens, segments, np.int32(index))
+    return PromptBatch(tokens, segments)
 
 
 def _pad_right(ids: Sequence[int], layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

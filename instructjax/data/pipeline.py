@@ -52,9 +52,9 @@ def ranking_rows(records: Sequence[Ranking], layout: Layout, max_responses: int 
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
-    """A row of a `PromptBatch` for each record, whose id is the record's index; see `examples.prompt`."""
+    """A row of a `PromptBatch` for each record; see `examples.prompt`."""
     rows = grain.MapDataset.range(_counted(records))
-    return rows.map(lambda index: examples.prompt(records[index], index, layout))
+    return rows.map(lambda index: examples.prompt(records[index], layout))
 
 
 def text_rows(records: Sequence[Text], tokenizer: Vocabulary, length: int) -> Rows:
@@ -104,8 +104,8 @@ def ordered_batches(rows: Rows, *, batch_size: int, process_index: int = 0, proc
     """Batches for evaluation: every row once, in order.
 
     The last batch is filled up with copies of the last row that must not count: their weights are 0, or
-    their answers not valid, or their ids -1. So all batches have one shape, all processes have equally many,
-    and no row is without a token.
+    their answers not valid; of prompts, the first len(rows) count. So all batches have one shape, all
+    processes have equally many, and no row is without a token.
 
     Args:
       rows: see above.
@@ -287,4 +287,4 @@ def _uncounted(row: Row) -> Row:
         case RankingBatch():
             return row.replace(valid=np.zeros_like(row.valid))
         case PromptBatch():
-            return row.replace(ids=np.int32(-1))
+            return row

@@ -41,8 +41,7 @@ def misplaced(episodes: Episodes, eos_id: int) -> Array:
     """How many cells of masks, segments and positions disagree with the tokens, or with each other.
 
     A response goes from the first column after the prompt to its first EOS; before it
-    the row holds one segment, padded on the left; positions count its tokens from 0. The
-    column that the reward is read at is that of the last token.
+    the row holds one segment, padded on the left; positions count its tokens from 0.
     """
     size = episodes.response_mask.shape[1]
     columns = jnp.arange(episodes.tokens.shape[1])
@@ -57,9 +56,21 @@ def misplaced(episodes: Episodes, eos_id: int) -> Array:
         (episodes.segments > 0) != inside,
         (columns >= start[:, None])[:, :-size] != prompt,  # padding only before the prompt
         (episodes.positions != positions) & inside,
-        episode.last_token(episodes.segments) != last,
     ]
     return sum(cells.sum() for cells in wrong).astype(jnp.float32)
+
+
+def misread_score(scores: Array, outputs: Array, episodes: Episodes, eos_id: int) -> Array:
+    """The largest difference between the scores and the reward model's output at the last token that was produced.
+
+    Args:
+      scores: [B], as they were read.
+      outputs: [B, P + R], the reward model's output for the text up to each token.
+      episodes: [B, P + R].
+      eos_id: ends a response.
+    """
+    last = last_columns(episodes, eos_id)
+    return jnp.abs(scores - outputs[jnp.arange(last.shape[0]), last]).max()
 
 
 def displaced_score(rewards: Array, scores: Array, penalties: Array, episodes: Episodes, eos_id: int) -> Array:

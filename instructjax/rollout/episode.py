@@ -92,8 +92,13 @@ def score(
     The same function scores answers in the reward model's training and in PPO, on the
     very token ids that the policy produced.
     """
-    rewards = model.apply({"params": params}, tokens, segments, positions, deterministic=deterministic, rngs=rngs)
-    return jnp.take_along_axis(rewards, last_token(segments)[:, None], axis=1)[:, 0]
+    outputs = model.apply({"params": params}, tokens, segments, positions, deterministic=deterministic, rngs=rngs)
+    return at_last_token(outputs, segments)
+
+
+def at_last_token(outputs: Array, segments: Array) -> Array:
+    """What a ScalarModel says of each whole row [B], of its outputs [B, T] for the text up to each token."""
+    return jnp.take_along_axis(outputs, last_token(segments)[:, None], axis=1)[:, 0]
 
 
 def ended(episodes: Episodes, eos_id: int) -> Array:

@@ -101,14 +101,13 @@ def make_iteration(
         )
 
     def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
-        """All four networks over some episodes: (log_probs, ref_log_probs, values, scores, entropy)."""
+        """All four networks over some episodes: log π, log π_ref, values, reward model, entropy."""
         logits = episode.response_logits(policy_model, state.policy.params, episodes, config.temperature)
         log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * episodes.response_mask
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
-        scores = episode.score(scalar_model, frozen.reward, episodes.tokens, episodes.segments, episodes.positions)
-        consistency.require_floating(scores=scores, values=values)
-        return log_probs, ref_log_probs, values, scores, losses.entropy(logits)
+        outputs = scalar_model.apply({"params": frozen.reward}, episodes.tokens, episodes.segments, episodes.positions)
+        return log_probs, ref_log_probs, values, outputs, losses.entropy(logits)
 
     def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
         """What the four networks say of this device's episodes, and what follows from it.
@@ -117,25 +116,32 @@ def make_iteration(
         the products of matrices have the shapes of the update's, which round alike.
         """
         parts = jax.lax.map(lambda part: forward(state, frozen, part), _dealt(episodes, minibatches))
-        log_probs, ref_log_probs, values, scores, entropy = _collected(parts)
+        log_probs, ref_log_probs, values, outputs, entropy = _collected(parts)
         mask = episodes.response_mask
+        scores = episode.at_last_token(outputs, episodes.segments)
+        consistency.require_floating(scores=scores)
+        misread_score = consistency.misread_score(scores, outputs, episodes, eos_id)
         ended = episode.ended(episodes, eos_id)
         scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
         rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
         advantages, returns = losses.gae(rewards, values, mask, config.discount, config.gae_lambda)
         advantages = losses.whiten(advantages, mask, axis_name=axis_name)
+        consistency.require_floating(values=values, rewards=rewards, advantages=advantages, returns=returns)
         log_ratio = (log_probs - ref_log_probs) * mask
+        sampler_log_ratio = (log_probs - episodes.log_probs) * mask
         kl = log_ratio.sum(axis=1)
         one = jnp.ones_like(scores)
-        max_abs_kl = jnp.abs(kl).max()
         metrics = {
             "reward": (scores.sum(), one.sum()),
             "kl": (kl.sum(), one.sum()),  # nats per episode
-            "max_abs_kl": Maximum(max_abs_kl),
+            "max_abs_kl": Maximum(jnp.abs(kl).max()),
             # What must be 0; see training/invariants.py.
-            "initial_kl": Maximum(jnp.where(state.step == 0, max_abs_kl, 0.0)),
-            "sampler_deviation": Maximum(jnp.abs((episodes.log_probs - log_probs) * mask).max()),
-            "misplaced": Maximum(consistency.misplaced(episodes, eos_id)),
+            "initial_kl": jax.tree.map(
+                lambda x: jnp.where(state.step == 0, x, 0.0), losses.masked_sum(0.5 * jnp.square(log_ratio), mask)
+            ),
+            "sampler_deviation": Maximum(jnp.abs(sampler_log_ratio).max()),
+            "sampler_kl": losses.masked_sum(0.5 * jnp.square(sampler_log_ratio), mask),
+            "misread_score": Maximum(misread_score),
             "displaced_score": Maximum(
                 consistency.displaced_score(rewards, scores, config.kl_coefficient * log_ratio, episodes, eos_id)
             ),
@@ -167,8 +173,11 @@ def make_iteration(
         mask = batch.episodes.response_mask
         log_probs = episode.response_log_probs(policy_model, params, batch.episodes, config.temperature)
         pair, metrics = losses.policy_loss(log_probs, batch.log_probs, batch.advantages, mask, config.clip_ratio)
-        deviation = losses.ratio_deviation(log_probs, batch.log_probs, mask)
-        return pair, {**metrics, "max_ratio_deviation": Maximum(deviation)}
+        return pair, {
+            **metrics,
+            "max_ratio_deviation": Maximum(losses.ratio_deviation(log_probs, batch.log_probs, mask)),
+            "misplaced": Maximum(consistency.misplaced(batch.episodes, eos_id)),
+        }
 
     def value_loss(params: Params, batch: Experience, key: Array):
         del key
@@ -190,7 +199,9 @@ def make_iteration(
         metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
         policy = train_state.apply_gradients(state.policy, gradient, policy_optimizer)
         pair, value_metrics = summed_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
-        value = train_state.apply_gradients(state.value, losses.mean(*pair), value_optimizer)
+        gradient = losses.mean(*pair)
+        value_metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
+        value = train_state.apply_gradients(state.value, gradient, value_optimizer)
         metrics = {f"policy_{name}" if name == "loss" else name: metric for name, metric in metrics.items()}
         metrics.update({f"value_{name}": metric for name, metric in value_metrics.items()})
         return state.replace(policy=policy, value=value), metrics
@@ -218,8 +229,13 @@ def make_iteration(
             return jax.lax.scan(minibatch, state, (order.reshape(minibatches, -1), windows, numbers))
 
         state, updates = jax.lax.scan(epoch, state, jnp.arange(config.epochs))
-        first = jax.tree.map(lambda x: x[0, 0], updates["max_ratio_deviation"])
-        metrics = {**rollout_metrics, **_total(updates), "first_ratio_deviation": first}
+        first = jax.tree.map(lambda x: x[0, 0], updates)
+        metrics = {
+            **rollout_metrics,
+            **_total(updates),
+            "first_ratio_deviation": first["max_ratio_deviation"],
+            "first_approx_kl": first["approx_kl"],
+        }
         policy = train_state.update_average(state.policy, config.ema_decay)
         return state.replace(step=state.step + 1, policy=policy), metrics
 

@@ -165,7 +165,8 @@ def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
 
 def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]], None]:
     """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant does not hold."""
-    return functools.partial(invariants.enforce, dtype=config.model.dtype, action=config.invariants)
+    precision = invariants.precision(config.model.dtype)
+    return functools.partial(invariants.enforce, precision=precision, action=config.invariants)
 
 
 def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:

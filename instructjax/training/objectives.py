@@ -8,7 +8,7 @@ import jax
 
 from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.rollout import episode
+from instructjax.rollout import consistency, episode
 from instructjax.training.step import Loss
 
 
@@ -64,4 +64,5 @@ def rewards_of(
     rewards = episode.score(
         model, params, *flat, deterministic=deterministic, rngs=None if key is None else {"dropout": key}
     )
+    consistency.require_floating(rewards=rewards)
     return rewards.reshape(batch.scores.shape)

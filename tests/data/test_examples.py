@@ -71,10 +71,9 @@ def test_ranking():
 
 
 def test_prompt():
-    row = examples.prompt(Prompt(prompt="name a colour"), 7, Layout(Words(), "\n", 6, 1))
+    row = examples.prompt(Prompt(prompt="name a colour"), Layout(Words(), "\n", 6, 1))
     assert row.tokens.tolist() == [0, 0, *PROMPT]
     assert row.segments.tolist() == [0, 0, 1, 1, 1, 1]
-    assert row.ids == 7
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer
     layout = Layout(tokenizer, "\n", 50 + room, 60 + room)
     row = examples.demonstration(Demonstration(prompt=asked, response=answered), layout)
     element = examples.ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout, 2)
-    left = examples.prompt(Prompt(prompt=asked), 0, layout)
+    left = examples.prompt(Prompt(prompt=asked), layout)
     assert row.tokens.tolist() == element.tokens[1].tolist()
     prompt_ids = left.tokens[left.segments == 1].tolist()
     response_ids = row.tokens[row.weights == 1].tolist()
@@ -132,7 +131,7 @@ def test_a_window_tells_documents_apart(tokenizer, documents, padding):
     ],
 )
 def test_what_does_not_fit_is_an_error_not_cut(record, message):
-    make = {Prompt: lambda r: examples.prompt(r, 0, LAYOUT)}
+    make = {Prompt: lambda r: examples.prompt(r, LAYOUT)}
     make |= {Demonstration: lambda r: examples.demonstration(r, LAYOUT), Ranking: lambda r: examples.ranking(r, LAYOUT)}
     for attempt in (LAYOUT.check, make[type(record)]):
         with pytest.raises(DataError, match="^" + message):

@@ -289,7 +289,7 @@ class TestAgainstTransformers:
                 use_cache=True,
                 max_new_tokens=12,
             ).numpy()[:, 6:]
-        prompts = PromptBatch(tokens.astype(np.int32), segments, np.arange(4, dtype=np.int32))
+        prompts = PromptBatch(tokens.astype(np.int32), segments)
         episodes = sampling.sample(LanguageModel(config), params, prompts, sampling.greedy, max_response=12, **IDS)
         found = np.where(episodes.response_mask > 0, episodes.tokens[:, 6:], 0)[:, : expected.shape[1]]
         np.testing.assert_array_equal(found, expected)

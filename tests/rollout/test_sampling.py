@@ -26,7 +26,7 @@ def prompts_of(rows, width=P):
     for i, row in enumerate(rows):
         tokens[i, width - len(row) :] = row
         segments[i, width - len(row) :] = 1
-    return PromptBatch(jnp.asarray(tokens), jnp.asarray(segments), jnp.arange(len(rows)))
+    return PromptBatch(jnp.asarray(tokens), jnp.asarray(segments))
 
 
 def count_up(tokens, segments, positions, cache):

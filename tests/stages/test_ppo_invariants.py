@@ -1,5 +1,9 @@
-"""Bugs planted into a real iteration, and the line that a run would stop with."""
+"""Bugs planted into a real iteration, and the invariant that a run would stop with."""
 
+import functools
+
+import flax.struct
+import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,157 +14,281 @@ import pytest
 from instructjax import losses
 from instructjax.batch import PromptBatch
 from instructjax.errors import InvariantError
-from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import episode, sampling
 from instructjax.stages import ppo_iteration
 from instructjax.stages.ppo_iteration import Frozen, PPOState
-from instructjax.training import invariants, loop
+from instructjax.training import checkpoint, invariants, loop, metrics
 from instructjax.training import state as train_state
-from tests import tiny_models
-from tests.stages.test_ppo_iteration import BATCH, EOS, FAKE, PAD, PPO, P, R, fake_params
+from tests.stages.test_ppo_iteration import (
+    BATCH,
+    EOS,
+    PAD,
+    PPO,
+    Bigram,
+    P,
+    PlantedScalar,
+    R,
+    changed,
+    fake_params,
+    uneven,
+    weights,
+)  # fmt: skip
 
 SGD = optax.sgd(0.05)
-MODEL, SCALAR = LanguageModel(tiny_models.CONFIG), ScalarModel(tiny_models.CONFIG)
-POLICY = tiny_models.params(MODEL, noise=0.15)
-REWARD = tiny_models.params(SCALAR, seed=7, noise=0.15)
+POLICY, REWARD = fake_params()
 
 
-def iteration(model=MODEL, scalar=SCALAR, *, policy=POLICY, reference=None, reward=REWARD, seed=0):
-    """The metrics of the first iteration, compiled anew, so that what is planted is in it."""
-    reference = policy if reference is None else reference
+@flax.struct.dataclass
+class Placed(Bigram):
+    """A Bigram that sees positions too."""
+
+    def apply(self, variables, tokens, *row, method=None, **keys):
+        if method == "unembed":
+            return super().apply(variables, tokens, method=method)
+        hidden, cache = super().apply(variables, tokens, *row, method="hidden")
+        return hidden + jnp.sin(row[1])[..., None], cache
+
+
+def outputs(tokens, segments):
+    """Of a reward model, which says of padding what it likes."""
+    return jnp.where(segments > 0, uneven(tokens, segments), 3.0 + jnp.arange(tokens.shape[1]))
+
+
+MODELS = Placed(), PlantedScalar(outputs)
+
+
+def prompts(seed=0):
     rng = np.random.default_rng(seed)
     segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
-    tokens = rng.integers(2, tiny_models.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32) * segments
-    iterate = ppo_iteration.make_iteration(
-        model, scalar, SGD, SGD, ml_collections.ConfigDict(PPO), max_response=R, eos_id=EOS, pad_id=PAD
-    )
-    state = PPOState(
+    return PromptBatch(rng.integers(2, 16, size=(BATCH, P)).astype(np.int32) * segments, segments)
+
+
+def initial(policy, value):
+    return PPOState(
         step=jnp.zeros((), jnp.int32),
         policy=train_state.create_averaged(policy, SGD),
-        value=train_state.create(reward, SGD),
+        value=train_state.create(value, SGD),
     )
-    batch = PromptBatch(tokens, segments, np.arange(BATCH, dtype=np.int32))
-    frozen = Frozen(reference=reference, reward=reward)
-    _, metrics = jax.jit(iterate)(state, (batch, None), jax.random.key(seed), frozen)
+
+
+def uncompiled(models=MODELS, config=PPO):
+    """Operation by operation: nothing is compiled twice, and what is planted is in it."""
+    iterate = ppo_iteration.make_iteration(*models, SGD, SGD, config, max_response=R, eos_id=EOS, pad_id=PAD)
+
+    def step(*given):
+        with jax.disable_jit():
+            return iterate(*given)
+
+    return step
+
+
+def iteration(step=None, *, policy=POLICY, reference=None, reward=REWARD, value=None, seed=0):
+    """The metrics of the first iteration."""
+    frozen = Frozen(policy if reference is None else reference, reward)
+    state = initial(policy, reward if value is None else value)
+    _, metrics = (step or uncompiled())(state, (prompts(seed), None), jax.random.key(seed), frozen)
     return loop.reduce([jax.device_get(metrics)])
 
 
-def quick(**keys):
-    """With networks that stand for these and compile at once, for bugs outside of the network."""
-    policy, reward = fake_params()
-    return iteration(*FAKE, **{"policy": policy, "reward": reward, **keys})
-
-
-def found(values):
-    """The names of the invariants that do not hold, by the error that a run stops with."""
+def found(values, precision="float32"):
+    """The names of the metrics that the error names, with which a run stops."""
     with pytest.raises(InvariantError) as error:
-        invariants.enforce("ppo, step 1", values, dtype="float32", action="stop")
+        invariants.enforce("ppo, step 1", values, precision=precision, action="stop")
     assert "\n" not in str(error.value)
     return {line.partition(": ")[2].partition(":")[0] for line in str(error.value).split("; ppo")}
 
 
-def replaced_rollout(monkeypatch, change):
-    """Samples with `change(params)` and returns `change(episodes)`, by the type of what it is given."""
-    sample = sampling.sample
-
-    def planted(model, params, *rest, **keys):
-        return change(sample(model, change(params), *rest, **keys))
-
-    monkeypatch.setattr(sampling, "sample", planted)
+def planted(monkeypatch, module, name, change):
+    """Replaces a function of the package by `change(original)`."""
+    monkeypatch.setattr(module, name, change(getattr(module, name)))
 
 
-def episodes_only(change):
-    return lambda x: x if isinstance(x, dict) else change(x)
+def after(change):
+    """The function, and then `change` of its result."""
+    return lambda function: lambda *given, **keys: change(function(*given, **keys))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_sound_iteration_has_nothing_to_report(seed):
-    values = iteration(seed=seed)
-    assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(values)
-    assert invariants.violations(values, "float32") == []
-    assert values["misplaced"] == 0 and values["sampler_deviation"] > 0  # measured, not given
+class TestSound:
+    def test_what_the_bugs_are_planted_in_has_nothing_to_report(self):
+        """Nor have real networks: see test_ppo_iteration.py."""
+        for seed in range(3):
+            values = iteration(seed=seed)
+            assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(values)
+            assert {"policy_loss", "value_loss", "gradient_norm", "value_gradient_norm", "reward"} <= set(values)
+            assert invariants.violations(values, "float32") == []
+
+    def test_iterations_after_the_first_are_not_judged_by_the_reference(self):
+        state, frozen = initial(POLICY, REWARD), Frozen(fake_params(seed=5)[0], REWARD)
+        _, metrics = uncompiled()(
+            state.replace(step=jnp.ones((), jnp.int32)), (prompts(), None), jax.random.key(0), frozen
+        )
+        values = loop.reduce([jax.device_get(metrics)])
+        assert values["max_abs_kl"] > 0.1 and "initial_kl" not in values
+        assert invariants.violations(values, "float32") == []
 
 
-@pytest.mark.parametrize("shift", [-1, 1])
-def test_a_reward_that_is_read_at_another_token(monkeypatch, shift):
-    last_token = episode.last_token
-    monkeypatch.setattr(episode, "last_token", lambda segments: jnp.clip(last_token(segments) + shift, 0, P + R - 1))
-    assert "misplaced" in found(quick())
+class TestScore:
+    @pytest.mark.parametrize("shift", [-1, 1])
+    def test_found_at_another_token(self, monkeypatch, shift):
+        planted(monkeypatch, episode, "last_token", after(lambda last: jnp.clip(last + shift, 0, P + R - 1)))
+        assert found(iteration()) == {"misread_score"}
+
+    def test_read_at_another_token(self, monkeypatch):
+        planted(monkeypatch, episode, "at_last_token", lambda _: lambda outputs, segments: outputs[:, -1])
+        assert found(iteration()) == {"misread_score"}
+
+    @pytest.mark.parametrize("shift", [-1, 1])
+    def test_put_on_another_token(self, monkeypatch, shift):
+        planted(monkeypatch, losses, "kl_rewards", after(lambda rewards: jnp.roll(rewards, shift, axis=1)))
+        assert found(iteration()) == {"displaced_score"}
+
+    def test_without_the_penalty_on_one_token(self, monkeypatch):
+        planted(monkeypatch, losses, "kl_rewards", after(lambda rewards: rewards.at[:, 0].set(0.0)))
+        assert found(iteration(reference=fake_params(seed=5)[0])) == {"displaced_score", "initial_kl"}
 
 
-@pytest.mark.parametrize("shift", [-1, 1])
-def test_a_reward_that_is_put_on_another_token(monkeypatch, shift):
-    kl_rewards = losses.kl_rewards
-    monkeypatch.setattr(losses, "kl_rewards", lambda *given: jnp.roll(kl_rewards(*given), shift, axis=1))
-    assert found(quick()) == {"displaced_score"}
+class TestMasksAndPositions:
+    def test_positions_from_one(self, monkeypatch):
+        planted(monkeypatch, sampling, "positions_of", after(lambda positions: positions + 1))
+        assert found(iteration()) == {"misplaced"}
+
+    @pytest.mark.parametrize("precision", ["float32", "low"])
+    def test_other_positions_than_the_sampler_used(self, monkeypatch, precision):
+        planted(
+            monkeypatch,
+            sampling,
+            "sample",
+            after(lambda episodes: episodes.replace(positions=jnp.broadcast_to(jnp.arange(P + R), (BATCH, P + R)))),
+        )
+        assert found(iteration(), precision) == {"misplaced", "sampler_deviation", "sampler_kl"}
+
+    def test_a_mask_that_goes_on_after_the_end(self, monkeypatch):
+        def longer(episodes):
+            mask = episodes.response_mask
+            return episodes.replace(response_mask=jnp.maximum(mask, jnp.roll(mask, 1, axis=1).at[:, 0].set(1.0)))
+
+        planted(monkeypatch, sampling, "sample", after(longer))
+        assert "misplaced" in found(iteration())
+
+    @pytest.mark.parametrize("field", ["response_mask", "segments", "positions"])
+    def test_others_in_the_update_than_in_the_rollout(self, monkeypatch, field):
+        def other(experience):
+            changed = jnp.roll(getattr(experience.episodes, field), 1, axis=0)
+            return experience.replace(episodes=experience.episodes.replace(**{field: changed}))
+
+        planted(monkeypatch, ppo_iteration, "gather_rows", after(other))
+        assert "misplaced" in found(iteration())
 
 
-def test_a_reward_without_its_penalty_on_one_token(monkeypatch):
-    kl_rewards = losses.kl_rewards
-    monkeypatch.setattr(losses, "kl_rewards", lambda *given: kl_rewards(*given).at[:, 0].set(0.0))
-    assert found(quick(reference=fake_params(seed=5)[0])) == {"displaced_score", "initial_kl"}
+class TestLogProbabilities:
+    @pytest.mark.parametrize("precision", ["float32", "low"])
+    def test_stale_weights_in_the_sampler(self, monkeypatch, precision):
+        def stale(sample):
+            return lambda model, params, *rest, **keys: sample(model, fake_params(seed=5)[0], *rest, **keys)
+
+        planted(monkeypatch, sampling, "sample", stale)
+        assert found(iteration(), precision) == {"sampler_deviation", "sampler_kl"}
+
+    def test_weights_in_the_sampler_that_are_one_small_update_old(self, monkeypatch):
+        def stale(sample):
+            old = jax.tree.map(lambda x: 1.001 * x, POLICY)
+            return lambda model, params, *rest, **keys: sample(model, old, *rest, **keys)
+
+        planted(monkeypatch, sampling, "sample", stale)
+        assert "sampler_kl" in found(iteration())
+
+    @pytest.mark.parametrize("precision", ["float32", "low"])
+    def test_another_temperature_in_the_sampler(self, monkeypatch, precision):
+        planted(monkeypatch, sampling, "categorical", lambda draw: lambda keys, temperature: draw(keys, 0.8))
+        assert "sampler_kl" in found(iteration(), precision)
+
+    @pytest.mark.parametrize(
+        "change", [lambda log_probs: 1.01 * log_probs, lambda log_probs: jnp.roll(log_probs, 1, axis=0)]
+    )
+    def test_stale_or_mixed_up_in_the_update(self, monkeypatch, change):
+        def stale(experience):
+            return experience.replace(log_probs=change(experience.log_probs))
+
+        planted(monkeypatch, ppo_iteration, "gather_rows", after(stale))
+        assert found(iteration()) == {"first_ratio_deviation", "first_approx_kl"}
+
+    @pytest.mark.parametrize("precision", ["float32", "low"])
+    def test_a_reference_that_is_not_the_initial_policy(self, precision):
+        assert found(iteration(reference=fake_params(seed=5)[0]), precision) == {"initial_kl"}
 
 
-def test_wrong_positions(monkeypatch):
-    replaced_rollout(monkeypatch, episodes_only(lambda episodes: episodes.replace(positions=episodes.positions + 1)))
-    assert {"misplaced", "sampler_deviation"} <= found(iteration())
+class TestIntegers:
+    """Stopped when the program is traced, before anything runs."""
+
+    def test_scores(self):
+        class Rounded:
+            def apply(self, *given, **keys):
+                return jnp.round(MODELS[1].apply(*given, **keys)).astype(jnp.int32)
+
+        with pytest.raises(InvariantError, match="scores: expected floating-point numbers, found int32"):
+            iteration(uncompiled((MODELS[0], Rounded())), value=REWARD)
+
+    def test_scores_added_to_an_array_of_integers(self, monkeypatch):
+        planted(monkeypatch, losses, "kl_rewards", after(lambda rewards: rewards.astype(jnp.int32)))
+        with pytest.raises(InvariantError, match="rewards: expected floating-point numbers, found int32"):
+            iteration()
+
+    def test_advantages(self, monkeypatch):
+        planted(monkeypatch, losses, "whiten", after(lambda advantages: jnp.sign(advantages).astype(jnp.int8)))
+        with pytest.raises(InvariantError, match="advantages: expected floating-point numbers, found int8"):
+            iteration()
 
 
-def test_a_mask_that_goes_on_after_the_end(monkeypatch):
-    def longer(episodes):
-        mask = episodes.response_mask
-        return episodes.replace(response_mask=jnp.maximum(mask, jnp.roll(mask, 1, axis=1).at[:, 0].set(1.0)))
+class TestNumbersThatAreNone:
+    @pytest.mark.parametrize(
+        ("network", "metric"),
+        [("policy", "entropy"), ("reference", "kl"), ("reward", "reward"), ("value", "value_loss")],
+    )
+    def test_in_a_network(self, network, metric):
+        good = dict(policy=POLICY, reference=POLICY, reward=REWARD, value=REWARD)
+        bad = {name: leaf.at[(0,) * leaf.ndim].set(jnp.nan) for name, leaf in good[network].items()}
+        assert metric in found(iteration(**{**good, network: bad}))
 
-    replaced_rollout(monkeypatch, episodes_only(longer))
-    assert "misplaced" in found(quick())
+    @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+    def test_in_an_advantage(self, monkeypatch, bad):
+        planted(monkeypatch, losses, "whiten", after(lambda advantages: advantages.at[0, 0].set(bad)))
+        assert {"policy_loss", "gradient_norm"} <= found(iteration())
+
+    def test_in_the_gradient_of_the_value_network(self):
+        """A root at 0: its value is finite, its slope is not. Only the last update has no later loss to show it."""
+
+        class Root:
+            def apply(self, variables, tokens, segments, *_, **__):
+                return jnp.sqrt(jnp.abs(tokens * variables["params"]["scale"]))
+
+        step = uncompiled((MODELS[0], Root()), changed(minibatch_size=BATCH))
+        assert found(iteration(step, reward=weights(0.0))) == {"value_gradient_norm"}
 
 
-def test_a_sampler_with_other_weights(monkeypatch):
-    replaced_rollout(monkeypatch, lambda x: jax.tree.map(lambda leaf: 1.05 * leaf, x) if isinstance(x, dict) else x)
-    assert found(iteration()) == {"sampler_deviation"}
-
-
-def test_a_sampler_with_another_temperature(monkeypatch):
+def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
+    """The loop with the real iteration, whose sampler goes wrong from the second iteration on."""
     categorical = sampling.categorical
-    monkeypatch.setattr(sampling, "categorical", lambda keys, temperature: categorical(keys, 0.9 * temperature))
-    assert found(quick()) == {"sampler_deviation"}
 
+    def step(state, *rest):
+        temperature = 0.8 if int(state.step) >= 1 else 1.0
+        monkeypatch.setattr(sampling, "categorical", lambda keys, _: categorical(keys, temperature))
+        return uncompiled()(state, *rest)
 
-def test_stale_log_probabilities_in_the_update(monkeypatch):
-    gather_rows = ppo_iteration.gather_rows
-
-    def stale(experience, axis_name):
-        experience = gather_rows(experience, axis_name)
-        return experience.replace(log_probs=experience.log_probs * 1.01)
-
-    monkeypatch.setattr(ppo_iteration, "gather_rows", stale)
-    assert found(quick()) == {"first_ratio_deviation"}
-
-
-def test_a_reference_that_is_not_the_initial_policy():
-    assert found(quick(reference=fake_params(seed=5)[0])) == {"initial_kl"}
-
-
-def test_integer_rewards():
-    class Rounded:
-        def apply(self, *given, **keys):
-            return jnp.round(FAKE[1].apply(*given, **keys)).astype(jnp.int32)
-
-    with pytest.raises(InvariantError, match="scores: expected floating-point numbers, found int32"):
-        iteration(FAKE[0], Rounded(), policy=fake_params()[0], reward=fake_params()[1])
-
-
-def test_nan_in_a_network():
-    reward = fake_params()[1]
-    assert "reward" in found(quick(reward={**reward, "shift": jnp.float32(jnp.nan)}))
-
-
-def test_a_warning_goes_on(capsys):
-    invariants.enforce("ppo, step 3", {"misplaced": 2.0, "reward": 0.5}, dtype="float32", action="warn")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: ppo, step 3: misplaced: expected at most 0, found 2: masks, segments or positions")
-
-
-def test_bfloat16_has_limits_of_its_own():
-    values = {"sampler_deviation": 0.05}
-    assert invariants.violations(values, "bfloat16") == [] != invariants.violations(values, "float32")
+    frozen = Frozen(POLICY, REWARD)
+    with pytest.raises(InvariantError, match="^ppo, step 2: sampler_"):
+        loop.run(
+            "ppo",
+            step,
+            initial(POLICY, REWARD),
+            grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(),
+            jax.random.key(0),
+            steps=4,
+            directory=tmp_path,
+            meta={},
+            log=ml_collections.ConfigDict({"every": 1, "save_every": 1, "evaluate_every": 1, "keep": 4}),
+            constants=(frozen,),
+            judge=functools.partial(invariants.enforce, precision="float32", action="stop"),
+        )
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1]

@@ -14,7 +14,7 @@ import pytest
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
-from instructjax.training import loop, parallel
+from instructjax.training import invariants, loop, parallel
 from instructjax.training import state as train_state
 from tests import tiny_models
 
@@ -126,7 +126,7 @@ def prompts(seed=0):
     rng = np.random.default_rng(seed)
     segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
     tokens = rng.integers(6, tiny_models.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32)
-    return PromptBatch(tokens * segments, segments, np.arange(BATCH, dtype=np.int32))
+    return PromptBatch(tokens * segments, segments)
 
 
 def text(seed=0):
@@ -171,6 +171,9 @@ class TestFirstIteration:
         step = jax.jit(make(changed(temperature=temperature), models=models))
         state, metrics = step(state, (prompts(), None), KEY, frozen)
         found = numbers(metrics)
+        assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(found)
+        assert invariants.violations(found, "float32") == []
+        assert 0 < found["sampler_deviation"] < 1e-5  # measured, not given
         assert found["first_ratio_deviation"] < 1e-5
         assert abs(found["kl"]) < 1e-5 and found["max_abs_kl"] < 1e-5
         # Later minibatches are off the policy that sampled, later iterations off the reference.

@@ -1,0 +1,91 @@
+"""What is measured of episodes: 0 where they are sound, more where any one cell is not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from instructjax import losses
+from instructjax.batch import Episodes
+from instructjax.errors import InvariantError
+from instructjax.rollout import consistency, episode
+
+PAD, EOS = 0, 1
+B, P, R = 4, 3, 4
+
+misplaced = jax.jit(lambda rows: consistency.misplaced(rows, EOS))
+misread_score = jax.jit(lambda *given: consistency.misread_score(*given, EOS))
+displaced_score = jax.jit(lambda *given: consistency.displaced_score(*given, EOS))
+
+
+@st.composite
+def sound(draw):
+    """Episodes as they are defined, row by row; a sampled token may be PAD, and a prompt may hold EOS."""
+    tokens, segments = np.full((B, P + R), PAD, np.int32), np.zeros((B, P + R), np.int32)
+    positions, mask = np.zeros((B, P + R), np.int32), np.zeros((B, R), np.float32)
+    for row in range(B):
+        prompt = draw(st.lists(st.integers(0, 9), min_size=1, max_size=P))
+        size = draw(st.integers(1, R))
+        response = draw(st.lists(st.sampled_from([PAD, 5, 6, 7]), min_size=size, max_size=size))
+        if size < R or draw(st.booleans()):
+            response[-1] = EOS
+        inside = slice(P - len(prompt), P + size)
+        tokens[row, inside] = prompt + response
+        segments[row, inside] = 1
+        positions[row, inside] = np.arange(len(prompt) + size)
+        mask[row, :size] = 1
+    return Episodes(tokens, segments, positions, mask, np.zeros((B, R), np.float32))
+
+
+cells = st.tuples(st.integers(0, B - 1), st.integers(0, P + R - 1))
+
+
+@settings(deadline=None)
+@given(sound(), cells, st.sampled_from(["segments", "response_mask", "positions"]), st.sampled_from([-1, 1, 3]))
+def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
+    assert misplaced(rows) == 0
+    row, column = cell
+    wrong = getattr(rows, field).copy()
+    column %= wrong.shape[1]
+    if field == "positions":
+        assume(rows.segments[row, column])  # nobody reads those of padding
+        wrong[row, column] += shift
+    else:
+        wrong[row, column] = 1 - wrong[row, column]
+    assert misplaced(dataclasses.replace(rows, **{field: wrong})) >= 1
+
+
+@settings(deadline=None)
+@given(sound(), st.integers(0, B - 1), st.integers(0, P + R - 1))
+def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column):
+    outputs = np.random.default_rng(0).normal(size=(B, P + R)).astype(np.float32)
+    scores = np.array(episode.at_last_token(outputs, rows.segments))
+    assert misread_score(scores, outputs, rows) == 0
+    wrong = scores.copy()
+    wrong[row] = outputs[row, column]
+    np.testing.assert_allclose(misread_score(wrong, outputs, rows), abs(wrong[row] - scores[row]), rtol=1e-6)
+    assert (column == P + int(rows.response_mask[row].sum()) - 1) == (wrong[row] == scores[row])
+
+
+@settings(deadline=None)
+@given(sound(), st.integers(0, B - 1), st.integers(0, R - 1), st.floats(-2, 2, width=32))
+def test_any_other_reward_is_told_by_its_size(rows, row, column, shift):
+    rng = np.random.default_rng(0)
+    log_probs, reference = rng.normal(size=(2, B, R)).astype(np.float32) * rows.response_mask
+    scores = rng.normal(size=B).astype(np.float32)
+    rewards = np.array(losses.kl_rewards(scores, log_probs, reference, rows.response_mask, 0.1))
+    penalties = 0.1 * (log_probs - reference)
+    np.testing.assert_allclose(displaced_score(rewards, scores, penalties, rows), 0, atol=1e-6)
+    rewards[row, column] += shift
+    np.testing.assert_allclose(displaced_score(rewards, scores, penalties, rows), abs(shift), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, bool])
+def test_only_floating_point_numbers_pass(dtype):
+    consistency.require_floating(scores=jnp.zeros(3), values=jnp.zeros(3, jnp.bfloat16))
+    with pytest.raises(InvariantError, match=r"^values: expected floating-point numbers, found \w+$"):
+        consistency.require_floating(scores=jnp.zeros(3), values=jnp.zeros(3, dtype))
