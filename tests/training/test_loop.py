@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import time
 
 import grain
 import jax
@@ -148,6 +149,7 @@ def signalling(call, *numbers):
         if next(calls) == call:
             for number in numbers:
                 os.kill(os.getpid(), number)
+                time.sleep(0.1)  # another thread may have been woken for it
         return step(*arguments)
 
     return wrapped
