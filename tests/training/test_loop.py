@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-import time
 
 import grain
 import jax
