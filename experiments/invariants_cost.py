@@ -1,4 +1,4 @@
-"""What the run-time invariants cost: iterations of PPO with and without them, in turn, at the sandbox's size.
+"""What the run-time invariants cost: iterations of PPO-ptx with and without them, in turn, at the sandbox's size.
 
 python experiments/invariants_cost.py
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from instructjax.batch import PromptBatch
+from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import workspace
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
@@ -47,6 +47,9 @@ def main(config, workdir):
     rows, width = config.ppo.batch_size, config.data.max_prompt
     tokens = np.random.default_rng(0).integers(3, VOCABULARY, (rows, width)).astype(np.int32)
     prompts = PromptBatch(tokens, np.ones_like(tokens))
+    windows = np.resize(tokens, (rows * config.ppo.ptx_examples_per_episode, config.ppo.ptx_length))
+    ones, places = np.ones_like(windows), np.broadcast_to(np.arange(windows.shape[1], dtype=np.int32), windows.shape)
+    text = LMBatch(windows, ones, places, ones.astype(np.float32))
     frozen = Frozen(reference=params, reward=reward)
     state = PPOState(
         jnp.zeros((), jnp.int32), train_state.create_averaged(params, adam), train_state.create(reward, adam)
@@ -59,7 +62,7 @@ def main(config, workdir):
         state, metrics = iterate(*given)
         return state, {name: metric for name, metric in metrics.items() if name not in MEASURED}
 
-    given = state, (prompts, None), jax.random.key(0), frozen
+    given = state, (prompts, text), jax.random.key(0), frozen
     watched, unwatched = (jax.jit(f).lower(*given).compile() for f in (iterate, iterate_unwatched))
     _, metrics = watched(*given)
     unwatched(*given)
@@ -68,7 +71,7 @@ def main(config, workdir):
         with_them, without = ([times[unit] for times in side] for side in zip(*pairs, strict=True))
         low, ratio, high = statistics.quantiles([a / b for a, b in zip(with_them, without, strict=True)], n=4)
         print(
-            f"PPO iteration, {rows} episodes, seconds of the {name}: {statistics.median(with_them):.3f} with "
+            f"PPO-ptx iteration, {rows} episodes, seconds of the {name}: {statistics.median(with_them):.3f} with "
             f"invariants, {statistics.median(without):.3f} without: {100 * (ratio - 1):+.2f} % "
             f"(quartiles {100 * (low - 1):+.2f} and {100 * (high - 1):+.2f} %)"
         )
