@@ -93,7 +93,7 @@ def saved(directory):
 
 def test_nothing_is_saved_of_a_loss_that_is_no_number(tmp_path):
     numbers = [0, 1, 2, 3, 4, math.nan, 6, 7, 8, 9]  # in step 6
-    with pytest.raises(InvariantError, match="^test, step 6: loss: expected a finite number, found nan"):
+    with pytest.raises(InvariantError, match="test, step 6: loss: expected a finite number, found nan"):
         run(tmp_path, STOP, numbers=numbers)
     assert saved(tmp_path) == ([2, 4], [2, 4])
 
@@ -102,7 +102,8 @@ def test_a_warning_goes_on(tmp_path, capsys):
     run(tmp_path, WARN, numbers=[0, 1, 2, 3, 4, math.inf, 6, 7, 8, 9])
     assert saved(tmp_path) == ([2, 4, 6, 8, 10],) * 2
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: test, step ")]
-    assert warnings and warnings[0].startswith("warning: test, step 6: loss: expected a finite number, found inf")
+    assert any(line.startswith("warning: test, step 6: loss: expected a finite number, found inf") for line in warnings)
+    assert not any(line.startswith(("warning: test, step 2:", "warning: test, step 4:")) for line in warnings)
 
 
 class TestFrozenWeights:
