@@ -1,7 +1,10 @@
 """Parity with the formulas of the authors' earlier code, openai/lm-human-preferences (Ziegler et al. 2019).
 
-Its responses are all of one length, so nothing there is masked. Written from the published formulas.
+Written from its description, one number at a time in float64. Its responses are all of one length, so
+nothing there is masked, and it whitens what one update sees: one minibatch of one process.
 """
+
+import math
 
 import jax
 import numpy as np
@@ -10,58 +13,83 @@ import pytest
 from instructjax import losses
 
 BETA, GAMMA, LAMBDA, CLIP, CLIP_VALUE = 0.15, 1.0, 0.95, 0.2, 0.2
+BOUND = 1e-12
 
 
-def whitened(x, shift_mean=True):
-    result = (x - x.mean()) / np.sqrt(x.var() + 1e-8)
-    return result if shift_mean else result + x.mean()
+def whitened(rows, keep_mean):
+    numbers = [x for row in rows for x in row]
+    mean = math.fsum(numbers) / len(numbers)
+    variance = math.fsum((x - mean) ** 2 for x in numbers) / len(numbers)
+    return [[(x - mean) / math.sqrt(variance + 1e-8) + (mean if keep_mean else 0.0) for x in row] for row in rows]
 
 
-def theirs(case):
-    """Rewards, advantages, returns and both losses."""
-    rewards = -BETA * (case["log_probs"] - case["ref_log_probs"])
-    rewards[:, -1] += case["scores"]
-    values, length = case["values"], rewards.shape[1]
-    advantages, last = np.zeros_like(rewards), 0.0
-    for t in reversed(range(length)):
-        following = values[:, t + 1] if t < length - 1 else 0.0
-        last = rewards[:, t] + GAMMA * following - values[:, t] + GAMMA * LAMBDA * last
-        advantages[:, t] = last
-    returns = advantages + values
-    advantages = whitened(advantages)
-    ratio = np.exp(case["new_log_probs"] - case["log_probs"])
-    policy = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 1 - CLIP, 1 + CLIP)).mean()
-    clipped = np.clip(case["new_values"], values - CLIP_VALUE, values + CLIP_VALUE)
-    value = 0.5 * np.maximum((case["new_values"] - returns) ** 2, (clipped - returns) ** 2).mean()
+def theirs(case, whiten_rewards):
+    """Rewards, advantages (before and after whitening), returns; both losses, and how many tokens they clip."""
+    count, length = case["values"].shape
+    places = [(b, t) for b in range(count) for t in range(length)]
+    rewards = [
+        [-BETA * (case["log_probs"][b, t] - case["ref_log_probs"][b, t]) for t in range(length)] for b in range(count)
+    ]
+    for b in range(count):
+        rewards[b][length - 1] += case["scores"][b]
+    if whiten_rewards:
+        rewards = whitened(rewards, keep_mean=True)
+
+    def surprise(b, t):
+        following = case["values"][b, t + 1] if t + 1 < length else 0.0
+        return rewards[b][t] + GAMMA * following - case["values"][b, t]
+
+    raw = [
+        [math.fsum((GAMMA * LAMBDA) ** (k - t) * surprise(b, k) for k in range(t, length)) for t in range(length)]
+        for b in range(count)
+    ]
+    advantages = whitened(raw, keep_mean=False)
+    policy, value, policy_clips, value_clips = [], [], 0, 0
+    for b, t in places:
+        ratio = math.exp(case["new_log_probs"][b, t] - case["log_probs"][b, t])
+        near = min(max(ratio, 1 - CLIP), 1 + CLIP)
+        policy.append(max(-advantages[b][t] * ratio, -advantages[b][t] * near))
+        policy_clips += -advantages[b][t] * near > -advantages[b][t] * ratio
+        old, new, target = case["values"][b, t], case["new_values"][b, t], raw[b][t] + case["values"][b, t]
+        near = min(max(new, old - CLIP_VALUE), old + CLIP_VALUE)
+        value.append(0.5 * max((new - target) ** 2, (near - target) ** 2))
+        value_clips += (near - target) ** 2 > (new - target) ** 2
     return {
         "rewards": rewards,
-        "rewards, whitened": whitened(rewards, shift_mean=False),
-        "advantages": advantages,
-        "returns": returns,
-        "policy loss": policy,
-        "value loss": value,
+        "advantages": raw,
+        "advantages, whitened": advantages,
+        "returns": raw + case["values"],
+        "policy loss": math.fsum(policy) / len(places),
+        "policy clips": policy_clips,
+        "value loss": math.fsum(value) / len(places),
+        "value clips": value_clips,
     }
 
 
-def ours(case):
+def ours(case, whiten_rewards):
     mask = np.ones_like(case["values"])
     rewards = losses.kl_rewards(case["scores"], case["log_probs"], case["ref_log_probs"], mask, BETA)
-    advantages, returns = losses.gae(rewards, case["values"], mask, GAMMA, LAMBDA)
-    advantages = losses.whiten(advantages, mask)
-    policy, _ = losses.policy_loss(case["new_log_probs"], case["log_probs"], advantages, mask, CLIP)
-    value, _ = losses.value_loss(case["new_values"], case["values"], returns, mask, CLIP_VALUE)
+    if whiten_rewards:
+        rewards = losses.whiten(rewards, mask, shift_mean=False)
+    raw, returns = losses.gae(rewards, case["values"], mask, GAMMA, LAMBDA)
+    advantages = losses.whiten(raw, mask)
+    policy, policy_metrics = losses.policy_loss(case["new_log_probs"], case["log_probs"], advantages, mask, CLIP)
+    value, value_metrics = losses.value_loss(case["new_values"], case["values"], returns, mask, CLIP_VALUE)
     return {
         "rewards": rewards,
-        "rewards, whitened": losses.whiten(rewards, mask, shift_mean=False),
-        "advantages": advantages,
+        "advantages": raw,
+        "advantages, whitened": advantages,
         "returns": returns,
         "policy loss": losses.mean(*policy),
+        "policy clips": policy_metrics["clip_fraction"][0],
         "value loss": losses.mean(*value),
+        "value clips": value_metrics["clip_fraction"][0],
     }
 
 
+@pytest.mark.parametrize("whiten_rewards", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_quantity_of_ppo(seed):
+def test_every_quantity_of_ppo(seed, whiten_rewards):
     rng = np.random.default_rng(seed)
     shape = (int(rng.integers(1, 9)), int(rng.integers(2, 13)))
     log_probs, values = -2 + 0.3 * rng.normal(size=shape), rng.normal(size=shape)
@@ -74,6 +102,9 @@ def test_every_quantity_of_ppo(seed):
         "scores": rng.normal(size=shape[0]),
     }
     with jax.enable_x64(True):
-        found = ours(case)
-    for name, expected in theirs(case).items():
-        np.testing.assert_allclose(found[name], expected, rtol=1e-7, atol=1e-7, err_msg=name)
+        found = {name: np.asarray(x) for name, x in ours(case, whiten_rewards).items()}
+    expected = theirs(case, whiten_rewards)
+    assert 0 < expected["policy clips"] < values.size and 0 < expected["value clips"] < values.size
+    print(f"largest difference {max(np.abs(found[name] - expected[name]).max() for name in found):.1e}", end=" ")
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=BOUND, atol=BOUND, err_msg=name)
