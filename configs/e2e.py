@@ -12,7 +12,7 @@ Command:    python experiments/reproduce.py --config=configs/e2e.py --config.e2e
 
             DATA holds a folder e2e_human_rankings and one for each text set.
 
-Variants:   smoke: the same in about two minutes, too small to show the results; a test.
+Variants:   smoke: the same in minutes, too small to show the results; a test.
 
 Values that are not explained here are the paper's; see configs/instructgpt.py.
 """

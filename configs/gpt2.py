@@ -3,7 +3,7 @@
 Reproduces: the paper's recipe (section 3.5, appendix C) on the model that it grew from, with its own
             byte-pair vocabulary, instead of pretraining.
 Cost:       not measured for the four sizes: they have only been built, and their weights are not here.
-            tiny: two minutes on two CPU cores.
+            tiny: minutes on two CPU cores; its time alone on a machine has not been measured.
 Expected:   tiny shows that the way from imported weights to a report works, and nothing else: its
             weights are random.
 Command:    python experiments/reproduce.py --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
