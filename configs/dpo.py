@@ -2,8 +2,8 @@
 
 Reproduces: nothing of InstructGPT; it shows how another algorithm moves into these rooms, see
             docs/own_algorithm.md.
-Cost:       about as much as the reward model.
-Expected:   see docs/own_algorithm.md.
+Cost:       not measured at this size; run by the tests on tiny files only.
+Expected:   not measured; the values below are first guesses.
 Command:    python experiments/dpo.py --config=configs/dpo.py --workdir=runs/sandbox
 
             In the folder of a sandbox run, whose GPT, SFT and rankings it takes. Elsewhere

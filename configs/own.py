@@ -2,7 +2,7 @@
 
 Reproduces: nothing; a place to start from, see docs/own_data.md.
 Cost:       about 25M parameters; depends on the data.
-Expected:   nothing is known of your data.
+Expected:   nothing is known of your data; the values are first guesses, and no variant has been run whole.
 Command:    python experiments/reproduce.py --config=configs/own.py --workdir=runs/own \\
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=...
