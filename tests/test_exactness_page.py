@@ -1,4 +1,4 @@
-"""docs/exactness.md and docs/invariants.md name tests and files that exist."""
+"""docs/exactness.md and docs/invariants.md name tests and files that exist, and figures that were found."""
 
 import ast
 import pathlib
@@ -26,6 +26,17 @@ def test_a_cited_test_exists(citation):
     tree = ast.parse((ROOT / file).read_text())
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     assert not name or name in functions
+
+
+def test_every_difference_found_is_a_number_within_its_tolerance():
+    page = (ROOT / "docs" / "exactness.md").read_text()
+    (head,) = [line for line in page.splitlines() if line.startswith("| claim | tolerance | largest difference found")]
+    rows = page.split(head)[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 10
+    for row in rows:
+        _, tolerance, found, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        allowed = 0.0 if tolerance.startswith("every") else float(tolerance.split()[0])
+        assert float(found.split()[0]) <= allowed, row
 
 
 def test_every_invariant_is_described():
