@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 VERSION = re.search('__version__ = "(.*)"', pathlib.Path("instructjax/__init__.py").read_text())[1]
 
 HUGGINGFACE = ["safetensors>=0.5", "tokenizers>=0.21"]  # weights and vocabularies of others
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
 setup(
     name="instructjax",
@@ -42,7 +43,9 @@ setup(
         "huggingface": HUGGINGFACE,
         # With the last TRL that has a PPO trainer, and what it wants.
         "parity": ["torch>=2.9", "transformers>=5.0", "trl==1.12.0", "accelerate>=1.15", "datasets>=5.2"],
-        "test": [*HUGGINGFACE, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
+        "test": [*HUGGINGFACE, *NOTEBOOKS, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],
+        "notebooks": NOTEBOOKS,
+        "docs": ["pdoc>=15.0"],
         "dev": ["import-linter>=2.1", "ruff>=0.9"],
     },
 )

@@ -152,6 +152,9 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     ppo = config.ppo = ConfigDict()
     ppo.init_from = ""  # "" is WORKDIR/ppo_init
     ppo.reward_from = ""  # "" is WORKDIR/reward
+    # "MODULE:FUNCTION" of (prompts, responses) that gives the rewards instead; see docs/own_reward.md. The value
+    # network starts from the reward model all the same.
+    ppo.reward_function = ""
     ppo.iterations = 500  # C.4: 256k episodes in batches of 512
     ppo.batch_size = 512  # episodes of an iteration; C.4
     ppo.minibatch_size = 64  # episodes of an update; C.4

@@ -15,6 +15,7 @@ from instructjax.data.vocabulary import Vocabulary
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, sampling
+from instructjax.rollout.reward_function import RewardFunction
 
 Params = Any
 # sampler(params, prompts, key) -> batches of (Episodes with B rows, n <= B texts)
@@ -75,7 +76,7 @@ def texts(tokenizer: Vocabulary, episodes: Episodes) -> list[str]:
     ]
 
 
-def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
+def make_scorer(model: ScalarModel | RewardFunction) -> Callable[[Params, Episodes], jax.Array]:
     """Builds a compiled `scorer(params, episodes) -> [B]`: the reward of each response."""
 
     @jax.jit

@@ -17,7 +17,8 @@ from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.records import Prompt, Text
-from instructjax.rollout import answers
+from instructjax.rollout import answers, reward_function
+from instructjax.rollout.reward_function import RewardFunction
 from instructjax.sandbox.quality import quality
 from instructjax.stages import language_model, prepare, workspace
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
@@ -41,8 +42,10 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
     section = config.ppo
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
-    directory = workspace.begin(config, workdir, stage)
     policy_model, scalar_model = LanguageModel(shape), ScalarModel(shape)
+    name = section.reward_function
+    reward_model = RewardFunction(reward_function.load(name), layout) if name else scalar_model
+    directory = workspace.begin(config, workdir, stage)
     start = workspace.checkpoints_of(section.init_from, workdir, "ppo_init")
     initial = workspace.load_language_model(start, shape, layout.tokenizer).params
     start = workspace.checkpoints_of(section.reward_from, workdir, "reward")
@@ -62,6 +65,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         scalar_model,
         *adams,
         section,
+        reward_model=reward_model,
         max_response=config.data.max_response,
         eos_id=layout.tokenizer.eos_id,
         pad_id=layout.tokenizer.pad_id,
@@ -100,7 +104,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         meta=workspace.describe(config, shape, layout.tokenizer),
         log=config.ppo_log,
         constants=(frozen,),
-        evaluate=_measure(config, workdir, layout, shape, frozen),
+        evaluate=_measure(config, workdir, layout, shape, reward_model, frozen),
         judge=workspace.judge(config),
         draw=functools.partial(curves.update, directory),
     )
@@ -111,6 +115,7 @@ def _measure(
     workdir: epath.PathLike,
     layout: Layout,
     shape: TransformerConfig,
+    reward_model: ScalarModel | RewardFunction,
     frozen: Frozen,
 ) -> Callable[[PPOState], dict[str, float]]:
     """Reward, KL, true quality and loss on text of the averaged policy, on validation prompts."""
@@ -121,7 +126,7 @@ def _measure(
         temperature=config.evaluate.temperature,
         batch_size=config.evaluate.batch_size,
     )
-    scorer, divergence = answers.make_scorer(ScalarModel(shape)), answers.make_divergence(model)
+    scorer, divergence = answers.make_scorer(reward_model), answers.make_divergence(model)
     text_loss = language_model.mean_loss(model)
     records = prepare.load(config, workdir, Prompt, "validation")
     prompts = [record.prompt for record in records[: config.evaluate.batch_size]]

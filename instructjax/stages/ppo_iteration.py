@@ -69,6 +69,7 @@ def make_iteration(
     value_optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
     *,
+    reward_model: Any = None,
     max_response: int,
     eos_id: int,
     pad_id: int,
@@ -81,16 +82,18 @@ def make_iteration(
 
     Args:
       policy_model: a LanguageModel, for policy and reference.
-      scalar_model: a ScalarModel, for reward and value.
+      scalar_model: a ScalarModel, for the value and, as in the paper, the reward.
       policy_optimizer: makes one update per minibatch.
       value_optimizer: the same for the value network.
       config: the `ppo` section of a recipe.
+      reward_model: scores episodes in its place, such as a `RewardFunction`; None is `scalar_model`.
       max_response: R, tokens.
       eos_id: ends a response.
       pad_id: fills a row after its end.
       axis_name: the mapped axis, under pmap; statistics and minibatches are global all the same.
     """
     minibatches = config.batch_size // config.minibatch_size
+    reward_model = reward_model or scalar_model
 
     def rollout(policy: Params, prompts: PromptBatch, key: Array) -> Episodes:
         rows = prompts.tokens.shape[0]
@@ -106,7 +109,7 @@ def make_iteration(
         log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * episodes.response_mask
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
-        outputs = scalar_model.apply({"params": frozen.reward}, episodes.tokens, episodes.segments, episodes.positions)
+        outputs = reward_model.apply({"params": frozen.reward}, episodes.tokens, episodes.segments, episodes.positions)
         return log_probs, ref_log_probs, values, outputs, losses.entropy(logits)
 
     def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:

@@ -1,0 +1,78 @@
+"""A reward that is a Python function of texts, in the place of a reward model: a rule, a checker, a judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax.data.examples import Layout
+from instructjax.errors import ConfigError
+
+Array = jax.Array
+# function(prompts, responses) -> a score for each
+Function = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardFunction:
+    """Stands for a ScalarModel in `episode.score`: without weights, and computed on the host.
+
+    A compiled program calls back to Python for it, wherever it runs; the device waits
+    meanwhile. Scores have no gradient, and PPO asks for none.
+
+    Attributes:
+      function: must give the same scores to the same texts.
+      layout: of the episodes that it is to score.
+    """
+
+    function: Function
+    layout: Layout
+
+    def apply(
+        self, variables: Any, tokens: Array, segments: Array, positions: Array, *, deterministic=True, rngs=None
+    ) -> Array:
+        """The score of each episode, [B, T] float32: the same at all of its tokens. See `ScalarModel`."""
+        del variables, positions, deterministic, rngs
+        shape = jax.ShapeDtypeStruct(tokens.shape[:1], jnp.float32)
+        scores = jax.pure_callback(self._on_host, shape, tokens, segments)
+        return jnp.broadcast_to(scores[:, None], tokens.shape)
+
+    def _on_host(self, tokens: Array, segments: Array) -> np.ndarray:
+        tokens, segments = np.asarray(tokens), np.asarray(segments)
+        border, decode = self.layout.max_prompt, self.layout.tokenizer.decode
+
+        def texts(columns: slice) -> list[str]:
+            rows = zip(tokens[:, columns], segments[:, columns], strict=True)
+            return [decode([int(token) for token in row[inside > 0]]) for row, inside in rows]
+
+        prompts = [text.removesuffix(self.layout.separator) for text in texts(slice(border))]
+        return np.asarray(self.function(prompts, texts(slice(border, None))), np.float32)
+
+
+def load(name: str) -> Function:
+    """The function MODULE:FUNCTION; a module is looked for in the current folder, too.
+
+    Raises:
+      ConfigError: there is none, or it does not give a finite number for each of two responses.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"ppo.reward_function: expected MODULE:FUNCTION, found {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {error}") from None
+    found = function(["a prompt", "a prompt"], ["a response", ""])
+    if np.shape(found) != (2,) or not all(math.isfinite(score) for score in found):
+        raise ConfigError(f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {found!r}")
+    return function

@@ -1,0 +1,57 @@
+"""Executes the notebooks in place, from the numbers in notebooks/runs: python notebooks/execute.py [RUN ...]
+
+With RUNs, folders of finished runs, their numbers first take the place of those in notebooks/runs: runs on human
+data the place of such runs, others that of others.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+
+import nbclient
+import nbformat
+
+from instructjax.errors import InputError
+from instructjax.evaluation import views
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+TIMEOUT = 120  # seconds for a cell
+
+
+def execute(path: pathlib.Path, runs: pathlib.Path) -> nbformat.NotebookNode:
+    """The notebook with the outputs of its cells; `runs` is the folder of runs that it reads.
+
+    What differs from one execution to the next (times, ids) is left out.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["RUNS"] = str(runs)
+    resources = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources).execute()
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", {}
+    return notebook
+
+
+def main(runs):
+    """Saves the numbers of the runs, if any are given, and executes every notebook."""
+    saved = FOLDER / "runs"
+    if runs:
+        new = [views.load(run) for run in runs]  # all of them are whole, before anything is removed
+        for path in saved.glob("*/results.json"):
+            if views.load(path.parent).is_human in {run.is_human for run in new}:
+                shutil.rmtree(path.parent)
+        for folder, run in zip(runs, new, strict=True):
+            views.save(folder, saved / run.name)
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        print(path.name)
+        nbformat.write(execute(path, saved), path)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
