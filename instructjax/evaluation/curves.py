@@ -104,6 +104,8 @@ def draw(runs: Mapping[str, Lines], panels: Sequence[Panel] = PANELS) -> Figure:
                 colour, dash = (i, _DASHES[j]) if len(runs) > 1 else (j, "-")
                 text = ", ".join([run] * (len(runs) > 1) + [label] * (len(panel.curves) > 1))
                 steps, values = curve(lines, name)
+                if not len(steps):
+                    continue
                 marker = "." if len(steps) < 30 else None
                 axes.plot(
                     steps, values, linestyle=dash, marker=marker, color=_colour(colour), linewidth=1.3, label=text
@@ -147,7 +149,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 def _grid(panels: Sequence[Panel]):
     columns = max(1, min(len(panels), _COLUMNS))
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), dpi=72, layout="constrained")
     panes = [figure.add_subplot(rows, columns, 1 + i) for i in range(len(panels))]
     for axes, panel in zip(panes, panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)

@@ -168,14 +168,13 @@ def answer_gradients(rewards: Sequence[float], gradients: Sequence[float], score
       scores: [K], of the labeler; they name the answers.
     """
     figure, (axes,) = _figure(1)
-    for k, (reward, gradient, score) in enumerate(zip(rewards, gradients, scores, strict=True)):
+    ends = [reward - 4 * gradient for reward, gradient in zip(rewards, gradients, strict=True)]
+    axes.set_ylim(min(*rewards, *ends) - 0.2, max(*rewards, *ends) + 0.2)
+    for k, (reward, end, score) in enumerate(zip(rewards, ends, scores, strict=True)):
         axes.plot([k], [reward], "o", color=COLOURS[0], markersize=8)
-        axes.annotate(
-            "", (k, reward - 4 * gradient), (k, reward), arrowprops={"arrowstyle": "->", "color": COLOURS[1], "lw": 2}
-        )
+        axes.annotate("", (k, end), (k, reward), arrowprops={"arrowstyle": "->", "color": COLOURS[1], "lw": 2})
         axes.annotate(f"score {score:g}", (k, reward), (8, -3), textcoords="offset points", fontsize=9)
     axes.set_xlim(-0.5, len(rewards) - 0.1)
-    axes.margins(y=0.3)
     axes.set_xticks(range(len(rewards)), [f"answer {k}" for k in range(len(rewards))])
     axes.set_ylabel("reward, and where a step moves it")
     return figure
