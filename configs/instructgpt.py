@@ -44,6 +44,13 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     # "stop" before anything is saved, or "warn"; see docs/invariants.md.
     config.invariants = "stop"
 
+    # When training runs away; all values are silent.
+    config.guards = ConfigDict()
+    config.guards.max_skipped = 10  # updates in a row skipped, as loss or gradient is not finite, that end the run
+    config.guards.action = "warn"  # what the limits below do: "stop" (with exit code 4) or "warn"
+    config.guards.max_kl = 100.0  # nats an episode, mean over a batch
+    config.guards.min_response_tokens = 1.5  # tokens an answer, EOS included, mean over a batch; 1 is an empty answer
+
     # Where records come from: exactly one of `files`, `sandbox` and `e2e` is declared.
     config.files = ConfigDict()
     config.files.text = ""  # .jsonl or .jsonl.gz of Text records; commas separate several files

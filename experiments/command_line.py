@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from instructjax.errors import InputError, InvariantError
+from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.stages import lock
 from instructjax.training.interruption import Interrupted
 
@@ -36,6 +36,7 @@ _WORKDIR = flags.DEFINE_string(
 # Exit codes beside 0, and Python's own 1 for what should not happen.
 MEND = 2  # an error that the user can mend
 BROKEN = 3  # an invariant does not hold: a bug, or numbers that ran away
+DIVERGED = 4  # training ran away; see the config's section `guards`
 GO_ON = 75  # asked to stop; the same command goes on. EX_TEMPFAIL, which schedulers take for "try again"
 
 
@@ -43,8 +44,8 @@ def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     """Parses the command line and calls `stage(config, workdir)`, while no other run is in that folder.
 
     An error that the user can mend is printed as one line, and the exit code is 2; so is an error of the
-    disk. A run in which an invariant does not hold leaves with 3, one that was asked to stop (SIGTERM, SIGINT)
-    with 75.
+    disk. A run in which an invariant does not hold leaves with 3, one that diverged with 4, one that was asked
+    to stop (SIGTERM, SIGINT) with 75.
     """
     _run(lambda: _alone(stage))
 
@@ -77,6 +78,9 @@ def _run(script: Callable[[], None]) -> None:
     except InvariantError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BROKEN)
+    except DivergenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)

@@ -38,5 +38,13 @@ class WorkdirError(InputError):
     """The folder of a run cannot be written to, or another run holds it."""
 
 
-class InvariantError(Exception):
-    """Something that must hold in every run does not: a bug, or numbers that ran away. No weights were saved of it."""
+class RunError(Exception):
+    """A run went wrong by itself and was stopped before it saved anything of it. The base of the two below."""
+
+
+class InvariantError(RunError):
+    """Something that must hold in every run does not: a bug, or numbers that ran away."""
+
+
+class DivergenceError(RunError):
+    """Training ran away: a limit of the recipe's section `guards` is reached."""

@@ -11,7 +11,7 @@ import ml_collections
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import TransformerConfig
 from instructjax.records import MAX_RESPONSES
-from instructjax.training import invariants, loop, parallel
+from instructjax.training import guards, invariants, loop, parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
@@ -56,6 +56,7 @@ def recipe(config: ml_collections.ConfigDict) -> None:
         for key in keys:
             _require(config, key, good, expected)
     invariants.check_action(config.invariants)
+    guards.check(config.guards)
     loop.check(config.log, "log")
     loop.check(config.ppo_log, "ppo_log")
     _lengths(config)

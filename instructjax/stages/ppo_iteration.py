@@ -29,7 +29,15 @@ from instructjax.rollout.episode import Experience
 from instructjax.training import objectives
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
-from instructjax.training.step import Maximum, Metrics, gather_rows, over_devices, own_rows, summed_gradient
+from instructjax.training.step import (
+    Maximum,
+    Metrics,
+    finite_update,
+    gather_rows,
+    over_devices,
+    own_rows,
+    summed_gradient,
+)
 
 Array = jax.Array
 
@@ -191,20 +199,17 @@ def make_iteration(
 
     def update(state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
         pair, metrics = summed_gradient(policy_loss, state.policy.params, batch, key, axis_name=axis_name)
-        if text is None:
-            gradient = losses.mean(*pair)
-        else:
+        gradient, loss = losses.mean(*pair), metrics["loss"][0]
+        if text is not None:
             ptx_pair, ptx_metrics = summed_gradient(
                 ptx_loss, state.policy.params, text, key, microbatches=config.ptx_microbatches, axis_name=axis_name
             )
-            gradient = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient)
+            gradient, loss = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient), loss + ptx_metrics["loss"][0]
             metrics["ptx_loss"] = ptx_metrics["loss"]
-        metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
-        policy = train_state.apply_gradients(state.policy, gradient, policy_optimizer)
+        policy, metrics = finite_update(state.policy, gradient, loss, metrics, policy_optimizer)
         pair, value_metrics = summed_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
-        gradient = losses.mean(*pair)
-        value_metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
-        value = train_state.apply_gradients(state.value, gradient, value_optimizer)
+        loss = value_metrics["loss"][0]
+        value, value_metrics = finite_update(state.value, losses.mean(*pair), loss, value_metrics, value_optimizer)
         metrics = {f"policy_{name}" if name == "loss" else name: metric for name, metric in metrics.items()}
         metrics.update({f"value_{name}": metric for name, metric in value_metrics.items()})
         return state.replace(policy=policy, value=value), metrics

@@ -30,7 +30,7 @@ from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import check, provenance
-from instructjax.training import checkpoint, invariants, loop
+from instructjax.training import checkpoint, guards, invariants, loop
 
 T = TypeVar("T")
 
@@ -164,9 +164,14 @@ def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
 
 
 def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]], None]:
-    """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant does not hold."""
-    precision = invariants.precision(config.model.dtype)
-    return functools.partial(invariants.enforce, precision=precision, action=config.invariants)
+    """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant or a guard does not hold."""
+    precision, ranges = invariants.precision(config.model.dtype), guards.of_recipe(config.guards)
+
+    def enforce(place: str, values: dict[str, float]) -> None:
+        invariants.enforce(place, values, precision=precision, action=config.invariants)
+        guards.enforce(place, values, ranges, config.guards.action)
+
+    return enforce
 
 
 def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from instructjax.errors import ConfigError
+from instructjax.errors import ConfigError, RunError
 from instructjax.training import digest, interruption
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
@@ -96,6 +97,7 @@ def run(
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
+      RunError: of the judge; the last good checkpoint is added to what it says.
       CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     check(log)
@@ -132,7 +134,9 @@ def run(
                     if measuring and evaluate:
                         values.update(evaluate(state))
                     if judge:
-                        judge(f"{name}, step {number}", values | (_changes(frozen, constants) if last else {}))
+                        judged = values | (_changes(frozen, constants) if last else {})
+                        with _last_checkpoint_named(checkpoints):
+                            judge(f"{name}, step {number}", judged)
                 if reporting:
                     window.clear()
                     writer.write(number, {**values, "wall_seconds": clock.seconds()})
@@ -159,16 +163,29 @@ def run(
 def reduce(window: Sequence[Metrics]) -> dict[str, float]:
     """The metrics of several steps as one number each: means of pairs, maxima of `Maximum`s.
 
-    A mean over nothing (weight 0) is left out.
+    A mean over nothing (weight 0) is left out, and so is a maximum of nothing (-inf).
     """
     values = {}
     for name, first in window[0].items():
         parts = [metrics[name] for metrics in window]
         if isinstance(first, Maximum):
-            values[name] = float(np.max([part.value for part in parts]))
+            if (most := float(np.max([part.value for part in parts]))) != -np.inf:
+                values[name] = most
         elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
             values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
     return values
+
+
+@contextlib.contextmanager
+def _last_checkpoint_named(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to the error of a run that went wrong from where it could go on: nothing was saved since it did."""
+    try:
+        yield
+    except RunError as error:
+        checkpoints.wait()
+        step = checkpoints.latest_step()
+        good = f"the last good checkpoint is {checkpoints.directory / str(step)}" if step else "no checkpoint was saved"
+        raise type(error)(f"{error}; {good}") from None
 
 
 def _changes(before: dict[str, str], constants: Sequence[Any]) -> dict[str, float]:

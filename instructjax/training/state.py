@@ -20,21 +20,28 @@ class TrainState:
     The model and the optimiser are functions, closed over by the step.
 
     Attributes:
-      step: int32 scalar, the number of updates made.
+      step: int32 scalar, the number of updates made or skipped.
       params: the weights.
       opt_state: the optimiser's state.
+      skipped: int32 scalar, how many of the last updates in a row were not made; see `apply_gradients`.
       ema: None, or an exponential moving average of `params`, of the same shapes.
     """
 
     step: Array
     params: Params
     opt_state: optax.OptState
+    skipped: Array
     ema: Params | None = None
 
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """A state before its first update, without an average."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def create_averaged(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -43,11 +50,25 @@ def create_averaged(params: Params, optimizer: optax.GradientTransformation) -> 
     return create(params, optimizer).replace(ema=jax.tree.map(jnp.copy, params))
 
 
-def apply_gradients(state: TrainState, gradients: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """One update of the weights; the average is left to `update_average`."""
+def apply_gradients(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation, finite: Array
+) -> TrainState:
+    """One update of the weights; the average is left to `update_average`.
+
+    Args:
+      state: the state before.
+      gradients: of the shape of its weights.
+      optimizer: turns gradients into updates.
+      finite: bool scalar. Where it is False, nothing but the two counters changes: one
+        gradient of infinities would be in the weights, and in Adam's moments, for good.
+    """
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    made = optax.apply_updates(state.params, updates), opt_state
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), made, (state.params, state.opt_state)
+    )
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
 
 
 def update_average(state: TrainState, decay: float) -> TrainState:

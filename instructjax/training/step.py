@@ -1,4 +1,4 @@
-"""From a loss to a training step: gradients of global means, and one update.
+"""From a loss to a training step: gradients of global means, and one update, if they are finite.
 
 A loss returns sums and weights. They are added up over microbatches, and over
 devices where an axis is named, and divided once, at the end. So the answer does
@@ -74,8 +74,7 @@ def summed_gradient(
             return _add(total, new), None
 
         shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key)
-        nothing = jax.tree.map(_nothing, shapes, is_leaf=_is_maximum)
-        (gradient, (weight, metrics)), _ = jax.lax.scan(add, nothing, (jnp.arange(microbatches), parts))
+        (gradient, (weight, metrics)), _ = jax.lax.scan(add, _nothing(shapes), (jnp.arange(microbatches), parts))
     gradient, weight, metrics = over_devices((gradient, weight, metrics), axis_name)
     return (gradient, weight), metrics
 
@@ -92,11 +91,42 @@ def train_step(
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         pair, metrics = summed_gradient(loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name)
-        gradient = losses.mean(*pair)
-        metrics["gradient_norm"] = (optax.tree.norm(gradient), jnp.ones(()))
-        return train_state.apply_gradients(state, gradient, optimizer), metrics
+        return finite_update(state, losses.mean(*pair), metrics["loss"][0], metrics, optimizer)
 
     return step
+
+
+def finite_update(
+    state: TrainState,
+    gradient: Params,
+    loss: Array,
+    metrics: Metrics,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """One update, or none where the loss or the gradient is not finite.
+
+    Args:
+      state: the state before.
+      gradient: of the mean loss over the global batch.
+      loss: scalar; only whether it is finite is asked.
+      metrics: of the forward pass.
+      optimizer: makes the update.
+
+    Returns:
+      The new state, and the metrics with "gradient_norm", "skipped" (share of updates) and
+      "skipped_in_a_row" added. Of an update that was skipped the other metrics count nothing.
+    """
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    state = train_state.apply_gradients(state, gradient, optimizer, finite)
+    one = jnp.ones(())
+    metrics = {**metrics, "gradient_norm": (norm, one)}
+    metrics = jax.tree.map(lambda x, nothing: jnp.where(finite, x, nothing), metrics, _nothing(metrics))
+    return state, {
+        **metrics,
+        "skipped": (1.0 - finite, one),
+        "skipped_in_a_row": Maximum(state.skipped.astype(jnp.float32)),
+    }
 
 
 def over_devices(tree: Any, axis_name: str | None) -> Any:
@@ -130,11 +160,15 @@ def own_rows(rows: Array, axis_name: str | None) -> Array:
     return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis_name) * size, size)
 
 
-def _nothing(shape: Any) -> Any:
+def _nothing(tree: Any) -> Any:
     """What changes nothing when it is added: 0, and the least number for a `Maximum`."""
-    if _is_maximum(shape):
-        return Maximum(jnp.full(shape.value.shape, -jnp.inf, shape.value.dtype))
-    return jnp.zeros(shape.shape, shape.dtype)
+
+    def leaf(shape):
+        if _is_maximum(shape):
+            return Maximum(jnp.full(shape.value.shape, -jnp.inf, shape.value.dtype))
+        return jnp.zeros(shape.shape, shape.dtype)
+
+    return jax.tree.map(leaf, tree, is_leaf=_is_maximum)
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -30,7 +30,7 @@ def train_state(width=3, updates=2):
     current = state.create_averaged(params(width), OPTIMIZER)
     for _ in range(updates):
         gradients = jax.tree.map(jnp.cos, current.params)
-        current = state.update_average(state.apply_gradients(current, gradients, OPTIMIZER), 0.9)
+        current = state.update_average(state.apply_gradients(current, gradients, OPTIMIZER, True), 0.9)
     return current
 
 
@@ -366,7 +366,7 @@ class TestMisfits:
         with pytest.raises(CheckpointError) as error:
             checkpoint.restore_params(saved, params(), item="value/params")
         assert "value/params: expected value in the state" in message(error)
-        assert message(error).endswith("found only ema, opt_state, params, step")
+        assert message(error).endswith("found only ema, opt_state, params, skipped, step")
         with checkpoint.Checkpoints(tmp_path / "plain") as checkpoints:
             checkpoints.save(1, state.create(params(), OPTIMIZER), meta={})
         with pytest.raises(CheckpointError, match="ema: expected ema in the state"):

@@ -18,7 +18,7 @@ def params():
 
 def test_an_update_changes_weights_and_step_and_leaves_the_average_alone():
     state = train_state.create_averaged(params(), SGD)
-    new = train_state.apply_gradients(state, {"w": jnp.array([2.0, 0.0]), "b": jnp.array(-1.0)}, SGD)
+    new = train_state.apply_gradients(state, {"w": jnp.array([2.0, 0.0]), "b": jnp.array(-1.0)}, SGD, jnp.array(True))
     np.testing.assert_allclose(new.params["w"], [0.0, -2.0])
     np.testing.assert_allclose(new.params["b"], 3.5)
     assert int(new.step) == 1 and int(state.step) == 0
