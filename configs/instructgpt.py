@@ -86,7 +86,12 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # GPT-3, appendix B; silent here
 
     config.parallel = ConfigDict()
-    config.parallel.mode = "jit"  # "jit" over a mesh, or "pmap"
+    config.parallel.mode = "jit"  # "jit" over the mesh below, or "pmap", with data parallelism only
+    # Devices along each axis of the mesh; see models/partitioning.py.
+    config.parallel.data = -1  # batches are cut over it, weights are whole; -1: all devices that are left
+    config.parallel.fsdp = 1  # batches and weights are cut over it
+    config.parallel.tensor = 1  # heads, hidden units and the vocabulary are cut over it
+    config.parallel.shard_slots = False  # cut Adam's moments over "data" too (ZeRO-1)
 
     config.log = ConfigDict()
     config.log.every = 20  # steps between lines of metrics.jsonl; at most 30, see training/loop.py

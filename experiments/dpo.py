@@ -38,7 +38,7 @@ def dpo_loss(params, batch, key, *, model, reference, beta):
 def run(config, workdir):
     """Trains WORKDIR/dpo on the rankings, with the config's section of that name."""
     layout, section = prepare.run(config, workdir), config.dpo
-    parallel.check_batch_size(section.batch_size, "dpo.batch_size", section.microbatches)
+    parallel.check_batch_size(section.batch_size, "dpo.batch_size", config.parallel, section.microbatches)
     shape, axis = workspace.model_config(config, layout.tokenizer), parallel.axis_name(config.parallel.mode)
     start = workspace.checkpoints_of(section.init_from, workdir, "sft")
     reference = workspace.load_language_model(start, shape, layout.tokenizer).params
@@ -54,8 +54,8 @@ def run(config, workdir):
 
     loop.run(
         "dpo",
-        parallel.compile_step(update, config.parallel.mode),
-        state.create(jax.tree.map(jnp.copy, reference), adam),
+        parallel.compile_step(update, config.parallel),
+        parallel.build(lambda start: state.create(jax.tree.map(jnp.copy, start), adam), reference),
         pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
         jax.random.key(config.seed),
         steps=steps,

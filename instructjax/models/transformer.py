@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import attention, attention_mask, band_mask
+from instructjax.models.partitioning import constrain
 
 Params = Any  # a tree of arrays
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -52,6 +53,8 @@ class TransformerConfig:
         layer, so that attention, norms and GELU are computed again. True: the input of
         each block, so that all of it is.
       unroll: how many layers one turn of the scan computes; changes no result.
+      shard_length: whether the residual stream between blocks is cut by position over the mesh
+        axis "tensor"; changes no result.
       init_std: standard deviation of every kernel and embedding at the start (Radford et al.
         2018, section 4.1, have 0.02). Narrow models want more: 0.02 is 1 / sqrt(2500).
     """
@@ -70,6 +73,7 @@ class TransformerConfig:
     tied: bool = True
     remat: bool = False
     unroll: int = 1
+    shard_length: bool = True
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
@@ -110,8 +114,8 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
     """An empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
     shape = (config.num_layers, batch_size, max_length, config.num_heads, config.d_head)
     return Cache(
-        keys=jnp.zeros(shape, config.dtype),
-        values=jnp.zeros(shape, config.dtype),
+        keys=_cached(jnp.zeros(shape, config.dtype)),
+        values=_cached(jnp.zeros(shape, config.dtype)),
         segments=jnp.zeros((batch_size, max_length), jnp.int32),
         positions=jnp.zeros((batch_size, max_length), jnp.int32),
         length=jnp.zeros((), jnp.int32),
@@ -156,8 +160,8 @@ class SelfAttention(nn.Module):
 
         query, key, value = project("query"), project("key"), project("value")
         if keys is not None:
-            keys = jax.lax.dynamic_update_slice(keys, key[None], (layer, 0, start, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, value[None], (layer, 0, start, 0, 0))
+            keys = _cached(jax.lax.dynamic_update_slice(keys, key[None], (layer, 0, start, 0, 0)))
+            values = _cached(jax.lax.dynamic_update_slice(values, value[None], (layer, 0, start, 0, 0)))
             key = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
             value = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
         mixed = attention(query, key, value, mask).reshape(*x.shape[:2], -1)
@@ -196,7 +200,7 @@ class Block(nn.Module):
         x = x + dropout(update)
         normed = _layer_norm(self.config, "feed_forward_norm")(x)
         x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
-        return (x, keys, values), None
+        return (_between_blocks(self.config, x), keys, values), None
 
 
 class Trunk(nn.Module):
@@ -238,7 +242,7 @@ class Trunk(nn.Module):
         """Hidden states [B, T, d] after the final norm, and the cache with the tokens appended."""
         config = self.config
         x = self._embed(tokens, positions)
-        x = self.dropout(x, deterministic=deterministic)
+        x = _between_blocks(config, self.dropout(x, deterministic=deterministic))
         if cache is None:
             start, keys, values = jnp.zeros((), jnp.int32), None, None
             key_segments, key_positions = segments, positions
@@ -388,6 +392,16 @@ def _shapes(tree: Params) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in leaves
     }
+
+
+def _between_blocks(config: TransformerConfig, x: jax.Array) -> jax.Array:
+    """The residual stream [B, T, d] where the backward pass finds it in memory, cut by rows and by position."""
+    return constrain(x, "batch", "length" if config.shard_length else None, None)
+
+
+def _cached(x: jax.Array) -> jax.Array:
+    """Keys or values [L, B, S, H, D] of a cache, cut by rows and by heads."""
+    return constrain(x, None, "batch", None, "heads", None)
 
 
 def _at_least_float32(x: jax.Array) -> jnp.dtype:

@@ -83,7 +83,9 @@ def _source(config: ml_collections.ConfigDict) -> None:
 
 def _lengths(config: ml_collections.ConfigDict) -> None:
     """The model, and whether every sequence fits into its context."""
-    limit = TransformerConfig(vocab_size=1, **config.model.to_dict()).max_length  # the vocabulary is the tokenizer's
+    model = TransformerConfig(vocab_size=1, **config.model.to_dict())  # the vocabulary is the tokenizer's
+    parallel.check_model(model, "model", config.parallel)
+    limit = model.max_length
     needed = config.data.max_prompt + config.data.max_response
     if needed > limit:
         raise ConfigError(
@@ -95,18 +97,19 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
 
 def _batches(config: ml_collections.ConfigDict) -> None:
     """Whether batches divide into minibatches, microbatches and devices."""
-    parallel.axis_name(config.parallel.mode)
     for stage in ("pretrain", "sft", "reward", "ppo_init"):
-        parallel.check_batch_size(config[stage].batch_size, f"{stage}.batch_size", config[stage].microbatches)
+        section = config[stage]
+        parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", config.parallel, section.microbatches)
     ppo = config.ppo
     if ppo.batch_size % ppo.minibatch_size:
         raise ConfigError(
             f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({ppo.minibatch_size}), found {ppo.batch_size}"
         )
-    parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size")
+    parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size", config.parallel)
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,
         "ppo.minibatch_size x ppo.ptx_examples_per_episode",
+        config.parallel,
         ppo.ptx_microbatches,
     )
 

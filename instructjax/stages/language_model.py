@@ -64,8 +64,10 @@ def train(
     loss = mean_loss(LanguageModel(shape))
     loop.run(
         stage,
-        parallel.compile_step(step, config.parallel.mode),
-        train_state.create(params(), adam),
+        parallel.compile_step(step, config.parallel),
+        parallel.build(
+            functools.partial(train_state.create, optimizer=adam), params(), shard_slots=config.parallel.shard_slots
+        ),
         batches,
         workspace.root_key(config, stage),
         steps=steps,

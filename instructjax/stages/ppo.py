@@ -24,6 +24,7 @@ from instructjax.stages import language_model, prepare, workspace
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
 from instructjax.training import loop, optimizer, parallel
 from instructjax.training import state as train_state
+from instructjax.training.state import Params
 
 
 @workspace.timed("ppo")
@@ -71,11 +72,18 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         pad_id=layout.tokenizer.pad_id,
         axis_name=parallel.axis_name(config.parallel.mode),
     )
-    state = PPOState(
-        step=jnp.zeros((), jnp.int32),
-        policy=train_state.create_averaged(jax.tree.map(jnp.copy, initial), adams[0]),
-        value=train_state.create(jax.tree.map(jnp.copy, reward), adams[1]),
-    )
+
+    def begin(initial: Params, reward: Params) -> PPOState:
+        initial, reward = jax.tree.map(
+            jnp.copy, (initial, reward)
+        )  # steps donate the state, and keep the frozen weights
+        return PPOState(
+            step=jnp.zeros((), jnp.int32),
+            policy=train_state.create_averaged(initial, adams[0]),
+            value=train_state.create(reward, adams[1]),
+        )
+
+    state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
     frozen = Frozen(reference=initial, reward=reward)
     prompts = pipeline.shuffled_batches(
         pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
@@ -95,7 +103,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         batches = prompts.map(lambda batch: (batch, None))
     loop.run(
         stage,
-        parallel.compile_step(iterate, config.parallel.mode),
+        parallel.compile_step(iterate, config.parallel),
         state,
         batches,
         workspace.root_key(config, stage),

@@ -24,6 +24,7 @@ import optax
 
 from instructjax import losses
 from instructjax.batch import Episodes, LMBatch, PromptBatch
+from instructjax.models.partitioning import constrain_rows
 from instructjax.rollout import consistency, episode, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import objectives
@@ -32,6 +33,8 @@ from instructjax.training.state import Params, TrainState
 from instructjax.training.step import (
     Maximum,
     Metrics,
+    collected,
+    dealt,
     finite_update,
     gather_rows,
     over_devices,
@@ -126,8 +129,8 @@ def make_iteration(
         As many rows at a time as a minibatch has: logits of the whole batch are never held, and
         the products of matrices have the shapes of the update's, which round alike.
         """
-        parts = jax.lax.map(lambda part: forward(state, frozen, part), _dealt(episodes, minibatches))
-        log_probs, ref_log_probs, values, outputs, entropy = _collected(parts)
+        parts = jax.lax.map(lambda part: forward(state, frozen, constrain_rows(part)), dealt(episodes, minibatches))
+        log_probs, ref_log_probs, values, outputs, entropy = collected(parts)
         mask = episodes.response_mask
         scores = episode.at_last_token(outputs, episodes.segments)
         consistency.require_floating(scores=scores)
@@ -224,12 +227,12 @@ def make_iteration(
         rollout_metrics = over_devices(rollout_metrics, axis_name)
         experience = gather_rows(experience, axis_name)
         # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
-        windows = _dealt(text, minibatches)
+        windows = dealt(text, minibatches)
 
         def minibatch(state, rows_and_windows):
             rows, windows, number = rows_and_windows
-            part = jax.tree.map(lambda x: x[own_rows(rows, axis_name)], experience)
-            return update(state, part, windows, jax.random.fold_in(update_key, number))
+            part = constrain_rows(jax.tree.map(lambda x: x[own_rows(rows, axis_name)], experience))
+            return update(state, part, constrain_rows(windows), jax.random.fold_in(update_key, number))
 
         def epoch(state, number):
             order = jax.random.permutation(jax.random.fold_in(shuffle_key, number), config.batch_size)
@@ -248,16 +251,6 @@ def make_iteration(
         return state.replace(step=state.step + 1, policy=policy), metrics
 
     return iterate
-
-
-def _dealt(rows: Any, hands: int) -> Any:
-    """Rows [B, ...] dealt out like cards, row i to hand i mod n: [n, B / n, ...]. Each device has a share of each."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, hands, *x.shape[1:]), 0, 1), rows)
-
-
-def _collected(hands: Any) -> Any:
-    """The inverse of `_dealt`."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), hands)
 
 
 def _total(stacked: Metrics) -> Metrics:

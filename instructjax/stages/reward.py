@@ -77,8 +77,10 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
     loop.run(
         "reward",
-        parallel.compile_step(step, config.parallel.mode),
-        train_state.create(params, adam),
+        parallel.compile_step(step, config.parallel),
+        parallel.build(
+            functools.partial(train_state.create, optimizer=adam), params, shard_slots=config.parallel.shard_slots
+        ),
         pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
         root,
         steps=steps,

@@ -30,7 +30,7 @@ from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import check, provenance
-from instructjax.training import checkpoint, guards, invariants, loop
+from instructjax.training import checkpoint, guards, invariants, loop, parallel
 
 T = TypeVar("T")
 
@@ -92,8 +92,12 @@ def model_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> Tr
 
 def initial_params(model: Any, key: jax.Array) -> Any:
     """Random weights of a LanguageModel or ScalarModel."""
+    return parallel.build(functools.partial(_initial, model), key)
+
+
+def _initial(model: Any, key: jax.Array) -> Any:
     token = jnp.ones((1, 1), jnp.int32)
-    return jax.jit(model.init)(key, token, token, token * 0)["params"]
+    return model.init(key, token, token, token * 0)["params"]
 
 
 def load_language_model(
@@ -126,7 +130,7 @@ def _load(model: Any, directory: epath.PathLike, tokenizer: Vocabulary, item: st
     for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
         if found[name] != (expected := getattr(model.config, name)):
             raise CheckpointError(f"{directory}: model.{name}: expected {expected}, found a model with {found[name]}")
-    template = jax.eval_shape(lambda: initial_params(model, jax.random.key(0)))
+    template = parallel.abstract(jax.eval_shape(lambda: _initial(model, jax.random.key(0))))
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
 
@@ -220,7 +224,8 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         def timed_run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *arguments: Any) -> T:
             start, worked = time.monotonic(), not is_finished(workdir, stage)
             try:
-                return run(config, workdir, *arguments)
+                with parallel.on_mesh(config.parallel):
+                    return run(config, workdir, *arguments)
             except InputError:
                 worked = False
                 raise

@@ -1,20 +1,24 @@
 """One pure step, compiled for the devices at hand: `jit` over a mesh, or `pmap`.
 
-The step does not know devices. Under `jit` it sees global arrays, and XLA splits
-the work; under `pmap` each device sees its rows, and the step adds its sums up
-over the axis named here.
+The step does not know devices. Under `jit` it sees global arrays, and XLA splits the work as
+models/partitioning.py says; under `pmap` each device sees its rows, and the step adds its sums
+up over the axis named here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+import ml_collections
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from instructjax.errors import ConfigError
+from instructjax.models import partitioning
+from instructjax.models.transformer import TransformerConfig
 
 AXIS = "data"
 MODES = ("jit", "pmap")
@@ -27,55 +31,165 @@ def axis_name(mode: str) -> str | None:
     return AXIS if mode == "pmap" else None
 
 
-def check_batch_size(size: int, key: str, parts: int = 1) -> None:
+def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, int, int]:
+    """Devices along "data", "fsdp" and "tensor".
+
+    Args:
+      config: the `parallel` section of a recipe.
+      devices: how many there are.
+
+    Raises:
+      ConfigError: they do not make such a mesh; says which do.
+    """
+    fsdp, tensor = config.fsdp, config.tensor
+    for key in ("fsdp", "tensor"):
+        if config[key] < 1:
+            raise ConfigError(f"parallel.{key}: expected at least 1 device, found {config[key]}")
+    if config.data < 1 and config.data != -1:
+        raise ConfigError(
+            f"parallel.data: expected at least 1 device, or -1 for all that are left, found {config.data}"
+        )
+    data = devices // (fsdp * tensor) if config.data == -1 else config.data
+    if axis_name(config.mode) is not None and (data, fsdp, tensor) != (devices, 1, 1):
+        raise ConfigError(
+            f"parallel.mode: expected jit for a mesh of data={config.data}, fsdp={fsdp}, tensor={tensor}, found pmap, "
+            f"which has data only: {devices} devices, each with all weights"
+        )
+    if data * fsdp * tensor != devices:
+        raise ConfigError(
+            f"parallel: expected data x fsdp x tensor = {devices} devices, found {data} x {fsdp} x {tensor}"
+        )
+    return data, fsdp, tensor
+
+
+@contextlib.contextmanager
+def on_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Everything compiled inside runs on a mesh of all devices.
+
+    One device needs no mesh, and `pmap` makes its own: then nothing changes.
+
+    Args:
+      config: the `parallel` section of a recipe.
+
+    Raises:
+      ConfigError: see `mesh_shape`.
+    """
+    shape = mesh_shape(config, jax.device_count())
+    if jax.device_count() == 1 or axis_name(config.mode) is not None:
+        yield
+        return
+    axes = partitioning.MESH_AXES
+    with jax.set_mesh(jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))):
+        yield
+
+
+def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, parts: int = 1) -> None:
     """Refuses a batch that does not divide over devices and `parts` (microbatches, minibatches).
 
     Args:
       size: rows of the global batch.
       key: the config key to name in the error.
+      config: the `parallel` section of a recipe.
       parts: how often each device's rows are divided further.
 
     Raises:
       ConfigError: with the nearest sizes that fit.
     """
-    unit = jax.device_count() * parts
+    data, fsdp, _ = mesh_shape(config, jax.device_count())
+    unit = data * fsdp * parts
     if size % unit:
         below, above = size // unit * unit, (size // unit + 1) * unit
         fits = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(
-            f"{key}: expected a multiple of {unit} ({jax.device_count()} devices x {parts} parts), "
-            f"such as {fits}, found {size}"
-        )
+        parts = f"{data * fsdp} devices x {parts} parts"
+        raise ConfigError(f"{key}: expected a multiple of {unit} ({parts}), such as {fits}, found {size}")
 
 
-def compile_step(step: Callable, mode: str) -> Callable:
-    """Compiles `step(state, batch, key, *constants) -> (state, metrics)` over all devices.
-
-    The state is replicated and donated, every array of the batch is cut along its first
-    axis, the key and the constants (frozen weights) are the same everywhere. The result
-    takes and returns the same things in both modes: one state, one whole batch, one set
-    of metrics.
+def check_model(shape: TransformerConfig, section: str, config: ml_collections.ConfigDict) -> None:
+    """Refuses a model whose matrices do not divide over the mesh.
 
     Args:
-      step: a pure step, built with `axis_name(mode)`.
-      mode: "jit" or "pmap".
+      shape: of the model.
+      section: the section of the recipe that it is from, to name in the error.
+      config: the `parallel` section of a recipe.
+
+    Raises:
+      ConfigError: names both keys.
+    """
+    _, fsdp, tensor = mesh_shape(config, jax.device_count())
+    for key, size, axis, parts in (
+        ("num_heads", shape.num_heads, "tensor", tensor),
+        ("d_ff", shape.d_ff, "tensor", tensor),
+        ("d_model", shape.d_model, "fsdp", fsdp),
+    ):
+        if size % parts:
+            fitting = ", ".join(str(n) for n in range(1, min(size, 4 * parts) + 1) if size % n == 0)
+            raise ConfigError(
+                f"parallel.{axis}: expected a divisor of {section}.{key} ({size}), such as {fitting}, found {parts}"
+            )
+
+
+def shardings(tree: Any, mesh: Mesh, *, shard_slots: bool = False) -> Any:
+    """Where each weight, moment and counter of a tree belongs; see `partitioning.tree_specs`."""
+    specs = partitioning.tree_specs(tree, mesh, shard_slots=shard_slots)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def abstract(tree: Any) -> Any:
+    """The shapes of a tree of weights, each with its place on the mesh of the context, if there is one."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return shapes
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings(shapes, mesh)
+    )
+
+
+def build(function: Callable[..., Any], *arguments: Any, shard_slots: bool = False) -> Any:
+    """Calls a function that makes weights, or a training state, so that no device ever holds all of it.
+
+    Args:
+      function: pure; what it returns is cut over the mesh of the context, if there is one.
+      *arguments: pytrees of arrays.
+      shard_slots: see `compile_step`.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.jit(function)(*arguments)
+    where = shardings(jax.eval_shape(function, *arguments), mesh, shard_slots=shard_slots)
+    return jax.jit(function, out_shardings=where)(*arguments)
+
+
+def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
+    """Compiles `step(state, batch, key, *constants) -> (state, metrics)` for all devices.
+
+    The state is donated. On the mesh of the context (see `on_mesh`), states and constants are as `build`
+    and `abstract` have placed them, every array of the batch is cut along its first axis, and key and
+    metrics are the same everywhere. Under `pmap` each device has all of the state. The compiled step takes
+    and returns the same things in each mode: one state, one whole batch, one set of metrics.
+
+    Args:
+      step: a pure step, built with `axis_name(config.mode)`.
+      config: the `parallel` section of a recipe.
 
     Raises:
       ConfigError: an unknown mode.
     """
-    if axis_name(mode) is not None:
+    if axis_name(config.mode) is not None:
         return _pmapped(step)
-    if jax.device_count() == 1:
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
         return jax.jit(step, donate_argnums=0)
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated)
+    rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
 
-    def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
-        state, key, constants = jax.device_put((state, key, constants), replicated)
-        return compiled(state, jax.device_put(batch, rows), key, *constants)
+    def in_place(state: Any, *given: Any) -> Any:
+        state, metrics = step(state, *given)
+        where = shardings(state, mesh, shard_slots=config.shard_slots)
+        metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
+        return jax.lax.with_sharding_constraint(state, where), metrics
 
-    return call
+    compiled = jax.jit(in_place, donate_argnums=0)
+    return lambda state, batch, *given: compiled(state, jax.device_put(batch, rows), *given)
 
 
 def _pmapped(step: Callable) -> Callable:
@@ -85,7 +199,7 @@ def _pmapped(step: Callable) -> Callable:
         return step(state, batch, key, *constants)
 
     # out_axes=None takes one device's copy: the step leaves the same state on each.
-    compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None)
+    compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=1)
 
     def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
         cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from instructjax import losses
+from instructjax.models.partitioning import constrain_rows
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
 
@@ -66,11 +67,11 @@ def summed_gradient(
     if microbatches == 1:
         gradient, (weight, metrics) = differentiate(params, batch, key)
     else:
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:]), batch)
+        parts = dealt(batch, microbatches)
 
         def add(total, index_and_part):
             index, part = index_and_part
-            new = differentiate(params, part, jax.random.fold_in(key, index))
+            new = differentiate(params, constrain_rows(part), jax.random.fold_in(key, index))
             return _add(total, new), None
 
         shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key)
@@ -158,6 +159,16 @@ def own_rows(rows: Array, axis_name: str | None) -> Array:
         return rows
     size = rows.shape[0] // jax.lax.axis_size(axis_name)
     return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis_name) * size, size)
+
+
+def dealt(rows: Any, hands: int) -> Any:
+    """Rows [B, ...] dealt out like cards, row i to hand i mod n: [n, B / n, ...]. Each device has a share of each."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, hands, *x.shape[1:]), 0, 1), rows)
+
+
+def collected(hands: Any) -> Any:
+    """The inverse of `dealt`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), hands)
 
 
 def _nothing(tree: Any) -> Any:

@@ -115,7 +115,7 @@ def pretrained(tmp_path_factory):
         ),
         (pretrain.run, {"model__d_ff": 0}, "model.d_ff: expected at least 1, found 0"),
         (pretrain.run, {"pretrain__batch_size": 6}, "pretrain.batch_size: expected a multiple of 4 "),
-        (sft.run, {"sft__microbatches": 3}, "sft.batch_size: expected a multiple of 12 (4 devices x 3 parts)"),
+        (sft.run, {"sft__microbatches": 3}, "sft.batch_size: expected a multiple of 24 (8 devices x 3 parts)"),
         (pretrain.run, {"log__every": 100}, "log.every: expected 1 to 30 steps, found 100"),
         (sft.run, {"parallel__mode": "xmap"}, "parallel.mode: expected one of jit, pmap, found 'xmap'"),
         (

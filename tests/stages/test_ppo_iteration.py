@@ -1,4 +1,4 @@
-"""An iteration of PPO: what it must not change, what it must, and the same on one device and on four."""
+"""An iteration of PPO: what it must not change, what it must, and the same on one device and on eight."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from tests import tiny_models
 
 PAD, EOS = 0, 1
 P, R, T = 4, 5, 8
-BATCH, MINIBATCH = 16, 8
+BATCH, MINIBATCH = 32, 16
 MINIBATCHES = BATCH // MINIBATCH
 KEY = jax.random.key(3)
 SGD = optax.sgd(0.05)
@@ -43,6 +43,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_microbatches": 2,
     }
 )
+PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_slots": False}
 MODEL, SCALAR = LanguageModel(tiny_models.CONFIG), ScalarModel(tiny_models.CONFIG)
 
 
@@ -245,15 +246,17 @@ def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
 
 
 @pytest.mark.parametrize(("mode", "with_text"), [("pmap", False), ("pmap", True), ("jit", True)])
-def test_four_devices_equal_one(mode, with_text):
-    assert jax.device_count() == 4
-    step = parallel.compile_step(make(changed(epochs=2), axis_name=parallel.axis_name(mode)), mode)
-    four, found = two_iterations(step, text() if with_text else None)
+def test_eight_devices_equal_one(mode, with_text):
+    assert jax.device_count() == 8
+    config = ml_collections.ConfigDict(PARALLEL | {"mode": mode})
+    iterate = make(changed(epochs=2), axis_name=parallel.axis_name(mode))
+    with parallel.on_mesh(config):
+        eight, found = two_iterations(parallel.compile_step(iterate, config), text() if with_text else None)
     one, expected = on_one_device(with_text)
     assert found[0].keys() == expected[0].keys()
     assert_same_metrics(found, expected)
-    assert_close(four, one, rtol=1e-4, atol=1e-5)
-    assert int(four.step) == 2
+    assert_close(eight, one, rtol=1e-4, atol=1e-5)
+    assert int(eight.step) == 2
 
 
 class Recorder:

@@ -1,7 +1,11 @@
 """One step, compiled in both modes, against the step itself on one device."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -11,9 +15,16 @@ from instructjax.errors import ConfigError
 from instructjax.training import parallel
 from instructjax.training import state as train_state
 from instructjax.training.step import Maximum, train_step
+from tests import tiny_models
 
 ADAM = optax.adam(0.1, eps=1e-3)
 KEY = jax.random.key(0)
+
+
+def config(**changes):
+    return ml_collections.ConfigDict(
+        {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_slots": False} | changes
+    )
 
 
 def make_step(axis_name):
@@ -55,11 +66,11 @@ def train(step):
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
-def test_four_devices_equal_one(mode):
-    assert jax.device_count() == 4
+def test_eight_devices_equal_one(mode):
+    assert jax.device_count() == 8
     expected, expected_metrics = train(make_step(None))
-    step = parallel.compile_step(make_step(parallel.axis_name(mode)), mode)
-    found, metrics = train(step)
+    with parallel.on_mesh(config(mode=mode)):
+        found, metrics = train(parallel.compile_step(make_step(parallel.axis_name(mode)), config(mode=mode)))
     # One state and one set of metrics, of the shapes of one device.
     assert jax.tree.map(np.shape, (found, metrics)) == jax.tree.map(np.shape, (expected, expected_metrics))
     jax.tree.map(
@@ -76,21 +87,105 @@ def test_only_pmap_names_an_axis():
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ConfigError, match="^parallel.mode: expected one of jit, pmap, found 'xmap'$"):
-        parallel.compile_step(make_step(None), "xmap")
+        parallel.compile_step(make_step(None), config(mode="xmap"))
 
 
 @pytest.mark.parametrize(
-    ("size", "parts", "found"),
+    ("size", "parts", "axes", "found"),
     [
-        (6, 1, "sft.batch_size: expected a multiple of 4 (4 devices x 1 parts), such as 4 or 8, found 6"),
-        (3, 2, "sft.batch_size: expected a multiple of 8 (4 devices x 2 parts), such as 8, found 3"),
+        (12, 1, {}, "sft.batch_size: expected a multiple of 8 (8 devices x 1 parts), such as 8 or 16, found 12"),
+        (3, 2, {}, "sft.batch_size: expected a multiple of 16 (8 devices x 2 parts), such as 16, found 3"),
+        (
+            6,
+            1,
+            {"tensor": 2},
+            "sft.batch_size: expected a multiple of 4 (4 devices x 1 parts), such as 4 or 8, found 6",
+        ),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(size, parts, found):
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(size, parts, axes, found):
     with pytest.raises(ConfigError) as error:
-        parallel.check_batch_size(size, "sft.batch_size", parts)
+        parallel.check_batch_size(size, "sft.batch_size", config(**axes), parts)
     assert str(error.value) == found
 
 
 def test_a_batch_that_divides_is_accepted():
-    parallel.check_batch_size(24, "sft.batch_size", 3)
+    parallel.check_batch_size(24, "sft.batch_size", config(), 3)
+
+
+@pytest.mark.parametrize(("mode", "axes"), [("jit", {}), ("jit", {"fsdp": 8}), ("pmap", {}), ("one device", {})])
+def test_the_state_is_donated_and_nothing_else_is(mode, axes):
+    given = config(**axes) if mode == "one device" else config(mode=mode, **axes)
+    frozen = {"scale": jnp.array(2.0)}
+    with contextlib.nullcontext() if mode == "one device" else parallel.on_mesh(given):
+        step = parallel.compile_step(make_step(parallel.axis_name(given.mode)), given)
+        state = parallel.build(initial)
+        batch = next(batches())
+        first, _ = step(state, batch, KEY, frozen)
+        second, _ = step(first, batch, KEY, frozen)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((second, frozen, KEY)))
+
+
+def weights(width=16, hidden=32, vocabulary=48):
+    block = {"feed_forward": {"in": {"kernel": jnp.ones((2, width, hidden)), "bias": jnp.ones((2, hidden))}}}
+    params = {"trunk": {"token_embedding": jnp.ones((vocabulary, width)), "blocks": block}}
+    return train_state.create(params, ADAM)
+
+
+def cut(array):
+    """Into how many parts along each axis."""
+    return tuple(a // b for a, b in zip(array.shape, array.sharding.shard_shape(array.shape), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("axes", "embedding", "kernel", "moment"),
+    [
+        ({}, (1, 1), (1, 1, 1), (1, 1, 1)),
+        ({"shard_slots": True}, (1, 1), (1, 1, 1), (1, 8, 1)),
+        ({"fsdp": 8}, (1, 8), (1, 8, 1), (1, 8, 1)),
+        ({"fsdp": 2, "tensor": 4}, (4, 2), (1, 2, 4), (1, 2, 4)),
+        ({"fsdp": 2, "tensor": 2, "shard_slots": True}, (2, 2), (1, 2, 2), (1, 4, 2)),
+    ],
+)
+def test_weights_and_moments_are_cut_as_the_rules_say(axes, embedding, kernel, moment):
+    with parallel.on_mesh(config(**axes)):
+        state = parallel.build(weights, shard_slots=config(**axes).shard_slots)
+        slots = state.opt_state[0].mu["trunk"]["blocks"]["feed_forward"]["in"]["kernel"]
+        assert cut(state.params["trunk"]["token_embedding"]) == embedding
+        assert cut(state.params["trunk"]["blocks"]["feed_forward"]["in"]["kernel"]) == kernel
+        assert cut(slots) == moment
+        shapes = parallel.abstract(state.params)
+        assert jax.tree.map(lambda x: x.sharding, shapes) == jax.tree.map(lambda x: x.sharding, state.params)
+
+
+def test_an_axis_that_does_not_divide_is_whole():
+    with parallel.on_mesh(config(fsdp=2, tensor=4)):
+        state = parallel.build(functools.partial(weights, vocabulary=50))
+        assert cut(state.params["trunk"]["token_embedding"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("axes", "found"),
+    [
+        ({"fsdp": 3}, "parallel: expected data x fsdp x tensor = 8 devices, found 2 x 3 x 1"),
+        ({"data": 3}, "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1"),
+        ({"tensor": 0}, "parallel.tensor: expected at least 1 device, found 0"),
+        ({"data": -2}, "parallel.data: expected at least 1 device, or -1 for all that are left, found -2"),
+        (
+            {"mode": "pmap", "fsdp": 2},
+            "parallel.mode: expected jit for a mesh of data=-1, fsdp=2, tensor=1, found pmap",
+        ),
+    ],
+)
+def test_a_mesh_that_the_devices_do_not_make_is_refused(axes, found):
+    with pytest.raises(ConfigError) as error, parallel.on_mesh(config(**axes)):
+        pass
+    assert str(error.value).startswith(found)
+
+
+def test_a_model_that_does_not_divide_over_the_mesh_is_refused():
+    parallel.check_model(tiny_models.CONFIG, "model", config(fsdp=4, tensor=2))
+    expected = "^parallel.tensor: expected a divisor of model.num_heads \\(2\\), such as 1, 2, found 8$"
+    with pytest.raises(ConfigError, match=expected):
+        parallel.check_model(tiny_models.CONFIG, "model", config(tensor=8))

@@ -1,0 +1,106 @@
+"""Which part of an array each device holds: names for the axes of arrays, and rules from names to mesh axes.
+
+A mesh has the axes "data", "fsdp" and "tensor". Batches are cut over the first two, weights over the last two:
+over "fsdp" to hold them once (Rajbhandari et al. 2020, ZeRO-3), over "tensor" so that heads, hidden units and
+the vocabulary are computed apart (Shoeybi et al. 2019). Between blocks the residual stream may be cut by
+position over "tensor" (Korthikanti et al. 2022).
+
+Nothing here changes a result. Without a mesh, and inside `pmap`, whose devices see their own rows only,
+`constrain` does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Names of an array's axes, and the mesh axes each is cut over.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("tensor",),
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+    "vocabulary": ("tensor",),
+    "width": ("fsdp",),  # of weights; activations are whole along it
+    "slot_width": ("fsdp", "data"),  # of an optimiser's moments, if they are cut over all devices (ZeRO-1)
+}
+
+# The axes of each weight, by the end of its path. Those of blocks are stacked over layers. All others are small,
+# and whole on every device.
+WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
+    "token_embedding": ("vocabulary", "width"),
+    "unembedding": ("vocabulary", "width"),
+    "position_embedding": (None, "width"),
+    "attention/query/kernel": (None, "width", "heads"),
+    "attention/key/kernel": (None, "width", "heads"),
+    "attention/value/kernel": (None, "width", "heads"),
+    "attention/query/bias": (None, "heads"),
+    "attention/key/bias": (None, "heads"),
+    "attention/value/bias": (None, "heads"),
+    "attention/out/kernel": (None, "heads", "width"),
+    "feed_forward/in/kernel": (None, "width", "hidden"),
+    "feed_forward/in/bias": (None, "hidden"),
+    "feed_forward/out/kernel": (None, "hidden", "width"),
+}
+
+
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> P:
+    """The partition of one array.
+
+    Args:
+      axes: a name of RULES for each axis, or None for one that is whole.
+      shape: of the array. An axis that does not divide over its mesh axes is whole: one token
+        while decoding, or a vocabulary of 50,257.
+      mesh: a Mesh or AbstractMesh with MESH_AXES.
+    """
+    parts = []
+    for name, size in zip(axes, shape, strict=True):
+        cut = RULES[name] if name else ()
+        pieces = 1
+        for axis in cut:
+            pieces *= mesh.shape[axis]
+        parts.append(cut if pieces > 1 and size % pieces == 0 else None)
+    return P(*parts)
+
+
+def tree_specs(tree: Any, mesh: Any, *, shard_slots: bool = False) -> Any:
+    """The partition of every leaf of a tree that holds weights, moments of weights, and counters.
+
+    Args:
+      tree: arrays or shapes, such as a TrainState; leaves are known by the end of their path.
+      mesh: see `spec`.
+      shard_slots: whether an optimiser's moments are cut over "data" too.
+    """
+
+    def leaf(path, x):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = next((axes for end, axes in WEIGHTS.items() if name.endswith(end)), (None,) * len(x.shape))
+        if shard_slots and "opt_state/" in name:
+            axes = tuple("slot_width" if axis == "width" else axis for axis in axes)
+        return spec(axes, x.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Holds an array inside a compiled program to its partition on the mesh of the context, if there is one."""
+    mesh = mesh_of_context()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def constrain_rows(tree: Any) -> Any:
+    """`constrain` for arrays [B, ...] that are cut by rows."""
+    return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
+
+
+def mesh_of_context() -> AbstractMesh | None:
+    """The mesh that arrays are cut over by the compiler; None without one, and under `pmap`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if automatic and set(MESH_AXES) <= set(mesh.axis_names) else None
