@@ -10,28 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses
-from instructjax.data import pipeline
+from instructjax.data import pipeline, ranked
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Ranking
 from instructjax.stages import comparisons, prepare, workspace
-from instructjax.training import loop, optimizer, parallel, state, step
+from instructjax.training import loop, objectives, optimizer, parallel, state, step
 
 
 def implicit_rewards(model, params, reference, batch, beta):
-    """Equation 5: beta log(pi(y|x) / pi_ref(y|x)), [B, K], with log(pi(x) / pi_ref(x)) left in: differences lose it."""
-    rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (batch.tokens, batch.segments, batch.positions))
-
-    def log_prob(params):
-        logits, _ = model.apply({"params": params}, *rows)
-        return jnp.sum(losses.log_probs(logits[:, :-1], rows[0][:, 1:]), axis=1, where=rows[1][:, 1:] > 0)
-
-    return beta * (log_prob(params) - log_prob(reference)).reshape(batch.scores.shape)
+    """Equation 5: beta log(pi(y|x) / pi_ref(y|x)), [B, S, K]."""
+    log_prob = functools.partial(objectives.answer_log_probs, model, batch=batch)
+    return beta * (log_prob(params) - log_prob(reference))
 
 
 def dpo_loss(params, batch, key, *, model, reference, beta):
     """Equation 7 on all pairs of a prompt: InstructGPT's ranking loss, of the implicit rewards."""
-    ranked = implicit_rewards(model, params, reference, batch, beta), batch.scores, batch.valid
-    return losses.ranking_loss(*ranked), {"accuracy": losses.ranking_accuracy(*ranked)}
+    rewards = implicit_rewards(model, params, reference, batch, beta)
+    by_prompt = objectives.by_prompt(rewards, batch.scores, batch.valid)
+    return losses.ranking_loss(*by_prompt), {"accuracy": losses.ranking_accuracy(*by_prompt)}
 
 
 @workspace.timed("dpo")
@@ -43,8 +39,8 @@ def run(config, workdir):
     start = workspace.checkpoints_of(section.init_from, workdir, "sft")
     reference = workspace.load_language_model(start, shape, layout.tokenizer).params
     records = prepare.load(config, workdir, Ranking, "train")
-    rows = pipeline.ranking_rows(records, layout, config.comparisons.max_answers)
-    steps = pipeline.steps(rows, section.batch_size, section.epochs)
+    rankings = ranked.tokens(records, layout)
+    steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
     adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
 
@@ -56,7 +52,14 @@ def run(config, workdir):
         "dpo",
         parallel.compile_step(update, config.parallel),
         parallel.build(lambda start: state.create(jax.tree.map(jnp.copy, start), adam), reference),
-        pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
+        ranked.batches(
+            rankings,
+            layout.tokenizer.pad_id,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            steps=steps,
+            multiple=parallel.rows_multiple(config.parallel, section.microbatches),
+        ),
         jax.random.key(config.seed),
         steps=steps,
         directory=workspace.begin(config, workdir, "dpo"),

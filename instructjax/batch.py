@@ -1,12 +1,12 @@
 """What a device sees: batches as pytrees of arrays, with their shapes.
 
-Letters in shapes: B rows of a batch, T tokens of a row, K answers to a prompt,
-P tokens of a prompt, R tokens of a response.
+Letters in shapes: B rows of a batch, T tokens of a row, S prompts in a row, K answers
+to a prompt, P tokens of a prompt, R tokens of a response.
 
 Masks are carried, never recomputed from token ids. `segments` says which tokens
 belong together: 0 is padding, and a token sees only tokens of its own segment.
 `positions` count the tokens of a segment from 0, so that padding and packing
-change no output.
+change no output. `branches` part a segment that holds several answers to one prompt.
 """
 
 from __future__ import annotations
@@ -39,19 +39,29 @@ class LMBatch:
 
 @flax.struct.dataclass
 class RankingBatch:
-    """Prompts, each with up to K ranked answers in one element.
+    """Prompts with their ranked answers: each prompt once, its answers side by side behind it.
+
+    A prompt with its answers is a segment, and a row holds up to S of them. A token of an
+    answer sees the prompt and its own answer, so the network computes for it what it would
+    compute if the answer were alone behind the prompt. A cut along B parts no ranking.
 
     Attributes:
-      tokens: [B, K, T] int32, prompt and answer, ended by EOS, padded on the right.
-      segments: [B, K, T] int32, 1 on tokens and 0 on padding.
-      positions: [B, K, T] int32.
-      scores: [B, K] float32, higher is better, equal is a tie.
-      valid: [B, K] bool, False where a prompt has fewer than K answers.
+      tokens: [B, T] int32; the prompt, then each answer, ended by EOS.
+      segments: [B, T] int32, 0 on padding, else the number of the prompt in its row, from 1.
+      branches: [B, T] int32, 0 on a prompt and on padding, else the number of the answer to
+        its prompt, from 1.
+      positions: [B, T] int32; each answer's go on where its prompt's end.
+      ends: [B, S, K] int32, the column of each answer's last token.
+      scores: [B, S, K] float32, higher is better, equal is a tie.
+      valid: [B, S, K] bool, False where a row has fewer than S prompts or a prompt fewer
+        than K answers.
     """
 
     tokens: Array
     segments: Array
+    branches: Array
     positions: Array
+    ends: Array
     scores: Array
     valid: Array
 

@@ -14,7 +14,7 @@ import numpy as np
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, Ranking, Text
+from instructjax.records import Demonstration, Prompt, Ranking, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,36 +163,72 @@ def demonstration(record: Demonstration, layout: Layout, prompt_weight: float = 
     return LMBatch(tokens, segments, positions, weights)
 
 
-def ranking(record: Ranking, layout: Layout, max_responses: int = MAX_RESPONSES) -> RankingBatch:
-    """A prompt with all of its responses, in one element (section 3.5).
+@dataclasses.dataclass(frozen=True)
+class RankedTokens:
+    """A prompt with all of its responses as tokens.
 
-        tokens[0]  name  a  colour  ¶  dark  red  $  ·        scores   2  1  0     valid  T  T  F
-        tokens[1]  name  a  colour  ¶  a  fox  $  ·
-        tokens[2]     ·  ·       ·  ·  ·    ·  ·  ·           max_responses = 3
+    Attributes:
+      prompt: the separator included.
+      responses: each with its EOS, if it has one.
+      scores: one for each response; none where they are not known, but asked of a reward model.
+    """
 
-    Args:
-      record: the ranking.
-      layout: the lengths; T = layout.length.
-      max_responses: K, rows of the element; a ranking with fewer responses leaves the last ones empty.
+    prompt: Sequence[int]
+    responses: Sequence[Sequence[int]]
+    scores: Sequence[float] = ()
 
-    Returns:
-      An element, tokens [K, T] and scores [K].
+    def __len__(self) -> int:
+        """Tokens, those of the prompt counted once."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+def ranking(record: Ranking, layout: Layout) -> RankedTokens:
+    """The tokens of a ranking.
 
     Raises:
-      DataError: prompt or a response is too long, or there are more than K responses.
+      DataError: prompt or a response is too long.
     """
-    check_answers(record, max_responses)
-    prompt = layout.prompt(record.prompt, record.where)
-    rows = [
-        _pad_right([*prompt, *layout.response(response, record.where, f"responses[{i}]")], layout)
-        for i, response in enumerate(record.responses)
-    ]
-    missing = max_responses - len(rows)
-    rows += [_pad_right([], layout)] * missing
-    tokens, segments, positions = (np.stack(column) for column in zip(*rows, strict=True))
-    scores = np.array([*record.scores, *[0.0] * missing], np.float32)
-    valid = np.arange(max_responses) < len(record.responses)
-    return RankingBatch(tokens, segments, positions, scores, valid)
+    responses = [layout.response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)]
+    return RankedTokens(layout.prompt(record.prompt, record.where), responses, record.scores)
+
+
+def ranking_row(
+    rankings: Sequence[RankedTokens], *, length: int, max_prompts: int, max_responses: int, pad_id: int
+) -> RankingBatch:
+    """Some prompts, each with all of its responses behind it (section 3.5).
+
+        tokens     name  a  colour  ¶  dark  red  $  a  fox  $  ·       ends    [[6  9  0]]
+        segments      1  1       1  1     1    1  1  1    1  1  0       scores  [[2  1  0]]
+        branches      0  0       0  0     1    1  1  2    2  2  0       valid   [[T  T  F]]
+        positions     0  1       2  3     4    5  6  4    5  6  0       max_prompts = 1, max_responses = 3
+
+    Args:
+      rankings: those of the row, maybe none; their lengths add up to T at most.
+      length: T, tokens of the row.
+      max_prompts: S, rankings that a row may have.
+      max_responses: K, responses that a ranking may have.
+      pad_id: fills the rest.
+
+    Returns:
+      A row, tokens [T] and scores [S, K].
+    """
+    tokens = np.full(length, pad_id, np.int32)
+    segments, branches, positions = np.zeros((3, length), np.int32)
+    ends = np.zeros((max_prompts, max_responses), np.int32)
+    scores = np.zeros((max_prompts, max_responses), np.float32)
+    valid = np.zeros((max_prompts, max_responses), bool)
+    start = 0
+    for number, ranking in enumerate(rankings):
+        for branch, part in enumerate((ranking.prompt, *ranking.responses)):
+            inside = slice(start, start + len(part))
+            tokens[inside], segments[inside], branches[inside] = part, number + 1, branch
+            positions[inside] = np.arange(len(part)) + (len(ranking.prompt) if branch else 0)
+            start += len(part)
+            if branch:
+                ends[number, branch - 1] = start - 1
+        scores[number, : len(ranking.scores)] = ranking.scores
+        valid[number, : len(ranking.responses)] = True
+    return RankingBatch(tokens, segments, branches, positions, ends, scores, valid)
 
 
 def check_answers(record: Ranking, max_responses: int) -> None:

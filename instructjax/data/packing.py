@@ -1,4 +1,7 @@
-"""Documents cut into windows of one length, as a stream that can be resumed at any window."""
+"""What goes into which row: documents cut into windows, and whole sequences put where they fit.
+
+The windows are a stream that can be resumed at any of them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,41 @@ from instructjax.data.vocabulary import Vocabulary
 from instructjax.records import Text
 
 _BLOCK = 64  # documents that are read and tokenised at once: one by one takes twice the time
+
+
+def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Sequences put into rows, each into the first that has room for it.
+
+    Args:
+      lengths: of the sequences, each at most `room`.
+      room: what a row has.
+
+    Returns:
+      The rows, each a list of indices of `lengths`.
+    """
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index, length in enumerate(lengths):
+        row = next((i for i, free in enumerate(left) if free >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(index)
+        left[row] -= length
+    return rows
+
+
+def next_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Sequences put into rows in their order, each into the last row or a new one; see `first_fit`."""
+    rows: list[list[int]] = []
+    left = 0
+    for index, length in enumerate(lengths):
+        if length > left or not rows:
+            rows.append([])
+            left = room
+        rows[-1].append(index)
+        left -= length
+    return rows
 
 
 class Windows(grain.IterDataset):

@@ -2,11 +2,12 @@
 
 Two choices make a stream, and they are made apart:
 
-    rows     text_rows | demonstration_rows | ranking_rows | prompt_rows
+    rows     text_rows | demonstration_rows | prompt_rows | ranked.rows
     batches  shuffled_batches (training: forever) | ordered_batches (evaluation: once)
 
 Rows are a `grain.MapDataset`: made when they are asked for, in any order. `text_batches` and
-`mixed_batches` are for training on text, which is packed while it streams.
+`mixed_batches` are for training on text, which is packed while it streams, and `ranked.batches` for training on
+rankings, which are packed batch by batch.
 
 Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). Its iterator has `get_state` and
 `set_state`: a small JSON tree from which the stream goes on exactly where it was. `batch_size` counts the
@@ -17,8 +18,8 @@ it is the same batch however many processes there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -29,7 +30,7 @@ from instructjax.data.examples import Layout
 from instructjax.data.packing import Windows
 from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import MAX_RESPONSES, Demonstration, Prompt, R, Ranking, Text
+from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 
 Rows = grain.MapDataset
 Batches = grain.IterDataset
@@ -41,19 +42,13 @@ _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 def demonstration_rows(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> Rows:
     """A row of an `LMBatch` for each demonstration; see `examples.demonstration`."""
-    rows = grain.MapDataset.range(_counted(records))
+    rows = indices(records)
     return rows.map(lambda index: examples.demonstration(records[index], layout, prompt_weight))
-
-
-def ranking_rows(records: Sequence[Ranking], layout: Layout, max_responses: int = MAX_RESPONSES) -> Rows:
-    """An element of a `RankingBatch` for each ranking; see `examples.ranking`."""
-    rows = grain.MapDataset.range(_counted(records))
-    return rows.map(lambda index: examples.ranking(records[index], layout, max_responses))
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
     """A row of a `PromptBatch` for each record; see `examples.prompt`."""
-    rows = grain.MapDataset.range(_counted(records))
+    rows = indices(records)
     return rows.map(lambda index: examples.prompt(records[index], layout))
 
 
@@ -68,12 +63,18 @@ def text_rows(records: Sequence[Text], tokenizer: Vocabulary, length: int) -> Ro
       tokenizer: text to tokens.
       length: T, tokens of a window.
     """
-    order = grain.MapDataset.range(_counted(records))
+    order = indices(records)
     return grain.MapDataset.source(list(Windows(records, order, tokenizer, length)))
 
 
 def shuffled_batches(
-    rows: Rows, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    join: Callable[[Sequence[Any]], Any] | None = None,
 ) -> Batches:
     """Batches for training: every row once an epoch, in another order each epoch, forever.
 
@@ -85,6 +86,7 @@ def shuffled_batches(
       seed: of all orders, from 0 to 2**32 - 1.
       process_index: which process this is.
       process_count: of how many; each yields B / process_count rows.
+      join: makes a batch of a list of rows; None stacks them.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of `process_count`.
@@ -95,7 +97,7 @@ def shuffled_batches(
         rows.seed(seed)
         .shuffle()
         .repeat()
-        .batch(share, drop_remainder=True)[process_index::process_count]
+        .batch(share, drop_remainder=True, batch_fn=join)[process_index::process_count]
         .to_iter_dataset(_READ)
     )
 
@@ -155,7 +157,7 @@ def text_batches(
       ConfigError: `batch_size` is not a positive multiple of `process_count`.
     """
     share = _share(batch_size, process_count)
-    order = _forever(grain.MapDataset.range(_counted(records)), seed, process_index, process_count)
+    order = _forever(indices(records), seed, process_index, process_count)
     return Windows(records, order, tokenizer, length).batch(share)
 
 
@@ -196,7 +198,7 @@ def mixed_batches(
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     share = _share(batch_size, process_count)
     rows = demonstration_rows(demonstrations, layout, prompt_weight)
-    order = _forever(grain.MapDataset.range(_counted(text)), seed, process_index, process_count)
+    order = _forever(indices(text), seed, process_index, process_count)
     parts = [
         _forever(rows, seed, process_index, process_count).to_iter_dataset(_READ),
         Windows(text, order, layout.tokenizer, layout.length),
@@ -264,10 +266,15 @@ class _Selection(Sequence):
         return self._whole[self._indices[index]]
 
 
-def _counted(records: Sequence) -> int:
+def indices(records: Sequence) -> grain.MapDataset:
+    """The numbers of the records, in order.
+
+    Raises:
+      DataError: there is none.
+    """
     if not len(records):
         raise DataError("expected at least one record to make batches of, found none")
-    return len(records)
+    return grain.MapDataset.range(len(records))
 
 
 def _forever(rows: grain.MapDataset, seed: int, process_index: int, process_count: int) -> grain.MapDataset:

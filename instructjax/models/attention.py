@@ -30,6 +30,8 @@ def attention_mask(
 def band_mask(query_positions: jax.Array, key_positions: jax.Array, window: int) -> jax.Array:
     """Which keys are among the last `window` positions, the query's own included.
 
+    Positions, not columns: of an answer that stands beside others, the prompt may be far away in its row.
+
     Args:
       query_positions: [B, T] int32.
       key_positions: [B, S] int32.
@@ -39,6 +41,19 @@ def band_mask(query_positions: jax.Array, key_positions: jax.Array, window: int)
       [B, T, S] bool, to be joined with `attention_mask`.
     """
     return query_positions[:, :, None] - key_positions[:, None, :] < window
+
+
+def branch_mask(query_branches: jax.Array, key_branches: jax.Array) -> jax.Array:
+    """Which keys lie on the way to each query: those of the common prefix, and those of its own branch.
+
+    Args:
+      query_branches: [B, T] int32, 0 on a prefix, and another number on each of its continuations.
+      key_branches: [B, S] int32.
+
+    Returns:
+      [B, T, S] bool, to be joined with `attention_mask`.
+    """
+    return (key_branches == 0)[:, None, :] | (query_branches[:, :, None] == key_branches[:, None, :])
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.errors import CheckpointError, ConfigError
-from instructjax.models.attention import attention, attention_mask, band_mask
+from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
 from instructjax.models.partitioning import constrain
 
 Params = Any  # a tree of arrays
@@ -237,10 +237,13 @@ class Trunk(nn.Module):
         positions: jax.Array,
         cache: Cache | None = None,
         *,
+        branches: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, d] after the final norm, and the cache with the tokens appended."""
         config = self.config
+        if cache is not None and branches is not None:
+            raise ValueError("expected a cache or branches, found both")
         x = self._embed(tokens, positions)
         x = _between_blocks(config, self.dropout(x, deterministic=deterministic))
         if cache is None:
@@ -252,6 +255,8 @@ class Trunk(nn.Module):
             key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
         query_index = start + jnp.arange(tokens.shape[1])
         mask = attention_mask(query_index, jnp.arange(key_segments.shape[1]), segments, key_segments)
+        if branches is not None:
+            mask &= branch_mask(branches, branches)
         banded = None
         if config.local_window is not None:
             banded = mask & band_mask(positions, key_positions, config.local_window)
@@ -287,6 +292,7 @@ class LanguageModel(nn.Module):
         positions: jax.Array,
         cache: Cache | None = None,
         *,
+        branches: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
         """Logits of the token after each token.
@@ -298,12 +304,16 @@ class LanguageModel(nn.Module):
           positions: [B, T] int32, below `max_length`.
           cache: None, or what came before: the tokens are appended at `cache.length`,
             and there must be room for them (a cache does not notice that it is full).
+          branches: None, or [B, T] int32 where several continuations of one prefix share a
+            segment: 0 on the prefix, another number on each of them. A token sees the prefix
+            and its own branch. Positions of each branch go on where the prefix's end. Not
+            with a cache.
           deterministic: False applies dropout, with the random key "dropout".
 
         Returns:
           Logits [B, T, V], float32 at least, and the cache with the T tokens appended (or None).
         """
-        hidden, cache = self.hidden(tokens, segments, positions, cache, deterministic=deterministic)
+        hidden, cache = self.hidden(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
         return self.unembed(hidden), cache
 
     def hidden(
@@ -313,13 +323,14 @@ class LanguageModel(nn.Module):
         positions: jax.Array,
         cache: Cache | None = None,
         *,
+        branches: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
         """Like `__call__`, but hidden states [B, T, d] that `unembed` turns into logits.
 
         A caller that needs the logits of a few positions selects them between the two.
         """
-        return self.trunk(tokens, segments, positions, cache, deterministic=deterministic)
+        return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32 at least, of hidden states [..., d]."""
@@ -338,10 +349,16 @@ class ScalarModel(nn.Module):
         self.head = ScalarHead(self.config)
 
     def __call__(
-        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, *, deterministic: bool = True
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        *,
+        branches: jax.Array | None = None,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Scalars [B, T], float32 at least, of the text up to each token; for the arguments see `LanguageModel`."""
-        hidden, _ = self.trunk(tokens, segments, positions, deterministic=deterministic)
+        hidden, _ = self.trunk(tokens, segments, positions, branches=branches, deterministic=deterministic)
         return self.head(hidden)
 
 

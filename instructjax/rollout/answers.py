@@ -67,12 +67,16 @@ def make_sampler(
     return sampler
 
 
+def responses(episodes: Episodes) -> list[list[int]]:
+    """The tokens of the responses of all rows, each with its EOS, if it has one."""
+    tokens, mask = jax.device_get((episode.response_tokens(episodes), episodes.response_mask > 0))
+    return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+
+
 def texts(tokenizer: Vocabulary, episodes: Episodes) -> list[str]:
     """The responses of all rows as texts, without EOS."""
-    tokens, mask = jax.device_get((episode.response_tokens(episodes), episodes.response_mask > 0))
     return [
-        tokenizer.decode([int(token) for token in row[keep] if token != tokenizer.eos_id])
-        for row, keep in zip(tokens, mask, strict=True)
+        tokenizer.decode([token for token in response if token != tokenizer.eos_id]) for response in responses(episodes)
     ]
 
 

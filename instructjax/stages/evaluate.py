@@ -14,16 +14,16 @@ import numpy as np
 from etils import epath
 
 from instructjax import records
-from instructjax.data import e2e, pipeline
+from instructjax.data import e2e, ranked
 from instructjax.data.examples import Layout
 from instructjax.evaluation import agreement, facts, figures, report, simulated
 from instructjax.evaluation.intervals import clustered_mean
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.rollout import answers
-from instructjax.stages import comparisons, few_shot, language_model, prepare, sft, workspace
+from instructjax.stages import comparisons, few_shot, language_model, prepare, scoring, sft, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import loop, metrics, objectives
+from instructjax.training import loop, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         texts = few_shot.answer(config, layout, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
         answered["gpt_prompted"] = Answered(
             texts,
-            few_shot.score_texts(config, layout, reward, prompts, texts),
+            few_shot.score_texts(config, layout, reward, prompts, [[text] for text in texts])[:, 0],
             np.array([len(layout.tokenizer.encode(text)) + 1 for text in texts], np.float64),
             None,
         )
@@ -187,11 +187,7 @@ def ranking_rewards(
     config: ml_collections.ConfigDict, layout: Layout, reward: Trained, rankings: Sequence[Ranking]
 ) -> list[np.ndarray]:
     """The rewards [K] of the answers of each ranking."""
-    score = jax.jit(lambda batch: objectives.rewards_of(ScalarModel(reward.model.config), reward.params, batch))
-    rows = pipeline.ranking_rows(rankings, layout, config.comparisons.max_answers)
-    batches = pipeline.ordered_batches(rows, batch_size=config.reward.batch_size)
-    rewards = [row for batch in batches for row in np.asarray(score(batch), np.float64)]
-    return [row[: len(ranking.responses)] for row, ranking in zip(rewards, rankings, strict=False)]
+    return scoring.rewards(reward, ranked.tokens(rankings, layout), config.reward.batch_size)
 
 
 def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline, results) -> None:

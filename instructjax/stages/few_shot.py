@@ -10,11 +10,10 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from instructjax.data import pipeline
-from instructjax.data.examples import Layout
+from instructjax.data.examples import Layout, RankedTokens
 from instructjax.records import Demonstration, Prompt
-from instructjax.rollout import answers, episode
-from instructjax.stages import prepare
+from instructjax.rollout import answers
+from instructjax.stages import prepare, scoring
 from instructjax.stages.workspace import Trained
 
 STOP = "\n"  # ends each example of a prefix, and so the answer
@@ -56,11 +55,10 @@ def choose_prefix(
         return None
     found = prepare.load(config, workdir, Prompt, "validation")
     prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
-    scores = []
-    for prefix in candidates:
-        texts = answer(config, layout, policy, prefix, prompts, jax.random.key(config.seed))
-        scores.append(score_texts(config, layout, reward, prompts, texts).mean())
-    return candidates[int(np.argmax(scores))]
+    key = jax.random.key(config.seed)
+    answered = [answer(config, layout, policy, prefix, prompts, key) for prefix in candidates]
+    scores = score_texts(config, layout, reward, prompts, list(zip(*answered, strict=True)))
+    return candidates[int(np.argmax(scores.mean(axis=0)))]
 
 
 def answer(
@@ -81,16 +79,20 @@ def answer(
 
 
 def score_texts(
-    config: ml_collections.ConfigDict, layout: Layout, reward: Trained, prompts: Sequence[str], texts: Sequence[str]
+    config: ml_collections.ConfigDict,
+    layout: Layout,
+    reward: Trained,
+    prompts: Sequence[str],
+    answered: Sequence[Sequence[str]],
 ) -> np.ndarray:
-    """The reward model's score of each text as an answer to its plain prompt, float[n].
+    """The reward model's scores of K texts as answers to each plain prompt, float64[n, K].
 
     A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
     """
-    pairs = [
-        Demonstration(prompt=prompt, response=layout.capped(text)) for prompt, text in zip(prompts, texts, strict=True)
+    rankings = [
+        RankedTokens(
+            layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts], [0.0] * len(texts)
+        )
+        for prompt, texts in zip(prompts, answered, strict=True)
     ]
-    rows = pipeline.demonstration_rows(pairs, layout)
-    score = jax.jit(lambda b: episode.score(reward.model, reward.params, b.tokens, b.segments, b.positions))
-    batches = pipeline.ordered_batches(rows, batch_size=config.evaluate.batch_size)
-    return np.concatenate([np.asarray(score(batch), np.float64) for batch in batches])[: len(pairs)]
+    return np.stack(scoring.rewards(reward, rankings, config.evaluate.batch_size))

@@ -20,7 +20,7 @@ from etils import epath
 
 from instructjax import records
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import builders, e2e, examples, pipeline, texts, vocabulary
+from instructjax.data import builders, e2e, examples, pipeline, ranked, texts, vocabulary
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.data.vocabulary import Vocabulary
@@ -135,7 +135,7 @@ def validation_rankings(
 ) -> list[RankingBatch]:
     """The validation rankings, in batches."""
     found = load(config, workdir, Ranking, "validation")
-    rows = pipeline.ranking_rows(found, layout, config.comparisons.max_answers)
+    rows = ranked.rows(ranked.tokens(found, layout), layout.tokenizer.pad_id)
     return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.reward.batch_size)))
 
 

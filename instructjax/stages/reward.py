@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from instructjax.batch import RankingBatch
-from instructjax.data import pipeline
+from instructjax.data import pipeline, ranked
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
 from instructjax.models.transformer import ScalarModel, graft_trunk
@@ -49,8 +49,8 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.reward
     records = prepare.load(config, workdir, Ranking, "train")
-    rows = pipeline.ranking_rows(records, layout, config.comparisons.max_answers)
-    steps = pipeline.steps(rows, section.batch_size, section.epochs)
+    rankings = ranked.tokens(records, layout)
+    steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     directory = workspace.begin(config, workdir, "reward")
     start = workspace.checkpoints_of(section.init_from, workdir, "sft")
     root = workspace.root_key(config, "reward")
@@ -81,7 +81,14 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         parallel.build(
             functools.partial(train_state.create, optimizer=adam), params, shard_slots=config.parallel.shard_slots
         ),
-        pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
+        ranked.batches(
+            rankings,
+            layout.tokenizer.pad_id,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            steps=steps,
+            multiple=parallel.rows_multiple(config.parallel, section.microbatches),
+        ),
         root,
         steps=steps,
         directory=directory,
@@ -94,12 +101,12 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     )
 
 
-def _evaluation(model: ScalarModel, rankings: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:
+def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:
     """`evaluation(params)`: loss and accuracy on held-out rankings."""
     measure = jax.jit(lambda params, batch: objectives.ranking_loss(model)(params, batch, None))
 
     def evaluation(params: Any) -> dict[str, float]:
-        window = [measure(params, batch) for batch in rankings]
+        window = [measure(params, batch) for batch in batches]
         values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in jax.device_get(window)])
         return {f"validation_{name}": value for name, value in values.items()}
 

@@ -12,11 +12,12 @@ import numpy as np
 from etils import epath
 
 from instructjax.data import pipeline
+from instructjax.data.examples import RankedTokens
 from instructjax.errors import CheckpointError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers
-from instructjax.stages import language_model, prepare, workspace
+from instructjax.stages import language_model, prepare, scoring, workspace
 from instructjax.training import checkpoint, loop, optimizer
 
 
@@ -94,7 +95,6 @@ def _mean_rewards(
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     reward = workspace.load_reward_model(start, shape, layout.tokenizer)
-    scorer = answers.make_scorer(reward.model)
     sampler = answers.make_sampler(
         LanguageModel(shape),
         layout,
@@ -104,15 +104,16 @@ def _mean_rewards(
     records = prepare.load(config, workdir, Prompt, "validation")
     prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
     directory = workspace.checkpoints_of("", workdir, "sft")
-    scores = {}
+    answered = []  # by candidate
     for step in steps:
         params = workspace.load_language_model(directory, shape, layout.tokenizer, step=step).params
-        rewards = [
-            np.asarray(scorer(reward.params, episodes))[: len(texts)]
-            for episodes, texts in sampler(params, prompts, jax.random.key(config.seed))
-        ]
-        scores[step] = float(np.concatenate(rewards).mean())
-    return scores
+        sampled = sampler(params, prompts, jax.random.key(config.seed))
+        answered.append([tokens for episodes, texts in sampled for tokens in answers.responses(episodes)[: len(texts)]])
+    rankings = [
+        RankedTokens(layout.prompt(prompt), responses) for prompt, *responses in zip(prompts, *answered, strict=True)
+    ]
+    scores = np.mean(scoring.rewards(reward, rankings, config.evaluate.batch_size), axis=0)
+    return dict(zip(steps, scores.tolist(), strict=True))
 
 
 def selection(workdir: epath.PathLike) -> dict[str, Any]:

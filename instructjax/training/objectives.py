@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.rollout import consistency, episode
+from instructjax.rollout import consistency
 from instructjax.training.step import Loss
 
 
@@ -39,7 +41,7 @@ def language_model_loss(model: Any) -> Loss:
 
 
 def ranking_loss(model: Any) -> Loss:
-    """-log sigmoid(r_w - r_l) over all pairs of a prompt's answers, one forward per answer (section 3.5).
+    """-log sigmoid(r_w - r_l) over all pairs of a prompt's answers, one forward pass for all of them (section 3.5).
 
     Args:
       model: a ScalarModel; its dropout is applied if its rate is above 0.
@@ -50,8 +52,8 @@ def ranking_loss(model: Any) -> Loss:
 
     def loss(params: Any, batch: RankingBatch, key: jax.Array):
         rewards = rewards_of(model, params, batch, deterministic=model.config.dropout == 0, key=key)
-        accuracy = losses.ranking_accuracy(rewards, batch.scores, batch.valid)
-        return losses.ranking_loss(rewards, batch.scores, batch.valid), {"accuracy": accuracy}
+        ranked = by_prompt(rewards, batch.scores, batch.valid)
+        return losses.ranking_loss(*ranked), {"accuracy": losses.ranking_accuracy(*ranked)}
 
     return loss
 
@@ -59,10 +61,47 @@ def ranking_loss(model: Any) -> Loss:
 def rewards_of(
     model: Any, params: Any, batch: RankingBatch, *, deterministic: bool = True, key: jax.Array | None = None
 ) -> jax.Array:
-    """The reward [B, K] of each answer, read at its last token (EOS)."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (batch.tokens, batch.segments, batch.positions))
-    rewards = episode.score(
-        model, params, *flat, deterministic=deterministic, rngs=None if key is None else {"dropout": key}
+    """The reward [B, S, K] of each answer, read at its last token (EOS)."""
+    outputs = model.apply(
+        {"params": params},
+        batch.tokens,
+        batch.segments,
+        batch.positions,
+        branches=batch.branches,
+        deterministic=deterministic,
+        rngs=None if key is None else {"dropout": key},
     )
+    rewards = jax.vmap(lambda row, ends: row[ends])(outputs, batch.ends)
     consistency.require_floating(rewards=rewards)
-    return rewards.reshape(batch.scores.shape)
+    return rewards
+
+
+def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
+    """log pi(answer | prompt), [B, S, K]: the sum over the answer's tokens, 0 where there is no answer.
+
+    Args:
+      model: a LanguageModel; its dropout is not applied.
+      params: its weights.
+      batch: what it is asked about.
+    """
+    logits, _ = model.apply({"params": params}, batch.tokens, batch.segments, batch.positions, branches=batch.branches)
+    before = jax.vmap(lambda row, columns: row[columns])(logits, predictors(batch))
+    log_probs = losses.log_probs(before, batch.tokens)
+    _, prompts, answers = batch.valid.shape
+    # Each answer has a number in its row; 0 is for what belongs to none.
+    number = jnp.where(batch.branches > 0, (batch.segments - 1) * answers + batch.branches, 0)
+    total = functools.partial(jax.ops.segment_sum, num_segments=prompts * answers + 1)
+    return jax.vmap(total)(log_probs, number)[:, 1:].reshape(batch.valid.shape)
+
+
+def predictors(batch: RankingBatch) -> jax.Array:
+    """The column [B, T] of the token before each: for the first token of an answer, the last of the prompt."""
+    columns = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
+    prompt_end = jax.lax.cummax(jnp.where(batch.branches == 0, columns, 0), axis=1)
+    first = batch.branches != jnp.pad(batch.branches, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(first & (batch.branches > 0), prompt_end, jnp.maximum(columns - 1, 0))
+
+
+def by_prompt(*arrays: jax.Array) -> list[jax.Array]:
+    """Arrays [B, S, K] of answers as [B S, K], a prompt a row, for the equations of `losses.py`."""
+    return [array.reshape(-1, array.shape[-1]) for array in arrays]

@@ -104,6 +104,12 @@ def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, par
         raise ConfigError(f"{key}: expected a multiple of {unit} ({parts}), such as {fits}, found {size}")
 
 
+def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:
+    """What the number of rows of a global batch must be a multiple of, for devices and microbatches to share them."""
+    data, fsdp, _ = mesh_shape(config, jax.device_count())
+    return data * fsdp * microbatches
+
+
 def check_model(shape: TransformerConfig, section: str, config: ml_collections.ConfigDict) -> None:
     """Refuses a model whose matrices do not divide over the mesh.
 

@@ -60,14 +60,39 @@ def test_demonstration(weight):
     assert row.weights.tolist() == [0, weight, weight, weight, 1, 1, 1, 0, 0]
 
 
-def test_ranking():
-    record = Ranking(prompt="name a colour", responses=("dark red", "a fox"), scores=(2, 1))
-    element = examples.ranking(record, LAYOUT, max_responses=3)
-    assert element.tokens.tolist() == [[*PROMPT, DARK, RED, EOS, 0, 0], [*PROMPT, A, FOX, EOS, 0, 0], [0] * 9]
-    assert element.segments.tolist() == [[1] * 7 + [0] * 2] * 2 + [[0] * 9]
-    assert element.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 0, 0]] * 2 + [[0] * 9]
-    assert element.scores.tolist() == [2, 1, 0]
-    assert element.valid.tolist() == [True, True, False]
+def ranking_row(*records, **changes):
+    sizes = {"length": 11, "max_prompts": 1, "max_responses": 3, "pad_id": 0}
+    return examples.ranking_row([examples.ranking(record, LAYOUT) for record in records], **sizes | changes)
+
+
+def test_ranking_row():
+    row = ranking_row(Ranking(prompt="name a colour", responses=("dark red", "a fox"), scores=(2, 1)))
+    assert row.tokens.tolist() == [*PROMPT, DARK, RED, EOS, A, FOX, EOS, 0]
+    assert row.segments.tolist() == [1] * 10 + [0]
+    assert row.branches.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 0]
+    assert row.ends.tolist() == [[6, 9, 0]]
+    assert row.scores.tolist() == [[2, 1, 0]]
+    assert row.valid.tolist() == [[True, True, False]]
+
+
+def test_a_row_of_two_rankings():
+    first = Ranking(prompt="a", responses=("b", "c d"), scores=(1, 1))
+    second = Ranking(prompt="e f", responses=("g", "b", ""), scores=(0, 2, 1))
+    row = ranking_row(first, second, length=16, max_prompts=3)
+    assert row.tokens.tolist() == [A, BREAK, B, EOS, C, D, EOS, E, F, BREAK, G, EOS, B, EOS, EOS, 0]
+    assert row.segments.tolist() == [1] * 7 + [2] * 8 + [0]
+    assert row.branches.tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 2, 2, 3, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 2, 3, 4, 0, 1, 2, 3, 4, 3, 4, 3, 0]
+    assert row.ends.tolist() == [[3, 6, 0], [11, 13, 14], [0, 0, 0]]
+    assert row.scores.tolist() == [[1, 1, 0], [0, 2, 1], [0, 0, 0]]
+    assert row.valid.tolist() == [[True, True, False], [True] * 3, [False] * 3]
+
+
+def test_an_empty_row_is_padding():
+    row = ranking_row(pad_id=7)
+    assert (row.tokens == 7).all()
+    assert not any(leaf.any() for leaf in (row.segments, row.branches, row.positions, row.valid))
 
 
 def test_prompt():
@@ -88,11 +113,11 @@ texts = st.text(min_size=1, max_size=10)
 def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer, asked, answered, room):
     layout = Layout(tokenizer, "\n", 50 + room, 60 + room)
     row = examples.demonstration(Demonstration(prompt=asked, response=answered), layout)
-    element = examples.ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout, 2)
+    ranked = examples.ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout)
     left = examples.prompt(Prompt(prompt=asked), layout)
-    assert row.tokens.tolist() == element.tokens[1].tolist()
     prompt_ids = left.tokens[left.segments == 1].tolist()
     response_ids = row.tokens[row.weights == 1].tolist()
+    assert (list(ranked.prompt), list(ranked.responses[1])) == (prompt_ids, response_ids)
     assert row.tokens[row.segments == 1].tolist() == prompt_ids + response_ids
     assert tokenizer.decode(prompt_ids) == asked + "\n"
     assert tokenizer.decode(response_ids) == answered
@@ -147,6 +172,6 @@ def test_what_just_fits_is_no_error():
 def test_too_many_responses_and_impossible_lengths():
     record = Ranking(prompt="a", responses=("a", "b", "c"), scores=(1, 2, 3), where="f:6")
     with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(comparisons.max_answers\), found 3"):
-        examples.ranking(record, LAYOUT, max_responses=2)
+        examples.check_answers(record, 2)
     with pytest.raises(ConfigError, match=r"^data.max_prompt: expected at least 1 token, found 0"):
         Layout(Words(), "\n", 0, 4)

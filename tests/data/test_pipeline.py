@@ -15,7 +15,7 @@ from instructjax.data import builders, pipeline
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.records import Demonstration, Prompt, Text
 
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
 TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
@@ -32,15 +32,9 @@ def sentences(count, seed=0):
 TEXTS = [Text(text=text) for text in sentences(37)]
 DEMONSTRATIONS = [Demonstration(prompt=text, response=text) for text in sentences(23)]
 PROMPTS = [Prompt(prompt=text) for text in sentences(11)]
-RANKINGS = [
-    Ranking(prompt=text, responses=tuple(sentences(2 + i % 3, i)), scores=tuple(range(2 + i % 3)))
-    for i, text in enumerate(sentences(13))
-]
-
 ROWS = {
     "text": pipeline.text_rows(TEXTS, TOKENIZER, LENGTH),
     "demonstrations": pipeline.demonstration_rows(DEMONSTRATIONS, LAYOUT),
-    "rankings": pipeline.ranking_rows(RANKINGS, LAYOUT, 4),
     "prompts": pipeline.prompt_rows(PROMPTS, LAYOUT),
 }
 
@@ -60,7 +54,7 @@ def stream(name, *, batch_size=4, seed=0, **processes):
     return pipeline.shuffled_batches(ROWS[name], batch_size=batch_size, seed=seed, **processes)
 
 
-STREAMS = ("text", "mixed", "demonstrations", "rankings", "prompts")
+STREAMS = ("text", "mixed", "demonstrations", "prompts")
 
 
 def take(batches, count):
@@ -97,7 +91,7 @@ def test_shapes_and_types_never_change(name):
     tokens = batches[0].tokens
     assert tokens.dtype == np.int32
     assert tokens.shape == {
-        "text": (4, LENGTH), "mixed": (4, 70), "demonstrations": (4, 70), "rankings": (4, 4, 70), "prompts": (4, 30),
+        "text": (4, LENGTH), "mixed": (4, 70), "demonstrations": (4, 70), "prompts": (4, 30),
     }[name]  # fmt: skip
 
 
@@ -122,7 +116,7 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
     assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
 
 
-@pytest.mark.parametrize("name", ["demonstrations", "rankings", "prompts"])
+@pytest.mark.parametrize("name", ["demonstrations", "prompts"])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
     alone = take(stream(name), 9)
     for count in (2, 4):
@@ -217,8 +211,7 @@ def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
     assert 0 <= len(rest.tokens) < batch_size
     assert (rest.tokens == expected.tokens[-1]).all()
     # Prompts carry no weight: who answers them knows how many there are.
-    counted = {"rankings": "valid", "prompts": None}.get(name, "weights")
-    assert counted is None or not getattr(rest, counted).any()
+    assert name == "prompts" or not rest.weights.any()
 
 
 def test_streams_read_prepared_sets(tmp_path):

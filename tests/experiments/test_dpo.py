@@ -13,11 +13,11 @@ import pytest
 from configs import dpo as recipes
 from configs import sandbox
 from instructjax import losses
-from instructjax.batch import RankingBatch
+from instructjax.data.examples import RankedTokens
 from instructjax.models.transformer import LanguageModel
 from instructjax.stages import evaluate, prepare, workspace
 from instructjax.training import checkpoint, metrics
-from tests import tiny_models
+from tests import naive_rankings, tiny_models
 from tests.tiny_recipes import recipe, save_stage
 
 MODEL = LanguageModel(tiny_models.CONFIG)
@@ -27,19 +27,18 @@ ANSWERS = ((1, 5, 3), (4, 2), (2, 3, 3))  # tokens of each answer
 SCORES = ((2.0, 1.0, 1.0), (0.0, 1.0), (1.0, 3.0, 2.0))
 
 
-def batch():
-    """Rankings of prompts and answers of several lengths; the second has an answer fewer."""
+def rankings():
+    """Prompts and answers of several lengths; the second has an answer fewer."""
     rng = np.random.default_rng(1)
-    tokens, segments = np.zeros((3, 3, 10), np.int32), np.zeros((3, 3, 10), np.int32)
-    scores, valid = np.zeros((3, 3), np.float32), np.zeros((3, 3), bool)
-    for b, (prompt, lengths) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        start = rng.integers(1, 16, prompt)
-        for k, length in enumerate(lengths):
-            tokens[b, k, : prompt + length] = [*start, *rng.integers(1, 16, length)]
-            segments[b, k, : prompt + length] = 1
-            scores[b, k], valid[b, k] = SCORES[b][k], True
-    positions = np.where(segments, np.arange(10), 0).astype(np.int32)
-    return RankingBatch(tokens, segments, positions, scores, valid)
+    return [
+        RankedTokens(rng.integers(1, 16, prompt), [rng.integers(1, 16, length) for length in lengths], scores)
+        for prompt, lengths, scores in zip(PROMPTS, ANSWERS, SCORES, strict=True)
+    ]
+
+
+def batch(rankings):
+    """Two in the first row, and the others below."""
+    return naive_rankings.packed([rankings[:2], rankings[2:]], length=24, prompts=2, answers=3)
 
 
 @jax.jit
@@ -49,6 +48,12 @@ def answer_log_prob(params, tokens, start, end):
     logits, _ = MODEL.apply({"params": params}, tokens[None], (columns < end)[None].astype(jnp.int32), columns[None])
     each = losses.log_probs(logits[0, :-1], tokens[1:])
     return jnp.where((columns[1:] >= start) & (columns[1:] < end), each, 0.0).sum()
+
+
+def joined(ranking, k):
+    """The prompt with its k-th answer, padded, and where the answer starts and ends."""
+    text = np.concatenate([ranking.prompt, ranking.responses[k]]).astype(np.int32)
+    return np.pad(text, (0, 10 - len(text))), len(ranking.prompt), len(text)
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +70,29 @@ def found_loss(params, reference, rankings):
 
 def test_it_is_the_papers_equation(weights):
     policy, reference = weights
-    rankings, total = batch(), 0.0
-    for b, (prompt, lengths) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        rewards = []
-        for k, length in enumerate(lengths):
-            ends = rankings.tokens[b, k], prompt, prompt + length
-            rewards.append(BETA * float(answer_log_prob(policy, *ends) - answer_log_prob(reference, *ends)))
+    total = 0.0
+    for ranking in rankings():
+        rewards, scores = [], ranking.scores
+        for k in range(len(ranking.responses)):
+            answer = joined(ranking, k)
+            rewards.append(BETA * float(answer_log_prob(policy, *answer) - answer_log_prob(reference, *answer)))
         pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if i < j]
         for i, j in pairs:
-            if SCORES[b][i] != SCORES[b][j]:
-                better, worse = (i, j) if SCORES[b][i] > SCORES[b][j] else (j, i)
+            if scores[i] != scores[j]:
+                better, worse = (i, j) if scores[i] > scores[j] else (j, i)
                 total += math.log1p(math.exp(rewards[worse] - rewards[better])) / len(pairs)
-    np.testing.assert_allclose(found_loss(policy, reference, rankings), total / 3, rtol=1e-5)
+    np.testing.assert_allclose(found_loss(policy, reference, batch(rankings())), total / 3, rtol=1e-5)
 
 
 def test_at_the_reference_the_gradient_pulls_the_better_answer_up_and_the_worse_down(weights):
     """Rafailov et al., section 4: the weight of a pair is beta sigma(0) where the policy is the reference."""
     reference, _ = weights
-    pair = jax.tree.map(lambda x: x[1:2], batch())  # one prompt, two answers, the second is better
-    ends = [(pair.tokens[0, k], PROMPTS[1], PROMPTS[1] + ANSWERS[1][k]) for k in (0, 1)]
+    pair = rankings()[1]  # two answers, the second is better
 
     def margin(params):
-        return answer_log_prob(params, *ends[1]) - answer_log_prob(params, *ends[0])
+        return answer_log_prob(params, *joined(pair, 1)) - answer_log_prob(params, *joined(pair, 0))
 
-    found = jax.grad(found_loss)(reference, reference, pair)
+    found = jax.grad(found_loss)(reference, reference, batch([pair]))
     wanted = jax.tree.map(lambda x: -BETA / 2 * x, jax.grad(margin)(reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
     stepped = jax.tree.map(lambda x, g: x - 0.01 * g, reference, found)
@@ -97,7 +101,7 @@ def test_at_the_reference_the_gradient_pulls_the_better_answer_up_and_the_worse_
 
 def test_at_the_reference_it_is_a_coin(weights):
     _, reference = weights
-    pair = jax.tree.map(lambda x: x[1:2], batch())  # without ties
+    pair = batch(rankings()[1:2])  # without ties
     np.testing.assert_allclose(found_loss(reference, reference, pair), math.log(2), rtol=1e-6)
 
 

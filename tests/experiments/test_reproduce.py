@@ -128,7 +128,7 @@ class TestResults:
         model = workspace.load_reward_model(workdir / "reward" / "checkpoints", shape, layout.tokenizer)
         records = prepare.load(config, workdir, Demonstration, "train")
         prompts, responses = zip(*((record.prompt, record.response) for record in records), strict=True)
-        scores = few_shot.score_texts(config, layout, model, prompts, responses)
+        scores = few_shot.score_texts(config, layout, model, prompts, [[text] for text in responses])
         assert abs(scores.mean()) < 1e-4 < scores.std()
 
 

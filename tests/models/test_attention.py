@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.models.attention import attention, attention_mask, band_mask
+from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(0, 3), min_size=6, max_size=6), st.integers(1, 4))
-def test_masks_are_their_definitions(segments, window):
+@given(*[st.lists(st.integers(0, 3), min_size=6, max_size=6)] * 2, st.integers(1, 4))
+def test_masks_are_their_definitions(segments, branches, window):
     length = len(segments)
+    on_the_way = np.asarray(branch_mask(jnp.array([branches]), jnp.array([branches]))[0])
     index, row = jnp.arange(length), jnp.array([segments])
     seen = np.asarray(attention_mask(index, index, row, row)[0])
     near = np.asarray(band_mask(index[None], index[None], window)[0])
@@ -21,6 +22,7 @@ def test_masks_are_their_definitions(segments, window):
         for j in range(length):
             assert seen[i, j] == (j <= i and segments[i] == segments[j] and segments[j] > 0)
             assert near[i, j] == (i - j < window)
+            assert on_the_way[i, j] == (branches[j] in (0, branches[i]))
 
 
 def test_attention_is_the_weighted_mean_of_visible_values():

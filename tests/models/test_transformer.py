@@ -153,6 +153,38 @@ def test_packed_rows_equal_separate_rows(config):
 
 
 @pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+def test_continuations_beside_each_other_equal_each_alone(config):
+    """A prefix of 3 with continuations of 4, 2 and 3 tokens, then another prefix of 2 with one of 4, then padding."""
+    layout = [(1, 3, (4, 2, 3)), (2, 2, (4,))]
+    columns = {"segments": [], "branches": [], "positions": []}
+    for segment, prefix, sizes in layout:
+        for branch, size in enumerate((prefix, *sizes)):
+            columns["segments"] += [segment] * size
+            columns["branches"] += [branch] * size
+            columns["positions"] += [*range(prefix if branch else 0, (prefix if branch else 0) + size)]
+    segments, branches, positions = (jnp.array([[*column, 0, 0]]) for column in columns.values())
+    tokens, _, _ = batch(segments)
+    params, scalar = parameters(LanguageModel(config)), parameters(ScalarModel(config))
+    found, _ = LanguageModel(config).apply({"params": params}, tokens, segments, positions, branches=branches)
+    scalars = ScalarModel(config).apply({"params": scalar}, tokens, segments, positions, branches=branches)
+    for segment, prefix, sizes in layout:
+        for branch in range(1, len(sizes) + 1):
+            own = np.flatnonzero((segments[0] == segment) & ((branches[0] == 0) | (branches[0] == branch)))
+            row = tokens[:, own], jnp.ones((1, len(own)), jnp.int32), jnp.arange(len(own))[None]
+            assert len(own) == prefix + sizes[branch - 1]
+            np.testing.assert_allclose(found[:, own], logits_of(config, params, *row), atol=1e-5)
+            np.testing.assert_allclose(scalars[:, own], compiled(ScalarModel(config))(scalar, *row), atol=1e-5)
+
+
+def test_a_cache_knows_no_branches():
+    row = batch([[1] * 4])
+    with pytest.raises(ValueError, match="expected a cache or branches, found both"):
+        LanguageModel(CONFIG).apply(
+            {"params": parameters(LanguageModel(CONFIG))}, *row, init_cache(CONFIG, 1, 4), branches=row[1]
+        )
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
 @pytest.mark.parametrize("slots", [10, 13])
 def test_prefill_and_decode_equal_the_full_forward_pass(config, slots):
     segments = np.ones((3, 10), np.int32)

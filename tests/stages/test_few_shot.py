@@ -60,6 +60,7 @@ def test_an_answer_that_is_too_long_is_scored_as_it_is_cut(tmp_path):
     long = "xyzzy " * 20
     cut = layout.capped(long)
     assert long.startswith(cut) and len(layout.tokenizer.encode(cut)) == layout.max_response - 1
-    found = few_shot.score_texts(config, layout, reward, ["the fox"] * 2, [long, cut])
-    assert found[0] == found[1] != few_shot.score_texts(config, layout, reward, ["the fox"] * 2, ["owl"] * 2)[0]
-    assert np.isfinite(found).all()
+    found = few_shot.score_texts(config, layout, reward, ["the fox", "an owl"], [[long, cut, "owl"]] * 2)
+    assert found.shape == (2, 3) and np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, 0], found[:, 1], rtol=1e-5)
+    assert (abs(found[:, 0] - found[:, 2]) > 1e-3).all()

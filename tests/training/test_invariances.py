@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax.batch import LMBatch, RankingBatch
+from instructjax.batch import LMBatch
+from instructjax.data.examples import RankedTokens
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.training import objectives
+from tests import naive_rankings
 from tests.float64_gradients import CONFIG, LAYERS, PAD, POLICY, SCALAR, TEXTS, assert_same, changed, mean
 
 
@@ -78,53 +80,72 @@ class TestLanguageModel:
 
 
 class TestRanking:
+    """The reward model. What is expected is computed the naive way, an answer a row."""
+
     loss = staticmethod(objectives.ranking_loss(ScalarModel(CONFIG)))
-    SCORES = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 2.0, 2.0, 1.0]])  # the second has a tie
+    RANKINGS = (
+        RankedTokens(TEXTS[1], [TEXTS[0], TEXTS[2], TEXTS[3], TEXTS[1]], (3.0, 1.0, 2.0, 0.0)),
+        RankedTokens(TEXTS[3], [text[::-1] for text in TEXTS], (0.0, 2.0, 2.0, 1.0)),  # with a tie
+    )
 
     @classmethod
-    def batch(cls, length=9, **keys):
-        answers = rows(length, texts=[*TEXTS, *(text[::-1] for text in TEXTS)], **keys)
-        fields = (np.reshape(x, (2, 4, length)) for x in (answers.tokens, answers.segments, answers.positions))
-        return RankingBatch(*fields, cls.SCORES, np.ones((2, 4), bool))
+    def batch(cls, rows=None, length=26, **keys):
+        rows = [[ranking] for ranking in cls.RANKINGS] if rows is None else rows
+        return naive_rankings.packed(rows, **{"length": length, "prompts": 1, "answers": 4, "pad": PAD} | keys)
 
     def mean(self, batch, **keys):
         return mean(self.loss, SCALAR, batch, **keys)
 
     @functools.cached_property
     def expected(self):
-        return self.mean(self.batch())
+        naive = naive_rankings.naive(self.RANKINGS, length=13, answers=4)
+        return mean(naive_rankings.naive_loss(ScalarModel(CONFIG)), SCALAR, naive)
+
+    def test_one_forward_pass_a_prompt(self):
+        assert_same(self.mean(self.batch()), self.expected)
 
     @padding
     def test_padding(self, start, pad):
-        assert_same(self.mean(self.batch(15, start=start, pad=pad)), self.expected)
+        batch = self.batch(length=40, pad=pad)
+        shifted = {name: np.roll(getattr(batch, name), start, axis=1) for name in ("tokens", "segments", "branches")}
+        shifted |= {"positions": np.roll(batch.positions, start, axis=1), "ends": batch.ends + start}
+        assert_same(self.mean(batch.replace(**shifted)), self.expected)
+
+    def test_packing(self):
+        """Two rankings in a row, and a row of padding."""
+        assert_same(self.mean(self.batch([self.RANKINGS, []], length=50, prompts=3)), self.expected)
 
     def test_missing_answers(self):
-        """Empty rows for answers that are not there."""
-        batch = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, 2)] + [(0, 0)] * (x.ndim - 2)), self.batch())
-        assert_same(self.mean(batch), self.expected)
+        """Places for answers that are not there."""
+        assert_same(self.mean(self.batch(answers=6)), self.expected)
 
     def test_order_of_prompts_and_of_answers(self):
-        answers = np.array([[2, 0, 3, 1], [1, 3, 0, 2]])
-        batch = jax.tree.map(lambda x: x[np.arange(2)[:, None], answers][::-1], self.batch())
-        assert_same(self.mean(batch), self.expected)
+        rankings = []
+        for ranking, order in zip(self.RANKINGS, ([2, 0, 3, 1], [1, 3, 0, 2]), strict=True):
+            responses, scores = [ranking.responses[k] for k in order], [ranking.scores[k] for k in order]
+            rankings.append(RankedTokens(ranking.prompt, responses, scores))
+        assert_same(self.mean(self.batch([[ranking] for ranking in reversed(rankings)])), self.expected)
 
     def test_all_answers_in_one_element_or_pair_by_pair(self):
         """The mean over a prompt's C(K, 2) pairs, a tie counting as a pair without loss."""
-        batch = self.batch()
-        pairs = [(p, i, j) for p in range(2) for i in range(4) for j in range(i)]
-        elements = [jax.tree.map(lambda x, p=p, i=i, j=j: x[p][[i, j]], batch) for p, i, j in pairs]
-        parts = jax.tree.map(lambda *leaves: np.stack(leaves), *elements)
-        ties = sum(float(batch.scores[p, i] == batch.scores[p, j]) for p, i, j in pairs)
+        pairs = [
+            RankedTokens(ranking.prompt, [ranking.responses[k] for k in (i, j)], [ranking.scores[k] for k in (i, j)])
+            for ranking in self.RANKINGS
+            for i in range(4)
+            for j in range(i)
+        ]
+        ties = sum(float(pair.scores[0] == pair.scores[1]) for pair in pairs)
 
         def loss(params, batch, key):
             (total, weight), metrics = self.loss(params, batch, key)
             return (total, weight + ties), metrics  # an element of two that tie weighs nothing
 
-        assert_same(mean(loss, SCALAR, parts), self.expected)
+        assert_same(mean(loss, SCALAR, self.batch([[pair] for pair in pairs], answers=2)), self.expected)
 
     def test_microbatches(self):
         """One prompt has preferences, the other only ties: they weigh 1 and 0."""
-        batch = self.batch().replace(scores=np.array([[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+        batch = self.batch()
+        batch.scores[1] = 1.0
         assert_same(self.mean(batch, microbatches=2), self.mean(batch))
 
     @layers

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from instructjax.batch import LMBatch, PromptBatch, RankingBatch
+from instructjax.batch import LMBatch, PromptBatch
+from instructjax.data import examples
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import sampling
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
@@ -24,6 +25,7 @@ CONFIG = dataclasses.replace(tiny_models.BANDED, vocab_size=24)
 MODEL, SCALAR = LanguageModel(CONFIG), ScalarModel(CONFIG)
 KEY = jax.random.key(0)
 B, T, K, P, R = 16, 12, 3, 5, 6
+EOS, PAD = 1, 0
 ADAM = optax.adam(1e-2, eps=1e-3)
 
 LAYOUTS = {
@@ -70,10 +72,24 @@ def answer_batch():
     return batch.replace(weights=batch.weights * (np.arange(T) >= starts))
 
 
-def ranking_batch():
-    rng = np.random.default_rng(3)
-    scores = rng.integers(0, 3, size=(B, K)).astype(np.float32)  # with ties
-    return RankingBatch(*rows(rng, B, K), scores, np.arange(K) < rng.integers(1, K + 1, size=(B, 1)))
+def ranking_batch(seed=3):
+    """Two prompts in a row, with one to three answers each, ties among them; some rows have one prompt."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(most):
+        return rng.integers(2, CONFIG.vocab_size, size=rng.integers(1, most + 1)).tolist()
+
+    def ranking():
+        answers = [tokens(3) for _ in range(rng.integers(1, K + 1))]
+        return examples.RankedTokens(tokens(3), answers, rng.integers(0, 3, size=len(answers)).tolist())
+
+    made = [
+        examples.ranking_row(
+            [ranking() for _ in range(rng.integers(1, 3))], length=2 * T, max_prompts=2, max_responses=K, pad_id=PAD
+        )
+        for _ in range(B)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
 
 def kept_gradients():
@@ -160,7 +176,6 @@ PPO = ml_collections.ConfigDict(
         "ptx_microbatches": 2,
     }
 )
-EOS, PAD = 1, 0
 
 
 def prompt_batch():

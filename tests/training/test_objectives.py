@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from instructjax import losses
-from instructjax.batch import LMBatch, RankingBatch
+from instructjax.batch import LMBatch
+from instructjax.data.examples import RankedTokens
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.training import objectives
-from tests import tiny_models
+from tests import naive_rankings, tiny_models
 
 T, V = 10, tiny_models.CONFIG.vocab_size
 KEY = jax.random.key(0)
@@ -36,11 +37,23 @@ def language_batch():
     return LMBatch(tokens, segments, positions, jnp.asarray(weights))
 
 
+def ranked(prompt, sizes, scores, seed):
+    """A ranking of random tokens, of a prompt and answers of these lengths."""
+    rng = np.random.default_rng(seed)
+    return RankedTokens(rng.integers(0, V, prompt), [rng.integers(0, V, size) for size in sizes], scores)
+
+
+RANKINGS = [
+    ranked(3, (7, 4, 2, 6), (3.0, 1.0, 2.0, 2.0), seed=1),
+    ranked(1, (3, 5, 1), (1.0, 5.0, 4.0), seed=2),
+    ranked(5, (4, 1), (0.0, 1.0), seed=3),
+]
+ROWS = [[RANKINGS[0]], [RANKINGS[1], RANKINGS[2]], []]  # the third is padding
+
+
 def ranking_batch():
-    """Four answers, three answers, and two of which one is empty padding."""
-    tokens, segments, positions = rows([[10, 7, 5, 9], [4, 6, 8, 0], [3, 10, 0, 0]])
-    scores = jnp.array([[3.0, 1.0, 2.0, 2.0], [1.0, 5.0, 4.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
-    return RankingBatch(tokens, segments, positions, scores, jnp.asarray(segments[..., 0] > 0))
+    """Four answers to a prompt; three and two to the prompts of another row; with padding."""
+    return naive_rankings.packed(ROWS, length=24, prompts=3, answers=4)
 
 
 def test_a_token_is_predicted_from_those_before_it():
@@ -65,11 +78,27 @@ def test_each_answer_is_scored_as_if_it_were_alone():
     batch = ranking_batch()
     rewards = jax.jit(lambda batch: objectives.rewards_of(model, params, batch))(batch)
     assert rewards.shape == batch.scores.shape
-    apply = jax.jit(lambda *row: model.apply({"params": params}, *row))
-    for b, k in np.argwhere(np.asarray(batch.valid)):
-        row = jax.tree.map(lambda x, b=b, k=k: x[b, k][None], (batch.tokens, batch.segments, batch.positions))
-        last = int(batch.segments[b, k].sum()) - 1
-        np.testing.assert_allclose(rewards[b, k], apply(*row)[0, last], rtol=1e-4, atol=1e-5)
+    alone = naive_rankings.naive(RANKINGS, length=T, answers=4)
+    expected = jax.jit(lambda alone: naive_rankings.naive_rewards(model, params, alone))(alone)
+    found = naive_rankings.taken(rewards, ROWS)
+    np.testing.assert_allclose(found[alone.valid], expected[alone.valid], rtol=1e-4, atol=1e-5)
+
+
+def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_after_its_prompt():
+    model, params = tiny_models.language_model()
+    batch = ranking_batch()
+    found = jax.jit(lambda batch: objectives.answer_log_probs(model, params, batch))(batch)
+    found = naive_rankings.taken(found, ROWS)
+    apply = jax.jit(lambda *row: jax.nn.log_softmax(model.apply({"params": params}, *row)[0]))
+    for b, ranking in enumerate(RANKINGS):
+        for k, answer in enumerate(ranking.responses):
+            tokens = np.zeros((1, T), np.int32)
+            start, end = len(ranking.prompt), len(ranking.prompt) + len(answer)
+            tokens[0, :end] = [*ranking.prompt, *answer]
+            table = apply(tokens, (np.arange(T) < end)[None].astype(np.int32), np.arange(T)[None])
+            expected = sum(float(table[0, t - 1, tokens[0, t]]) for t in range(start, end))
+            np.testing.assert_allclose(found[b, k], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(found[b, len(ranking.responses) :], 0.0)
 
 
 def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
@@ -79,8 +108,9 @@ def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
     (_, weight), metrics = jax.jit(objectives.ranking_loss(model))(params, batch, KEY)
     rewards = objectives.rewards_of(model, params, batch)
     total, gradient = differentiate(params, batch)
-    np.testing.assert_allclose(total, losses.ranking_loss(rewards, batch.scores, batch.valid)[0], rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], losses.ranking_accuracy(rewards, batch.scores, batch.valid))
+    ranked = [array.reshape(9, 4) for array in (rewards, batch.scores, batch.valid)]
+    np.testing.assert_allclose(total, losses.ranking_loss(*ranked)[0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], losses.ranking_accuracy(*ranked))
     assert float(weight) == 3
     other = batch.replace(tokens=jnp.where(batch.segments > 0, batch.tokens, 3))
     other = other.replace(scores=jnp.where(batch.valid, batch.scores, 9.0))

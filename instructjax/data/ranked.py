@@ -1,0 +1,115 @@
+"""From rankings to batches: each prompt once with all of its answers, several prompts in a row.
+
+A row is as long as the longest ranking, so no ranking is cut. To know the lengths, every ranking is
+tokenised once before the first batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import grain
+import jax
+import numpy as np
+
+from instructjax.batch import RankingBatch
+from instructjax.data import examples, packing, pipeline
+from instructjax.data.examples import Layout, RankedTokens
+from instructjax.data.pipeline import Batches, Rows
+from instructjax.records import Ranking
+
+_MULTIPLE = 8  # a row's length is one of this: fused kernels want even lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class _Needs:
+    """What a row must have room for: `length` tokens (T), and rankings with up to K `responses` each."""
+
+    length: int
+    responses: int
+
+
+def tokens(records: Sequence[Ranking], layout: Layout) -> Rows:
+    """The `RankedTokens` of each ranking, made when they are asked for."""
+    return pipeline.indices(records).map(lambda index: examples.ranking(records[index], layout))
+
+
+def rows(rankings: Sequence[RankedTokens], pad_id: int) -> Rows:
+    """Rows of a `RankingBatch` for evaluation, packed in the order of the rankings.
+
+    So the valid answers of one row after the other are the answers of one ranking after the other.
+
+    Args:
+      rankings: in memory, or from `tokens`.
+      pad_id: fills rows up.
+    """
+    lengths, needs = _measured(rankings)
+    packed = packing.next_fit(lengths, needs.length)
+    prompts = max(map(len, packed))
+    return grain.MapDataset.range(len(packed)).map(
+        lambda row: _row([rankings[i] for i in packed[row]], needs, prompts, pad_id)
+    )
+
+
+def batches(
+    rankings: Rows,
+    pad_id: int,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Batches of a `RankingBatch` for training: every ranking once an epoch, in another order each epoch, forever.
+
+    The rankings of a batch are packed into rows, each into the first that has room for it. Every batch has
+    the shape that the fullest of the run needs.
+
+    Args:
+      rankings: from `tokens`.
+      pad_id: fills rows up.
+      batch_size: rankings, not rows, of a global batch.
+      seed: of all orders, from 0 to 2**32 - 1.
+      steps: batches that are going to be read; one that is read after them may not fit.
+      multiple: of which the number of rows is one, so that devices and microbatches can share them.
+      process_index: which process this is.
+      process_count: of how many; each yields batch_size / process_count rankings, in equally many rows.
+
+    Raises:
+      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+    """
+    lengths, needs = _measured(rankings)
+    shuffled = functools.partial(
+        pipeline.shuffled_batches, batch_size=batch_size, seed=seed, process_count=process_count
+    )
+    # The order depends on the seed and the number of rows only: here it is read ahead, with lengths for rows.
+    streams = [shuffled(grain.MapDataset.source(lengths), process_index=i) for i in range(process_count)]
+    drawn = [batch for stream in streams for batch in itertools.islice(stream, steps)]
+    packed = [packing.first_fit(batch, needs.length) for batch in drawn]
+    count = -(-max(map(len, packed)) // multiple) * multiple
+    prompts = max(len(row) for rows in packed for row in rows)
+
+    def join(drawn: Sequence[RankedTokens]) -> RankingBatch:
+        filled = packing.first_fit([len(ranking) for ranking in drawn], needs.length)
+        filled += [[]] * (count - len(filled))
+        parts = [_row([drawn[i] for i in row], needs, prompts, pad_id) for row in filled]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+    return shuffled(rankings, process_index=process_index, join=join)
+
+
+def _measured(rankings: Sequence[RankedTokens]) -> tuple[list[int], _Needs]:
+    """The length of each ranking, and what the longest and the one of most answers need."""
+    lengths, counts = zip(*((len(ranking), len(ranking.responses)) for ranking in rankings), strict=True)
+    return list(lengths), _Needs(-(-max(lengths) // _MULTIPLE) * _MULTIPLE, max(counts))
+
+
+def _row(rankings: Sequence[RankedTokens], needs: _Needs, prompts: int, pad_id: int) -> RankingBatch:
+    return examples.ranking_row(
+        rankings, length=needs.length, max_prompts=prompts, max_responses=needs.responses, pad_id=pad_id
+    )

@@ -1,0 +1,31 @@
+"""What a reward model says of several answers to each of some prompts, in one forward pass a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from instructjax.data import pipeline, ranked
+from instructjax.data.examples import RankedTokens
+from instructjax.stages.workspace import Trained
+from instructjax.training import objectives
+
+
+def rewards(reward: Trained, rankings: Sequence[RankedTokens], batch_size: int) -> list[np.ndarray]:
+    """The reward of each answer.
+
+    Args:
+      reward: a reward model.
+      rankings: prompts with their answers; their scores are not read.
+      batch_size: rows of packed prompts that are computed at a time.
+
+    Returns:
+      float64[K] for each prompt, K the number of its answers.
+    """
+    score = jax.jit(lambda params, batch: objectives.rewards_of(reward.model, params, batch))
+    rows = ranked.rows(rankings, reward.tokenizer.pad_id)
+    batches = pipeline.ordered_batches(rows, batch_size=min(len(rows), batch_size))
+    found = [np.asarray(score(reward.params, batch), np.float64)[batch.valid] for batch in batches]
+    return np.split(np.concatenate(found), np.cumsum([len(ranking.responses) for ranking in rankings])[:-1])

@@ -1,0 +1,37 @@
+"""Sequences in rows: each once, none cut, and the rows as full as their rule says."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.data import packing
+
+ROOM = 12
+lengths = st.lists(st.integers(1, ROOM), max_size=30)
+
+
+@pytest.mark.parametrize("fit", [packing.first_fit, packing.next_fit])
+@given(lengths)
+def test_every_sequence_is_in_one_row_and_every_row_has_room(fit, lengths):
+    rows = fit(lengths, ROOM)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert all(row and sum(lengths[i] for i in row) <= ROOM for row in rows)
+
+
+@given(lengths)
+def test_first_fit_opens_a_row_only_where_no_earlier_one_has_room(lengths):
+    rows = packing.first_fit(lengths, ROOM)
+    for number, row in enumerate(rows):
+        for index in row:
+            for earlier in rows[:number]:
+                assert sum(lengths[i] for i in earlier if i < index) + lengths[index] > ROOM
+
+
+@given(lengths)
+def test_next_fit_keeps_the_order_and_opens_a_row_only_where_the_last_is_full(lengths):
+    rows = packing.next_fit(lengths, ROOM)
+    assert list(itertools.chain(*rows)) == list(range(len(lengths)))
+    for row, following in itertools.pairwise(rows):
+        assert sum(lengths[i] for i in row) + lengths[following[0]] > ROOM

@@ -1,0 +1,150 @@
+"""Batches of rankings: every ranking whole, in batches of one shape, resumable, for any number of processes."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from instructjax.data import pipeline, ranked
+from instructjax.data.examples import Layout
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import Ranking
+
+WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
+TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
+LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
+PAD = TOKENIZER.pad_id
+
+
+def text(rng, most):
+    return " ".join(rng.choice(WORDS, size=rng.integers(0, most)))
+
+
+def records(count=23):
+    """Rankings of 2 to 4 answers, of many lengths, with ties; each prompt ends with its number."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        size = 2 + i % 3
+        answers = tuple(text(rng, 9) for _ in range(size))
+        yield Ranking(
+            prompt=f"{text(rng, 6)} {i}", responses=answers, scores=tuple(map(float, rng.integers(0, 3, size)))
+        )
+
+
+RECORDS = list(records())
+RANKINGS = ranked.tokens(RECORDS, LAYOUT)
+TUPLES = [(tuple(r.prompt), tuple(map(tuple, r.responses)), tuple(r.scores)) for r in RANKINGS]
+
+
+def stream(*, batch_size=4, seed=0, steps=40, **keys):
+    return ranked.batches(RANKINGS, PAD, batch_size=batch_size, seed=seed, steps=steps, **keys)
+
+
+def take(batches, count):
+    return list(itertools.islice(iter(batches), count))
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def rankings_of(batch):
+    """The rankings that a batch holds, read from its arrays alone, row after row."""
+    found = []
+    for row in range(len(batch.tokens)):
+        tokens, segments, branches = batch.tokens[row], batch.segments[row], batch.branches[row]
+        for number in range(1, segments.max() + 1):
+            prompt = tokens[(segments == number) & (branches == 0)]
+            valid = batch.valid[row, number - 1]
+            answers = []
+            for answer in range(1, valid.sum() + 1):
+                columns = np.flatnonzero((segments == number) & (branches == answer))
+                assert (np.diff(columns) == 1).all() and columns[-1] == batch.ends[row, number - 1, answer - 1]
+                assert (batch.positions[row, columns] == len(prompt) + np.arange(len(columns))).all()
+                answers.append(tuple(tokens[columns]))
+            found.append((tuple(prompt), tuple(answers), tuple(batch.scores[row, number - 1][valid])))
+        assert not batch.valid[row, segments.max() :].any()
+        assert (tokens[segments == 0] == PAD).all()
+    return found
+
+
+def test_shapes_and_types_never_change():
+    batches = take(stream(), 40)
+    assert len({str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)) for batch in batches}) == 1
+
+
+def test_rows_are_shared():
+    batch = take(stream(batch_size=8), 1)[0]
+    rows, length = batch.tokens.shape
+    longest = max(map(len, RANKINGS))
+    assert longest <= length < longest + 8 and length % 8 == 0
+    assert rows < 8 and batch.scores.shape[1] > 1 and batch.scores.shape[2] == 4
+
+
+def test_a_batch_has_the_rankings_that_the_order_of_rows_says():
+    """Each whole, and so the lengths that are read ahead are those of the rankings that come."""
+    order = pipeline.shuffled_batches(pipeline.indices(RECORDS), batch_size=4, seed=3)
+    for batch, indices in zip(take(stream(seed=3), 20), take(order, 20), strict=True):
+        assert sorted(rankings_of(batch)) == sorted(TUPLES[i] for i in indices)
+
+
+def test_the_number_of_rows_is_a_multiple_of_what_shares_them():
+    plain, shared = (take(stream(batch_size=8, multiple=multiple), 3) for multiple in (1, 5))
+    assert len(shared[0].tokens) == -(-len(plain[0].tokens) // 5) * 5
+    assert [rankings_of(batch) for batch in shared] == [rankings_of(batch) for batch in plain]
+
+
+def test_the_seed_decides_the_order():
+    first, again, other = (take(stream(seed=seed), 8) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert [rankings_of(batch) for batch in first] != [rankings_of(batch) for batch in other]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 17])
+def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(stop):
+    uninterrupted = take(stream(), stop + 9)
+    iterator = iter(stream())
+    for _ in range(stop):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    next(iterator)  # what a job still read after its last checkpoint
+    resumed = iter(stream())
+    resumed.set_state(state)
+    assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_rankings_of_a_batch_in_rows_of_one_shape(count):
+    alone = take(stream(), 9)
+    parts = [take(stream(process_index=i, process_count=count), 9) for i in range(count)]
+    for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
+        assert len({share.tokens.shape for share in shares}) == 1
+        assert sorted(rankings_of(whole)) == sorted(itertools.chain(*map(rankings_of, shares)))
+
+
+def test_rows_for_evaluation_keep_the_order():
+    rows = ranked.rows(RANKINGS, PAD)
+    (batch,) = take(pipeline.ordered_batches(rows, batch_size=len(rows)), 2)
+    assert rankings_of(batch) == TUPLES
+    assert len(rows) < len(RECORDS)
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count():
+    rows = ranked.rows(RANKINGS, PAD)
+    batches = take(pipeline.ordered_batches(rows, batch_size=len(rows) - 1), 3)
+    assert [len(batch.tokens) for batch in batches] == [len(rows) - 1] * 2
+    scores = np.concatenate([batch.scores[batch.valid] for batch in batches])
+    assert scores.tolist() == list(itertools.chain(*(scores for _, _, scores in TUPLES)))
+
+
+def test_impossible_choices_are_named():
+    with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
+        stream(process_count=3)
+    with pytest.raises(DataError, match="expected at least one record"):
+        ranked.tokens([], LAYOUT)
+    long = Ranking(prompt="a", responses=("fox " * 41, "a"), scores=(0, 1), where="f:1")
+    with pytest.raises(DataError, match=r"f:1: responses\[0\]: expected at most 40 tokens"):
+        ranked.rows(ranked.tokens([*RECORDS, long], LAYOUT), PAD)
