@@ -1,7 +1,8 @@
-"""What every script has in common: two flags, and errors of one line."""
+"""What every script has in common: its flags, several processes, and errors of one line."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.stages import lock
+from instructjax.training import processes
 from instructjax.training.interruption import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,7 +33,14 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "The folder of the run, also of one to be continued; runs/RECIPE or runs/RECIPE-seedN if not given.",
 )
-
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of the first process, in a run of several processes. Not needed on a TPU pod slice or under SLURM.",
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0; with --coordinator.")
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are; with --coordinator.")
+FLAGS = ("config", "workdir", "coordinator", "process_id", "process_count")
 
 # Exit codes beside 0, and Python's own 1 for what should not happen.
 MEND = 2  # an error that the user can mend
@@ -56,7 +65,8 @@ def read(script: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> Non
 
 
 def _alone(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    with lock.hold(workdir()):
+    with contextlib.ExitStack() as stack:
+        processes.first(lambda: stack.enter_context(lock.hold(workdir())))
         stage(_CONFIG.value, workdir())
 
 
@@ -66,9 +76,11 @@ def _run(script: Callable[[], None]) -> None:
         if len(arguments) > 1:
             raise InputError(f"expected flags only, found {arguments[1]!r}")
         logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
-        script()
+        processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
+        with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
+            script()
 
-    for flag in ("config", "workdir"):  # --help shows the flags of the script and these
+    for flag in FLAGS:  # --help shows the flags of the script and these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
     try:
         app.run(main, flags_parser=_parse)

@@ -59,6 +59,7 @@ def run(config, workdir):
             seed=config.seed,
             steps=steps,
             multiple=parallel.rows_multiple(config.parallel, section.microbatches),
+            share=parallel.share_of_rows(),
         ),
         jax.random.key(config.seed),
         steps=steps,

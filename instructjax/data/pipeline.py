@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import grain
+import jax
 import numpy as np
 
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
@@ -34,6 +35,7 @@ from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 
 Rows = grain.MapDataset
 Batches = grain.IterDataset
+Share = tuple[int, int]  # (i, n): part i of n of the rows of each global batch
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
 # The work is Python's: threads of a pool would only wait for each other.
@@ -72,8 +74,7 @@ def shuffled_batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = (0, 1),
     join: Callable[[Sequence[Any]], Any] | None = None,
 ) -> Batches:
     """Batches for training: every row once an epoch, in another order each epoch, forever.
@@ -84,25 +85,24 @@ def shuffled_batches(
       rows: see above.
       batch_size: B, rows of a global batch.
       seed: of all orders, from 0 to 2**32 - 1.
-      process_index: which process this is.
-      process_count: of how many; each yields B / process_count rows.
+      share: (i, n), where this process reads part i of n; each yields B / n rows.
       join: makes a batch of a list of rows; None stacks them.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+      ConfigError: `batch_size` is not a positive multiple of n.
     """
-    share = _share(batch_size, process_count)
+    part = _part(batch_size, share)
     # Cut first, then dealt to the processes: so the global batch does not depend on their number.
     return (
         rows.seed(seed)
         .shuffle()
         .repeat()
-        .batch(share, drop_remainder=True, batch_fn=join)[process_index::process_count]
+        .batch(part, drop_remainder=True, batch_fn=join)[share[0] :: share[1]]
         .to_iter_dataset(_READ)
     )
 
 
-def ordered_batches(rows: Rows, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Batches:
+def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Batches:
     """Batches for evaluation: every row once, in order.
 
     The last batch is filled up with copies of the last row that must not count: their weights are 0, or
@@ -112,17 +112,16 @@ def ordered_batches(rows: Rows, *, batch_size: int, process_index: int = 0, proc
     Args:
       rows: see above.
       batch_size: B, rows of a global batch.
-      process_index: which process this is.
-      process_count: of how many; each yields B / process_count rows.
+      share: (i, n), where this process reads part i of n; each yields B / n rows.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+      ConfigError: `batch_size` is not a positive multiple of n.
     """
-    share = _share(batch_size, process_count)
+    part = _part(batch_size, share)
     count = len(rows)
     whole = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     filled = whole.map(lambda i: rows[i] if i < count else _uncounted(rows[count - 1]))
-    return filled.batch(share)[process_index::process_count].to_iter_dataset(_READ)
+    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(_READ)
 
 
 def text_batches(
@@ -132,14 +131,13 @@ def text_batches(
     length: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = (0, 1),
 ) -> Batches:
     """Batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
 
     Documents are tokenised as they come, each is ended by EOS, and one that does not fit into its window
-    goes on in the next (Brown et al. 2020, appendix B). Each process packs documents of its own, so global
-    batches depend on the number of processes, unlike those of `shuffled_batches`.
+    goes on in the next (Brown et al. 2020, appendix B). Each process packs all documents and keeps its own
+    rows, so that global batches do not depend on the number of processes.
 
     Args:
       records: documents.
@@ -147,18 +145,16 @@ def text_batches(
       length: T, tokens of a window.
       batch_size: B, windows of a global batch.
       seed: of all orders, from 0 to 2**32 - 1.
-      process_index: which process this is.
-      process_count: of how many; each yields B / process_count windows.
+      share: (i, n), where this process reads part i of n; each yields B / n windows.
 
     Returns:
-      A stream of `LMBatch`, [B / process_count, T]; see `examples.window`.
+      A stream of `LMBatch`, [B / n, T]; see `examples.window`.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+      ConfigError: `batch_size` is not a positive multiple of n.
     """
-    share = _share(batch_size, process_count)
-    order = _forever(indices(records), seed, process_index, process_count)
-    return Windows(records, order, tokenizer, length).batch(share)
+    order = indices(records).seed(seed).shuffle().repeat()
+    return _own(Windows(records, order, tokenizer, length).batch(batch_size), batch_size, share)
 
 
 def mixed_batches(
@@ -170,8 +166,7 @@ def mixed_batches(
     seed: int,
     text_share: float = 0.1,
     prompt_weight: float = 0.0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = (0, 1),
 ) -> Batches:
     """Batches for the model that PPO starts from: demonstrations and some pretraining text (appendix C.3).
 
@@ -185,25 +180,24 @@ def mixed_batches(
       seed: of all orders, from 0 to 2**32 - 1.
       text_share: share of rows that are text, between 0 and 1. The paper has 0.1.
       prompt_weight: see `examples.demonstration`.
-      process_index: which process this is.
-      process_count: of how many; each yields B / process_count rows.
+      share: (i, n), where this process reads part i of n; each yields B / n rows.
 
     Returns:
-      A stream of `LMBatch`, [B / process_count, T].
+      A stream of `LMBatch`, [B / n, T].
 
     Raises:
       ConfigError: `text_share` or `batch_size` is impossible.
     """
     if not 0 < text_share < 1:
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
-    share = _share(batch_size, process_count)
     rows = demonstration_rows(demonstrations, layout, prompt_weight)
-    order = _forever(indices(text), seed, process_index, process_count)
+    order = indices(text).seed(seed).shuffle().repeat()
     parts = [
-        _forever(rows, seed, process_index, process_count).to_iter_dataset(_READ),
+        rows.seed(seed).shuffle().repeat().to_iter_dataset(_READ),
         Windows(text, order, layout.tokenizer, layout.length),
     ]
-    return grain.IterDataset.mix(parts, weights=[1 - text_share, text_share]).batch(share)
+    mixed = grain.IterDataset.mix(parts, weights=[1 - text_share, text_share]).batch(batch_size)
+    return _own(mixed, batch_size, share)
 
 
 def zip_batches(*streams: Batches) -> Batches:
@@ -277,14 +271,17 @@ def indices(records: Sequence) -> grain.MapDataset:
     return grain.MapDataset.range(len(records))
 
 
-def _forever(rows: grain.MapDataset, seed: int, process_index: int, process_count: int) -> grain.MapDataset:
-    return rows.seed(seed).shuffle().repeat()[process_index::process_count]
+def _own(batches: Batches, batch_size: int, share: Share) -> Batches:
+    """The rows of this process, of batches of them all."""
+    part = _part(batch_size, share)
+    own = slice(share[0] * part, (share[0] + 1) * part)
+    return batches.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
 
 
-def _share(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"batch_size: expected a positive multiple of {process_count} processes, found {batch_size}")
-    return batch_size // process_count
+def _part(batch_size: int, share: Share) -> int:
+    if batch_size < 1 or batch_size % share[1]:
+        raise ConfigError(f"batch_size: expected a positive multiple of {share[1]} processes, found {batch_size}")
+    return batch_size // share[1]
 
 
 def _uncounted(row: Row) -> Row:

@@ -18,7 +18,7 @@ import numpy as np
 from instructjax.batch import RankingBatch
 from instructjax.data import examples, packing, pipeline
 from instructjax.data.examples import Layout, RankedTokens
-from instructjax.data.pipeline import Batches, Rows
+from instructjax.data.pipeline import Batches, Rows, Share
 from instructjax.records import Ranking
 
 _MULTIPLE = 8  # a row's length is one of this: fused kernels want even lengths
@@ -62,8 +62,7 @@ def batches(
     seed: int,
     steps: int,
     multiple: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = (0, 1),
 ) -> Batches:
     """Batches of a `RankingBatch` for training: every ranking once an epoch, in another order each epoch, forever.
 
@@ -76,21 +75,19 @@ def batches(
       batch_size: rankings, not rows, of a global batch.
       seed: of all orders, from 0 to 2**32 - 1.
       steps: batches that are going to be read; one that is read after them may not fit.
-      multiple: of which the number of rows is one, so that devices and microbatches can share them.
-      process_index: which process this is.
-      process_count: of how many; each yields batch_size / process_count rankings, in equally many rows.
+      multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
+      share: (i, n), where this process reads part i of n; each yields batch_size / n rankings, in equally many rows.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of `process_count`.
+      ConfigError: `batch_size` is not a positive multiple of n.
     """
     lengths, needs = _measured(rankings)
-    shuffled = functools.partial(
-        pipeline.shuffled_batches, batch_size=batch_size, seed=seed, process_count=process_count
-    )
+    shuffled = functools.partial(pipeline.shuffled_batches, batch_size=batch_size, seed=seed)
     # The order depends on the seed and the number of rows only: here it is read ahead, with lengths for rows.
-    streams = [shuffled(grain.MapDataset.source(lengths), process_index=i) for i in range(process_count)]
+    streams = [shuffled(grain.MapDataset.source(lengths), share=(i, share[1])) for i in range(share[1])]
     drawn = [batch for stream in streams for batch in itertools.islice(stream, steps)]
     packed = [packing.first_fit(batch, needs.length) for batch in drawn]
+    multiple //= share[1]
     count = -(-max(map(len, packed)) // multiple) * multiple
     prompts = max(len(row) for rows in packed for row in rows)
 
@@ -100,7 +97,7 @@ def batches(
         parts = [_row([drawn[i] for i in row], needs, prompts, pad_id) for row in filled]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
-    return shuffled(rankings, process_index=process_index, join=join)
+    return shuffled(rankings, share=share, join=join)
 
 
 def _measured(rankings: Sequence[RankedTokens]) -> tuple[list[int], _Needs]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -97,6 +98,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def constrain_rows(tree: Any) -> Any:
     """`constrain` for arrays [B, ...] that are cut by rows."""
     return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
+
+
+def whole(tree: Any) -> Any:
+    """Holds arrays inside a compiled program to all devices, each with the whole: results that the host reads."""
+    return jax.tree.map(lambda x: constrain(x, *(None,) * jnp.ndim(x)), tree)
 
 
 def mesh_of_context() -> AbstractMesh | None:

@@ -12,6 +12,7 @@ from instructjax.batch import Episodes, PromptBatch
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
 from instructjax.data.vocabulary import Vocabulary
+from instructjax.models.partitioning import constrain_rows, whole
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, sampling
@@ -47,15 +48,16 @@ def make_sampler(
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
         choose = sampling.categorical(keys, temperature) if temperature > 0 else sampling.greedy
-        return sampling.sample(
+        episodes = sampling.sample(
             model,
             params,
-            prompts,
+            constrain_rows(prompts),
             choose,
             max_response=layout.max_response,
             eos_id=layout.tokenizer.eos_id,
             pad_id=layout.tokenizer.pad_id,
         )
+        return whole(episodes)
 
     def sampler(params: Params, prompts: Sequence[str], key: jax.Array) -> Iterator[tuple[Episodes, list[str]]]:
         rows = pipeline.prompt_rows([Prompt(prompt=prompt) for prompt in prompts], layout)
@@ -85,7 +87,8 @@ def make_scorer(model: ScalarModel | RewardFunction) -> Callable[[Params, Episod
 
     @jax.jit
     def scorer(params: Params, episodes: Episodes) -> jax.Array:
-        return episode.score(model, params, episodes.tokens, episodes.segments, episodes.positions)
+        episodes = constrain_rows(episodes)
+        return whole(episode.score(model, params, episodes.tokens, episodes.segments, episodes.positions))
 
     return scorer
 
@@ -99,7 +102,8 @@ def make_divergence(model: LanguageModel) -> Callable[[Params, Params, Episodes]
 
     @jax.jit
     def divergence(params: Params, reference: Params, episodes: Episodes) -> jax.Array:
+        episodes = constrain_rows(episodes)
         log_probs = episode.response_log_probs(model, params, episodes)
-        return jnp.sum(log_probs - episode.response_log_probs(model, reference, episodes), axis=1)
+        return whole(jnp.sum(log_probs - episode.response_log_probs(model, reference, episodes), axis=1))
 
     return divergence

@@ -17,6 +17,7 @@ from instructjax.rollout import answers
 from instructjax.sandbox import labelers
 from instructjax.stages import prepare, workspace
 from instructjax.stages.workspace import Trained
+from instructjax.training import processes
 
 HELDOUT = "heldout_rankings.jsonl"
 
@@ -62,7 +63,8 @@ def _collect(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout:
     answered = list(sample_answers(config, layout, policy, validation, config.seed + 1))
     collected += ranked(validation, training, config.sandbox.raters, answered)
     # The mark of a finished collection is the other file, which is written last.
-    records.write(epath.Path(workdir) / "data" / HELDOUT, ranked(validation, heldout, config.sandbox.raters, answered))
+    apart = ranked(validation, heldout, config.sandbox.raters, answered)
+    processes.first(lambda: records.write(epath.Path(workdir) / "data" / HELDOUT, apart))
     prepare.add_rankings(config, workdir, layout, collected)
 
 

@@ -23,7 +23,7 @@ from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.rollout import answers
 from instructjax.stages import comparisons, few_shot, language_model, prepare, scoring, sft, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import loop, metrics
+from instructjax.training import loop, metrics, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     # After the others, so that these have the same samples with guests and without.
     for index, (guest, policy) in enumerate(guests.items(), start=len(policies) + 1):
         answered[guest] = answer_all(config, layout, policy, reward, reference, prompts, seed=index)
-    _write_answers(workdir / "evaluate" / "answers.jsonl", prompts, answered)
+    processes.first(lambda: _write_answers(workdir / "evaluate" / "answers.jsonl", prompts, answered))
 
     text = prepare.validation_text(config, workdir, layout)
     text_loss = language_model.mean_loss(LanguageModel(shape))
@@ -130,12 +130,16 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
         _judge_e2e(config, workdir, layout, reward, prompts, answered, results)
     results["alignment_tax_recovered"] = report.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = workspace.cost(workdir, evaluate=time.monotonic() - began)
+    processes.first(lambda: _report(workdir, results))
+    return results
+
+
+def _report(workdir: epath.Path, results: dict[str, Any]) -> None:
     loop.write_json(workdir / "results.json", results)
     curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in workspace.STAGES}
     path = report.write_report(workdir, results, curves)
     print(report.terminal_table(results))
     print(f"\n{path}")
-    return results
 
 
 def answer_all(

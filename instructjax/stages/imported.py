@@ -15,7 +15,7 @@ from instructjax.errors import CheckpointError, TokenizerError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import check, prepare, workspace
-from instructjax.training import checkpoint, loop, metrics
+from instructjax.training import checkpoint, loop, metrics, processes
 
 Model = LanguageModel | ScalarModel
 
@@ -54,11 +54,15 @@ def run(
     values = measure(model, params, layout)
     workspace.judge(config)(f"{stage}, imported from {source}", values)
     print(f"{stage}: imported from {source}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    with metrics.MetricsWriter(directory) as writer:
-        writer.write(0, values)
+
+    def note() -> None:
+        with metrics.MetricsWriter(directory) as writer:
+            writer.write(0, values)
+
+    processes.first(note)
     with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
-    loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)})
+    processes.first(lambda: loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)}))
 
 
 def _read(source: str, model: Model, tokenizer: Vocabulary) -> Any:

@@ -15,6 +15,7 @@ from etils import epath
 from instructjax.batch import LMBatch
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
+from instructjax.models.partitioning import constrain_rows, whole
 from instructjax.models.transformer import LanguageModel, TransformerConfig
 from instructjax.stages import workspace
 from instructjax.training import loop, objectives, optimizer, parallel
@@ -88,7 +89,7 @@ def mean_loss(model: LanguageModel) -> Callable[[Any, Sequence[LMBatch]], float]
       model: a LanguageModel without dropout.
     """
     objective = objectives.language_model_loss(model)
-    sums = jax.jit(lambda params, batch: objective(params, batch, None)[0])
+    sums = jax.jit(lambda params, batch: whole(objective(params, constrain_rows(batch), None)[0]))
 
     def loss(params: Any, batches: Sequence[LMBatch]) -> float:
         pairs = [sums(params, batch) for batch in batches]

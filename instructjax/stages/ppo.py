@@ -85,10 +85,12 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
 
     state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
     frozen = Frozen(reference=initial, reward=reward)
+    share = parallel.share_of_rows()
     prompts = pipeline.shuffled_batches(
         pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
         batch_size=section.batch_size,
         seed=config.seed,
+        share=share,
     )
     if stage == "ppo_ptx":
         text = pipeline.text_batches(
@@ -97,6 +99,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
             length=section.ptx_length,
             batch_size=section.batch_size * section.ptx_examples_per_episode,
             seed=config.seed + 1,  # another order than pretraining's
+            share=share,
         )
         batches = pipeline.zip_batches(prompts, text)
     else:

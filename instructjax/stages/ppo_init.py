@@ -8,7 +8,7 @@ from etils import epath
 from instructjax.data import pipeline
 from instructjax.records import Demonstration, Text
 from instructjax.stages import language_model, prepare, workspace
-from instructjax.training import optimizer
+from instructjax.training import optimizer, parallel
 
 
 @workspace.timed("ppo_init")
@@ -23,6 +23,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     section = config.ppo_init
     records = prepare.load(config, workdir, Demonstration, "train")
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
+    share = parallel.share_of_rows()
     if section.text_share:
         batches = pipeline.mixed_batches(
             records,
@@ -32,10 +33,11 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             seed=config.seed,
             text_share=section.text_share,
             prompt_weight=section.prompt_weight,
+            share=share,
         )
     else:
         rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
-        batches = pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed)
+        batches = pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed, share=share)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
     language_model.train(
         "ppo_init",

@@ -29,7 +29,7 @@ from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
 from instructjax.stages import check, provenance
-from instructjax.training import loop
+from instructjax.training import loop, processes
 
 REWARD_PROMPTS = "reward_prompts.jsonl"  # of the sandbox, to collect comparisons with
 
@@ -62,6 +62,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
       TokenizerError: a tokenizer cannot be read or trained.
     """
     check.recipe(config)
+    return processes.first_then_others(lambda: _run(config, workdir))
+
+
+def _run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
     folder = epath.Path(workdir) / "data"
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
     if mark.exists():
@@ -94,10 +98,14 @@ def add_rankings(
 ) -> None:
     """Writes rankings that were collected in this run to WORKDIR/data/rankings.jsonl and prepares them."""
     path = epath.Path(workdir) / "data" / f"{NAMES[Ranking]}.jsonl"
-    records.write(path, rankings)
-    _prepare(config, workdir, Ranking, [path])
-    _check_splits(config, path.parent)
-    _check_records(config, workdir, layout)
+
+    def add() -> None:
+        records.write(path, rankings)
+        _prepare(config, workdir, Ranking, [path])
+        _check_splits(config, path.parent)
+        _check_records(config, workdir, layout)
+
+    processes.first(add)
 
 
 def has_rankings(workdir: epath.PathLike) -> bool:

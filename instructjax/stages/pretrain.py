@@ -13,7 +13,7 @@ from instructjax.data.examples import Layout
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Text
 from instructjax.stages import imported, language_model, prepare, workspace
-from instructjax.training import optimizer
+from instructjax.training import optimizer, parallel
 
 
 @workspace.timed("pretrain")
@@ -47,6 +47,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             length=section.length,
             batch_size=section.batch_size,
             seed=config.seed,
+            share=parallel.share_of_rows(),
         ),
         optimizer.cosine_schedule(section.learning_rate, section.steps, section.warmup_steps, section.final_fraction),
         steps=section.steps,

@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from instructjax.batch import RankingBatch
+from instructjax.batch import LMBatch, RankingBatch
 from instructjax.data import pipeline, ranked
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
+from instructjax.models.partitioning import constrain_rows, whole
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.rollout import episode
@@ -88,6 +89,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             seed=config.seed,
             steps=steps,
             multiple=parallel.rows_multiple(config.parallel, section.microbatches),
+            share=parallel.share_of_rows(),
         ),
         root,
         steps=steps,
@@ -103,7 +105,8 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:
     """`evaluation(params)`: loss and accuracy on held-out rankings."""
-    measure = jax.jit(lambda params, batch: objectives.ranking_loss(model)(params, batch, None))
+    loss = objectives.ranking_loss(model)
+    measure = jax.jit(lambda params, batch: whole(loss(params, constrain_rows(batch), None)))
 
     def evaluation(params: Any) -> dict[str, float]:
         window = [measure(params, batch) for batch in batches]
@@ -115,9 +118,14 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
 
 def mean_score(model: ScalarModel, params: Any, demonstrations: pipeline.Rows, batch_size: int) -> jax.Array:
     """The mean reward of demonstrations, a scalar."""
-    scorer = jax.jit(lambda batch: episode.score(model, params, batch.tokens, batch.segments, batch.positions))
+
+    @jax.jit
+    def scorer(params: Any, batch: LMBatch) -> jax.Array:
+        batch = constrain_rows(batch)
+        return whole(episode.score(model, params, batch.tokens, batch.segments, batch.positions))
+
     total = 0.0
     for batch in pipeline.ordered_batches(demonstrations, batch_size=batch_size):
         counted = batch.weights.any(axis=1)  # the last batch is filled up with copies of weight 0
-        total += float(np.where(counted, scorer(batch), 0.0).sum())
+        total += float(np.where(counted, scorer(params, batch), 0.0).sum())
     return jnp.asarray(total / len(demonstrations), jnp.float32)

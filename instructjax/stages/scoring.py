@@ -9,6 +9,7 @@ import numpy as np
 
 from instructjax.data import pipeline, ranked
 from instructjax.data.examples import RankedTokens
+from instructjax.models.partitioning import constrain_rows, whole
 from instructjax.stages.workspace import Trained
 from instructjax.training import objectives
 
@@ -24,7 +25,7 @@ def rewards(reward: Trained, rankings: Sequence[RankedTokens], batch_size: int) 
     Returns:
       float64[K] for each prompt, K the number of its answers.
     """
-    score = jax.jit(lambda params, batch: objectives.rewards_of(reward.model, params, batch))
+    score = jax.jit(lambda params, batch: whole(objectives.rewards_of(reward.model, params, constrain_rows(batch))))
     rows = ranked.rows(rankings, reward.tokenizer.pad_id)
     batches = pipeline.ordered_batches(rows, batch_size=min(len(rows), batch_size))
     found = [np.asarray(score(reward.params, batch), np.float64)[batch.valid] for batch in batches]

@@ -18,7 +18,7 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import answers
 from instructjax.stages import language_model, prepare, scoring, workspace
-from instructjax.training import checkpoint, loop, optimizer
+from instructjax.training import checkpoint, loop, optimizer, parallel, processes
 
 
 @workspace.timed("sft")
@@ -43,7 +43,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
-        pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed),
+        pipeline.shuffled_batches(
+            rows,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            share=parallel.share_of_rows(),
+        ),
         optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction),
         steps=steps,
         validation={
@@ -83,7 +88,8 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
             return found["step"]
     scores = _mean_rewards(config, workdir, start, steps)
     chosen = max(scores, key=scores.get)
-    loop.write_json(path, {"step": chosen, "reward": scores, "reward_model": judge})
+    chosen_and_why = {"step": chosen, "reward": scores, "reward_model": judge}
+    processes.first(lambda: loop.write_json(path, chosen_and_why))
     return chosen
 
 

@@ -30,7 +30,7 @@ from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, InputError
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import check, provenance
-from instructjax.training import checkpoint, guards, invariants, loop, parallel
+from instructjax.training import checkpoint, guards, invariants, loop, parallel, processes
 
 T = TypeVar("T")
 
@@ -152,13 +152,17 @@ def begin(config: ml_collections.ConfigDict, workdir: epath.PathLike, stage: str
     """
     directory = stage_directory(workdir, stage)
     recipe, began = directory / "config.json", directory / "began.json"
-    if began.exists() and checkpoint.saved_steps(directory / "checkpoints"):
-        provenance.check_config(config, recipe, (*_SHARED, *_SECTIONS.get(stage, (stage,))))
-        provenance.check(began, workdir, stage)
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
-        loop.write_json(recipe, config.to_dict())
-        loop.write_json(began, provenance.describe(workdir, stage))
+
+    def note() -> None:
+        if began.exists() and checkpoint.saved_steps(directory / "checkpoints"):
+            provenance.check_config(config, recipe, (*_SHARED, *_SECTIONS.get(stage, (stage,))))
+            provenance.check(began, workdir, stage)
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            loop.write_json(recipe, config.to_dict())
+            loop.write_json(began, provenance.describe(workdir, stage))
+
+    processes.first(note)
     return directory
 
 
@@ -230,7 +234,7 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
                 worked = False
                 raise
             finally:
-                if worked:
+                if worked and processes.is_first():
                     _add_cost(workdir, stage, time.monotonic() - start)
 
         return timed_run

@@ -4,7 +4,7 @@ A directory of checkpoints holds one folder a step, written beside its final nam
 and then renamed, so that a folder that is there is whole:
 
     DIRECTORY/STEP/state  the arrays of the training state
-    DIRECTORY/STEP/data   where each process was in its data
+    DIRECTORY/STEP/data   where the run was in its data
     DIRECTORY/STEP/meta   what the next stage has to know, as JSON, and a digest of each array
 
 A run writes with `Checkpoints` and resumes with its `restore`. A next stage reads
@@ -93,10 +93,7 @@ class Checkpoints:
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
-                # Every process writes its own place in the data.
-                "data": ocp.JsonCheckpointHandler(
-                    _data_file(), multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=None)
-                ),
+                "data": ocp.JsonCheckpointHandler(),  # of the first process: the place is the same in all
             },
         )
 
@@ -184,7 +181,7 @@ class Checkpoints:
         content = _read_content(path)
         state = _read_arrays(path, content["arrays"], template, ())
         if iterator is not None:
-            place = _read_sealed(path / "data" / _data_file())
+            place = _read_sealed(path / "data" / "metadata")
             try:
                 iterator.set_state(_unpack_place(place))
             except (KeyError, TypeError, ValueError) as error:
@@ -369,10 +366,6 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 def _place(leaf: Any, read: Any) -> Any:
     # Not committed to a device, so that it mixes with arrays of any mesh.
     return read if isinstance(leaf, np.ndarray) or isinstance(read, jax.Array) else jnp.array(read)
-
-
-def _data_file() -> str:
-    return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
 
 
 def _pack_place(place: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tqdm
 from etils import epath
 
 from instructjax.errors import ConfigError, RunError
-from instructjax.training import digest, interruption
+from instructjax.training import digest, interruption, processes
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
 from instructjax.training.interruption import Interrupted
@@ -114,8 +114,8 @@ def run(
             done, window = checkpoints.latest_step(), _unpacked(found["window"])
         with (
             interruption.requests() as requested,
-            metrics_lib.MetricsWriter(directory, resume_step=done) as writer,
-            tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
+            _writer(directory, done) as writer,
+            _bar(name, done, steps) as bar,
         ):
             clock = _Clock(writer.last("wall_seconds"))
             frozen, drawn_until = digest.of_arrays(constants), 0.0
@@ -124,8 +124,9 @@ def run(
             for number in range(done + 1, steps + 1):
                 state, metrics = step(state, next(iterator), key, *constants)
                 window.append(metrics)
-                last, signal = number == steps, requested()
+                last = number == steps
                 reporting = last or number % log.every == 0
+                signal = requested(reporting)
                 measuring = last or number % log.evaluate_every == 0
                 saving = last or bool(signal) or number % log.save_every == 0
                 if reporting or saving:
@@ -143,7 +144,7 @@ def run(
                     bar.set_postfix(
                         {k: f"{values[k]:.3g}" for k in ("loss", "accuracy", "reward", "kl") if k in values}
                     )
-                if draw and (last or (measuring and clock.seconds() >= drawn_until)):
+                if draw and processes.is_first() and (last or (measuring and clock.seconds() >= drawn_until)):
                     began = clock.seconds()
                     draw()
                     drawn_until = clock.seconds() + DRAWING * (clock.seconds() - began)
@@ -157,7 +158,17 @@ def run(
                     raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
             checkpoints.wait()
             seconds = clock.seconds()
-    write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)})
+    processes.first(lambda: write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)}))
+
+
+def _writer(directory: epath.Path, done: int) -> contextlib.AbstractContextManager[metrics_lib.MetricsWriter]:
+    """The first process writes; the others read what there was and write to nothing."""
+    return metrics_lib.MetricsWriter(directory, resume_step=done) if processes.is_first() else metrics_lib.Silent()
+
+
+def _bar(name: str, done: int, steps: int) -> tqdm.tqdm:
+    shown = dict(desc=name, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not processes.is_first())
+    return tqdm.tqdm(total=steps, initial=done, **shown)
 
 
 def reduce(window: Sequence[Metrics]) -> dict[str, float]:

@@ -86,6 +86,22 @@ class MetricsWriter:
         self._events.close()
 
 
+class Silent:
+    """Takes the place of a `MetricsWriter` in the processes that do not write."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def last(self, name: str) -> None:
+        """Nothing is known."""
+
+
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
     """Reads the lines of a `metrics.jsonl`, also while its run goes on.
 

@@ -55,6 +55,11 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
             f"parallel.mode: expected jit for a mesh of data={config.data}, fsdp={fsdp}, tensor={tensor}, found pmap, "
             f"which has data only: {devices} devices, each with all weights"
         )
+    if axis_name(config.mode) is not None and jax.process_count() > 1:
+        # Its results are those of one process, and no checkpoint of all could be made of them.
+        raise ConfigError(
+            f"parallel.mode: expected jit in a run of several processes, found pmap in {jax.process_count()}"
+        )
     if data * fsdp * tensor != devices:
         raise ConfigError(
             f"parallel: expected data x fsdp x tensor = {devices} devices, found {data} x {fsdp} x {tensor}"
@@ -102,6 +107,29 @@ def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, par
         fits = f"{below} or {above}" if below else f"{above}"
         parts = f"{data * fsdp} devices x {parts} parts"
         raise ConfigError(f"{key}: expected a multiple of {unit} ({parts}), such as {fits}, found {size}")
+
+
+def share_of_rows() -> tuple[int, int]:
+    """Which rows of a global batch this process reads: part i of n, as (i, n).
+
+    They are those that its devices hold on the mesh of the context; all, without one. Processes whose devices
+    hold parts of the same rows ("tensor" reaches over several) read the same.
+
+    Raises:
+      ConfigError: the rows of a process do not lie side by side.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return 0, 1
+    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    here = [i for i, part in enumerate(parts) if any(d.process_index == jax.process_index() for d in part)]
+    first, size = here[0], len(here)
+    if here != list(range(first, first + size)) or first % size or len(parts) % size:
+        raise ConfigError(
+            f"parallel: expected a mesh in which the rows of a process lie side by side, found parts {here} of "
+            f"{len(parts)} in process {jax.process_index()}; a larger parallel.tensor or parallel.fsdp may help"
+        )
+    return first // size, len(parts) // size
 
 
 def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:
@@ -169,10 +197,11 @@ def build(function: Callable[..., Any], *arguments: Any, shard_slots: bool = Fal
 def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     """Compiles `step(state, batch, key, *constants) -> (state, metrics)` for all devices.
 
+    Of the batch, each process gives its own rows; see `share_of_rows`.
     The state is donated. On the mesh of the context (see `on_mesh`), states and constants are as `build`
     and `abstract` have placed them, every array of the batch is cut along its first axis, and key and
     metrics are the same everywhere. Under `pmap` each device has all of the state. The compiled step takes
-    and returns the same things in each mode: one state, one whole batch, one set of metrics.
+    and returns the same things in each mode: one state, one batch, one set of metrics.
 
     Args:
       step: a pure step, built with `axis_name(config.mode)`.
@@ -195,11 +224,17 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     compiled = jax.jit(in_place, donate_argnums=0)
-    return lambda state, batch, *given: compiled(state, jax.device_put(batch, rows), *given)
+
+    def call(state: Any, batch: Any, *given: Any) -> Any:
+        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+        return compiled(state, batch, *given)
+
+    return call
 
 
 def _pmapped(step: Callable) -> Callable:
-    devices = jax.local_device_count()
+    devices = jax.device_count()
+    everywhere = NamedSharding(Mesh(jax.devices(), (AXIS,)), P())
 
     def positional(constants, state, batch, key):
         return step(state, batch, key, *constants)
@@ -208,6 +243,7 @@ def _pmapped(step: Callable) -> Callable:
     compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=1)
 
     def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
+        state = jax.device_put(state, everywhere)  # donated as it lies, which it does from the second step on
         cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
         return compiled(constants, state, cut, key)
 

@@ -120,13 +120,13 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
     alone = take(stream(name), 9)
     for count in (2, 4):
-        parts = [take(stream(name, process_index=i, process_count=count), 9) for i in range(count)]
+        parts = [take(stream(name, share=(i, count)), 9) for i in range(count)]
         assert all(same(whole, stack(shares)) for whole, shares in zip(alone, zip(*parts, strict=True), strict=True))
 
 
 def test_two_processes_share_the_documents_of_an_epoch():
     # 36 of 37 documents can be dealt evenly, so the first epoch of both together misses or repeats one at most.
-    parts = [take(stream("text", process_index=i, process_count=2), 12) for i in range(2)]
+    parts = [take(stream("text", share=(i, 2)), 12) for i in range(2)]
     first = [documents(batches)[:18] for batches in parts]
     seen = collections.Counter(map(tuple, first[0] + first[1]))
     assert len(seen) == 36 and set(seen.values()) == {1}
@@ -198,10 +198,7 @@ def test_the_two_parts_of_a_mix_are_complete():
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
 def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
     rows = ROWS[name]
-    parts = [
-        list(pipeline.ordered_batches(rows, batch_size=batch_size, process_index=i, process_count=count))
-        for i in range(count)
-    ]
+    parts = [list(pipeline.ordered_batches(rows, batch_size=batch_size, share=(i, count))) for i in range(count)]
     batches = [stack(shares) for shares in zip(*parts, strict=True)]
     assert {batch.tokens.shape[0] for batch in batches} == {batch_size}
     found = stack(batches)
@@ -251,7 +248,7 @@ def test_what_is_too_long_can_be_left_out():
 
 def test_impossible_choices_are_named():
     with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
-        stream("prompts", batch_size=4, process_count=3)
+        stream("prompts", batch_size=4, share=(0, 3))
     with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
         pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=1.0, batch_size=4, seed=0)
     with pytest.raises(DataError, match="expected at least one record"):

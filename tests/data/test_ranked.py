@@ -119,7 +119,7 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(stop):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rankings_of_a_batch_in_rows_of_one_shape(count):
     alone = take(stream(), 9)
-    parts = [take(stream(process_index=i, process_count=count), 9) for i in range(count)]
+    parts = [take(stream(share=(i, count)), 9) for i in range(count)]
     for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
         assert len({share.tokens.shape for share in shares}) == 1
         assert sorted(rankings_of(whole)) == sorted(itertools.chain(*map(rankings_of, shares)))
@@ -142,7 +142,7 @@ def test_rows_that_fill_up_the_last_batch_do_not_count():
 
 def test_impossible_choices_are_named():
     with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
-        stream(process_count=3)
+        stream(share=(0, 3))
     with pytest.raises(DataError, match="expected at least one record"):
         ranked.tokens([], LAYOUT)
     long = Ranking(prompt="a", responses=("fox " * 41, "a"), scores=(0, 1), where="f:1")

@@ -163,7 +163,7 @@ class TestData:
     def test_a_checkpoint_without_a_place_in_the_data(self, saved):
         with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError) as error:
             checkpoints.restore(train_state(), iterator=self.numbers())
-        assert "data/process_0-of-1.json" in message(error)
+        assert "data/metadata" in message(error)
 
     def test_a_place_in_other_data(self, tmp_path):
         class Elsewhere:

@@ -189,3 +189,10 @@ def test_a_model_that_does_not_divide_over_the_mesh_is_refused():
     expected = "^parallel.tensor: expected a divisor of model.num_heads \\(2\\), such as 1, 2, found 8$"
     with pytest.raises(ConfigError, match=expected):
         parallel.check_model(tiny_models.CONFIG, "model", config(tensor=8))
+
+
+def test_pmap_is_for_one_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    expected = "^parallel.mode: expected jit in a run of several processes, found pmap in 2$"
+    with pytest.raises(ConfigError, match=expected), parallel.on_mesh(config(mode="pmap")):
+        pass

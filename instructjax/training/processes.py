@@ -1,0 +1,93 @@
+"""Several processes as one run: what only the first of them does, and what all of them agree on.
+
+Every process runs the same program on its own devices, and all see the same folder. The first
+one writes what is not a checkpoint; the others wait for it, and end when it fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from instructjax.errors import InputError
+
+T = TypeVar("T")
+
+# A process that is killed ends the others within this time.
+HEARTBEAT_SECONDS = 20
+
+
+def start(coordinator: str | None, index: int | None, count: int | None) -> None:
+    """Joins the processes of a run, before any device is used; does nothing where there is one.
+
+    On a TPU pod slice all three are found out, and so they are under SLURM and Open MPI.
+
+    Args:
+      coordinator: HOST:PORT of the first process, which the others reach it by.
+      index: number of this process, from 0.
+      count: how many there are.
+
+    Raises:
+      InputError: only some of the three are given.
+    """
+    given = {"coordinator": coordinator, "process_id": index, "process_count": count}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise InputError(f"{', '.join(missing)}: expected with the other flags of several processes, found none")
+    if missing and not _on_a_cluster():
+        return
+    jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def _on_a_cluster() -> bool:
+    """Whether this was started as one of several processes by something that JAX asks for their addresses."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    tasks = max(int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return "," in hosts or tasks > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def first(function: Callable[[], object]) -> None:
+    """Calls a function in the first process, while the others wait.
+
+    Raises:
+      InputError: in the others, if the function failed in the first, whose own error says why.
+    """
+    if jax.process_count() == 1:
+        function()
+        return
+    failure: BaseException | None = None
+    if is_first():
+        try:
+            function()
+        except BaseException as error:  # it is raised below, when the others know
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise InputError("the first process failed; its output says why")
+
+
+def first_then_others(function: Callable[[], T]) -> T:
+    """The result of a function that leaves files, for those who call it later: the first process calls it alone."""
+    if jax.process_count() == 1:
+        return function()
+    first(function)
+    return function()
+
+
+def agreed(number: int) -> int:
+    """The largest of the numbers that the processes give; all get it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
