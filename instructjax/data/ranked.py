@@ -87,7 +87,7 @@ def batches(
     streams = [shuffled(grain.MapDataset.source(lengths), share=(i, share[1])) for i in range(share[1])]
     drawn = [batch for stream in streams for batch in itertools.islice(stream, steps)]
     packed = [packing.first_fit(batch, needs.length) for batch in drawn]
-    multiple //= share[1]
+    multiple = -(-multiple // share[1])
     count = -(-max(map(len, packed)) // multiple) * multiple
     prompts = max(len(row) for rows in packed for row in rows)
 
