@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
-from instructjax.stages import lock
+from instructjax.stages import check, lock
 from instructjax.training import processes
 from instructjax.training.interruption import Interrupted
 
@@ -22,11 +25,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 DEFAULT = ROOT / "configs" / "sandbox.py"
 
+_given: list[str] = []  # by `_parse`; config_flags looks there for keys, and not in sys.argv where this is imported
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,  # `_parse` gives the default: here it would be read at once, with the keys, where no error is caught
     "The recipe, as FILE.py or FILE.py:VARIANT; configs/sandbox.py if not given. "
     "--config.KEY=VALUE overrides a key of it.",
+    sys_argv=_given,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -77,6 +83,7 @@ def _run(script: Callable[[], None]) -> None:
             raise InputError(f"expected flags only, found {arguments[1]!r}")
         logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
+        _check_devices()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 
@@ -97,9 +104,24 @@ def _run(script: Callable[[], None]) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(MEND)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = _one_line(error)
+        print(f"error: expected room in memory, found {found}; more microbatches need less", file=sys.stderr)
+        sys.exit(MEND)
     except Interrupted as interrupted:
         print(f"{interrupted}; the same command goes on", file=sys.stderr)
         sys.exit(GO_ON)
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no backend of JAX_PLATFORMS is there
+        found = _one_line(error)
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(f"JAX_PLATFORMS={wanted}: expected a device that JAX can use, found {found}") from None
 
 
 def name() -> str:
@@ -125,18 +147,45 @@ def _parse(arguments: list[str]) -> list[str]:
     given = [_found(argument) for argument in given]
     if not any(re.match("--?config(=|$)", argument) for argument in given):
         given.insert(0, f"--config={DEFAULT}")
+    _given[:] = [program, *given]
+    file = _recipe(given).partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise InputError(f"--config: expected a recipe, found no file {file}")
     try:
-        rest = flags.FLAGS([program, *given])
+        rest = flags.FLAGS(_given)
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:
-        raise InputError(f"--config: expected keys that the recipe declares, found {_one_line(error)}") from None
-    except (TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise InputError(f"--config: {_one_line(error)}") from None
-    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not pathlib.Path(file).is_file():
-        raise InputError(f"--config: expected a recipe, found no file {file}")
+        expected = "get_config()" if "get_config" in str(error) else "keys that the recipe declares"
+        raise InputError(f"--config: expected {expected}, found {_one_line(error)}") from None
+    except Exception as error:  # of a recipe, which is a program
+        found = f"{type(error).__name__}: {_one_line(error)} ({_place(error)})"
+        raise InputError(f"--config: expected a recipe, found {found}") from None
+    if _WORKDIR.value is not None and not _WORKDIR.value.strip():
+        raise InputError("--workdir: expected a folder, found none")
+    if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
+        found = type(_CONFIG.value).__name__
+        raise InputError(f"--config: expected get_config() of {file} to give a ConfigDict, found {found}")
+    check.keys(_CONFIG.value)
     return rest
+
+
+def _recipe(given: Sequence[str]) -> str:
+    """The value of --config, the last one where there are several; "" where it has none."""
+    found = ""
+    for argument, following in zip(given, [*given[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            found = value if equals else following
+    return found
+
+
+def _place(error: Exception) -> str:
+    """FILE:LINE of the program that failed."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _found(argument: str) -> str:
@@ -148,11 +197,14 @@ def _found(argument: str) -> str:
     return argument
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What an error says, in one line; of a traceback, as config_flags puts it into its messages, the error's."""
-    text = error.args[0]
-    while isinstance(text, Exception):
-        text = text.args[0]
+    text = error.msg if isinstance(error, SyntaxError) else error
+    while isinstance(text, BaseException):
+        text = text.args[0] if text.args else type(text).__name__
+    text = str(text)
     if "Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    if unset := re.search("NoneType'> of field (\\S+) is not supported", text):
+        return f"flag --{unset[1]}: expected a key with a value, found None, which only a recipe file can replace"
+    return " ".join(text.split())[:300]

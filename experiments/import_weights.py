@@ -12,6 +12,7 @@ WORKDIR/reward. The other stages then start from there, with the same flags and
 import command_line
 from absl import flags
 
+from instructjax.errors import InputError
 from instructjax.stages import pretrain, reward
 
 STAGES = {"pretrain": pretrain.run, "reward": reward.run}
@@ -21,6 +22,8 @@ _STAGE = flags.DEFINE_enum("stage", "pretrain", list(STAGES), "Whose place the w
 
 def main(config, workdir):
     """A stage with weights instead of training."""
+    if not _SOURCE.value:
+        raise InputError("--source: expected the folder of a model, found none")
     with config.unlocked():
         config[_STAGE.value].import_from = _SOURCE.value
         config.tokenizer.path = config.tokenizer.path or _SOURCE.value

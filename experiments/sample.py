@@ -3,27 +3,46 @@
 python experiments/sample.py --workdir=runs/sandbox --stage=ppo_ptx --prompt="tell me about the fox ."
 """
 
+import os
 import sys
 
 import command_line
 import jax
 from absl import flags
 
+from instructjax.errors import InputError
 from instructjax.stages import evaluate, workspace
 
 _STAGE = flags.DEFINE_string(
     "stage", "ppo_ptx", "Whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest's stage, such as dpo."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for several.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main(config, workdir):
     """Prints each prompt with its answer."""
+    asked = list(_prompts())
+    if not asked:
+        raise InputError("--prompt: expected a prompt, here or in standard input, found none")
     policy, layout = workspace.open_policy(workdir, _STAGE.value)
-    prompts = _PROMPT.value or [line.strip() for line in sys.stdin if line.strip()]
+    for where, prompt in asked:
+        layout.prompt(prompt, where)  # refuses one that is too long
+    prompts = [prompt for _, prompt in asked]
     for prompt, answer in evaluate.answer(config, layout, policy, prompts, jax.random.key(_SEED.value)):
         print(f"{prompt}\n  -> {answer}\n")
+
+
+def _prompts():
+    """Yields (where it was given, a prompt)."""
+    given = [("--prompt", os.fsencode(prompt)) for prompt in _PROMPT.value]
+    for where, prompt in given or ((f"standard input:{i}", line) for i, line in enumerate(sys.stdin.buffer, start=1)):
+        try:
+            text = prompt.decode().strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: expected UTF-8, found {error.reason}") from None
+        if text:
+            yield where, text
 
 
 if __name__ == "__main__":

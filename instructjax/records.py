@@ -16,6 +16,7 @@ named here are kept, in `extra`.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import gzip
@@ -33,6 +34,7 @@ from instructjax.errors import RecordError
 
 SPLITS = ("train", "validation", "test")
 MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
+MAX_LINE = 2**26  # bytes; a whole novel has about 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ def read(path: epath.PathLike, kind: type[R]) -> list[R]:
     """Reads and validates a whole file of records.
 
     Raises:
-      RecordError: the file is missing, empty, not UTF-8, or one of its lines is
+      RecordError: the file is missing, unreadable, empty, not UTF-8, or one of its lines is
         not a record: "FILE:LINE: field: expected ..., found ...".
     """
     return [record for _, record in read_numbered(path, kind)]
@@ -178,26 +180,39 @@ def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]
     path = epath.Path(path)
     if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
         raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
-    if not path.is_file():
-        raise RecordError(f"{path}: expected a file of {kind.__name__} records, found no such file")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
     count = 0
-    for number, raw in enumerate(data.split(b"\n"), start=1):
+    for number, raw in enumerate(_lines(path, kind), start=1):
+        if len(raw) > MAX_LINE:
+            raise RecordError(f"{path}:{number}: expected a line of at most {MAX_LINE} bytes, found a longer one")
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)  # as some editors write it
         if not raw.strip():
             continue
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise RecordError(f"{path}:{number}: expected UTF-8, found {error.reason}") from None
+            found = "UTF-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else error.reason
+            raise RecordError(f"{path}:{number}: expected UTF-8, found {found}") from None
         yield number, parse(line, kind, f"{path}:{number}")
         count += 1
     if not count:
         raise RecordError(f"{path}: expected at least one {kind.__name__} record, found none")
+
+
+def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
+    """The lines of a file, which is never in memory as a whole; what exceeds MAX_LINE is cut, by one byte later."""
+    try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no such file"
+            raise RecordError(f"{path}: expected a file of {kind.__name__} records, found {found}")
+        with path.open("rb") as file:
+            lines = gzip.open(file) if path.suffix == ".gz" else file
+            while raw := lines.readline(MAX_LINE + 1):
+                yield raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    except OSError as error:
+        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror}") from None
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:

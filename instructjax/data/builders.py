@@ -8,6 +8,7 @@ fields survive, and an error that is found much later can still name file and li
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -104,7 +105,8 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     if split not in sizes:
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
-    return Records(tfds.builder_from_directory(_home(directory, name)).as_data_source(split), kind)
+    with _reading(directory, name):
+        return Records(tfds.builder_from_directory(_home(directory, name)).as_data_source(split), kind)
 
 
 def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
@@ -114,8 +116,9 @@ def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
       DataError: there is no such set.
     """
     _finished(directory, name)
-    info = tfds.builder_from_directory(_home(directory, name)).info
-    return {split: found.num_examples for split, found in info.splits.items()}
+    with _reading(directory, name):
+        info = tfds.builder_from_directory(_home(directory, name)).info
+        return {split: found.num_examples for split, found in info.splits.items()}
 
 
 class Records(Sequence, Generic[R]):
@@ -175,14 +178,31 @@ def _write(home: epath.Path, name: str, placed: Iterator[tuple[str, records.Reco
 def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
     digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
     for path in map(epath.Path, files):
-        if path.is_file():  # reading the records will find that it is not
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with contextlib.suppress(OSError):  # reading the records will tell why it cannot be read
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def _manifest(home: epath.Path) -> dict[str, Any] | None:
+    """What `prepare` wrote last; None where there is none, or a damaged one: then the set is not whole."""
     path = home / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() >= {"kind", "fingerprint", "files"} else None
+
+
+@contextlib.contextmanager
+def _reading(directory: epath.PathLike, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever its libraries make of files that are cut or missing
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{directory}/{name}: expected a prepared data set, found a damaged one ({reason}); remove {directory}"
+        ) from error
 
 
 def _finished(directory: epath.PathLike, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ from instructjax.errors import TokenizerError
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 _NEVER_IN_TEXT = "\u00ff"  # how byte-level BPE writes the byte 0xFF
+_PROBES = (
+    "a\n b  \u00ff\u2581 <|endoftext|> ",
+    "A \u00c9 e\u0301 \ufb01 \uff17",
+    "\t\r\0 \U0001f98a",
+)  # altered by what normalises
 _NEXT = "a"  # a text of one token in every vocabulary, which is joined with no line break before it
 
 
@@ -60,20 +66,20 @@ class BytePairTokenizer:
         try:
             described = json.loads(content)
             if described["model"]["type"] != "BPE" or (described.get("decoder") or {}).get("type") != "ByteLevel":
-                raise TokenizerError(f"{where}: expected a byte-level BPE, found {described['model']['type']}")
+                raise TokenizerError(f"{where}: expected a byte-level BPE, found {described['model']['type']!r:.60}")
             ids = _ids(described)
-            needed = (END_OF_TEXT, PAD if PAD in ids else _NEVER_IN_TEXT)
-            if missing := [token for token in needed if token not in ids]:
-                raise TokenizerError(
-                    f"{where}: expected a vocabulary with {END_OF_TEXT} and all bytes, found none of {missing}"
-                )
+            _check_ids(ids, where)
             found = cls(content if PAD in ids else json.dumps(_with_pad(described), ensure_ascii=False).encode())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, TokenizerError):
-                raise
-            raise TokenizerError(f"{where}: expected a tokenizer.json of a byte-level BPE, found {error!r}") from None
-        if (text := "a\n b  \u00ff\u2581 <|endoftext|> ") != found.decode(found.encode(text)):
-            raise TokenizerError(f"{where}: expected a BPE that gives back every text, found one that alters {text!r}")
+        except TokenizerError:
+            raise
+        except Exception as error:  # of JSON of another form; the package raises this class itself
+            reason = " ".join(repr(error).split())[:200]
+            raise TokenizerError(f"{where}: expected a tokenizer.json of a byte-level BPE, found {reason}") from None
+        for text in _PROBES:
+            if text != found.decode(found.encode(text)):
+                raise TokenizerError(
+                    f"{where}: expected a BPE that gives back every text, found one that alters {text!a}"
+                )
         return found
 
     @classmethod
@@ -93,7 +99,8 @@ class BytePairTokenizer:
         try:
             built = package.Tokenizer(package.models.BPE.from_file(*map(str, pairs)))
         except Exception as error:  # the package raises this class itself
-            raise TokenizerError(f"{folder}: expected vocab.json and merges.txt of a BPE, found {error}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise TokenizerError(f"{folder}: expected vocab.json and merges.txt of a BPE, found {reason}") from None
         built.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
         built.decoder = package.decoders.ByteLevel()
         built.add_special_tokens([END_OF_TEXT])
@@ -143,6 +150,19 @@ class BytePairTokenizer:
 
 def _ids(described: Mapping[str, Any]) -> dict[str, int]:
     return described["model"]["vocab"] | {token["content"]: token["id"] for token in described["added_tokens"]}
+
+
+def _check_ids(ids: Mapping[str, int], where: str) -> None:
+    """Refuses a vocabulary without one of the tokens that every text needs, or whose ids are no rows of a table."""
+    needed = {END_OF_TEXT, *_package().pre_tokenizers.ByteLevel.alphabet()}
+    if PAD in ids:
+        needed.remove(_NEVER_IN_TEXT)
+    if missing := sorted(needed - ids.keys()):
+        raise TokenizerError(
+            f"{where}: expected a vocabulary with {END_OF_TEXT} and all bytes, found none of {reprlib.repr(missing)}"
+        )
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise TokenizerError(f"{where}: expected {len(ids)} tokens with the ids from 0, each once, found others")
 
 
 def _with_pad(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from instructjax.errors import TokenizerError
 
 # SentencePiece writes this character for a space. In a text it can only be told apart from one as bytes.
 _SPACE_MARK = "\u2581"
+_PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # altered by what normalises
 
 
 class Tokenizer:
@@ -88,8 +89,8 @@ class Tokenizer:
                 num_threads=1,  # more of them give another model on another machine
                 minloglevel=2,
             )
-        except RuntimeError as error:
-            raise _explain(str(error), vocab_size) from None
+        except (RuntimeError, ValueError) as error:
+            raise _explain(" ".join(str(error).split()), vocab_size) from None
         return cls(model.getvalue())
 
     @classmethod
@@ -124,10 +125,16 @@ class Tokenizer:
         ids = pieces.pad_id(), pieces.eos_id(), pieces.unk_id()
         if ids != (cls.pad_id, cls.eos_id, cls.unk_id):
             raise TokenizerError(f"{where}: expected pad, eos and unk to be 0, 1 and 2, found {ids}")
-        if (text := "a\n b  ▁ ") != tokenizer.decode(tokenizer.encode(text)):
-            raise TokenizerError(
-                f"{where}: expected a model that gives back every text, found one that alters {text!r}"
-            )
+        for byte in range(256):
+            if not pieces.is_byte(pieces.piece_to_id(f"<0x{byte:02X}>")):
+                raise TokenizerError(
+                    f"{where}: expected a model with all bytes (byte_fallback), found none for 0x{byte:02X}"
+                )
+        for text in _PROBES:
+            if text != tokenizer.decode(tokenizer.encode(text)):
+                raise TokenizerError(
+                    f"{where}: expected a model that gives back every text, found one that alters {text!a}"
+                )
         return tokenizer
 
     def to_bytes(self) -> bytes:

@@ -21,6 +21,7 @@ bit for bit, and gives the same logits.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,13 +67,11 @@ def config_of(described: Mapping[str, Any], where: str = "config.json") -> Trans
     described = {**_DEFAULTS, **described}
     for key, allowed in _REQUIRED.items():
         if (found := described.get(key)) not in allowed:
-            raise CheckpointError(f"{where}: {key}: expected {' or '.join(map(str, allowed))}, found {found!r}")
+            expected = " or ".join(map(str, allowed))
+            raise CheckpointError(f"{where}: {key}: expected {expected}, found {reprlib.repr(found)}")
     sizes = {}
     for key in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions"):
-        found = described.get(key)
-        if not isinstance(found, int) or found < 1:
-            raise CheckpointError(f"{where}: {key}: expected a positive integer, found {found!r}")
-        sizes[key] = found
+        sizes[key] = _size(described.get(key), f"{where}: {key}")
     if sizes["n_embd"] % sizes["n_head"]:
         raise CheckpointError(
             f"{where}: n_embd: expected a multiple of n_head ({sizes['n_head']}), found {sizes['n_embd']}"
@@ -83,10 +82,16 @@ def config_of(described: Mapping[str, Any], where: str = "config.json") -> Trans
         d_model=sizes["n_embd"],
         num_heads=sizes["n_head"],
         d_head=sizes["n_embd"] // sizes["n_head"],
-        d_ff=described["n_inner"] or 4 * sizes["n_embd"],
+        d_ff=4 * sizes["n_embd"] if described["n_inner"] is None else _size(described["n_inner"], f"{where}: n_inner"),
         max_length=sizes["n_positions"],
         tied=bool(described["tie_word_embeddings"]),
     )
+
+
+def _size(found: Any, where: str) -> int:
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found < 2**31:
+        raise CheckpointError(f"{where}: expected a positive integer, found {reprlib.repr(found)}")
+    return found
 
 
 def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_model: bool = False) -> dict[str, Any]:
@@ -151,6 +156,9 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
     _check(found, _shapes(config, is_scalar), where)
     if numbers := sorted(name for name, tensor in found.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)):
         raise CheckpointError(f"{where}: expected floating-point numbers, found {numbers[0]} {found[numbers[0]].dtype}")
+    for name, tensor in found.items():
+        if not np.isfinite(np.asarray(tensor, np.float32)).all():
+            raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
 
     def take(name: str) -> jax.Array:
         return jnp.asarray(found[name], config.param_dtype)
@@ -191,6 +199,9 @@ def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarra
 
     Their reward model has no bias. The score is w h + c with h = s x + b after the last
     norm, and nothing else reads h there: with b + c w / |w|^2 for b, w h is that score.
+
+    Raises:
+      CheckpointError: w is 0, or so small that no b gives the score c.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     trunk, blocks = params["trunk"], params["trunk"]["blocks"]
@@ -200,9 +211,14 @@ def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarra
         "transformer.wpe.weight": trunk["position_embedding"],
     }
     if "head" in params:
-        kernel = params["head"]["kernel"].astype(np.float64)
-        shift = params["head"]["bias"] * kernel / np.sum(kernel**2)
-        final["bias"] = (final["bias"] + shift).astype(np.float32)
+        kernel, bias = (params["head"][name].astype(np.float64) for name in ("kernel", "bias"))
+        square = np.sum(kernel**2)
+        with np.errstate(over="ignore"):
+            final["bias"] = (final["bias"] + bias * kernel / (square or np.inf)).astype(np.float32)
+        if not square or not np.isfinite(final["bias"]).all():
+            raise CheckpointError(
+                f"head/kernel: expected weights that can carry the offset {bias:.4g}, found a norm of {square**0.5:.4g}"
+            )
         tensors["score.weight"] = params["head"]["kernel"][None]
     elif not config.tied:
         tensors["lm_head.weight"] = params["unembedding"]

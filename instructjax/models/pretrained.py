@@ -6,6 +6,8 @@ Files of pickled objects (.bin, .pt) can run code when they are read, and are re
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +44,7 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
     """
     folder = epath.Path(folder)
     if (folder / INDEX).is_file():
-        files = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
+        files = _indexed(folder / INDEX)
     elif (folder / WEIGHTS).is_file():
         files = [WEIGHTS]
     else:
@@ -51,14 +53,12 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
         raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {also}")
     tensors: dict[str, jax.Array] = {}
     for file in files:
-        if epath.Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: expected names of safetensors files, found {file!r}")
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
         try:
             tensors |= _safetensors().load_file(str(folder / file))
         except Exception as error:  # of the package's own class, and others for types that it does not know
-            raise CheckpointError(f"{folder / file}: expected a safetensors file, found {error}") from None
+            raise CheckpointError(f"{folder / file}: expected a safetensors file, found {_brief(error)}") from None
     return tensors
 
 
@@ -94,13 +94,28 @@ def write(
     unfinished.rename(folder)
 
 
+def _indexed(path: epath.Path) -> list[str]:
+    """The files that an index names, which lie beside it."""
+    places = _json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path}: weight_map: expected a file for each tensor, found {reprlib.repr(places)}")
+    for file in places.values():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+            raise CheckpointError(f"{path}: expected names of safetensors files, found {reprlib.repr(file)}")
+    return sorted(set(places.values()))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _json(path: epath.Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: expected {path.name}, found no such file")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected JSON, found {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found {_brief(error)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

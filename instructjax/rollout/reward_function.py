@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,9 +71,24 @@ def load(name: str) -> Function:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {error}") from None
-    found = function(["a prompt", "a prompt"], ["a response", ""])
-    if np.shape(found) != (2,) or not all(math.isfinite(score) for score in found):
-        raise ConfigError(f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {found!r}")
+    except Exception as error:  # the module is a program of the user
+        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {_one_line(error)}") from error
+    try:
+        found = function(["a prompt", "a prompt"], ["a response", ""])
+    except Exception as error:
+        raise ConfigError(
+            f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {_one_line(error)}"
+        ) from error
+    try:
+        finite = np.shape(found) == (2,) and all(math.isfinite(score) for score in found)
+    except (TypeError, ValueError):  # of what is no sequence of numbers
+        finite = False
+    if not finite:
+        raise ConfigError(
+            f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {reprlib.repr(found)}"
+        )
     return function
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

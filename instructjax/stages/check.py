@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
+import reprlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,22 +18,166 @@ from instructjax.training import guards, invariants, loop, parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
-_AT_LEAST_1 = (
-    *("pretrain.steps", "pretrain.batch_size", "pretrain.length", "pretrain.microbatches"),
-    *("sft.batch_size", "sft.microbatches", "sft.candidates", "sft.selection_prompts"),
-    *("comparisons.prompts", "reward.batch_size", "reward.microbatches"),
-    *("ppo_init.batch_size", "ppo_init.microbatches"),
-    *("ppo.iterations", "ppo.batch_size", "ppo.minibatch_size", "ppo.epochs"),
-    *("ppo.ptx_examples_per_episode", "ppo.ptx_microbatches", "ppo.ptx_length"),
-    *("evaluate.prompts", "evaluate.judgements", "evaluate.few_shot_candidates"),
-    *("evaluate.batch_size", "evaluate.text_windows"),
+
+def _keys(*sections: str) -> tuple[str, ...]:
+    """("sft.epochs", ...) of "sft: epochs ..."; a section without a name is the recipe itself."""
+    split = (section.partition(":") for section in sections)
+    return tuple(f"{name}.{key}".removeprefix(".") for name, _, rest in split for key in rest.split())
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+# What each key of a recipe must be, whatever the others are. The sections of guests check their own.
+_RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "0 to 2**32 - 2",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 - 1,
+        _keys(": seed"),
+    ),
+    (
+        "an integer, at least 1",
+        lambda value: _is_count(value, 1),
+        _keys(
+            "data: max_prompt max_response",
+            "tokenizer: vocab_size max_documents",
+            "model: num_layers d_model num_heads d_head d_ff max_length unroll",
+            "log: every save_every evaluate_every keep",
+            "ppo_log: every save_every evaluate_every keep",
+            "pretrain: steps batch_size length microbatches",
+            "sft: batch_size microbatches candidates selection_prompts",
+            "comparisons: prompts min_answers max_answers",
+            "reward: batch_size microbatches",
+            "ppo_init: batch_size microbatches",
+            "ppo: iterations batch_size minibatch_size epochs ptx_examples_per_episode ptx_microbatches ptx_length",
+            "evaluate: prompts judgements few_shot_candidates batch_size text_windows",
+            "sandbox: documents demonstrations users reward_prompts prompts labelers heldout_labelers",
+            "sandbox: validation_prompts raters",
+        ),
+    ),
+    (
+        "an integer, at least 0",
+        lambda value: _is_count(value, 0),
+        _keys("pretrain: warmup_steps", "ppo: warmup_iterations", "evaluate: few_shot"),
+    ),
+    (
+        "None or an integer, at least 1",
+        lambda value: value is None or _is_count(value, 1),
+        _keys("model: local_window"),
+    ),
+    (
+        "more than 0",
+        lambda value: _is_number(value) and value > 0,
+        _keys(
+            "model: init_std",
+            "optimizer: epsilon clip_norm",
+            "sft: epochs",
+            "reward: epochs",
+            "ppo_init: epochs",
+            "ppo: temperature clip_ratio clip_value",
+        ),
+    ),
+    (
+        "at least 0",
+        lambda value: _is_number(value) and value >= 0,
+        _keys(
+            "pretrain: learning_rate weight_decay",
+            "sft: learning_rate weight_decay prompt_weight",
+            "comparisons: temperature",
+            "reward: learning_rate weight_decay",
+            "ppo_init: learning_rate weight_decay prompt_weight",
+            "ppo: learning_rate value_learning_rate weight_decay kl_coefficient missing_eos_penalty ptx_coefficient",
+            "evaluate: temperature",
+            "sandbox: noise tie",
+        ),
+    ),
+    (
+        "from 0 to below 1",
+        lambda value: _is_number(value) and 0 <= value < 1,
+        _keys(
+            "data: validation test",
+            "model: dropout",
+            "optimizer: beta1 beta2",
+            "pretrain: dropout",
+            "sft: dropout",
+            "reward: dropout",
+            "ppo_init: dropout text_share",
+        ),
+    ),
+    (
+        "from 0 to 1",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+        _keys(
+            "pretrain: final_fraction",
+            "sft: final_fraction",
+            "reward: final_fraction",
+            "ppo_init: final_fraction",
+            "ppo: discount gae_lambda ema_decay",
+        ),
+    ),
+    (
+        "True or False",
+        lambda value: isinstance(value, bool),
+        _keys("data: drop_long", "model: tied remat"),
+    ),
+    (
+        "text",
+        lambda value: isinstance(value, str) and "\0" not in value,
+        _keys(
+            ": invariants",
+            "files: text demonstrations rankings prompts",
+            "e2e: directory",
+            "data: separator",
+            "tokenizer: path",
+            "model: dtype param_dtype",
+            "parallel: mode",
+            "pretrain: import_from",
+            "sft: init_from",
+            "reward: import_from init_from",
+            "ppo_init: init_from",
+            "ppo: init_from reward_from reward_function",
+        ),
+    ),
+    (
+        "a list of names",
+        lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value),
+        _keys("e2e: texts aspects", "evaluate: guests"),
+    ),
 )
-_ABOVE_0 = ("sft.epochs", "reward.epochs", "ppo_init.epochs", "ppo.temperature")
-_AT_LEAST_0 = ("comparisons.temperature", "evaluate.temperature", "evaluate.few_shot")
-_SHARES = (
-    *("data.validation", "data.test", "ppo_init.text_share"),
-    *("pretrain.dropout", "sft.dropout", "reward.dropout", "ppo_init.dropout"),
-)
+_OPTIONAL = _keys("model: dropout tied param_dtype unroll")  # fields of TransformerConfig with a default
+
+
+def keys(config: ml_collections.ConfigDict) -> None:
+    """Refuses a recipe without one of the keys, or with a value that is impossible whatever the others are.
+
+    Args:
+      config: a whole recipe.
+
+    Raises:
+      ConfigError: names the key, what was expected and what was found.
+    """
+    for expected, good, names in _RULES:
+        for key in names:
+            section, _, name = key.rpartition(".")
+            if section in SOURCES and section not in config:
+                continue
+            inner = config.get(section) if section else config
+            if not isinstance(inner, ml_collections.ConfigDict):
+                raise ConfigError(f"{section}: expected a section of the recipe, found {_brief(inner)}")
+            if name not in inner:
+                if key in _OPTIONAL:
+                    continue
+                raise ConfigError(f"{key}: expected {expected}, found no such key in the recipe")
+            if not good(inner[name]):
+                raise ConfigError(f"{key}: expected {expected}, found {_brief(inner[name])}")
+    known = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size"}
+    if unknown := sorted(set(config.model) - known):
+        raise ConfigError(f"model.{unknown[0]}: expected one of {', '.join(sorted(known))}, found no such key")
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
@@ -42,19 +189,11 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: names the key, what was expected and what was found.
     """
+    keys(config)
     _source(config)
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
-    _require(config, "seed", lambda seed: 0 <= seed < 2**32 - 1, "0 to 2**32 - 2")
-    for keys, good, expected in (
-        (_AT_LEAST_1, lambda value: value >= 1, "at least 1"),
-        (_ABOVE_0, lambda value: value > 0, "more than 0"),
-        (_AT_LEAST_0, lambda value: value >= 0, "at least 0"),
-        (_SHARES, lambda value: 0 <= value < 1, "from 0 to below 1"),
-    ):
-        for key in keys:
-            _require(config, key, good, expected)
     invariants.check_action(config.invariants)
     guards.check(config.guards)
     loop.check(config.log, "log")
@@ -87,6 +226,10 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
     parallel.check_model(model, "model", config.parallel)
     limit = model.max_length
     needed = config.data.max_prompt + config.data.max_response
+    if config.data.validation + config.data.test >= 1:
+        raise ConfigError(
+            f"data.validation + data.test: expected less than 1, found {config.data.validation + config.data.test}"
+        )
     if needed > limit:
         raise ConfigError(
             f"model.max_length: expected at least data.max_prompt + data.max_response = {needed} tokens, found {limit}"
@@ -124,6 +267,10 @@ def _labelers(config: ml_collections.ConfigDict) -> None:
         expected = f"to the {group} labelers of the smaller group"
         _require(config, "sandbox.raters", lambda raters: 2 <= raters <= group, f"2 {expected}")
         _require(config, "evaluate.judgements", lambda judgements: judgements <= group, f"1 {expected}")
+
+
+def _brief(value: Any) -> str:
+    return " ".join(reprlib.repr(value).split())
 
 
 def _require(config: ml_collections.ConfigDict, key: str, good: Callable[[Any], bool], expected: str) -> None:

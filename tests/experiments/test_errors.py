@@ -113,7 +113,7 @@ def pretrained(tmp_path_factory):
             {"pretrain__length": 64},
             "pretrain.length: expected at most model.max_length (32), found 64",
         ),
-        (pretrain.run, {"model__d_ff": 0}, "model.d_ff: expected at least 1, found 0"),
+        (pretrain.run, {"model__d_ff": 0}, "model.d_ff: expected an integer, at least 1, found 0"),
         (pretrain.run, {"pretrain__batch_size": 6}, "pretrain.batch_size: expected a multiple of 4 "),
         (sft.run, {"sft__microbatches": 3}, "sft.batch_size: expected a multiple of 24 (8 devices x 3 parts)"),
         (pretrain.run, {"log__every": 100}, "log.every: expected 1 to 30 steps, found 100"),
