@@ -81,12 +81,12 @@ def _run(script: Callable[[], None]) -> None:
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise InputError(f"expected flags only, found {arguments[1]!r}")
-        logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
         _check_devices()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 
+    logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
     for flag in FLAGS:  # --help shows the flags of the script and these
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
     try:

@@ -9,6 +9,10 @@ message without a traceback and leave with exit code 2.
 class InputError(ValueError):
     """Something the user gave does not fit. The base of all errors below."""
 
+    def __init__(self, message: str):
+        """Takes the message, which stays one line: what cannot be printed in it is written as an escape."""
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
+
 
 class RecordError(InputError):
     """A line of a data file is not a valid record."""
@@ -35,7 +39,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class WorkdirError(InputError):
-    """The folder of a run cannot be written to, or another run holds it."""
+    """The folder of a run cannot be written to, another run holds it, or a file in it is damaged."""
 
 
 class RunError(Exception):

@@ -24,6 +24,7 @@ import hashlib
 import json
 import reprlib
 import sys
+import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -139,7 +140,7 @@ def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -
     }[kind]
     for name in required:
         if name not in known:
-            found = ", ".join(sorted(fields)) or "no fields"
+            found = textwrap.shorten(", ".join(sorted(fields)), 200, placeholder="...") or "no fields"
             raise RecordError(f"{where}: {name}: expected in a {kind.__name__}, found only {found}")
     for name in ("text", "prompt", "response"):
         if name in known:

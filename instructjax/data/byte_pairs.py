@@ -65,8 +65,10 @@ class BytePairTokenizer:
         """
         try:
             described = json.loads(content)
-            if described["model"]["type"] != "BPE" or (described.get("decoder") or {}).get("type") != "ByteLevel":
-                raise TokenizerError(f"{where}: expected a byte-level BPE, found {described['model']['type']!r:.60}")
+            kinds = described["model"]["type"], (described.get("decoder") or {}).get("type")
+            if kinds != ("BPE", "ByteLevel"):
+                found = "model {:.20} with decoder {:.20}".format(*map(str, kinds))
+                raise TokenizerError(f"{where}: expected a byte-level BPE, found {found}")
             ids = _ids(described)
             _check_ids(ids, where)
             found = cls(content if PAD in ids else json.dumps(_with_pad(described), ensure_ascii=False).encode())

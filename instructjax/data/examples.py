@@ -232,7 +232,12 @@ def ranking_row(
 
 
 def check_answers(record: Ranking, max_responses: int) -> None:
-    """Raises DataError for a ranking of more than `max_responses` answers."""
+    """Raises DataError for more than `max_responses` answers, or for scores that float32 cannot tell apart."""
+    with np.errstate(over="ignore"):
+        if len(set(np.asarray(record.scores, np.float32).tolist())) < len(set(record.scores)):
+            raise DataError(
+                f"{record.where}: scores: expected numbers that float32 tells apart, found {list(record.scores)}"
+            )
     if len(record.responses) > max_responses:
         raise DataError(
             f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"

@@ -119,7 +119,7 @@ class Tokenizer:
     def _check(cls, model: bytes, where: str) -> Tokenizer:
         try:
             tokenizer = cls(model or b"empty")  # SentencePiece takes no bytes for a model that is to come
-        except (RuntimeError, TypeError):
+        except Exception:  # RuntimeError mostly, and others where its message is no text itself
             raise TokenizerError(f"{where}: expected a SentencePiece model, found other data") from None
         pieces = tokenizer._pieces
         ids = pieces.pad_id(), pieces.eos_id(), pieces.unk_id()

@@ -21,7 +21,7 @@ from instructjax.errors import DataError
 from instructjax.evaluation import figures
 from instructjax.evaluation.curves import COLOURS, curve
 from instructjax.evaluation.figures import MODELS
-from instructjax.training import metrics
+from instructjax.training import loop, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load(folder: epath.PathLike) -> Run:
     answers = (folder / "evaluate" / "answers.jsonl").read_text().splitlines()
     return Run(
         name=folder.name,
-        results=json.loads((folder / "results.json").read_text()),
+        results=loop.read_json(folder / "results.json"),
         metrics={path.parent.name: metrics.read(path) for path in sorted(folder.glob("*/metrics.jsonl"))},
         answers=[json.loads(line) for line in answers],
     )

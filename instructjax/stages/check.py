@@ -14,6 +14,7 @@ import ml_collections
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import TransformerConfig
 from instructjax.records import MAX_RESPONSES
+from instructjax.rollout import reward_function
 from instructjax.training import guards, invariants, loop, parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
@@ -189,8 +190,9 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: names the key, what was expected and what was found.
     """
-    keys(config)
     _source(config)
+    keys(config)
+    _files(config)
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
@@ -201,6 +203,8 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _lengths(config)
     _batches(config)
     _labelers(config)
+    if config.ppo.reward_function:
+        reward_function.load(config.ppo.reward_function)
 
 
 def _source(config: ml_collections.ConfigDict) -> None:
@@ -209,15 +213,17 @@ def _source(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"expected one of the sections {', '.join(SOURCES)}, found {' and '.join(declared) or 'none'}"
         )
-    if declared == ["files"]:
-        for name, kind in (
-            ("text", "Text"),
-            ("demonstrations", "Demonstration"),
-            ("prompts", "Prompt"),
-            ("rankings", "Ranking"),
-        ):
-            if not config.files[name]:
-                raise ConfigError(f"files.{name}: expected a file of {kind} records, found none")
+
+
+def _files(config: ml_collections.ConfigDict) -> None:
+    for name, kind in (
+        ("text", "Text"),
+        ("demonstrations", "Demonstration"),
+        ("prompts", "Prompt"),
+        ("rankings", "Ranking"),
+    ):
+        if "files" in config and not config.files[name]:
+            raise ConfigError(f"files.{name}: expected a file of {kind} records, found none")
 
 
 def _lengths(config: ml_collections.ConfigDict) -> None:

@@ -46,7 +46,7 @@ def run(
     tokenizer = vocabulary.load(config.tokenizer.path)
     model, source = kind(workspace.model_config(config, tokenizer)), config[stage].import_from
     finished = workspace.is_finished(workdir, stage)
-    params = None if finished else _read(source, model, tokenizer)
+    params = None if finished else read(source, model, tokenizer)
     layout = prepare.run(config, workdir)
     directory = workspace.begin(config, workdir, stage)
     if finished:
@@ -65,8 +65,17 @@ def run(
     processes.first(lambda: loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)}))
 
 
-def _read(source: str, model: Model, tokenizer: Vocabulary) -> Any:
-    """The parameters of the model in a folder."""
+def read(source: str, model: Model, tokenizer: Vocabulary) -> Any:
+    """The parameters of the model in a folder, once they are known to fit.
+
+    Args:
+      source: the folder.
+      model: the recipe's, a LanguageModel or a ScalarModel.
+      tokenizer: that of the weights.
+
+    Raises:
+      CheckpointError, TokenizerError: see `run`.
+    """
     described = pretrained.read_config(source)
     found = huggingface.config_of(described, f"{source}/config.json")
     huggingface.check_fit(found, model.config, source)

@@ -11,7 +11,6 @@ under WORKDIR/data in the same form, and no later stage knows where they came fr
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
       ConfigError: a value of the recipe is impossible, for whatever stage; see `check`. Or it is not the
         recipe that WORKDIR/data was made with.
       RecordError, DataError: a file is missing or a line of it is wrong, a split that a later
-        stage needs is empty, or a record is longer than the recipe allows.
+        stage needs is empty, or a record is longer than the recipe allows; or WORKDIR/data holds other files.
       TokenizerError: a tokenizer cannot be read or trained.
     """
     check.recipe(config)
@@ -70,6 +69,9 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
     if mark.exists():
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
+    given = vocabulary.load(config.tokenizer.path) if config.tokenizer.path else None
+    if not mark.exists():
+        _claim(folder)
     if "files" in config:
         for kind, name in NAMES.items():
             _prepare(config, workdir, kind, config.files[name].split(","))
@@ -82,7 +84,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
                 _prepare(config, workdir, kind, [folder / f"{name}.jsonl"])
     _check_splits(config, folder)
     layout = Layout(
-        tokenizer=_tokenizer(config, workdir, trained=mark.exists()),
+        tokenizer=given or _tokenizer(config, workdir, trained=mark.exists()),
         separator=config.data.separator,
         max_prompt=config.data.max_prompt,
         max_response=config.data.max_response,
@@ -158,10 +160,22 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: t
     )
 
 
+def _claim(folder: epath.Path) -> None:
+    """Refuses a folder with files that no run put there, such as records of the user, which would be overwritten."""
+    mark = folder / ".begun"
+    if mark.exists():
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder}: expected no such folder, to prepare records in, found files that no run put there; "
+            "choose another --workdir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Vocabulary:
     path = epath.Path(workdir) / "data" / "tokenizer.model"
-    if config.tokenizer.path:
-        return vocabulary.load(config.tokenizer.path)
     if trained:
         return Tokenizer.load(path)
     documents = builders.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")
@@ -223,7 +237,7 @@ def _check_records(config: ml_collections.ConfigDict, workdir: epath.PathLike, l
 
 def _checked(workdir: epath.PathLike) -> dict[str, Any]:
     path = epath.Path(workdir) / "data" / "checked.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return loop.read_json(path) if path.exists() else {}
 
 
 def _write_sandbox(config: ml_collections.ConfigDict, folder: epath.Path) -> None:

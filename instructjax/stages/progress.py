@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from instructjax.errors import DataError
 from instructjax.evaluation import curves, report
 from instructjax.evaluation.figures import lookup, styles
 from instructjax.stages import workspace
-from instructjax.training import metrics
+from instructjax.training import loop, metrics
 
 SHOWN = {  # metrics by what to call them, the most telling first
     "true_quality": "true quality",
@@ -73,13 +72,13 @@ def _stage(folder: epath.Path) -> Stage:
     summary = folder / "summary.json"
     finished = summary.exists()
     path = folder / "metrics.jsonl"
-    steps = json.loads(summary.read_text())["steps"] if finished else _planned(folder)
+    steps = loop.read_json(summary)["steps"] if finished else _planned(folder)
     return Stage(folder.name, metrics.read(path), steps, finished, time.time() - path.stat().mtime)
 
 
 def _planned(folder: epath.Path) -> int | None:
     """The steps that a recipe states; those that follow from epochs are known at the end only."""
-    config = json.loads((folder / "config.json").read_text())
+    config = loop.read_json(folder / "config.json")
     section = config.get("ppo" if folder.name.startswith("ppo_ptx") else folder.name, {})
     return section.get("steps", section.get("iterations"))
 
@@ -143,7 +142,7 @@ def _judged(found: Mapping[str, Any] | None) -> str:
 
 
 def _results(workdir: epath.PathLike) -> dict[str, Any]:
-    return json.loads((epath.Path(workdir) / "results.json").read_text())
+    return loop.read_json(epath.Path(workdir) / "results.json")
 
 
 def _short(workdir: epath.PathLike, workdirs: Sequence[epath.PathLike]) -> str:

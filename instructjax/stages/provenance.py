@@ -15,6 +15,7 @@ from etils import epath
 import instructjax
 from instructjax.data import builders
 from instructjax.errors import ConfigError, DataError
+from instructjax.training import loop
 
 ALL = ("text", "demonstrations", "rankings", "prompts")
 # The prepared sets that decide a stage's weights; of a stage that is no part of the paper, all.
@@ -39,7 +40,7 @@ def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: 
     Raises:
       ConfigError: names the file and each key that differs, with both values.
     """
-    began, now = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+    began, now = loop.read_json(path), json.loads(json.dumps(config.to_dict()))
     differing = []
     for section in sections:
         old, new = _keys(section, began.get(section)), _keys(section, now.get(section))
@@ -70,7 +71,7 @@ def check(path: epath.Path, workdir: epath.PathLike, stage: str) -> None:
     Raises:
       DataError: names the set whose records are not those that the stage was begun with.
     """
-    began, now = json.loads(path.read_text()), describe(workdir, stage)
+    began, now = loop.read_json(path), describe(workdir, stage)
     for name, fingerprint in began["records"].items():
         if now["records"].get(name) != fingerprint:
             raise DataError(

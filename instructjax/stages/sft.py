@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,11 +78,11 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     prepare.run(config, workdir)
     start = workspace.checkpoints_of(config.ppo.reward_from, workdir, "reward")
     workspace.checkpoints_of("", workdir, "sft")
-    summary = json.loads((workspace.stage_directory(workdir, "sft") / "summary.json").read_text())
+    summary = loop.read_json(workspace.stage_directory(workdir, "sft") / "summary.json")
     judge, steps = checkpoint.fingerprint(start), candidates(config, summary["steps"])
     path = _selected(workdir)
     if path.exists():
-        found = json.loads(path.read_text())
+        found = loop.read_json(path)
         if (found.get("reward_model"), list(found["reward"])) == (judge, [str(step) for step in steps]):
             return found["step"]
     scores = _mean_rewards(config, workdir, start, steps)
@@ -131,7 +130,7 @@ def selection(workdir: epath.PathLike) -> dict[str, Any]:
     path = _selected(workdir)
     if not path.exists():
         raise CheckpointError(f"{path}: expected the choice among the checkpoints of sft, found none")
-    return json.loads(path.read_text())
+    return loop.read_json(path)
 
 
 def _selected(workdir: epath.PathLike) -> epath.Path:

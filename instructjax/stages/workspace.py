@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import resource
 import sys
 import time
@@ -214,7 +213,7 @@ def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
     if stage in ("ppo", "ppo_ptx"):
         return {"item": "policy/ema", "step": None}
     selected = stage_directory(workdir, stage) / "selected.json"
-    return {"item": "params", "step": json.loads(selected.read_text())["step"] if selected.exists() else None}
+    return {"item": "params", "step": loop.read_json(selected)["step"] if selected.exists() else None}
 
 
 def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -244,7 +243,7 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
 def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
     path = epath.Path(workdir) / "cost.json"
-    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent = loop.read_json(path) if path.exists() else {}
     before = spent.get(stage, {"seconds": 0.0, "peak_rss_gib": 0.0})
     spent[stage] = {
         "seconds": before["seconds"] + seconds,
@@ -262,7 +261,7 @@ def cost(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], f
       **seconds: of stages that are not in WORKDIR/cost.json.
     """
     path = epath.Path(workdir) / "cost.json"
-    spent = json.loads(path.read_text()) if path.exists() else {}
+    spent = loop.read_json(path) if path.exists() else {}
     wall = {stage: entry["seconds"] for stage, entry in spent.items()} | seconds
     wall["total"] = sum(wall.values())
     peak = max([_peak_rss_gib(), *(entry["peak_rss_gib"] for entry in spent.values())])

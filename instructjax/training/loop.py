@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from instructjax.errors import ConfigError, RunError
+from instructjax.errors import ConfigError, RunError, WorkdirError
 from instructjax.training import digest, interruption, processes
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
@@ -241,3 +241,20 @@ def write_json(path: epath.Path, value: Any) -> None:
     unfinished = path.parent / f".{path.name}.unfinished"
     unfinished.write_text(json.dumps(value, indent=2) + "\n")
     unfinished.replace(path)
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      WorkdirError: the file cannot be read, or is damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise WorkdirError(f"{path}: expected a file that a run wrote, found: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path}: expected JSON that a run wrote, found {error}") from None
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{path}: expected a JSON object that a run wrote, found {type(found).__name__}")
+    return found

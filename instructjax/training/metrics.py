@@ -116,12 +116,12 @@ def read(path: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(path)
     if not path.is_file():
         raise RecordError(f"{path}: expected a file of metrics, found no such file")
-    whole, _, _ = path.read_text().rpartition("\n")
+    whole, _, _ = path.read_bytes().decode(errors="replace").rpartition("\n")
     lines = []
     for number, text in enumerate(whole.split("\n") if whole else [], start=1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path}:{number}: expected a JSON object, found {text[:60]!r} ({error})") from None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise RecordError(f"{path}:{number}: step: expected a JSON object with a step, found {text[:60]!r}")

@@ -119,7 +119,7 @@ def test_an_exported_tokenizer_comes_in_again(tmp_path, ours):
     ("content", "message"),
     [
         (b"{}", "expected a tokenizer.json of a byte-level BPE, found KeyError('model')"),
-        (b'{"model": {"type": "Unigram"}}', "expected a byte-level BPE, found Unigram"),
+        (b'{"model": {"type": "Unigram"}}', "expected a byte-level BPE, found model Unigram with decoder None"),
         (b'{"model": ', "expected a tokenizer.json of a byte-level BPE"),
         (b"\x00\x01", "expected a SentencePiece model"),
         (b"", "expected a SentencePiece model"),

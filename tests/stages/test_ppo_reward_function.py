@@ -17,7 +17,9 @@ def before(tmp_path_factory):
     (folder / "my_rewards.py").write_text("def seven(prompts, responses):\n    return [7.0 for _ in responses]\n")
     config = changed(recipe(folder), ppo__iterations=2, ppo__reward_function="my_rewards:seven", evaluate__batch_size=8)
     workdir = folder / "run"
-    tokenizer = prepare.run(config, workdir).tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tokenizer = prepare.run(config, workdir).tokenizer
     save_stage(config, workdir, "ppo_init", tokenizer)
     shape = workspace.model_config(config, tokenizer)
     with checkpoint.Checkpoints(workdir / "reward" / "checkpoints") as checkpoints:

@@ -1,0 +1,112 @@
+"""Whatever the files of a tokenizer hold: one that gives back every text, or an error of ours."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from instructjax.data import vocabulary
+from instructjax.data.byte_pairs import END_OF_TEXT
+from instructjax.data.tokenizer import Tokenizer
+from tests.fuzz import tries
+from tests.tiny_recipes import LINES
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
+model = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason="needs protobuf")
+
+PIECES = Tokenizer.train(LINES, 290).to_bytes()
+PAIRS = tokenizers.ByteLevelBPETokenizer()
+PAIRS.train_from_iterator(LINES, vocab_size=270, special_tokens=[END_OF_TEXT], show_progress=False)
+DESCRIBED = json.loads(PAIRS.to_str())
+VOCAB, MERGES = DESCRIBED["model"]["vocab"], DESCRIBED["model"]["merges"]
+TEXTS = ("", "the fox", " a\n\n b", "ÿ\0\u2581🦊")
+
+
+def assert_gives_back_text_or_is_refused(place):
+    with tries.ours_only():
+        found = vocabulary.load(place)
+        assert found.vocab_size < 1000
+        assert found.pad_id != found.eos_id and {found.pad_id, found.eos_id} <= set(range(found.vocab_size))
+        for text in TEXTS:
+            ids = found.encode(text)
+            assert found.decode(ids) == text
+            assert all(0 <= token < found.vocab_size for token in ids)
+            assert not {found.pad_id, found.eos_id} & set(ids)
+
+
+def without_vocabulary(described):
+    """Changes are drawn near the root, and seldom among hundreds of pieces."""
+    return {**described, "model": {**described["model"], "vocab": {}, "merges": []}}
+
+
+@tries.tries
+@given(data=st.data())
+def test_a_tokenizer_json_of_other_values(tmp_path, data):
+    described = data.draw(tries.changed_json(without_vocabulary(DESCRIBED)))
+    if isinstance(described, dict) and isinstance(described.get("model"), dict):
+        given_vocab, given_merges = described["model"].get("vocab"), described["model"].get("merges")
+        vocab = data.draw(st.just(VOCAB) | tries.changed_json(VOCAB, most=2)) if given_vocab == {} else given_vocab
+        merges = data.draw(st.just(MERGES) | tries.changed_json(MERGES, most=2)) if given_merges == [] else given_merges
+        described = {**described, "model": {**described["model"], "vocab": vocab, "merges": merges}}
+    (tmp_path / "tokenizer.json").write_bytes(tries.as_json(described))
+    assert_gives_back_text_or_is_refused(tmp_path / "tokenizer.json")
+
+
+@tries.tries
+@given(content=tries.any_bytes(json.dumps(DESCRIBED, ensure_ascii=False).encode()))
+@example(content=b"{" + b'"a":{' * 20_000)
+def test_a_tokenizer_json_of_any_bytes(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    assert_gives_back_text_or_is_refused(tmp_path)
+
+
+@tries.tries
+@given(
+    vocab=tries.changed_json(VOCAB).map(tries.as_json) | tries.any_bytes(json.dumps(VOCAB).encode()),
+    merges=tries.any_bytes("\n".join(["#version: 0.2", *map(" ".join, MERGES), ""]).encode()),
+)
+def test_vocabulary_and_merges_of_any_kind(tmp_path, vocab, merges):
+    (tmp_path / "vocab.json").write_bytes(vocab)
+    (tmp_path / "merges.txt").write_bytes(merges)
+    assert_gives_back_text_or_is_refused(tmp_path)
+
+
+@st.composite
+def changed_model(draw):
+    """A SentencePiece model with other pieces, or another word of how they are to be used."""
+    changed = model.ModelProto.FromString(PIECES)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(changed.pieces) - 1))
+        piece, what = changed.pieces[place], draw(st.integers(0, 8))
+        if what == 0:
+            piece.piece = draw(
+                tries.odd_text.filter(lambda text: text != "\ud800") | st.sampled_from(["</s>", "▁", "a"])
+            )
+        elif what == 1:
+            piece.type = draw(st.integers(1, 6))
+        elif what == 2:
+            piece.score = draw(st.floats(width=32))
+        elif what == 3:
+            del changed.pieces[place]
+        elif what == 4:
+            changed.pieces.add().CopyFrom(piece)
+        elif what == 5:
+            changed.normalizer_spec.precompiled_charsmap = draw(st.binary(max_size=300))
+        elif what == 6:
+            name = draw(st.sampled_from(["add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"]))
+            setattr(changed.normalizer_spec, name, draw(st.booleans()))
+        elif what == 7:
+            changed.trainer_spec.model_type = draw(st.integers(1, 4))
+        else:
+            name = draw(st.sampled_from(["unk_id", "bos_id", "eos_id", "pad_id"]))
+            setattr(changed.trainer_spec, name, draw(st.integers(-1, 300) | st.sampled_from([2**31 - 1, -(2**31)])))
+    return changed.SerializeToString()
+
+
+@tries.tries
+@given(content=changed_model() | tries.any_bytes(PIECES))
+@example(content=PIECES.replace(b"<0x9A>", b"<0x9\xbe>"))  # SentencePiece says so in bytes that are no text
+def test_a_sentencepiece_model_of_any_kind(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    assert_gives_back_text_or_is_refused(tmp_path)
