@@ -149,8 +149,8 @@ def _parse(arguments: list[str]) -> list[str]:
         given.insert(0, f"--config={DEFAULT}")
     _given[:] = [program, *given]
     file = _recipe(given).partition(":")[0]
-    if not pathlib.Path(file).is_file():
-        raise InputError(f"--config: expected a recipe, found no file {file}")
+    if not _is_file(file):
+        raise InputError(f"--config: expected a recipe, found no file {file:.200}")
     try:
         rest = flags.FLAGS(_given)
     except flags.Error as error:
@@ -168,6 +168,13 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(f"--config: expected get_config() of {file} to give a ConfigDict, found {found}")
     check.keys(_CONFIG.value)
     return rest
+
+
+def _is_file(path: str | os.PathLike) -> bool:
+    try:
+        return pathlib.Path(path).is_file()
+    except OSError:  # such as of a name that is too long
+        return False
 
 
 def _recipe(given: Sequence[str]) -> str:
@@ -192,7 +199,7 @@ def _found(argument: str) -> str:
     """`--config=configs/NAME.py`, from any folder: the recipe beside these scripts, where that folder has none."""
     flag, equals, path = argument.partition("=")
     file = path.partition(":")[0]
-    if flag.lstrip("-") == "config" and equals and not pathlib.Path(file).is_file() and (ROOT / file).is_file():
+    if flag.lstrip("-") == "config" and equals and not _is_file(file) and _is_file(ROOT / file):
         return f"{flag}={ROOT / path}"
     return argument
 

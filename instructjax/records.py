@@ -120,7 +120,8 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
     try:
         fields = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
-        raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({error})") from None
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({reason})") from None
     if not isinstance(fields, dict):
         raise RecordError(f"{where}: expected a JSON object, found {_show(fields)}")
     return from_dict(fields, kind, where)
@@ -190,7 +191,7 @@ def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]
         if not raw.strip():
             continue
         try:
-            line = raw.decode("utf-8")
+            line = raw.removesuffix(b"\n").decode("utf-8")
         except UnicodeDecodeError as error:
             found = "UTF-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else error.reason
             raise RecordError(f"{path}:{number}: expected UTF-8, found {found}") from None

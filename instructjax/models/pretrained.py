@@ -51,12 +51,12 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
         pickles = [path.name for path in folder.iterdir() if path.suffix in _PICKLES]
         also = f"{', '.join(pickles)}, which is a pickle and can run code: convert it first" if pickles else "none"
         raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {also}")
-    tensors: dict[str, jax.Array] = {}
+    package, tensors = _safetensors(), {}
     for file in files:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
         try:
-            tensors |= _safetensors().load_file(str(folder / file))
+            tensors |= package.load_file(str(folder / file))
         except Exception as error:  # of the package's own class, and others for types that it does not know
             raise CheckpointError(f"{folder / file}: expected a safetensors file, found {_brief(error)}") from None
     return tensors

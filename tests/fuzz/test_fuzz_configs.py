@@ -1,17 +1,12 @@
 """Whatever a command line or a recipe holds: a run begins, or it ends with 2 and one line that says why."""
 
-import contextlib
-import io
-import sys
-
 import command_line
-import pytest
-from absl import flags
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs import e2e, instructgpt, sandbox
 from instructjax.stages import check
+from tests import scripts
 from tests.fuzz import tries
 
 
@@ -44,32 +39,14 @@ def get_config(variant=""):
 """
 
 
-def end_of(arguments):
-    """(exit code, standard error) of a script that only looks at its recipe."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as p:
-        p.setattr(sys, "argv", ["script.py", *arguments])
-        p.setattr(sys, "dont_write_bytecode", True)  # which is taken for that of another recipe of the same second
-        try:
-            command_line.read(lambda config, workdir: check.recipe(config))
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        finally:
-            for name in list(flags.FLAGS):
-                if name.startswith("config."):
-                    delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-            for name in ("config", "workdir"):
-                flags.FLAGS[name].unparse()
-    return code, told.getvalue()
-
-
 def assert_begins_or_says_why(arguments):
     with tries.ours_only():
-        code, told = end_of(arguments)
-        assert (code, told) == (0, "") or (code == 2 and told.startswith("error: ") and told.count("\n") == 1), told
-        assert len(told) < 1500
+        try:
+            scripts.end_of("script.py", lambda: command_line.read(lambda config, _: check.recipe(config)), arguments)
+        except scripts.Left as left:
+            told = str(left)
+            assert left.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
+            assert len(told) < 1500
 
 
 overrides = st.builds(

@@ -70,3 +70,45 @@ def test_text_is_not_needed_in_every_batch():
 def test_every_stages_records_are_asked_for_at_once(tmp_path, name):
     with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
         prepare.run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run")
+
+
+def leaves(config, prefix=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+EVERY = {
+    key: (recipe, value)
+    for recipe in (instructgpt.get_config(), sandbox.get_config(), e2e.get_config())
+    for key, value in leaves(recipe)
+}
+
+
+@pytest.mark.parametrize("key", EVERY)
+def test_every_key_has_a_rule(key):
+    """A key without one is to be added to the rules of `check`."""
+    config, value = EVERY[key]
+    number, no_number = [float("nan"), float("inf"), -1], [-3]
+    for other in [object(), [[]], *(number if type(value) in (int, float) else no_number)]:
+        with pytest.raises(ConfigError) as error:
+            config_with = config.copy_and_resolve_references().unlock()
+            section, _, name = key.rpartition(".")
+            with config_with.ignore_type():
+                (config_with[section] if section else config_with)[name] = other
+            check.keys(config_with)
+        assert str(error.value).startswith(f"{key}: expected ")
+
+
+@pytest.mark.parametrize("key", EVERY)
+def test_every_key_is_asked_for(key):
+    config = EVERY[key][0].copy_and_resolve_references().unlock()
+    section, _, name = key.rpartition(".")
+    del (config[section] if section else config)[name]
+    if key in ("model.dropout", "model.tied", "model.param_dtype", "model.unroll"):
+        check.keys(config)
+        return
+    with pytest.raises(ConfigError, match=f"^{key}: expected .*, found no such key in the recipe$"):
+        check.keys(config)

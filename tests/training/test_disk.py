@@ -1,6 +1,6 @@
 """Disks that are full or cannot be written to: real ones, small and in memory."""
 
-import subprocess
+import contextlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,28 +9,16 @@ import pytest
 from instructjax.errors import CheckpointError, WorkdirError
 from instructjax.stages import lock
 from instructjax.training.checkpoint import Checkpoints
+from tests import small_disks
 
 MIB = 2**20
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """mount(options): a file system in memory, which takes the rights of an administrator."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options):
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        try:
-            mounted = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if mounted.returncode:
-            pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-        return place
-
-    yield mount
-    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+    """mount(options): a small file system."""
+    with contextlib.ExitStack() as stack:
+        yield lambda options: stack.enter_context(small_disks.mounted(tmp_path / "disk", options))
 
 
 def state(value):

@@ -1,0 +1,49 @@
+"""Runs a script of experiments/ in this process, as often as a test likes."""
+
+import contextlib
+import io
+import runpy
+import sys
+
+import command_line
+import pytest
+from absl import flags
+
+SCRIPTS = command_line.ROOT / "experiments"
+
+
+class Left(Exception):
+    """A script left with a code other than 0; the message is what it told on standard error."""
+
+    def __init__(self, code, told):
+        super().__init__(told)
+        self.code = code
+
+
+def run(script, *arguments, stdin=b""):
+    """What a script prints; Left where it does not end well."""
+    path = str(SCRIPTS / script)
+    return end_of(path, lambda: runpy.run_path(path, run_name="__main__"), arguments, stdin)
+
+
+def end_of(program, main, arguments, stdin=b""):
+    """What `main` prints with these arguments on the command line; Left where it leaves with a code other than 0."""
+    known = set(flags.FLAGS)
+    printed, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *arguments])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        patch.setattr(sys, "dont_write_bytecode", True)  # which is taken for that of another recipe of the same second
+        try:
+            main()
+        except SystemExit as error:
+            if error.code:
+                raise Left(error.code, told.getvalue()) from None
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+            sys.modules.pop("config_config", None)  # the recipe's, to which another would be added
+            flags.FLAGS.unparse_flags()
+            for name in ("config", "workdir"):
+                flags.FLAGS[name].unparse()
+    return printed.getvalue()

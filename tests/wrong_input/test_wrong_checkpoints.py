@@ -1,0 +1,265 @@
+"""Checkpoints and the folder of a run"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.models.transformer import LanguageModel
+from instructjax.stages import evaluate, prepare, progress, sft, workspace
+from instructjax.training import checkpoint, loop
+from tests import small_disks, tiny_models
+from tests.scripts import run
+from tests.tiny_recipes import changed, recipe, save_stage
+from tests.wrong_input.fault import fault
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """(config, workdir): data are prepared, and pretraining looks finished."""
+    config, workdir = recipe(tmp_path), tmp_path / "run"
+    layout = prepare.run(config, workdir)
+    save_stage(config, workdir, "pretrain", layout.tokenizer)
+    return config, workdir
+
+
+def damage(path, change):
+    """Changes the largest file of a folder."""
+    file = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    file.write_bytes(change(file.read_bytes()))
+
+
+@fault("a stage whose predecessor is missing", "PATH: expected the finished stage pretrain, found none")
+def test_no_stage(tmp_path):
+    sft.run(recipe(tmp_path), tmp_path / "run")
+
+
+@fault(
+    "a stage whose predecessor is not finished", "PATH: expected the finished stage pretrain, found an unfinished one"
+)
+def test_unfinished_stage(pretrained):
+    config, workdir = pretrained
+    (workdir / "pretrain" / "summary.json").unlink()
+    sft.run(config, workdir)
+
+
+@fault("an evaluation before the choice of SFT", "PATH: expected the choice among the checkpoints of sft, found none")
+def test_no_selection(pretrained):
+    evaluate.run(*pretrained, "name")
+
+
+@fault("a folder of checkpoints that is not there", "PATH: expected a directory of checkpoints, found none")
+def test_no_directory(pretrained):
+    config, workdir = pretrained
+    sft.run(changed(config, sft__init_from=str(workdir / "nowhere")), workdir)
+
+
+@fault("an empty folder of checkpoints", "PATH: expected a checkpoint, found an empty directory")
+def test_empty_directory(tmp_path):
+    checkpoint.read_meta(tmp_path)
+
+
+@fault("a step that is not there", "PATH: expected step 3, found only 1")
+def test_step(pretrained):
+    _, workdir = pretrained
+    checkpoint.read_meta(workdir / "pretrain" / "checkpoints", step=3)
+
+
+@fault("a file in the place of checkpoints", "PATH: expected a directory of checkpoints, found a file")
+def test_a_file(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    checkpoint.Checkpoints(tmp_path / "checkpoints")
+
+
+@fault(
+    "a checkpoint of another size",
+    "PATH: params/TEXT: expected float32[TEXT], found float32[TEXT]; N of N arrays do not fit this model",
+)
+def test_size(pretrained):
+    config, workdir = pretrained
+    sft.run(changed(config, model__d_model=16), workdir)
+
+
+@fault("a checkpoint of other heads", "PATH: model.num_heads: expected 2, found a model with 1")
+def test_heads(pretrained):
+    config, workdir = pretrained
+    sft.run(changed(config, model__num_heads=2, model__d_head=4), workdir)
+
+
+@fault("a checkpoint of a language model for a reward model", "PATH: params/TEXT: expected TEXT, found nothing; TEXT")
+def test_kind(pretrained):
+    config, workdir = pretrained
+    _, layout = workspace.open_policy(workdir, "pretrain")
+    shape = workspace.model_config(config, layout.tokenizer)
+    workspace.load_reward_model(workdir / "pretrain" / "checkpoints", shape, layout.tokenizer)
+
+
+@fault("a part that the state has not", "PATH: policy/ema: expected policy in the state, found only params")
+def test_part(pretrained):
+    config, workdir = pretrained
+    _, layout = workspace.open_policy(workdir, "pretrain")
+    save_stage(config, workdir, "ppo", layout.tokenizer)
+    workspace.open_policy(workdir, "ppo")
+
+
+@fault("a checkpoint of another tokenizer", "PATH: expected a checkpoint with tokenizer HASH, found HASH")
+def test_tokenizer(pretrained, tmp_path):
+    config, workdir = pretrained
+    Tokenizer.train(["other words of another text"] * 9, 290).save(tmp_path / "other.model")
+    given = {"tokenizer__path": str(tmp_path / "other.model")}
+    start = str(workdir / "pretrain" / "checkpoints")
+    sft.run(changed(config, sft__init_from=start, **given), tmp_path / "other")
+
+
+@fault("a flipped bit in the arrays", "PATH: params/TEXT: expected the digest TEXT HASH, found TEXT HASH")
+def test_flipped_bit(tmp_path):
+    state = {"params": tiny_models.language_model()[1]}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, meta={})
+    seen = []
+    for file in sorted(file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size):
+        content = file.read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 20)):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                checkpoint.restore_params(tmp_path, state["params"])
+            except checkpoint.DamagedCheckpointError as error:
+                if "digest" in str(error):
+                    raise
+                seen.append(str(error))
+        file.write_bytes(content)
+    raise AssertionError(seen)
+
+
+@fault("arrays that were cut off", "PATH: expected readable arrays, found TEXT")
+def test_cut(pretrained):
+    config, workdir = pretrained
+    damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
+    sft.run(config, workdir)
+
+
+@fault("a change in what a checkpoint says of itself", "PATH: expected content with the sha256 HASH, found HASH")
+def test_meta(pretrained):
+    config, workdir = pretrained
+    damage(
+        workdir / "pretrain" / "checkpoints" / "1" / "meta",
+        lambda content: content.replace(b'"num_layers": 1', b'"num_layers": 2'),
+    )
+    sft.run(config, workdir)
+
+
+@fault("a checkpoint without a file", "PATH: expected in the checkpoint, found no such file")
+def test_missing_file(pretrained):
+    config, workdir = pretrained
+    (workdir / "pretrain" / "checkpoints" / "1" / "meta" / "metadata").unlink()
+    sft.run(config, workdir)
+
+
+@fault(
+    "no checkpoint that is whole, to go on from",
+    "PATH: expected TEXT, found TEXT; no other checkpoint is whole: remove PATH",
+)
+def test_none_whole(pretrained):
+    config, workdir = pretrained
+    damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
+    shape = workspace.model_config(config, Tokenizer.load(workdir / "data" / "tokenizer.model"))
+    template = {"params": tiny_models.params(LanguageModel(shape))}
+    with checkpoint.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.restore(template)
+
+
+@fault(
+    "other records in a folder that was begun",
+    "PATH: demonstrations: expected the records that the stage began with (HASH), found HASH; choose another --workdir",
+)
+def test_other_records(pretrained):
+    config, workdir = pretrained
+    save_stage(config, workdir, "sft", Tokenizer.load(workdir / "data" / "tokenizer.model"))
+    loop.write_json(workdir / "sft" / "config.json", config.to_dict())
+    loop.write_json(workdir / "sft" / "began.json", {"records": {"demonstrations": "0" * 16}, "code": "0"})
+    sft.run(config, workdir)
+
+
+@fault(
+    "other values in a folder that was begun",
+    "PATH: tokenizer.vocab_size: expected 290, as the stage began with, found 291; choose another --workdir",
+)
+def test_other_values(pretrained):
+    config, workdir = pretrained
+    sft.run(changed(config, tokenizer__vocab_size=291), workdir)
+
+
+@fault("a small file of a run that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
+def test_cut_json(pretrained):
+    config, workdir = pretrained
+    (workdir / "data" / "checked.json").write_text('{"demonstrations": {"wh')
+    sft.run(config, workdir)
+
+
+@fault("a line of metrics that is damaged", "PATH:N: expected a JSON object, found TEXT")
+def test_metrics(pretrained):
+    _, workdir = pretrained
+    (workdir / "pretrain" / "metrics.jsonl").write_text('{"step": 1}\n\0\0\0\0\n{"step": 2}\n')
+    progress.view([workdir])
+
+
+@fault(
+    "prepared records that are damaged", "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH"
+)
+def test_damaged_records(pretrained):
+    config, workdir = pretrained
+    (workdir / "data" / "prompts" / "1.0.0" / "dataset_info.json").write_text("{")
+    sft.run(config, workdir)
+
+
+@fault(
+    "a folder `data` with files of one's own",
+    "PATH: expected no such folder, to prepare records in, found files that no run put there; choose another --workdir",
+)
+def test_own_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "text.jsonl").write_text('{"text": "years of work"}\n')
+    try:
+        run("pretrain.py", "--config=configs/sandbox.py:smoke", f"--workdir={tmp_path}")
+    finally:
+        assert (tmp_path / "data" / "text.jsonl").read_text() == '{"text": "years of work"}\n'
+
+
+@fault(
+    "a file in the place of the folder of a run", "PATH: expected a folder that can be written to, found: File exists"
+)
+def test_workdir_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    run("pretrain.py", f"--workdir={tmp_path}/run")
+
+
+@fault(
+    "a disk that cannot be written to", "PATH: expected a folder that can be written to, found: Read-only file system"
+)
+def test_read_only(tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "ro") as disk:
+        run("pretrain.py", f"--workdir={disk}/run")
+
+
+@fault("a disk that is full", "PATH: expected to write a checkpoint, found TEXT")
+def test_full_disk(tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "size=200k") as disk:
+        with checkpoint.Checkpoints(disk / "checkpoints") as checkpoints:
+            checkpoints.save(1, {"w": np.random.default_rng(0).normal(size=100_000)}, meta={})
+
+
+@fault("two runs in one folder", "PATH: expected a folder without another run, found one of process N")
+def test_two_runs(tmp_path):
+    holder = (
+        "import sys, time\nfrom instructjax.stages import lock\n"
+        "with lock.hold(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        run("pretrain.py", f"--workdir={tmp_path}")
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,58 @@
+"""Machine and installation"""
+
+import os
+import subprocess
+import sys
+
+from tests.scripts import SCRIPTS, Left, run
+from tests.wrong_input.fault import fault
+
+
+def start(script, *flags, **environment):
+    """A script in a process of its own, which tells of other devices than this one has."""
+    finished = subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *flags],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if finished.returncode:
+        raise Left(finished.returncode, finished.stderr)
+
+
+@fault(
+    "a kind of device that JAX does not know",
+    "JAX_PLATFORMS=abacus: expected a device that JAX can use, found Unable to initialize backend 'abacus': TEXT",
+)
+def test_no_device(tmp_path):
+    start("pretrain.py", f"--workdir={tmp_path}/run", JAX_PLATFORMS="abacus")
+
+
+@fault(
+    "a model that does not fit into memory",
+    "expected room in memory, found RESOURCE_EXHAUSTED: TEXT; more microbatches need less",
+)
+def test_memory(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"""import pathlib
+from tests.tiny_recipes import recipe
+def get_config():
+    config = recipe(pathlib.Path({str(tmp_path)!r})).unlock()
+    config.model.update(num_layers=10_000, d_ff=2**31 - 1)  # 700 TB
+    return config
+"""
+    )
+    run("pretrain.py", f"--config={path}", f"--workdir={tmp_path}/run")
+
+
+@fault("a script that there is not", "instructjax: expected one of TEXT, found 'train'")
+def test_no_script():
+    finished = subprocess.run(
+        [sys.executable, "-m", "experiments", "train"],
+        cwd=SCRIPTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    raise Left(finished.returncode, finished.stderr)

@@ -1,0 +1,69 @@
+"""Flags"""
+
+from tests.scripts import run
+from tests.wrong_input.fault import fault
+
+
+@fault("a flag that is not known", "Unknown command line flag 'epochs'")
+def test_unknown_flag():
+    run("sft.py", "--epochs=3")
+
+
+@fault("a word that is no flag", "expected flags only, found 'sft'")
+def test_no_flag():
+    run("reproduce.py", "sft")
+
+
+@fault("a recipe without a name", "--config: expected a recipe, found no file ")
+def test_empty_config():
+    run("sft.py", "--config=")
+
+
+@fault("a folder without a name", "--workdir: expected a folder, found none")
+def test_empty_workdir():
+    run("reproduce.py", "--workdir=")
+
+
+@fault("a file of flags that is not there", "ERROR:: Unable to open flagfile: TEXT")
+def test_flagfile():
+    run("sft.py", "--flagfile=/nowhere")
+
+
+@fault("a stage that is not known", "flag --stages=rl: value should be one of <ppo_init|ppo|ppo_ptx>")
+def test_stages():
+    run("ppo.py", "--stages=rl")
+
+
+@fault("a flag that is missing", "flag --output=None: Flag --output must have a value other than None.")
+def test_required():
+    run("export_weights.py", "--stage=sft")
+
+
+@fault("no prompt", "--prompt: expected a prompt, here or in standard input, found none")
+def test_no_prompt(tmp_path):
+    run("sample.py", f"--workdir={tmp_path}", stdin=b"\n\n")
+
+
+@fault("a prompt that is no text", "standard input:2: expected UTF-8, found invalid start byte")
+def test_prompt_of_bytes(tmp_path):
+    run("sample.py", f"--workdir={tmp_path}", stdin=b"the fox\n\xff\n")
+
+
+@fault("a seed that is no number", "flag --seed=lucky: TEXT")
+def test_seed():
+    run("sample.py", "--prompt=a", "--seed=lucky")
+
+
+@fault("weights to import from nowhere", "--source: expected the folder of a model, found none")
+def test_empty_source(tmp_path):
+    run("import_weights.py", "--source=", f"--workdir={tmp_path}")
+
+
+@fault("a folder to watch that is no run", "PATH: expected the folder of a run, found no stage in it")
+def test_watch(tmp_path):
+    run("watch.py", str(tmp_path))
+
+
+@fault("nothing to watch", "expected the folder of a run, or several, found none")
+def test_watch_nothing():
+    run("watch.py")

@@ -1,0 +1,280 @@
+"""Recipes"""
+
+import pytest
+
+from instructjax.stages import prepare
+from tests.scripts import run
+from tests.tiny_recipes import changed, recipe
+from tests.wrong_input.fault import fault
+
+
+def begin(*flags, script="sft.py", config="configs/sandbox.py:smoke"):
+    """A script with these flags; what is wrong about them is to be told before anything is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        return run(script, f"--config={config}", *flags)
+
+
+def begin_with(tmp_path, statements, *flags):
+    """The same with a recipe file that changes the sandbox's."""
+    path = tmp_path / "mine.py"
+    body = "\n".join(f"    {line}" for line in statements.splitlines())
+    path.write_text(f"from configs import sandbox\ndef get_config():\n    c = sandbox.get_config().unlock()\n{body}\n")
+    return begin(f"--workdir={tmp_path}/run", *flags, config=path)
+
+
+def run_with(tmp_path, **changes):
+    """The first stage of a small recipe with other values."""
+    prepare.run(changed(recipe(tmp_path), **changes), tmp_path / "run")
+
+
+@fault("a file that is not there", "--config: expected a recipe, found no file configs/none.py")
+def test_no_recipe():
+    begin(config="configs/none.py")
+
+
+@fault("a variant that is not there", "configs/sandbox.py: expected no variant or 'smoke', found 'smoek'")
+def test_variant():
+    begin(config="configs/sandbox.py:smoek")
+
+
+@fault("a file that is no Python", "--config: expected a recipe, found SyntaxError: TEXT (PATH:4)")
+def test_syntax(tmp_path):
+    begin_with(tmp_path, "c.sft.epochs = = 3")
+
+
+@fault("a program that fails", "--config: expected a recipe, found ZeroDivisionError: division by zero (PATH:4)")
+def test_recipe_fails(tmp_path):
+    begin_with(tmp_path, "c.sft.epochs = 1 / 0\nreturn c")
+
+
+@fault("a file without `get_config`", "--config: expected get_config(), found TEXT has no attribute 'get_config'")
+def test_no_get_config(tmp_path):
+    (tmp_path / "mine.py").write_text("config = {}")
+    begin(config=tmp_path / "mine.py")
+
+
+@fault(
+    "a `get_config` without `return`", "--config: expected get_config() of PATH to give a ConfigDict, found NoneType"
+)
+def test_no_return(tmp_path):
+    begin_with(tmp_path, "pass")
+
+
+@fault("a section that is missing", "sft: expected a section of the recipe, found None")
+def test_no_section(tmp_path):
+    begin_with(tmp_path, "del c.sft\nreturn c")
+
+
+@fault("a key that is missing", "sft.epochs: expected more than 0, found no such key in the recipe")
+def test_no_key(tmp_path):
+    begin_with(tmp_path, "del c.sft.epochs\nreturn c")
+
+
+@fault("a key of the model that is not known", "model.rope: expected one of TEXT, found no such key")
+def test_unknown_model_key(tmp_path):
+    begin_with(tmp_path, "c.model.rope = True\nreturn c")
+
+
+@fault("text in the place of a number, in a file", "sft.epochs: expected more than 0, found '16'")
+def test_text_for_number(tmp_path):
+    begin_with(tmp_path, "with c.ignore_type(): c.sft.epochs = '16'\nreturn c")
+
+
+@fault("a fraction in the place of a count", "ppo.epochs: expected an integer, at least 1, found 1.5")
+def test_fraction(tmp_path):
+    begin_with(tmp_path, "with c.ignore_type(): c.ppo.epochs = 1.5\nreturn c")
+
+
+@fault("text in the place of a list", "evaluate.guests: expected a list of names, found 'dpo'")
+def test_text_for_list(tmp_path):
+    begin_with(tmp_path, "with c.ignore_type(): c.evaluate.guests = 'dpo'\nreturn c")
+
+
+@fault(
+    "a key that is not known, on the command line",
+    "--config: expected keys that the recipe declares, found 'stepps' TEXT",
+)
+def test_unknown_key():
+    begin("--config.pretrain.stepps=1", script="pretrain.py")
+
+
+@fault(
+    "text in the place of a number, on the command line",
+    "flag --config.sft.batch_size=many: invalid literal for int() with base 10: 'many'",
+)
+def test_value_of_another_type():
+    begin("--config.sft.batch_size=many")
+
+
+@fault(
+    "a key whose value in the recipe is None, on the command line",
+    "flag --config.model.local_window: expected a key with a value, found None, which only a recipe file can replace",
+)
+def test_key_without_a_type():
+    begin("--config.model.local_window=4")
+
+
+@fault("a section, on the command line", "flag --config.sft=3: TEXT")
+def test_section_for_value():
+    begin("--config.sft=3")
+
+
+@fault("NaN", "sft.learning_rate: expected at least 0, found nan")
+def test_nan():
+    begin("--config.sft.learning_rate=nan")
+
+
+@fault("infinity", "reward.learning_rate: expected at least 0, found inf")
+def test_infinity():
+    begin("--config.reward.learning_rate=1e999")
+
+
+@fault("a number that is too large", "ppo.batch_size: expected an integer, at least 1, found N")
+def test_a_large_number():
+    begin("--config.ppo.batch_size=99999999999999999999")
+
+
+@fault("a negative rate", "ppo.learning_rate: expected at least 0, found -0.1")
+def test_negative_rate():
+    begin("--config.ppo.learning_rate=-0.1", script="ppo.py")
+
+
+@fault("a share that is all", "ppo_init.text_share: expected from 0 to below 1, found 1.0")
+def test_share():
+    begin("--config.ppo_init.text_share=1", script="ppo.py")
+
+
+@fault("a seed below 0", "seed: expected 0 to 2**32 - 2, found -1")
+def test_seed():
+    begin("--config.seed=-1")
+
+
+@fault("no records", "files.text: expected a file of Text records, found none")
+def test_no_files(tmp_path):
+    begin(f"--workdir={tmp_path}", config="configs/own.py")
+
+
+@fault("no folder of the human data", "e2e.directory: expected the folder of all data sets, found none; see the README")
+def test_no_e2e(tmp_path):
+    begin(f"--workdir={tmp_path}", config="configs/e2e.py:smoke", script="pretrain.py")
+
+
+@fault("two sources of records", "expected one of the sections files, sandbox, e2e, found files and sandbox")
+def test_two_sources(tmp_path):
+    config = recipe(tmp_path).unlock()
+    config.sandbox = {}
+    prepare.run(config, tmp_path / "run")
+
+
+@fault(
+    "a batch that does not divide over the devices",
+    "sft.batch_size: expected a multiple of 12 (4 devices x 3 parts), such as 12, found 8",
+)
+def test_batch_and_devices(tmp_path):
+    run_with(tmp_path, sft__microbatches=3)
+
+
+@fault("a batch that does not divide", "ppo.batch_size: expected a multiple of ppo.minibatch_size (8), found 12")
+def test_minibatches(tmp_path):
+    run_with(tmp_path, ppo__batch_size=12)
+
+
+@fault(
+    "sequences that are longer than the context",
+    "model.max_length: expected at least data.max_prompt + data.max_response = 28 tokens, found 20",
+)
+def test_context(tmp_path):
+    run_with(tmp_path, model__max_length=20)
+
+
+@fault("windows that are longer than the context", "pretrain.length: expected at most model.max_length (32), found 64")
+def test_windows(tmp_path):
+    run_with(tmp_path, pretrain__length=64)
+
+
+@fault("splits without anything to train on", "data.validation + data.test: expected less than 1, found 1.2")
+def test_splits(tmp_path):
+    run_with(tmp_path, data__validation=0.6, data__test=0.6)
+
+
+@fault("a dtype that is not known", "model.dtype: expected one of float32, bfloat16, float16, float64, found 'fp16'")
+def test_dtype(tmp_path):
+    run_with(tmp_path, model__dtype="fp16")
+
+
+@fault("float64 without 64 bits", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
+def test_float64(tmp_path):
+    run_with(tmp_path, model__dtype="float64")
+
+
+@fault("a way to use devices that is not known", "parallel.mode: expected one of jit, pmap, found 'xmap'")
+def test_parallel(tmp_path):
+    run_with(tmp_path, parallel__mode="xmap")
+
+
+@fault("another word for what invariants do", "invariants: expected one of stop, warn, found 'ignore'")
+def test_invariants(tmp_path):
+    run_with(tmp_path, invariants="ignore")
+
+
+@fault("lines of metrics that are too far apart", "log.every: expected 1 to 30 steps, found 100")
+def test_log(tmp_path):
+    run_with(tmp_path, log__every=100)
+
+
+@fault(
+    "measurements that fall between the lines",
+    "ppo_log.evaluate_every: expected a multiple of ppo_log.every (2), found 5",
+)
+def test_evaluate_every(tmp_path):
+    run_with(tmp_path, ppo_log__every=2, ppo_log__evaluate_every=5)
+
+
+@fault("more labelers than there are", "sandbox.raters: expected 2 to the 20 labelers of the smaller group, found 21")
+def test_raters():
+    begin("--config.sandbox.raters=21")
+
+
+@fault("more answers than the paper ranks", "comparisons.max_answers: expected 2 to 9, found 10")
+def test_max_answers(tmp_path):
+    run_with(tmp_path, comparisons__max_answers=10)
+
+
+REWARDS = """
+def one(prompts, responses): return [1.0]
+def none(prompts, responses): return [float("nan") for _ in responses]
+def fails(prompts, responses): return len(missing)
+"""
+
+
+def reward_function(tmp_path, name):
+    (tmp_path / "my_wrong_rewards.py").write_text(REWARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        run_with(tmp_path, ppo__reward_function=name)
+
+
+@fault("a reward that is no function", "ppo.reward_function: expected MODULE:FUNCTION, found 'math'")
+def test_reward_name(tmp_path):
+    reward_function(tmp_path, "math")
+
+
+@fault("a reward that is not there", "ppo.reward_function: expected 'math:sevn' to be found, found: TEXT")
+def test_reward_missing(tmp_path):
+    reward_function(tmp_path, "math:sevn")
+
+
+@fault("a reward that fails", "ppo.reward_function: expected 2 finite numbers for 2 responses, found name TEXT")
+def test_reward_fails(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:fails")
+
+
+@fault("a reward of some responses only", "ppo.reward_function: expected 2 finite numbers for 2 responses, found [1.0]")
+def test_reward_count(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:one")
+
+
+@fault("a reward that is NaN", "ppo.reward_function: expected 2 finite numbers for 2 responses, found [nan, nan]")
+def test_reward_nan(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:none")

@@ -1,0 +1,242 @@
+"""Records"""
+
+import gzip
+import json
+import os
+import pathlib
+
+from instructjax import records
+from instructjax.data import e2e, texts
+from instructjax.errors import RecordError
+from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.stages import prepare
+from tests.tiny_recipes import RECORDS, changed, recipe
+from tests.wrong_input.fault import fault
+
+RANKING = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}
+
+
+def read(tmp_path, content, kind=Text, name="a.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return records.read(path, kind)
+
+
+def read_ranking(tmp_path, **changes):
+    return read(tmp_path, json.dumps(RANKING | changes), Ranking)
+
+
+def prepared(tmp_path, name, index=4, changes=(), **values):
+    """Prepares the records of a small recipe in which one line of one file has other fields."""
+    lines = [{**record, "split": ("train", "validation", "test")[i % 3]} for i, record in enumerate(RECORDS[name])]
+    lines[index] |= values
+    config = recipe(tmp_path, **{name: [json.dumps(line) for line in lines]})
+    return prepare.run(changed(config, **dict(changes)), tmp_path / "run")
+
+
+@fault("a file that is not there", "PATH: expected a file of Text records, found no such file")
+def test_no_such_file(tmp_path):
+    records.read(tmp_path / "a.jsonl", Text)
+
+
+@fault("a folder in the place of a file", "PATH: expected a file of Text records, found a folder")
+def test_a_folder(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    records.read(tmp_path / "a.jsonl", Text)
+
+
+@fault("a file of another kind, by its name", "PATH: expected a file that ends in .jsonl or .jsonl.gz")
+def test_another_ending(tmp_path):
+    read(tmp_path, '{"text": "a"}', name="a.json")
+
+
+@fault("a file that the system does not let one read", "PATH: expected a file that can be read, found: TEXT")
+def test_unreadable(tmp_path):
+    os.symlink("/proc/self/mem", tmp_path / "a.jsonl")  # not even an administrator can read its start
+    records.read(tmp_path / "a.jsonl", Text)
+
+
+@fault("an empty file", "PATH: expected at least one Text record, found none")
+def test_empty(tmp_path):
+    read(tmp_path, "\n\n")
+
+
+@fault("bytes that are no UTF-8", "PATH:N: expected UTF-8, found invalid start byte")
+def test_no_utf8(tmp_path):
+    read(tmp_path, b'{"text": "caf\xe9"}\n{"text": "\xff"}'.replace(b"caf\xe9", b"cafe"))
+
+
+@fault("a file in UTF-16", "PATH:N: expected UTF-8, found UTF-16")
+def test_utf16(tmp_path):
+    read(tmp_path, '{"text": "a"}\n'.encode("utf-16"))
+
+
+@fault("a `.gz` that is no gzip", "PATH: expected gzip data, found a damaged file (TEXT)")
+def test_no_gzip(tmp_path):
+    read(tmp_path, '{"text": "a"}', name="a.jsonl.gz")
+
+
+@fault("a `.gz` that was cut off", "PATH: expected gzip data, found a damaged file (Compressed file ended before TEXT)")
+def test_cut_gzip(tmp_path):
+    read(tmp_path, gzip.compress(b'{"text": "a"}\n' * 99)[:-9], name="a.jsonl.gz")
+
+
+@fault("a line without an end", "PATH:N: expected a line of at most N bytes, found a longer one")
+def test_endless_line(tmp_path):
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.truncate(records.MAX_LINE + 100)  # zeros, which take no room on the disk
+    records.read(tmp_path / "a.jsonl", Text)
+
+
+@fault("a line that is no JSON", 'PATH:N: expected one JSON object, found \'{"text": "a fox"\' (TEXT)')
+def test_no_json(tmp_path):
+    read(tmp_path, '{"text": "a"}\n{"text": "a fox"\n')
+
+
+@fault("a line that holds a list", "PATH:N: expected a JSON object, found ['a', 'fox']")
+def test_a_list(tmp_path):
+    read(tmp_path, '["a", "fox"]')
+
+
+@fault("a score that is NaN", "PATH:N: expected one JSON object, found TEXT (NaN is not JSON)")
+def test_nan(tmp_path):
+    read_ranking(tmp_path, scores=[1, float("nan")])
+
+
+@fault("a number above all floats", "PATH:N: expected one JSON object, found TEXT ('1e999' is too large)")
+def test_a_large_number(tmp_path):
+    read(tmp_path, '{"text": "a", "n": 1e999}')
+
+
+@fault("lists in lists without end", "PATH:N: expected one JSON object, found TEXT (maximum recursion depth TEXT)")
+def test_deep(tmp_path):
+    read(tmp_path, '{"text": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+@fault("a field that is missing", "PATH:N: response: expected in a Demonstration, found only answer, prompt")
+def test_missing_field(tmp_path):
+    read(tmp_path, '{"prompt": "a", "answer": "b"}', Demonstration)
+
+
+@fault("a text that is empty", "PATH:N: response: expected text, found ''")
+def test_empty_text(tmp_path):
+    read(tmp_path, '{"prompt": "a", "response": ""}', Demonstration)
+
+
+@fault("a number in the place of a text", "PATH:N: prompt: expected text, found 3")
+def test_number(tmp_path):
+    read(tmp_path, '{"prompt": 3}', Prompt)
+
+
+@fault("half of a character", "PATH:N: expected valid Unicode, found a lone surrogate at the end of TEXT")
+def test_surrogate(tmp_path):
+    read(tmp_path, '{"text": "a\\ud83e"}')
+
+
+@fault("a split of another name", "PATH:N: split: expected one of train, validation, test, found 'dev'")
+def test_split(tmp_path):
+    read(tmp_path, '{"text": "a", "split": "dev"}')
+
+
+@fault("a ranking of one answer", "PATH:N: responses: expected 2 to 9 answers, found 1")
+def test_one_answer(tmp_path):
+    read_ranking(tmp_path, responses=["a"], scores=[1])
+
+
+@fault("answers that are no list", "PATH:N: responses: expected a list of texts, found 'ab'")
+def test_no_list(tmp_path):
+    read_ranking(tmp_path, responses="ab")
+
+
+@fault("an answer without a score", "PATH:N: scores: expected 2 numbers, found [1]")
+def test_no_score(tmp_path):
+    read_ranking(tmp_path, scores=[1])
+
+
+@fault("a score that is no number", "PATH:N: scores[N]: expected a finite number, found 'good'")
+def test_no_number(tmp_path):
+    read_ranking(tmp_path, scores=[1, "good"])
+
+
+@fault(
+    "a ranking in which all are tied",
+    "PATH:N: scores: expected at least one preference, found all 2 answers tied",
+)
+def test_tied(tmp_path):
+    read_ranking(tmp_path, scores=[1, 1])
+
+
+@fault("scores that float32 cannot tell apart", "PATH:N: scores: expected numbers that float32 tells apart, found TEXT")
+def test_close_scores(tmp_path):
+    prepared(tmp_path, "rankings", scores=[1, 1 + 1e-12])
+
+
+@fault("metadata for other answers", "PATH:N: metadata: expected 2 objects, found [{'overall': 7}]")
+def test_metadata(tmp_path):
+    read_ranking(tmp_path, metadata=[{"overall": 7}])
+
+
+@fault(
+    "a prompt that is too long, where `data.drop_long` is off",
+    "PATH:N: prompt: expected at most 16 tokens (data.max_prompt), found N",
+)
+def test_long_prompt(tmp_path):
+    prepared(tmp_path, "prompts", prompt="a fox " * 40)
+
+
+@fault(
+    "a response that is too long, where `data.drop_long` is off",
+    "PATH:N: response: expected at most 12 tokens (data.max_response), found N",
+)
+def test_long_response(tmp_path):
+    prepared(tmp_path, "demonstrations", response="a fox " * 40)
+
+
+@fault(
+    "more answers than `comparisons.max_answers`",
+    "PATH:N: responses: expected at most 2 (comparisons.max_answers), found 3",
+)
+def test_many_answers(tmp_path):
+    answers = {"responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+    prepared(tmp_path, "rankings", changes={"comparisons__max_answers": 2, "comparisons__min_answers": 2}, **answers)
+
+
+@fault(
+    "no record in a split that a stage needs",
+    "PATH: expected records in the splits train, validation, test, found only train (N)",
+)
+def test_no_split(tmp_path):
+    lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
+    prepare.run(recipe(tmp_path, prompts=lines), tmp_path / "run")
+
+
+@fault("an E2E folder that lacks a file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")
+def test_e2e_files(tmp_path):
+    e2e.load(tmp_path)
+
+
+@fault("a set of texts that is not known", "texts: expected one of TEXT, found 'wikipedia'")
+def test_text_set(tmp_path):
+    texts.load(tmp_path, "wikipedia")
+
+
+@fault(
+    "a meaning representation of another form", "PATH:N: mr: expected slot[value], slot[value], ..., found 'a place'"
+)
+def test_mr(tmp_path):
+    for file in (*e2e.REFERENCES, "quality.jsonl.gz"):
+        rating = {"prompt": "p", "mr": "a place", "response": "r", "item": 1, "rater": 1, **RANKING}
+        records.write(tmp_path / file, [records.from_dict(rating, Prompt)])
+    e2e.load(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    assert read(tmp_path, b'\xef\xbb\xbf{"text": "a"}\n') == [Text(text="a")]
+
+
+def test_a_name_with_a_line_break_stays_on_its_line(tmp_path):
+    path = pathlib.Path(tmp_path / "a\nb.jsonl")
+    try:
+        records.read(path, Text)
+    except RecordError as error:
+        assert str(error) == f"{tmp_path}/a\\nb.jsonl: expected a file of Text records, found no such file"

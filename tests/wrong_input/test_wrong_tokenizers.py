@@ -1,0 +1,127 @@
+"""Tokenizers"""
+
+import io
+import json
+
+import sentencepiece
+
+from instructjax.data import vocabulary
+from instructjax.data.byte_pairs import END_OF_TEXT
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.stages import prepare
+from tests.tiny_recipes import LINES, changed, recipe
+from tests.wrong_input.fault import fault
+
+
+def pieces(**options):
+    """The bytes of a SentencePiece model, as others may train one."""
+    model = io.BytesIO()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    ours = {"model_type": "bpe", "vocab_size": 290, "normalization_rule_name": "identity", "byte_fallback": True, **ids}
+    ours |= {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "user_defined_symbols": ["\n"]}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, **(ours | options)
+    )
+    return model.getvalue()
+
+
+def pairs():
+    """A tokenizer.json, as the package writes it."""
+    import tokenizers
+
+    learned = tokenizers.ByteLevelBPETokenizer()
+    learned.train_from_iterator(LINES, vocab_size=270, special_tokens=[END_OF_TEXT], show_progress=False)
+    return json.loads(learned.to_str())
+
+
+def load(tmp_path, content, name="tokenizer.model"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return vocabulary.load(path)
+
+
+@fault("a file that is not there", "PATH: expected a tokenizer, found no such file")
+def test_no_such_file(tmp_path):
+    prepare.run(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run")
+
+
+@fault("a folder without one", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")
+def test_no_tokenizer(tmp_path):
+    vocabulary.load(tmp_path)
+
+
+@fault("a file of another kind", "PATH: expected a SentencePiece model, found other data")
+def test_other_data(tmp_path):
+    load(tmp_path, b"the fox and the owl")
+
+
+@fault("SentencePiece with other special ids", "PATH: expected pad, eos and unk to be 0, 1 and 2, found (-1, 2, 0)")
+def test_other_ids(tmp_path):
+    load(tmp_path, pieces(pad_id=-1, eos_id=2, unk_id=0, bos_id=1))
+
+
+@fault("SentencePiece without bytes", "PATH: expected a model with all bytes (byte_fallback), found none for 0x00")
+def test_no_bytes(tmp_path):
+    load(tmp_path, pieces(byte_fallback=False, vocab_size=40))
+
+
+@fault(
+    "SentencePiece that alters text", "PATH: expected a model that gives back every text, found one that alters TEXT"
+)
+def test_normalising_pieces(tmp_path):
+    load(tmp_path, pieces(normalization_rule_name="nmt_nfkc"))
+
+
+@fault("a JSON that was cut off", "PATH: expected a tokenizer.json of a byte-level BPE, found JSONDecodeError(TEXT)")
+def test_cut_json(tmp_path):
+    load(tmp_path, json.dumps(pairs()).encode()[:-100], "tokenizer.json")
+
+
+@fault("a tokenizer.json of another kind", "PATH: expected a byte-level BPE, found model Unigram with decoder None")
+def test_unigram(tmp_path):
+    load(tmp_path, {"model": {"type": "Unigram"}}, "tokenizer.json")
+
+
+@fault(
+    "a BPE without an end of text",
+    "PATH: expected a vocabulary with <|endoftext|> and all bytes, found none of ['<|endoftext|>']",
+)
+def test_no_end_of_text(tmp_path):
+    described = pairs()
+    del described["model"]["vocab"][END_OF_TEXT], described["added_tokens"][0]
+    load(tmp_path, described, "tokenizer.json")
+
+
+@fault("a BPE whose ids have a gap", "PATH: expected N tokens with the ids from 0, each once, found others")
+def test_gap(tmp_path):
+    described = pairs()
+    described["model"]["vocab"]["new"] = 10**9
+    load(tmp_path, described, "tokenizer.json")
+
+
+@fault("a BPE that alters text", "PATH: expected a BPE that gives back every text, found one that alters TEXT")
+def test_normalising_pairs(tmp_path):
+    load(tmp_path, pairs() | {"normalizer": {"type": "Lowercase"}}, "tokenizer.json")
+
+
+@fault("merges of other tokens", "PATH: expected vocab.json and merges.txt of a BPE, found TEXT")
+def test_merges(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps(pairs()["model"]["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nno such\n")
+    vocabulary.load(tmp_path)
+
+
+@fault(
+    "a vocabulary that is too large for the text",
+    "tokenizer.vocab_size: expected at most N for so little text, found 9000",
+)
+def test_large_vocabulary():
+    Tokenizer.train(LINES, 9000)
+
+
+@fault(
+    "a vocabulary that is too small for the characters",
+    "tokenizer.vocab_size: expected at least N for these characters, found 100",
+)
+def test_small_vocabulary():
+    Tokenizer.train(LINES, 100)

@@ -1,0 +1,229 @@
+"""Weights to import, and to export"""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax.data import vocabulary
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.models import huggingface, pretrained
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.stages import exported, pretrain, workspace
+from instructjax.training import checkpoint
+from tests import tiny_models
+from tests.tiny_recipes import LINES, changed, recipe, save_stage
+from tests.wrong_input.fault import fault
+
+TOKENIZER = Tokenizer.train(LINES, 290)
+
+
+def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=LanguageModel, **changes):
+    """Imports GPT from a folder in which something differs: of config.json, the tensors, or whole files."""
+    recipe_ = recipe(tmp_path)
+    folder = tmp_path / "gpt2"
+    shape = workspace.model_config(recipe_, TOKENIZER)
+    described = huggingface.describe(
+        shape, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id, is_reward_model=model is ScalarModel
+    )
+    arrays = huggingface.tensors_of(tiny_models.params(model(shape)), shape) | dict(tensors)
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    pretrained.write(folder, described | dict(config), arrays, vocabulary.pretrained_files(TOKENIZER, 32))
+    for name in without:
+        (folder / name).unlink()
+    for name, content in dict(files).items():
+        (folder / name).write_bytes(content((folder / name).read_bytes()) if callable(content) else content)
+    given = {"pretrain__import_from": str(folder), "tokenizer__path": str(folder)} | changes
+    pretrain.run(changed(recipe_, **given), tmp_path / "run")
+
+
+@fault("no such folder", "PATH: expected the folder of a model, found none")
+def test_no_folder(tmp_path):
+    importing(tmp_path, pretrain__import_from=str(tmp_path / "nowhere"))
+
+
+@fault("a file in the place of a folder", "PATH: expected the folder of a model, found a file")
+def test_a_file(tmp_path):
+    importing(tmp_path, pretrain__import_from=str(tmp_path / "text.jsonl"))
+
+
+@fault(
+    "weights without their tokenizer",
+    "tokenizer.path: expected the tokenizer that pretrain.import_from comes with, found none",
+)
+def test_no_tokenizer(tmp_path):
+    importing(tmp_path, tokenizer__path="")
+
+
+@fault("no config.json", "PATH: expected config.json, found no such file")
+def test_no_config(tmp_path):
+    importing(tmp_path, without=["config.json"])
+
+
+@fault("a config.json that is no JSON", "PATH: expected JSON, found TEXT")
+def test_config_of_no_json(tmp_path):
+    importing(tmp_path, files={"config.json": b"model_type: gpt2"})
+
+
+@fault("another kind of model", "PATH: model_type: expected gpt2, found 'llama'")
+def test_llama(tmp_path):
+    importing(tmp_path, config={"model_type": "llama"})
+
+
+@fault(
+    "a GPT-2 of another arithmetic", "PATH: activation_function: expected gelu_new or gelu_pytorch_tanh, found 'relu'"
+)
+def test_relu(tmp_path):
+    importing(tmp_path, config={"activation_function": "relu"})
+
+
+@fault("a size that is no number", "PATH: n_inner: expected a positive integer, found 'large'")
+def test_size(tmp_path):
+    importing(tmp_path, config={"n_inner": "large"})
+
+
+@fault("a model of another size than the recipe's", "PATH: model: expected num_layers 1, found num_layers 1000000000")
+def test_other_size(tmp_path):
+    importing(tmp_path, config={"n_layer": 10**9})
+
+
+@fault(
+    "a tokenizer that is not that of the weights",
+    "tokenizer.path: expected the tokenizer of PATH in which eos_token_id is 5, found one in which it is 1",
+)
+def test_other_tokenizer(tmp_path):
+    importing(tmp_path, config={"eos_token_id": 5})
+
+
+@fault("no weights", "PATH: expected model.safetensors or model.safetensors.index.json, found none")
+def test_no_weights(tmp_path):
+    importing(tmp_path, without=["model.safetensors"])
+
+
+@fault(
+    "weights that are pickled",
+    "PATH: expected model.safetensors or model.safetensors.index.json, found pytorch_model.bin, which is a pickle "
+    "and can run code: convert it first",
+)
+def test_pickles(tmp_path):
+    importing(tmp_path, without=["model.safetensors"], files={"pytorch_model.bin": b""})
+
+
+@fault("an index of no files", "PATH: weight_map: expected a file for each tensor, found ['model.safetensors']")
+def test_index_of_no_files(tmp_path):
+    importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": ["model.safetensors"]}'})
+
+
+@fault("an index that leads out of its folder", "PATH: expected names of safetensors files, found '../a.safetensors'")
+def test_index_outside(tmp_path):
+    importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": {"a": "../a.safetensors"}}'})
+
+
+@fault(
+    "a part that is missing",
+    "PATH: expected a.safetensors, which model.safetensors.index.json names, found no such file",
+)
+def test_missing_part(tmp_path):
+    importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": {"a": "a.safetensors"}}'})
+
+
+@fault("weights that were cut off", "PATH: expected a safetensors file, found TEXT")
+def test_cut(tmp_path):
+    importing(tmp_path, files={"model.safetensors": lambda content: content[:-100]})
+
+
+@fault(
+    "tensors that are missing or of other shapes",
+    "PATH: expected transformer.ln_f.bias [8], transformer.wpe.weight [32, 8]; found transformer.ln_f.bias absent, "
+    "transformer.wpe.weight [8, 32]; 2 tensors do not fit",
+)
+def test_tensors(tmp_path):
+    importing(
+        tmp_path, tensors={"transformer.ln_f.bias": None, "transformer.wpe.weight": np.zeros((8, 32), np.float32)}
+    )
+
+
+@fault("weights that are integers", "PATH: expected floating-point numbers, found transformer.wpe.weight int8")
+def test_integers(tmp_path):
+    importing(tmp_path, tensors={"transformer.wpe.weight": np.zeros((32, 8), np.int8)})
+
+
+@fault("weights that are no numbers", "PATH: transformer.ln_f.bias: expected finite numbers, found NaN or infinity")
+def test_nan(tmp_path):
+    importing(tmp_path, tensors={"transformer.ln_f.bias": np.full(8, np.nan, np.float32)})
+
+
+@fault(
+    "a reward model in the place of a language model",
+    "PATH: expected a language model, without score.weight, found a reward model, with score.weight",
+)
+def test_reward_model(tmp_path):
+    importing(tmp_path, model=ScalarModel)
+
+
+@fault(
+    "no package to read weights with",
+    "expected the package safetensors to read and write weights, found none; pip install 'instructjax[huggingface]'",
+)
+def test_no_safetensors(tmp_path, monkeypatch):
+    for name in ("safetensors", "safetensors.flax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    pretrained.read_tensors(tmp_path)
+
+
+@fault(
+    "no package to read a BPE with",
+    "tokenizer: expected the package tokenizers to read a BPE, found none; pip install 'instructjax[huggingface]'",
+)
+def test_no_tokenizers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    vocabulary.load(tmp_path)
+
+
+def exporting(tmp_path, stage, params=None, **changes):
+    config = changed(recipe(tmp_path), **changes)
+    shape, workdir = workspace.model_config(config, TOKENIZER), tmp_path / "run"
+    if params is None:
+        save_stage(config, workdir, stage, TOKENIZER)
+    else:
+        with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+            checkpoints.save(1, {"params": params(shape)}, meta=workspace.describe(config, shape, TOKENIZER))
+        (workdir / stage / "summary.json").write_text('{"steps": 1}')
+    exported.run(stage, workdir, tmp_path / "out")
+
+
+@fault(
+    "export into a folder with files",
+    "PATH: expected no folder, or an empty one, to write the model to, found other files",
+)
+def test_full_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    exporting(tmp_path, "sft")
+
+
+@fault("export of bands, which GPT-2 has not", "model.local_window: expected None, as GPT-2 has no bands, found 4")
+def test_bands(tmp_path):
+    exporting(tmp_path, "sft", model__local_window=4)
+
+
+@fault(
+    "export of heads that do not make up the width", "model.d_head: expected d_model / num_heads = 8 for GPT-2, found 4"
+)
+def test_heads(tmp_path):
+    exporting(tmp_path, "sft", model__d_head=4)
+
+
+@fault(
+    "export of a reward model whose head is zero",
+    "head/kernel: expected weights that can carry the offset N, found a norm of 0",
+)
+def test_zero_head(tmp_path):
+    def params(shape):
+        drawn = tiny_models.params(ScalarModel(shape))
+        return drawn | {"head": {"kernel": jnp.zeros(shape.d_model), "bias": jnp.float32(-2.5)}}
+
+    exporting(tmp_path, "reward", params)
