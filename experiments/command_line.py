@@ -80,7 +80,7 @@ def _run(script: Callable[[], None]) -> None:
 
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
-            raise InputError(f"expected flags only, found {arguments[1]!r}")
+            raise InputError(f"expected flags only, found {arguments[1]!r:.100}")
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
         _check_devices()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):

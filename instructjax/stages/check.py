@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import reprlib
 import sys
@@ -48,6 +49,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "data: max_prompt max_response",
             "tokenizer: vocab_size max_documents",
             "model: num_layers d_model num_heads d_head d_ff max_length unroll",
+            "guards: max_skipped",
+            "parallel: fsdp tensor",
             "log: every save_every evaluate_every keep",
             "ppo_log: every save_every evaluate_every keep",
             "pretrain: steps batch_size length microbatches",
@@ -65,6 +68,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "an integer, at least 0",
         lambda value: _is_count(value, 0),
         _keys("pretrain: warmup_steps", "ppo: warmup_iterations", "evaluate: few_shot"),
+    ),
+    (
+        "an integer, at least 1, or -1",
+        lambda value: _is_count(value, -1) and value != 0,
+        _keys("parallel: data"),
     ),
     (
         "None or an integer, at least 1",
@@ -98,6 +106,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "at least 0, or infinity",
+        lambda value: value == math.inf or _is_number(value) and value >= 0,
+        _keys("guards: max_kl min_response_tokens"),
+    ),
+    (
         "from 0 to below 1",
         lambda value: _is_number(value) and 0 <= value < 1,
         _keys(
@@ -124,13 +137,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        _keys("data: drop_long", "model: tied remat"),
+        _keys("data: drop_long", "model: tied remat shard_length", "parallel: shard_slots"),
     ),
     (
         "text",
         lambda value: isinstance(value, str) and "\0" not in value,
         _keys(
             ": invariants",
+            "guards: action",
             "files: text demonstrations rankings prompts",
             "e2e: directory",
             "data: separator",
@@ -150,7 +164,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         _keys("e2e: texts aspects", "evaluate: guests"),
     ),
 )
-_OPTIONAL = _keys("model: dropout tied param_dtype unroll")  # fields of TransformerConfig with a default
+_OPTIONAL = _keys("model: dropout tied param_dtype unroll shard_length")  # fields of TransformerConfig with a default
 
 
 def keys(config: ml_collections.ConfigDict) -> None:

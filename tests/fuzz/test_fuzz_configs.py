@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs import e2e, instructgpt, sandbox
+from instructjax.errors import InputError
 from instructjax.stages import check
 from tests import scripts
 from tests.fuzz import tries
@@ -47,6 +48,7 @@ def assert_begins_or_says_why(arguments):
             told = str(left)
             assert left.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
             assert len(told) < 1500
+            raise InputError(told.rstrip("\n")) from None
 
 
 overrides = st.builds(
@@ -79,6 +81,8 @@ others = st.sampled_from(
 @given(st.sampled_from([None, *RECIPES]), st.lists(overrides | others, max_size=4))
 @example(None, ["--flagfile=/nowhere"])
 @example("configs/sandbox.py", ["--config.model.local_window=4"])
+@example(None, ["--config", "--config.comparisons=" + "[" * 3000])
+@example(None, ["--", "--config.comparisons=" + "[" * 3000])
 def test_flags(recipe, arguments):
     assert_begins_or_says_why([*([f"--config={recipe}"] if recipe else []), *arguments])
 

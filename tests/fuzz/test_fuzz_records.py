@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from instructjax import records
 from instructjax.data import examples
+from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from tests.fuzz import tries
 
@@ -62,3 +63,10 @@ def test_damaged_gzip(tmp_path, content):
     path.write_bytes(content)
     with tries.ours_only():
         assert records.read(path, Ranking)
+
+
+@pytest.mark.parametrize("line", ['{"a\\nb": 1}', '{"%s": 1}' % ("x" * 5000), '{"\\ud800": 1}'])
+def test_names_of_fields_that_do_not_fit_on_a_line(line):
+    with pytest.raises(RecordError) as error:
+        records.parse(line, Text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

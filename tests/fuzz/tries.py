@@ -9,7 +9,7 @@ import os
 import resource
 import time
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
 from instructjax.errors import InputError
@@ -41,7 +41,9 @@ def ours_only():
     began = time.process_time()
     try:
         yield
+        event("taken")
     except InputError as error:
+        event("refused")
         assert str(error) and "\n" not in str(error), str(error)
         assert len(str(error)) < 1500, str(error)
     spent = time.process_time() - began

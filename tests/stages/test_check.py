@@ -33,9 +33,9 @@ def test_the_base_wants_files(recipe, variant):
         ("seed", -1, "expected 0 to "),
         ("invariants", "ignore", "expected one of stop, warn, found 'ignore'"),
         ("pretrain__microbatches", 0, "expected an integer, at least 1, found 0"),
-        ("reward__batch_size", 30, "expected a multiple of 4 "),
+        ("reward__batch_size", 30, "expected a multiple of 8 "),
         ("ppo__batch_size", 100, "expected a multiple of ppo.minibatch_size (16), found 100"),
-        ("ppo__minibatch_size", 2, "expected a multiple of 4 "),
+        ("ppo__minibatch_size", 2, "expected a multiple of 8 "),
         ("ppo__temperature", 0.0, "expected more than 0, found 0.0"),
         ("ppo_init__text_share", 1.0, "expected from 0 to below 1, found 1.0"),
         ("ppo_log__save_every", 0, "expected an integer, at least 1, found 0"),
@@ -91,7 +91,7 @@ EVERY = {
 def test_every_key_has_a_rule(key):
     """A key without one is to be added to the rules of `check`."""
     config, value = EVERY[key]
-    number, no_number = [float("nan"), float("inf"), -1], [-3]
+    number, no_number = [float("nan"), -float("inf"), -2], [-3]
     for other in [object(), [[]], *(number if type(value) in (int, float) else no_number)]:
         with pytest.raises(ConfigError) as error:
             config_with = config.copy_and_resolve_references().unlock()
@@ -107,8 +107,8 @@ def test_every_key_is_asked_for(key):
     config = EVERY[key][0].copy_and_resolve_references().unlock()
     section, _, name = key.rpartition(".")
     del (config[section] if section else config)[name]
-    if key in ("model.dropout", "model.tied", "model.param_dtype", "model.unroll"):
-        check.keys(config)
+    if key in ("model.dropout", "model.tied", "model.param_dtype", "model.unroll", "model.shard_length"):
+        check.keys(config)  # the field has a default
         return
     with pytest.raises(ConfigError, match=f"^{key}: expected .*, found no such key in the recipe$"):
         check.keys(config)

@@ -169,7 +169,7 @@ def test_two_sources(tmp_path):
 
 @fault(
     "a batch that does not divide over the devices",
-    "sft.batch_size: expected a multiple of 12 (4 devices x 3 parts), such as 12, found 8",
+    "sft.batch_size: expected a multiple of 24 (8 devices x 3 parts), such as 24, found 8",
 )
 def test_batch_and_devices(tmp_path):
     run_with(tmp_path, sft__microbatches=3)
@@ -211,6 +211,33 @@ def test_float64(tmp_path):
 @fault("a way to use devices that is not known", "parallel.mode: expected one of jit, pmap, found 'xmap'")
 def test_parallel(tmp_path):
     run_with(tmp_path, parallel__mode="xmap")
+
+
+@fault("a mesh of more devices than there are", "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1")
+def test_mesh(tmp_path):
+    run_with(tmp_path, parallel__data=3)
+
+
+@fault(
+    "a mesh for `pmap`",
+    "parallel.mode: expected jit for a mesh of data=-1, fsdp=2, tensor=1, found pmap, which has data only: "
+    "8 devices, each with all weights",
+)
+def test_mesh_for_pmap(tmp_path):
+    run_with(tmp_path, parallel__mode="pmap", parallel__fsdp=2)
+
+
+@fault(
+    "a model that does not divide over the mesh",
+    "parallel.tensor: expected a divisor of model.num_heads (1), such as 1, found 2",
+)
+def test_model_and_mesh(tmp_path):
+    run_with(tmp_path, parallel__tensor=2)
+
+
+@fault("another word for what guards do", "guards.action: expected one of stop, warn, found 'pray'")
+def test_guards(tmp_path):
+    run_with(tmp_path, guards__action="pray")
 
 
 @fault("another word for what invariants do", "invariants: expected one of stop, warn, found 'ignore'")
