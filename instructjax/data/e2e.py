@@ -21,6 +21,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -174,7 +175,8 @@ def _ratings(path: epath.Path, aspect: str) -> tuple[list[Ranking], int]:
     for row in records.read(path, Prompt):
         for field in ("item", "rater", "responses", "scores"):
             if field not in row.extra:
-                raise RecordError(f"{row.where}: {field}: expected in a rating, found only {', '.join(row.extra)}")
+                found = textwrap.shorten(", ".join(row.extra), 200, placeholder="...") or "no other field"
+                raise RecordError(f"{row.where}: {field}: expected in a rating, found only {found}")
         if _all_equal(row.extra["scores"]):
             tied += 1
             continue
@@ -209,7 +211,7 @@ def _mr(record: Demonstration | Prompt) -> str:
     try:
         slots(mr if isinstance(mr, str) else "")
     except DataError:
-        raise RecordError(f"{record.where}: mr: expected slot[value], slot[value], ..., found {mr!r}") from None
+        raise RecordError(f"{record.where}: mr: expected slot[value], slot[value], ..., found {mr!r:.60}") from None
     return mr
 
 

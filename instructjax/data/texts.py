@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import reprlib
+import textwrap
 from collections.abc import Callable, Mapping
 
 from etils import epath
@@ -76,7 +78,10 @@ def load(root: epath.PathLike, name: str, validation: float = 0.05) -> list[Text
 
 def _work(record: Text, text_set: TextSet) -> str:
     try:
-        return text_set.work(record)
+        work = text_set.work(record)
     except (KeyError, TypeError) as error:
-        fields = ", ".join(record.extra) or "only text"
+        fields = textwrap.shorten(", ".join(record.extra), 200, placeholder="...") or "only text"
         raise records.RecordError(f"{record.where}: expected the work's name ({error}), found {fields}") from None
+    if not isinstance(work, str):
+        raise records.RecordError(f"{record.where}: expected the work's name, found {reprlib.repr(work)}")
+    return work
