@@ -105,10 +105,11 @@ def _run(script: Callable[[], None]) -> None:
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(MEND)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        found = re.search("Out of memory.*|RESOURCE_EXHAUSTED.*", str(error))
+        if not isinstance(error, MemoryError) and not found:
             raise
-        found = _one_line(error)
-        print(f"error: expected room in memory, found {found}; more microbatches need less", file=sys.stderr)
+        found = found[0][:300].rstrip(".") if found else "none left"
+        print(f"error: expected room in memory, found: {found}; more microbatches need less", file=sys.stderr)
         sys.exit(MEND)
     except Interrupted as interrupted:
         print(f"{interrupted}; the same command goes on", file=sys.stderr)

@@ -31,7 +31,7 @@ def test_no_device(tmp_path):
 
 @fault(
     "a model that does not fit into memory",
-    "expected room in memory, found RESOURCE_EXHAUSTED: TEXT; more microbatches need less",
+    "expected room in memory, found: Out of memory allocating N bytes; more microbatches need less",
 )
 def test_memory(tmp_path):
     path = tmp_path / "mine.py"
