@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.data import pipeline, ranked
+from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Ranking
 from instructjax.stages import comparisons, prepare, workspace
@@ -73,6 +74,8 @@ def run(config, workdir):
 
 def main(config, workdir):
     """Comparisons, where there are none, and DPO."""
+    if "dpo" not in config:
+        raise ConfigError("dpo: expected a section of the recipe, as configs/dpo.py has it, found none")
     comparisons.run(config, workdir)
     run(config, workdir)
 

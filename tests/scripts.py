@@ -28,7 +28,6 @@ def run(script, *arguments, stdin=b""):
 
 def end_of(program, main, arguments, stdin=b""):
     """What `main` prints with these arguments on the command line; Left where it leaves with a code other than 0."""
-    known = set(flags.FLAGS)
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])
@@ -40,8 +39,9 @@ def end_of(program, main, arguments, stdin=b""):
             if error.code:
                 raise Left(error.code, told.getvalue()) from None
         finally:
-            for name in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, name)
+            for name in list(flags.FLAGS):
+                if name.startswith("config.") or flags.FLAGS.find_module_defining_flag(name) == program:
+                    delattr(flags.FLAGS, name)
             sys.modules.pop("config_config", None)  # the recipe's, to which another would be added
             flags.FLAGS.unparse_flags()
             for name in ("config", "workdir"):

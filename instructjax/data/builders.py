@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, overload
 
 import tensorflow_datasets as tfds
@@ -106,7 +106,8 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
     with _reading(directory, name):
-        return Records(tfds.builder_from_directory(_home(directory, name)).as_data_source(split), kind)
+        source = tfds.builder_from_directory(_home(directory, name)).as_data_source(split)
+    return Records(source, kind, lambda: _reading(directory, name))
 
 
 def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
@@ -124,9 +125,16 @@ def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
 class Records(Sequence, Generic[R]):
     """The records of a split, read at random; a slice is a list."""
 
-    def __init__(self, source: Sequence[dict[str, bytes]], kind: type[R]):
+    def __init__(
+        self,
+        source: Sequence[dict[str, bytes]],
+        kind: type[R],
+        reading: Callable[[], contextlib.AbstractContextManager[None]],
+    ):
+        """Takes what `load` opens; `reading` is a context in which errors of the source become DataErrors."""
         self._source = source
         self._kind = kind
+        self._reading = reading
 
     def __len__(self) -> int:
         return len(self._source)
@@ -142,11 +150,15 @@ class Records(Sequence, Generic[R]):
             return self.__getitems__(range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
-        return self._decode(self._source[index % len(self)])
+        with self._reading():
+            example = self._source[index % len(self)]
+        return self._decode(example)
 
     def __getitems__(self, indices: Sequence[int]) -> list[R]:
         """Reads many records at once, which is faster than one by one."""
-        return [self._decode(example) for example in self._source.__getitems__(list(indices))]
+        with self._reading():
+            found = self._source.__getitems__(list(indices))
+        return [self._decode(example) for example in found]
 
     def __iter__(self) -> Iterator[R]:
         for start in range(0, len(self), _CHUNK):
@@ -199,7 +211,7 @@ def _reading(directory: epath.PathLike, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever its libraries make of files that are cut or missing
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise DataError(
             f"{directory}/{name}: expected a prepared data set, found a damaged one ({reason}); remove {directory}"
         ) from error

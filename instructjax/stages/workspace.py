@@ -226,6 +226,7 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         @functools.wraps(run)
         def timed_run(config: ml_collections.ConfigDict, workdir: epath.PathLike, *arguments: Any) -> T:
             start, worked = time.monotonic(), not is_finished(workdir, stage)
+            _spent(workdir)  # a file that is damaged is better known now than after the work
             try:
                 with parallel.on_mesh(config.parallel):
                     return run(config, workdir, *arguments)
@@ -241,9 +242,14 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     return decorate
 
 
-def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
+def _spent(workdir: epath.PathLike) -> dict[str, dict[str, float]]:
+    """WORKDIR/cost.json, {} where there is none yet."""
     path = epath.Path(workdir) / "cost.json"
-    spent = loop.read_json(path) if path.exists() else {}
+    return loop.read_json(path) if path.exists() else {}
+
+
+def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
+    path, spent = epath.Path(workdir) / "cost.json", _spent(workdir)
     before = spent.get(stage, {"seconds": 0.0, "peak_rss_gib": 0.0})
     spent[stage] = {
         "seconds": before["seconds"] + seconds,
@@ -260,8 +266,7 @@ def cost(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], f
       workdir: the run's folder.
       **seconds: of stages that are not in WORKDIR/cost.json.
     """
-    path = epath.Path(workdir) / "cost.json"
-    spent = loop.read_json(path) if path.exists() else {}
+    spent = _spent(workdir)
     wall = {stage: entry["seconds"] for stage, entry in spent.items()} | seconds
     wall["total"] = sum(wall.values())
     peak = max([_peak_rss_gib(), *(entry["peak_rss_gib"] for entry in spent.values())])

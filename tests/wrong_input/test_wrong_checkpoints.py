@@ -215,6 +215,27 @@ def test_damaged_records(pretrained):
 
 
 @fault(
+    "prepared records that were cut off",
+    "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH",
+)
+def test_cut_records(pretrained):
+    config, workdir = pretrained
+    for file in (workdir / "data" / "demonstrations").rglob("*.array_record*"):
+        file.write_bytes(file.read_bytes()[:100])
+    sft.run(config, workdir)
+
+
+@fault("the account of a run's cost that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
+def test_cut_cost(pretrained):
+    config, workdir = pretrained
+    (workdir / "cost.json").write_text('{"pretrain": {"sec')
+    try:
+        sft.run(config, workdir)
+    finally:
+        assert not (workdir / "sft").exists()
+
+
+@fault(
     "a folder `data` with files of one's own",
     "PATH: expected no such folder, to prepare records in, found files that no run put there; choose another --workdir",
 )

@@ -66,6 +66,13 @@ def test_no_section(tmp_path):
     begin_with(tmp_path, "del c.sft\nreturn c")
 
 
+@fault(
+    "a guest's section that is missing", "dpo: expected a section of the recipe, as configs/dpo.py has it, found none"
+)
+def test_no_guest(tmp_path):
+    begin(f"--workdir={tmp_path}/run", script="dpo.py")
+
+
 @fault("a key that is missing", "sft.epochs: expected more than 0, found no such key in the recipe")
 def test_no_key(tmp_path):
     begin_with(tmp_path, "del c.sft.epochs\nreturn c")
