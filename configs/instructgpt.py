@@ -171,6 +171,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     ppo.batch_size = 512  # episodes of an iteration; C.4
     ppo.minibatch_size = 64  # episodes of an update; C.4
     ppo.epochs = 1  # passes over a batch; C.4
+    ppo.rollout_parts = 1  # parts a batch is sampled in, one after the other; the cache holds one part
     ppo.temperature = 1.0  # of the rollout; C.4
     ppo.learning_rate = row["ppo_lr"]  # E.9's range is 2.55e-6 to 2.55e-5; the final value is not printed
     ppo.value_learning_rate = row["value_lr"]  # C.4

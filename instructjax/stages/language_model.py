@@ -52,16 +52,8 @@ def train(
       validation: batches to measure, by what to call them in the metrics.
       keep_steps: checkpoints to keep beside the last ones.
     """
-    section = config[stage]
     directory = workspace.begin(config, workdir, stage)
-    model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
-    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
-    step = train_step(
-        objectives.language_model_loss(model),
-        adam,
-        microbatches=section.microbatches,
-        axis_name=parallel.axis_name(config.parallel.mode),
-    )
+    step, adam = make_step(stage, config, shape, schedule)
     loss = mean_loss(LanguageModel(shape))
     loop.run(
         stage,
@@ -80,6 +72,21 @@ def train(
         judge=workspace.judge(config),
         draw=functools.partial(curves.update, directory),
     )
+
+
+def make_step(
+    stage: str, config: ml_collections.ConfigDict, shape: TransformerConfig, schedule: optax.Schedule
+) -> tuple[Callable, optax.GradientTransformation]:
+    """The pure step of a stage, and its optimiser; see `train` for the arguments."""
+    section = config[stage]
+    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
+    step = train_step(
+        objectives.language_model_loss(LanguageModel(dataclasses.replace(shape, dropout=section.dropout))),
+        adam,
+        microbatches=section.microbatches,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    return step, adam
 
 
 def mean_loss(model: LanguageModel) -> Callable[[Any, Sequence[LMBatch]], float]:

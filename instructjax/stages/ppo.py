@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from etils import epath
 
 from instructjax.data import pipeline
@@ -21,10 +22,12 @@ from instructjax.rollout import answers, reward_function
 from instructjax.rollout.reward_function import RewardFunction
 from instructjax.sandbox.quality import quality
 from instructjax.stages import language_model, prepare, workspace
-from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
+from instructjax.stages.ppo_iteration import Frozen, Iteration, PPOState, make_iteration
 from instructjax.training import loop, optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
+
+Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]  # of the policy and the value network
 
 
 @workspace.timed("ppo")
@@ -52,36 +55,12 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
     start = workspace.checkpoints_of(section.reward_from, workdir, "reward")
     reward = workspace.load_reward_model(start, shape, layout.tokenizer).params
 
-    updates = section.epochs * (section.batch_size // section.minibatch_size)
-    adams = [
-        optimizer.adam(
-            config.optimizer,
-            optimizer.constant_schedule(rate, section.warmup_iterations * updates),
-            section.weight_decay,
-        )
-        for rate in (section.learning_rate, section.value_learning_rate)
-    ]
-    iterate = make_iteration(
-        policy_model,
-        scalar_model,
-        *adams,
-        section,
-        reward_model=reward_model,
-        max_response=config.data.max_response,
-        eos_id=layout.tokenizer.eos_id,
-        pad_id=layout.tokenizer.pad_id,
-        axis_name=parallel.axis_name(config.parallel.mode),
-    )
+    eos_id, pad_id = layout.tokenizer.eos_id, layout.tokenizer.pad_id
+    iterate, adams = make_programs(config, policy_model, scalar_model, reward_model, eos_id=eos_id, pad_id=pad_id)
 
-    def begin(initial: Params, reward: Params) -> PPOState:
-        initial, reward = jax.tree.map(
-            jnp.copy, (initial, reward)
-        )  # steps donate the state, and keep the frozen weights
-        return PPOState(
-            step=jnp.zeros((), jnp.int32),
-            policy=train_state.create_averaged(initial, adams[0]),
-            value=train_state.create(reward, adams[1]),
-        )
+    def begin(*weights: Params) -> PPOState:
+        # A copy: steps donate the state, and keep the frozen weights.
+        return initial_state(*jax.tree.map(jnp.copy, weights), adams)
 
     state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
     frozen = Frozen(reference=initial, reward=reward)
@@ -118,6 +97,59 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         evaluate=_measure(config, workdir, layout, shape, reward_model, frozen),
         judge=workspace.judge(config),
         draw=functools.partial(curves.update, directory),
+    )
+
+
+def make_programs(
+    config: ml_collections.ConfigDict,
+    policy_model: LanguageModel,
+    scalar_model: ScalarModel,
+    reward_model: ScalarModel | RewardFunction,
+    *,
+    eos_id: int,
+    pad_id: int,
+) -> tuple[Iteration, Optimizers]:
+    """An iteration of a recipe, and the optimisers of the policy and of the value network.
+
+    Args:
+      config: a whole recipe.
+      policy_model: of policy and reference.
+      scalar_model: of the value.
+      reward_model: scores episodes.
+      eos_id: ends a response.
+      pad_id: fills a row after its end.
+    """
+    section = config.ppo
+    updates = section.epochs * (section.batch_size // section.minibatch_size)
+    policy_adam, value_adam = (
+        optimizer.adam(
+            config.optimizer,
+            optimizer.constant_schedule(rate, section.warmup_iterations * updates),
+            section.weight_decay,
+        )
+        for rate in (section.learning_rate, section.value_learning_rate)
+    )
+    iterate = make_iteration(
+        policy_model,
+        scalar_model,
+        policy_adam,
+        value_adam,
+        section,
+        reward_model=reward_model,
+        max_response=config.data.max_response,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    return iterate, (policy_adam, value_adam)
+
+
+def initial_state(policy: Params, value: Params, optimizers: Optimizers) -> PPOState:
+    """The state before the first iteration, from weights that it takes over."""
+    return PPOState(
+        step=jnp.zeros((), jnp.int32),
+        policy=train_state.create_averaged(policy, optimizers[0]),
+        value=train_state.create(value, optimizers[1]),
     )
 
 

@@ -13,6 +13,7 @@ second term; gamma is a config key.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,29 @@ class Frozen:
     reward: Params
 
 
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """`iterate(state, (prompts, text), key, frozen) -> (state, metrics)`, and the three parts that it has.
+
+    Attributes:
+      whole: the iteration itself.
+      rollout: `rollout(policy, prompts, key) -> episodes`.
+      observe: `observe(state, frozen, episodes) -> (experience, metrics)`.
+      update: `update(state, experience, text, key) -> (state, metrics)`, of one minibatch.
+    """
+
+    whole: Callable[[PPOState, tuple[PromptBatch, LMBatch | None], Array, Frozen], tuple[PPOState, Metrics]]
+    rollout: Callable[[Params, PromptBatch, Array], Episodes]
+    observe: Callable[[PPOState, Frozen, Episodes], tuple[Experience, Metrics]]
+    update: Callable[[PPOState, Experience, LMBatch | None, Array], tuple[PPOState, Metrics]]
+
+    def __call__(
+        self, state: PPOState, batch: tuple[PromptBatch, LMBatch | None], key: Array, frozen: Frozen
+    ) -> tuple[PPOState, Metrics]:
+        """The whole iteration."""
+        return self.whole(state, batch, key, frozen)
+
+
 def make_iteration(
     policy_model: Any,
     scalar_model: Any,
@@ -85,7 +109,7 @@ def make_iteration(
     eos_id: int,
     pad_id: int,
     axis_name: str | None = None,
-) -> Callable[[PPOState, tuple[PromptBatch, LMBatch | None], Array, Frozen], tuple[PPOState, Metrics]]:
+) -> Iteration:
     """Builds `iterate(state, (prompts, text), key, frozen) -> (state, metrics)`.
 
     With text, the policy learns from the ptx term too (PPO-ptx); with None it does not
@@ -109,10 +133,16 @@ def make_iteration(
     def rollout(policy: Params, prompts: PromptBatch, key: Array) -> Episodes:
         rows = prompts.tokens.shape[0]
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-        choose = sampling.categorical(sampling.row_keys(key, rows, first), config.temperature)
-        return sampling.sample(
-            policy_model, policy, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
-        )
+
+        def sample(part: tuple[PromptBatch, Array]) -> Episodes:
+            prompts, keys = constrain_rows(part)
+            choose = sampling.categorical(keys, config.temperature)
+            return sampling.sample(
+                policy_model, policy, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
+            )
+
+        parts = dealt((prompts, sampling.row_keys(key, rows, first)), config.rollout_parts)
+        return collected(jax.lax.map(sample, parts))
 
     def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
         """All four networks over some episodes: log π, log π_ref, values, reward model, entropy."""
@@ -250,7 +280,7 @@ def make_iteration(
         policy = train_state.update_average(state.policy, config.ema_decay)
         return state.replace(step=state.step + 1, policy=policy), metrics
 
-    return iterate
+    return Iteration(whole=iterate, rollout=rollout, observe=observe, update=update)
 
 
 def _total(stacked: Metrics) -> Metrics:

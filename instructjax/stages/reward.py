@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from etils import epath
 
 from instructjax.batch import LMBatch, RankingBatch
@@ -18,7 +19,7 @@ from instructjax.data import pipeline, ranked
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
 from instructjax.models.partitioning import constrain_rows, whole
-from instructjax.models.transformer import ScalarModel, graft_trunk
+from instructjax.models.transformer import ScalarModel, TransformerConfig, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.rollout import episode
 from instructjax.stages import imported, prepare, workspace
@@ -60,14 +61,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         workspace.initial_params(scalar, jax.random.fold_in(root, steps)),
         workspace.load_language_model(start, shape, layout.tokenizer).params,
     )
-    schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
-    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
-    step = train_step(
-        objectives.ranking_loss(ScalarModel(dataclasses.replace(shape, dropout=section.dropout))),
-        adam,
-        microbatches=section.microbatches,
-        axis_name=parallel.axis_name(config.parallel.mode),
-    )
+    step, adam = make_step(config, shape, steps)
     evaluation = _evaluation(scalar, prepare.validation_rankings(config, workdir, layout))
 
     def offset(state: TrainState) -> TrainState:
@@ -101,6 +95,28 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         judge=workspace.judge(config),
         draw=functools.partial(curves.update, directory),
     )
+
+
+def make_step(
+    config: ml_collections.ConfigDict, shape: TransformerConfig, steps: int
+) -> tuple[Callable, optax.GradientTransformation]:
+    """The pure step of the stage, and its optimiser.
+
+    Args:
+      config: a whole recipe.
+      shape: the model, without dropout; the section's is added.
+      steps: updates in all, for the learning rate.
+    """
+    section = config.reward
+    schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
+    adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
+    step = train_step(
+        objectives.ranking_loss(ScalarModel(dataclasses.replace(shape, dropout=section.dropout))),
+        adam,
+        microbatches=section.microbatches,
+        axis_name=parallel.axis_name(config.parallel.mode),
+    )
+    return step, adam
 
 
 def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:

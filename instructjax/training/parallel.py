@@ -216,20 +216,25 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     if mesh.empty:
         return jax.jit(step, donate_argnums=0)
     rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
-
-    def in_place(state: Any, *given: Any) -> Any:
-        state, metrics = step(state, *given)
-        where = shardings(state, mesh, shard_slots=config.shard_slots)
-        metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
-        return jax.lax.with_sharding_constraint(state, where), metrics
-
-    compiled = jax.jit(in_place, donate_argnums=0)
+    compiled = jax.jit(in_place(step, mesh, shard_slots=config.shard_slots), donate_argnums=0)
 
     def call(state: Any, batch: Any, *given: Any) -> Any:
         batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
         return compiled(state, batch, *given)
 
     return call
+
+
+def in_place(step: Callable, mesh: Mesh, *, shard_slots: bool = False) -> Callable:
+    """A step whose new state lies where `build` has placed the old one, and whose metrics are everywhere."""
+
+    def kept(state: Any, *given: Any) -> Any:
+        state, metrics = step(state, *given)
+        where = shardings(state, mesh, shard_slots=shard_slots)
+        metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
+        return jax.lax.with_sharding_constraint(state, where), metrics
+
+    return kept
 
 
 def _pmapped(step: Callable) -> Callable:

@@ -41,6 +41,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_coefficient": 2.0,
         "ptx_examples_per_episode": 1,
         "ptx_microbatches": 2,
+        "rollout_parts": 1,
     }
 )
 PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_slots": False}
@@ -243,6 +244,15 @@ def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
     assert distance(plain.policy.params, mixed.policy.params) > 1e-3
     assert set(zero_metrics[0]) - set(metrics[0]) == {"ptx_loss"}
     assert_same_metrics(zero_metrics, metrics)
+
+
+def test_a_batch_sampled_in_parts_has_the_same_tokens():
+    (policy, _), sampled = fake_params(), {}
+    for parts in (1, 4):
+        sampled[parts] = jax.jit(make(changed(rollout_parts=parts)).rollout)(policy, prompts(), KEY)
+    np.testing.assert_array_equal(sampled[1].tokens, sampled[4].tokens)
+    np.testing.assert_array_equal(sampled[1].response_mask, sampled[4].response_mask)
+    assert_close(sampled[1].log_probs, sampled[4].log_probs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mode", "with_text"), [("pmap", False), ("pmap", True), ("jit", True)])
