@@ -41,6 +41,9 @@ setup(
     ],
     extras_require={
         "huggingface": HUGGINGFACE,
+        # Compilers for accelerators that are not there; see docs/scaling.md.
+        "plan-tpu": ["jax[tpu]>=0.10,<0.12"],
+        "plan-cuda": ["jax[cuda12]>=0.10,<0.12"],
         # With the last TRL that has a PPO trainer, and what it wants.
         "parity": ["torch>=2.9", "transformers>=5.0", "trl==1.12.0", "accelerate>=1.15", "datasets>=5.2"],
         "test": [*HUGGINGFACE, *NOTEBOOKS, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.6"],

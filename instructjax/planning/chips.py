@@ -1,0 +1,186 @@
+"""Accelerators by name: what their makers publish, and devices to compile for that are not there.
+
+A topology is named CHIP:SHAPE. The shape of a TPU slice is that of its torus ("v5p:8x8x8",
+"v5e:4x4"); that of GPUs is their number on one host, or HOSTSxGPUS ("h100:8", "h100:4x8");
+"cpu:8" are virtual devices of this machine, for tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import types
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from instructjax.errors import ConfigError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of accelerator.
+
+    Attributes:
+      name: as it is published.
+      platform: "tpu", "cuda" or "cpu": the compiler.
+      peak: FLOP/s in bfloat16 without sparsity; 0 where nothing is published.
+      bandwidth: bytes/s of the device's memory; 0 where nothing is published.
+      memory: bytes that a program may fill: what the TPU compiler gives as available, and on a
+        GPU the share of the memory that JAX's allocator takes unless it is told otherwise.
+      example: a shape that there is.
+      rank: numbers in a shape, the most there may be.
+      largest: chips of the largest slice.
+    """
+
+    name: str
+    platform: str
+    peak: float
+    bandwidth: float
+    memory: float
+    example: str
+    rank: int
+    largest: int
+
+
+# Peaks and bandwidths: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation, and
+# NVIDIA's data sheets of the H100 and H200 (SXM, dense). A TPU's available memory is what its compiler says when a
+# program needs more (libtpu 0.0.42); XLA_PYTHON_CLIENT_MEM_FRACTION is 0.75 on a GPU unless it is set.
+CHIPS = types.MappingProxyType(
+    {
+        "v4": Chip("TPU v4", "tpu", 275e12, 1228e9, 30.75 * GIB, "4x4x4", 3, 4096),
+        "v5e": Chip("TPU v5e", "tpu", 197e12, 819e9, 15.75 * GIB, "4x4", 2, 256),
+        "v5p": Chip("TPU v5p", "tpu", 459e12, 2765e9, 95.74 * GIB, "4x4x4", 3, 6144),
+        "v6e": Chip("TPU v6e", "tpu", 918e12, 1640e9, 31.25 * GIB, "4x4", 2, 256),
+        "h100": Chip("NVIDIA H100 SXM", "cuda", 989.4e12, 3350e9, 0.75 * 84_942_979_072, "8", 2, 4096),
+        "h200": Chip("NVIDIA H200 SXM", "cuda", 989.4e12, 4800e9, 0.75 * 151_397_597_184, "8", 2, 4096),
+        "cpu": Chip("this machine's CPU", "cpu", 0.0, 0.0, math.inf, "8", 1, 4096),
+    }
+)
+
+_PACKAGES = types.MappingProxyType({"tpu": ("libtpu", "plan-tpu"), "cuda": ("jax-cuda12-plugin", "plan-cuda")})
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """So many chips of one kind.
+
+    Attributes:
+      name: CHIP:SHAPE.
+      chip: what each is.
+      shape: of the torus; (hosts, GPUs) or (GPUs,); (devices,).
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of chips, each of which is one device."""
+        return math.prod(self.shape)
+
+
+def parse(name: str) -> Topology:
+    """The topology of a name such as "v5p:8x8x8".
+
+    Raises:
+      ConfigError: no such chip or shape; lists the known ones.
+    """
+    kind, colon, shape = name.partition(":")
+    if kind not in CHIPS or not colon:
+        known = ", ".join(f"{kind}:{chip.example}" for kind, chip in CHIPS.items())
+        raise ConfigError(f"--topology: expected CHIP:SHAPE, such as {known}, found {name!r}")
+    chip = CHIPS[kind]
+    numbers = tuple(int(number) for number in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
+    exact = chip.platform == "tpu"  # 8x8 chips of a 3-D torus are no slice
+    if not (len(numbers) == chip.rank if exact else 1 <= len(numbers) <= chip.rank):
+        expected = f"{kind}:{chip.example} or another shape of {'' if exact else 'at most '}{chip.rank} numbers"
+        raise ConfigError(f"--topology: expected {expected}, found {name!r}")
+    if math.prod(numbers) > chip.largest:
+        raise ConfigError(f"--topology: expected at most {chip.largest} chips of {kind}, found {math.prod(numbers)}")
+    return Topology(name, chip, numbers)
+
+
+def devices(topology: Topology) -> Sequence[jax.Device]:
+    """Devices that programs can be compiled for, but that are not there ("cpu" ones are).
+
+    Raises:
+      ConfigError: the compiler is not installed, or it knows no such slice.
+    """
+    if topology.chip.platform == "cpu":
+        found = jax.devices("cpu")
+        if len(found) < topology.size:
+            raise ConfigError(f"--topology: expected JAX_NUM_CPU_DEVICES={topology.size} with it, found {len(found)}")
+        return found[: topology.size]
+    try:
+        return _tpus(topology) if topology.chip.platform == "tpu" else _gpus(topology)
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
+        package, extra = _PACKAGES[topology.chip.platform]
+        if _is_missing(topology.chip.platform):
+            raise ConfigError(
+                f"--topology={topology.name}: expected the package {package}, found none; "
+                f"pip install 'instructjax[{extra}]'"
+            ) from None
+        raise ConfigError(f"--topology={topology.name}: {' '.join(str(error).split())}") from None
+
+
+def _is_missing(platform: str) -> bool:
+    return importlib.util.find_spec({"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}[platform]) is None
+
+
+def _tpus(topology: Topology) -> Sequence[jax.Device]:
+    # libtpu asks a cloud's metadata server who it is, unless it is told.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+    ):
+        os.environ.setdefault(variable, value)
+    options = {}
+    if topology.size == 1:
+        options["chips_per_host_bounds"] = (1,) * 3
+    if topology.chip.rank == 3:
+        options["chip_config_name"] = "megacore"  # the two cores of a chip as one device
+    return topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
+
+
+def _gpus(topology: Topology) -> Sequence[jax.Device]:
+    hosts, gpus = topology.shape if len(topology.shape) == 2 else (1, *topology.shape)
+    return topologies.get_topology_desc(
+        topology.name, platform="cuda", target_config=_hopper(topology.chip), topology=f"1x{hosts}x{gpus}"
+    ).devices
+
+
+def _hopper(chip: Chip) -> str:
+    """The fields of XLA's description of a GPU that its compiler asks for, of the Hopper generation."""
+    device = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "core_count": 132,
+        "fpus_per_core": 128,
+        "clock_rate_ghz": 1.98,
+        "shared_memory_per_block": 49_152,
+        "shared_memory_per_block_optin": 232_448,
+        "shared_memory_per_core": 233_472,
+        "registers_per_core_limit": 65_536,
+        "registers_per_block_limit": 65_536,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65_535,
+        "block_dim_limit_z": 65_535,
+        "l2_cache_size": 50 * 2**20,
+        "memory_bandwidth": int(chip.bandwidth),
+        "device_memory_size": round(chip.memory / 0.75),
+    }
+    fields = " ".join(f"{name}: {value}" for name, value in device.items())
+    return (
+        f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: 9 }} }} "
+        f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{chip.name}"'
+    )

@@ -1,0 +1,251 @@
+"""The programs of a recipe, exactly as its stages build them, with shapes in the place of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from instructjax.batch import LMBatch, PromptBatch, RankingBatch
+from instructjax.errors import ConfigError
+from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.planning import flops
+from instructjax.planning.flops import Work
+from instructjax.stages import language_model, ppo, reward
+from instructjax.stages.ppo_iteration import Frozen
+from instructjax.training import optimizer
+from instructjax.training import state as train_state
+
+Tree = Any  # of jax.ShapeDtypeStruct
+EOS, PAD = 1, 0  # any two ids: no shape depends on them
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program, before it is compiled.
+
+    Attributes:
+      name: of the program.
+      function: `function(state, batch, key, *constants)`, pure.
+      state: what the stage keeps between its steps; given back changed if `donated`.
+      batch: the rows of a step.
+      constants: weights that the stage only reads.
+      donated: whether the state's memory is given over to the result.
+      phases: what it costs at least, by phase, one after the other.
+      rows: what must divide over "data" and "fsdp": rows that are computed at a time, by the keys that say so.
+      cache: bytes of keys and values that it holds at a time, over all devices.
+      trips: how often its while-loops run at most.
+    """
+
+    name: str
+    function: Callable
+    state: Tree
+    batch: Tree
+    constants: tuple[Tree, ...]
+    donated: bool
+    phases: dict[str, Work]
+    rows: dict[str, int]
+    cache: float = 0.0
+    trips: int = 1
+
+    @property
+    def work(self) -> Work:
+        """All phases together."""
+        return sum(self.phases.values(), Work(0.0, 0.0, 0.0))
+
+
+def shapes(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
+    """The policy's shape and that of reward model and value network, with the recipe's vocabulary."""
+    shape = TransformerConfig(vocab_size=config.tokenizer.vocab_size, **config.model.to_dict())
+    return shape, shape
+
+
+def build(name: str, config: ml_collections.ConfigDict) -> Program:
+    """One program of a recipe.
+
+    Args:
+      name: a key of `PROGRAMS`.
+      config: a whole recipe.
+
+    Raises:
+      ConfigError: the recipe is for pmap, or a value of `model` is impossible.
+    """
+    if config.parallel.mode != "jit":
+        raise ConfigError(f"parallel.mode: expected 'jit' for a plan, found {config.parallel.mode!r}")
+    return PROGRAMS[name](name, config)
+
+
+def _language_model(stage: str, config: ml_collections.ConfigDict) -> Program:
+    section = config[stage]
+    shape, _ = shapes(config)
+    length = section.length if stage == "pretrain" else config.data.max_prompt + config.data.max_response
+    step, adam = language_model.make_step(stage, config, shape, optimizer.cosine_schedule(section.learning_rate, 100))
+    forward = flops.forward_flops(shape, section.batch_size, length, length)
+    work = flops.update_work(shape, forward, section.batch_size, length, section.microbatches)
+    return Program(
+        name=stage,
+        function=step,
+        state=jax.eval_shape(lambda: train_state.create(_initial(LanguageModel(shape)), adam)),
+        batch=_lm_batch(section.batch_size, length),
+        constants=(),
+        donated=True,
+        phases={"gradients": work, "update": flops.adam_work(shape)},
+        rows=_microbatch(stage, section),
+    )
+
+
+def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
+    """With the longest rankings that there can be, one in a row; data with shorter ones needs less."""
+    section = config.reward
+    _, shape = shapes(config)
+    answers = config.comparisons.max_answers
+    length = config.data.max_prompt + answers * config.data.max_response
+    step, adam = reward.make_step(config, shape, 100)
+    unit = max(config.parallel.data, 1) * config.parallel.fsdp * section.microbatches
+    rows = -(-section.batch_size // unit) * unit  # the stage fills a batch up to what divides
+    tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
+    forward = flops.scalar_flops(shape, section.batch_size, length)
+    return Program(
+        name=name,
+        function=step,
+        state=jax.eval_shape(lambda: train_state.create(_initial(ScalarModel(shape)), adam)),
+        batch=RankingBatch(
+            *(tokens, tokens, tokens, tokens, ends), _array(ends.shape, jnp.float32), _array(ends.shape, bool)
+        ),
+        constants=(),
+        donated=True,
+        phases={
+            "gradients": flops.update_work(shape, forward, section.batch_size, length, section.microbatches),
+            "update": flops.adam_work(shape),
+        },
+        rows={},
+    )
+
+
+def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Program:
+    """An iteration or one of its three parts. All of them hold everything that an iteration needs."""
+    section, data = config.ppo, config.data
+    shape, scalar_shape = shapes(config)
+    policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
+    iteration, adams = ppo.make_programs(config, policy, scalar, scalar, eos_id=EOS, pad_id=PAD)
+    weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
+    state = jax.eval_shape(lambda *given: ppo.initial_state(*given, adams), *weights)
+    frozen = Frozen(*weights)
+    prompts = _array((section.batch_size, data.max_prompt), jnp.int32)
+    prompts = PromptBatch(prompts, prompts)
+    minibatches = section.batch_size // section.minibatch_size
+    windows = section.ptx_examples_per_episode * section.minibatch_size
+    text = _lm_batch(windows * minibatches, section.ptx_length) if with_text else None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    episodes = jax.eval_shape(iteration.rollout, weights[0], prompts, key)
+    experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes)
+    rollout, scoring, update = _ppo_phases(config, with_text)
+    part = name.rpartition(" ")[2]
+    function, batch, phases = {
+        "rollout": (lambda s, b, k, f: iteration.rollout(s.policy.params, b, k), prompts, rollout),
+        "scoring": (lambda s, b, k, f: iteration.observe(s, f, b), episodes, scoring),
+        "update": (
+            lambda s, b, k, f: iteration.update(s, *b, k),
+            (
+                _first_rows(experience, section.minibatch_size),
+                _lm_batch(windows, section.ptx_length) if with_text else None,
+            ),
+            update,
+        ),
+        "iteration": (
+            iteration.whole,
+            (prompts, text),
+            {
+                **rollout,
+                **scoring,
+                **{f"{minibatches * section.epochs} updates": section.epochs * minibatches * _total(update)},
+                "average": Work(0.0, 0.0, 3 * 4 * flops.count_parameters(shape)),
+            },
+        ),
+    }[part]
+    sampled = section.batch_size // section.rollout_parts
+    rows = {"ppo.batch_size / ppo.rollout_parts": sampled, "ppo.minibatch_size": section.minibatch_size}
+    if with_text:
+        key = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
+        rows[key] = windows // section.ptx_microbatches
+    slots = data.max_prompt + data.max_response
+    return Program(
+        name=name,
+        function=function,
+        state=state,
+        batch=batch,
+        constants=(frozen,),
+        donated=part in ("update", "iteration"),
+        phases=phases,
+        rows=rows,
+        cache=flops.cache_bytes(shape, sampled, slots) if part in ("rollout", "iteration") else 0.0,
+        trips=data.max_response - 1,
+    )
+
+
+def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dict[str, Work], ...]:
+    section, data = config.ppo, config.data
+    shape, scalar_shape = shapes(config)
+    rows, length = section.batch_size, data.max_prompt + data.max_response
+    minibatches = rows // section.minibatch_size
+    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, section.rollout_parts)
+
+    def forward(rows: int) -> tuple[float, float]:
+        return (
+            flops.forward_flops(shape, rows, length, data.max_response),
+            flops.scalar_flops(scalar_shape, rows, length),
+        )
+
+    language, scalar = forward(section.minibatch_size)
+    scoring = 2 * minibatches * flops.forward_work(shape, language)
+    scoring += 2 * minibatches * flops.forward_work(scalar_shape, scalar)
+    update = {
+        "policy": flops.update_work(shape, language, section.minibatch_size, length),
+        "value": flops.update_work(scalar_shape, scalar, section.minibatch_size, length),
+        "adam": flops.adam_work(shape) + flops.adam_work(scalar_shape),
+    }
+    if with_text:
+        windows = section.minibatch_size * section.ptx_examples_per_episode
+        ptx = flops.forward_flops(shape, windows, section.ptx_length, section.ptx_length)
+        update["ptx"] = flops.update_work(shape, ptx, windows, section.ptx_length, section.ptx_microbatches)
+    return {"prefill": prefill, "decode": decode}, {"scoring": scoring}, update
+
+
+PROGRAMS: dict[str, Callable[[str, ml_collections.ConfigDict], Program]] = {
+    "pretrain": _language_model,
+    "sft": _language_model,
+    "reward": _reward,
+    "ppo_init": _language_model,
+    **{f"ppo {part}": lambda *a: _ppo(*a, False) for part in ("rollout", "scoring", "update", "iteration")},
+    **{f"ppo_ptx {part}": lambda *a: _ppo(*a, True) for part in ("rollout", "scoring", "update", "iteration")},
+}
+
+
+def _microbatch(stage: str, section: ml_collections.ConfigDict) -> dict[str, int]:
+    return {f"{stage}.batch_size / {stage}.microbatches": section.batch_size // section.microbatches}
+
+
+def _total(phases: dict[str, Work]) -> Work:
+    return sum(phases.values(), Work(0.0, 0.0, 0.0))
+
+
+def _initial(model: Any) -> Tree:
+    token = jnp.ones((1, 1), jnp.int32)
+    return model.init(jax.random.key(0), token, token, token * 0)["params"]
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _lm_batch(rows: int, length: int) -> LMBatch:
+    tokens = _array((rows, length), jnp.int32)
+    return LMBatch(tokens, tokens, tokens, _array((rows, length), jnp.float32))
+
+
+def _first_rows(tree: Tree, rows: int) -> Tree:
+    return jax.tree.map(lambda x: _array((rows, *x.shape[1:]), x.dtype), tree)

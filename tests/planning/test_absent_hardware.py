@@ -1,0 +1,51 @@
+"""Compiling for accelerators that are not there; needs the extras plan-tpu and plan-cuda."""
+
+import importlib.util
+
+import pytest
+
+from configs import sandbox
+from instructjax.planning import chips, plan
+
+PACKAGES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
+
+
+def needs(platform):
+    package = PACKAGES[platform]
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=needs("tpu")) for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")),
+        *(pytest.param(name, marks=needs("cuda")) for name in ("h100:4", "h100:2x2")),
+    ],
+)
+def test_a_program_is_compiled_for_chips_that_are_not_there(name):
+    changes = {"model.num_layers": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
+    topology = chips.parse(name)
+    row = plan.of_program("sft", plan.changed(sandbox.get_config("smoke"), changes), topology)
+    assert row.fits and row.mesh == (1, 2, 2)
+    assert row.residents.total <= row.compiled.peak < 2**30
+    assert row.compiled.available == topology.chip.memory
+    assert 0 < row.seconds["gradients"] < 1
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.parametrize(
+    "name", [pytest.param("v5e:2x2", marks=needs("tpu")), pytest.param("h100:4", marks=needs("cuda"))]
+)
+def test_a_program_that_needs_too_much_does_not_fit(name):
+    # One layer of attention over 64 x 8192^2 cells and 8 heads.
+    changes = {
+        "model.num_layers": 1,
+        "model.max_length": 8192,
+        "pretrain.length": 8192,
+        "pretrain.batch_size": 256,
+        "parallel.fsdp": 4,
+    }
+    row = plan.of_program("pretrain", plan.changed(sandbox.get_config("smoke"), changes), chips.parse(name))
+    assert not row.fits
+    assert row.compiled.peak > row.compiled.available == pytest.approx(row.compiled.available)

@@ -1,0 +1,111 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax.batch import LMBatch
+from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig, init_cache
+from instructjax.planning import flops
+from instructjax.training import objectives
+from instructjax.training.step import summed_gradient
+
+SHAPE = TransformerConfig(
+    vocab_size=512, num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=64, remat=True
+)
+ROWS, LENGTH = 4, 64
+
+
+def array(shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def weights(model):
+    token = jnp.ones((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), token, token, token))["params"]
+
+
+def traced(function, *arguments):
+    return jax.jit(function).trace(*arguments).jaxpr
+
+
+def gradient(shape, microbatches=1):
+    """The gradient of the loss on text, with its arguments."""
+    tokens = array((ROWS, LENGTH))
+    batch = LMBatch(tokens, tokens, tokens, array((ROWS, LENGTH), jnp.float32))
+    loss = objectives.language_model_loss(LanguageModel(shape))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return (
+        lambda params, batch, key: summed_gradient(loss, params, batch, key, microbatches=microbatches)[0],
+        (weights(LanguageModel(shape)), batch, key),
+    )
+
+
+class TestForward:
+    @settings(max_examples=10, deadline=None)
+    @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.integers(1, 3), st.booleans())
+    def test_the_formula_is_the_trace(self, layers, heads, rows, length, widths, cached):
+        shape = TransformerConfig(
+            vocab_size=11, num_layers=layers, d_model=4 * widths, num_heads=heads, d_head=4, d_ff=7, max_length=32
+        )
+        model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else None
+        cache = jax.eval_shape(lambda: init_cache(shape, rows, 20)) if cached else None
+        program = traced(lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], weights(model), tokens, cache)
+        assert flops.matmuls(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
+
+    def test_a_scalar_model_has_a_head_of_one_column(self):
+        model, tokens = ScalarModel(SHAPE), array((ROWS, LENGTH))
+        program = traced(lambda p, t: model.apply({"params": p}, t, t, t), weights(model), tokens)
+        assert flops.matmuls(program) == flops.scalar_flops(SHAPE, ROWS, LENGTH)
+
+
+class TestGradient:
+    def test_without_recomputation_it_is_three_forward_passes_and_attention_again(self):
+        function, arguments = gradient(dataclasses.replace(SHAPE, remat=False))
+        forward = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
+        found = flops.matmuls(traced(function, *arguments))
+        assert 3 * forward <= found <= 3 * forward + 4 * ROWS * LENGTH**2 * 128 * 4
+
+    def test_with_recomputation_it_is_at_most_four(self):
+        function, arguments = gradient(SHAPE)
+        forward = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
+        assert 3.1 * forward < flops.matmuls(traced(function, *arguments)) < 4 * forward
+
+    def test_microbatches_change_nothing(self):
+        whole, parts = (flops.matmuls(traced(f, *a)) for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4)))
+        assert whole == parts
+
+    @pytest.mark.parametrize("remat", [False, True])
+    def test_the_compiler_counts_the_same_in_an_unrolled_program(self, remat):
+        function, arguments = gradient(dataclasses.replace(SHAPE, unroll=4, remat=remat))
+        compiled = jax.jit(function).lower(*arguments).compile()
+        # The compiler counts norms, softmax and the rest too.
+        assert compiled.cost_analysis()["flops"] == pytest.approx(flops.matmuls(traced(function, *arguments)), rel=0.05)
+
+
+class TestLoops:
+    def test_a_scan_counts_its_length_and_a_while_loop_the_trips_given(self):
+        square = array((8, 8), jnp.float32)
+        once = flops.matmuls(traced(lambda x: x @ x, square))
+        assert once == 2 * 8**3
+        scanned = traced(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0], square)
+        assert flops.matmuls(scanned) == 5 * once
+        looped = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x), square)
+        assert flops.matmuls(looped, trips=7) == 7 * once
+
+    def test_of_branches_the_dearest_counts(self):
+        square = array((8, 8), jnp.float32)
+        program = traced(lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x), square)
+        assert flops.matmuls(program) == 2 * 2 * 8**3
+
+
+def test_a_cache_has_the_bytes_of_its_arrays():
+    cache = jax.eval_shape(lambda: init_cache(SHAPE, 3, 40))
+    assert flops.cache_bytes(SHAPE, 3, 40) == sum(x.size * x.dtype.itemsize for x in (cache.keys, cache.values))
+
+
+def test_the_matrices_are_nearly_all_of_the_weights():
+    read = flops.weight_bytes(SHAPE) / 4
+    assert 0.95 < read / flops.count_parameters(SHAPE) < 1

@@ -1,0 +1,63 @@
+import jax
+import pytest
+
+from configs import sandbox
+from instructjax.errors import ConfigError
+from instructjax.models.sizes import count_parameters
+from instructjax.planning import flops, plan, programs
+
+
+@pytest.fixture(scope="module")
+def config():
+    return sandbox.get_config("smoke")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pretrain", "reward", "ppo update", *(f"ppo_ptx {p}" for p in ("rollout", "scoring", "update", "iteration"))],
+)
+def test_what_a_program_does_is_what_its_formula_says_or_recomputed(name, config):
+    program = programs.build(name, config)
+    ratio = plan.executed(program) / program.work.flops
+    if name.endswith(("rollout", "scoring")):
+        assert ratio == 1  # no gradient, nothing computed again
+    else:
+        assert 1 < ratio < 1.34
+
+
+def test_an_iteration_is_its_parts(config):
+    rollout, scoring, update, whole = (
+        programs.build(f"ppo_ptx {part}", config).work.flops for part in ("rollout", "scoring", "update", "iteration")
+    )
+    updates = config.ppo.epochs * config.ppo.batch_size // config.ppo.minibatch_size
+    assert whole == pytest.approx(rollout + scoring + updates * update)
+
+
+def test_all_parts_of_an_iteration_hold_all_of_its_weights(config):
+    shape, scalar = programs.shapes(config)
+    # The policy, its average and two moments; the value network and two moments; the frozen two.
+    numbers = 5 * count_parameters(shape) + 4 * (count_parameters(scalar) + scalar.d_model + 1)
+    for part in ("rollout", "scoring", "update", "iteration"):
+        program = programs.build(f"ppo_ptx {part}", config)
+        leaves = jax.tree.leaves((program.state, program.constants))
+        floats = sum(leaf.size for leaf in leaves if leaf.dtype == "float32")
+        assert floats == numbers
+
+
+def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_as_often(config):
+    whole, parts = (
+        programs.build("ppo rollout", plan.changed(config, {"ppo.rollout_parts": parts})) for parts in (1, 4)
+    )
+    assert parts.cache == whole.cache / 4
+    assert parts.work.flops == whole.work.flops
+    assert parts.work.weight_bytes == 4 * whole.work.weight_bytes
+
+
+def test_pmap_has_no_plan(config):
+    with pytest.raises(ConfigError, match="parallel.mode: expected 'jit' for a plan, found 'pmap'"):
+        programs.build("sft", plan.changed(config, {"parallel.mode": "pmap"}))
+
+
+def test_the_kinds_of_work_add_up():
+    work = flops.Work(1.0, 2.0, 3.0)
+    assert work + 2 * work == flops.Work(3.0, 6.0, 9.0)
