@@ -1,5 +1,7 @@
 """Masks against loops; attention against NumPy in float64; when the fused kernel is chosen."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructjax.models import attention as attention_module
 from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
 
 
@@ -35,6 +38,43 @@ def test_attention_is_the_weighted_mean_of_visible_values():
     expected = np.einsum("bths,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
     found = attention(*(jnp.asarray(a, jnp.float32) for a in (query, key, value)), jnp.asarray(mask))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 24, 27])
+def test_blocks_of_queries_change_nothing(monkeypatch, length):
+    """Values and gradients, from one block of at least 8 queries to three of at most 9."""
+    monkeypatch.setattr(attention_module, "MIN_BLOCK", 8)
+    monkeypatch.setattr(attention_module, "MAX_BLOCKS", 3)
+    rng = np.random.default_rng(length)
+    arrays = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for _ in range(4)]
+    mask = jnp.asarray(np.tril(rng.random((2, length, length)) < 0.6) | np.eye(length, dtype=bool))
+
+    def loss(whole, query, key, value):
+        return (whole(query, key, value, mask) * arrays[3]).sum()
+
+    found, expected = (
+        jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays[:3])
+        for whole in (attention, attention_module._attend)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_what_comes_after_a_block_is_not_computed(monkeypatch):
+    widths = []
+    plain = attention_module._attend
+
+    def record(query, key, value, mask):
+        widths.append((query.shape[1], key.shape[1]))
+        return plain(query, key, value, mask)
+
+    monkeypatch.setattr(attention_module, "_attend", record)
+    for length in (128, 300, 2048):
+        array = jnp.zeros((1, length, 1, 8))
+        jax.eval_shape(attention, array, array, array, jnp.zeros((1, length, length), bool))
+    decoding = jnp.zeros((1, 200, 1, 8)), *[jnp.zeros((1, 600, 1, 8))] * 2
+    jax.eval_shape(attention, *decoding, jnp.zeros((1, 200, 600), bool))
+    halves = [(128, 128), (128, 256), (44, 300)]
+    assert widths == [(128, 128), *halves, *[(256, 256 * n) for n in range(1, 9)], (200, 600)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
