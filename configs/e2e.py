@@ -47,12 +47,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.init_std = 0.07  # about 1 / sqrt(d_model)
     config.model.dtype = "float32"  # as fast as bfloat16 on CPU
     config.model.remat = False  # it fits
+    config.model.logits_chunk = 512  # tokens whose logits fit into a core's cache
 
     # Rates are those of models of a million parameters, not of a billion.
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=600, batch_size=32, length=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1)
     config.sft.update(epochs=10, batch_size=32, learning_rate=1e-3, dropout=0.1)
-    config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown: a row for each of K answers
+    config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown
     # The paper overfits after one epoch; a thousand rankings are 80 updates only.
     config.reward.update(batch_size=16, epochs=2, learning_rate=3e-4, dropout=0.1)
     config.ppo_init.update(epochs=6, batch_size=32, learning_rate=1e-3, dropout=0.0)

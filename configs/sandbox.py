@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.init_std = 0.08  # about 1 / sqrt(d_model), as 0.02 is for the widths of GPT-3
     config.model.dtype = "float32"  # as fast as bfloat16 on CPU
     config.model.remat = False  # it fits
+    config.model.logits_chunk = 512  # tokens whose logits fit into a core's cache
 
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=1200, batch_size=24, length=128, learning_rate=3e-3, warmup_steps=50)

@@ -89,23 +89,20 @@ def entropy(logits: Array) -> Array:
     return -jnp.sum(pi * _where(pi, log_pi), axis=-1)
 
 
-def cross_entropy(logits: Array, targets: Array, weights: Array) -> Pair:
-    """Loss of pretraining, supervised fine-tuning and the ptx term: -log π(target).
+def is_most_likely(logits: Array, tokens: Array) -> Array:
+    """Whether a given token is the most likely one, [...] bool; arguments as in `log_probs`."""
+    _same_shape(**{"logits without its last axis": logits[..., 0], "tokens": tokens})
+    return jnp.argmax(logits, axis=-1) == tokens
 
-    (Σ -w log π(target), Σ w), over tokens. Logits and targets are aligned by the
-    caller: the logits at a place predict the target at the same place.
+
+def cross_entropy(log_probs: Array, weights: Array) -> Pair:
+    """Loss of pretraining, supervised fine-tuning and the ptx term: (Σ -w log π(token), Σ w), over tokens.
 
     Args:
-      logits: [..., V].
-      targets: [...] integers.
+      log_probs: log π, [...].
       weights: w, [...].
     """
-    return masked_sum(-log_probs(logits, targets), weights)
-
-
-def token_accuracy(logits: Array, targets: Array, weights: Array) -> Pair:
-    """How often the most likely token is the target; arguments as in `cross_entropy`."""
-    return masked_sum(jnp.argmax(logits, axis=-1) == targets, weights)
+    return masked_sum(-_float(log_probs), weights)
 
 
 # The reward model.

@@ -43,7 +43,7 @@ compiled = types.SimpleNamespace(
     **{
         name: jax.jit(getattr(losses, name))
         for name in (
-            "log_probs entropy cross_entropy token_accuracy ranking_loss ranking_accuracy kl_rewards gae "
+            "log_probs entropy is_most_likely cross_entropy ranking_loss ranking_accuracy kl_rewards gae "
             "masked_moments policy_loss ratio_deviation value_loss"
         ).split()
     },
@@ -76,6 +76,10 @@ def in_float64(test):
     return run
 
 
+def cross_entropy(logits, tokens, weights):
+    return losses.cross_entropy(losses.log_probs(logits, tokens), weights)
+
+
 # Agreement with the loops.
 
 
@@ -86,9 +90,8 @@ def test_language_modelling_agrees_with_the_loops(logits, tokens, weights):
     expected = loops.log_probs(logits, tokens)
     close(compiled.log_probs(logits, tokens), expected)
     close(compiled.entropy(logits), loops.entropy(logits))
-    close(compiled.cross_entropy(logits, tokens, weights), loops.weighted_sum(-expected, weights))
-    hits = (logits.argmax(-1) == tokens).astype(float)
-    close(compiled.token_accuracy(logits, tokens, weights), loops.weighted_sum(hits, weights), 1e-6)
+    close(compiled.cross_entropy(expected, weights), loops.weighted_sum(-expected, weights))
+    np.testing.assert_array_equal(compiled.is_most_likely(logits, tokens), logits.argmax(-1) == tokens)
 
 
 @in_float64
@@ -194,7 +197,7 @@ def test_a_token_outside_the_vocabulary_is_not_silent():
 
 def test_an_impossible_token_without_weight_does_not_count():
     logits, weights = np.array([[0.0, 0.0, -np.inf], [0.0, 0.0, 0.0]]), np.array([0.0, 1.0])
-    loss = jax.jit(jax.value_and_grad(lambda z: losses.cross_entropy(z, jnp.array([2, 2]), weights)[0]))
+    loss = jax.jit(jax.value_and_grad(lambda z: cross_entropy(z, jnp.array([2, 2]), weights)[0]))
     value, gradient = loss(logits)
     close(value, math.log(3), 1e-6)
     close(gradient, [[0, 0, 0], [1 / 3, 1 / 3, -2 / 3]], 1e-6)
@@ -415,7 +418,7 @@ def differentiable():
     scores, valid = np.array([[3, 1, 1, 0, 2]] * B), np.arange(K) < np.array([[5], [2], [4], [3]])
     logits, x, old, advantages = normal(1, B, R, V), normal(2, B, R), normal(3, B, R), normal(4, B, R)
     return [
-        ("cross_entropy", lambda z: losses.cross_entropy(z, tokens, mask)[0], logits),
+        ("cross_entropy", lambda z: cross_entropy(z, tokens, mask)[0], logits),
         ("entropy", lambda z: losses.masked_sum(losses.entropy(z), mask)[0], logits),
         ("ranking_loss", lambda r: losses.ranking_loss(r, scores, valid)[0], normal(5, B, K)),
         ("policy_loss", lambda p: losses.policy_loss(p, old, advantages, mask, 0.2)[0][0], x),
@@ -439,8 +442,8 @@ def pairs_of(mask):
             "value": value,
             "policy_metrics": policy_metrics,
             "value_metrics": value_metrics,
-            "language": losses.cross_entropy(logits, tokens, rows_mask),
-            "accuracy": losses.token_accuracy(logits, tokens, rows_mask),
+            "language": cross_entropy(logits, tokens, rows_mask),
+            "accuracy": losses.masked_sum(losses.is_most_likely(logits, tokens), rows_mask),
             "ranking": losses.ranking_loss(log_probs, scores, rows_mask),
             "ranking_accuracy": losses.ranking_accuracy(log_probs, scores, rows_mask),
         }
@@ -522,7 +525,9 @@ def test_an_empty_mask_gives_zeros():
     lambda x: losses.kl_rewards(x[:, :1], x, x, x, 0.1),
     lambda x: losses.gae(x, x[:, 1:], x, 1.0, 0.95),
     lambda x: losses.ranking_loss(x, x[0], x),
-    lambda x: losses.cross_entropy(jnp.zeros((B, R, V)), x[:, 1:].astype(int), x[:, 1:]),
+    lambda x: losses.cross_entropy(x, x[:, 1:]),
+    lambda x: losses.log_probs(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
+    lambda x: losses.is_most_likely(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
 ])  # fmt: skip
 def test_shapes_that_would_broadcast_are_refused(call):
     with pytest.raises(ValueError, match=r"expected arrays of one shape, found .*\("):
@@ -546,7 +551,7 @@ def test_ppo_ptx_is_the_gradient_of_the_sum_of_means(x64):
         return compiled.policy_loss(compiled.log_probs(logits(params), tokens), old, advantages, mask, 0.2)[0]
 
     def ptx(params):
-        return compiled.cross_entropy(logits(params), texts, weights)
+        return cross_entropy(logits(params), texts, weights)
 
     def total(params):
         (ppo_sum, ppo_weight), (ptx_sum, ptx_weight) = ppo(params), ptx(params)

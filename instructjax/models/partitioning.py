@@ -11,6 +11,7 @@ Nothing here changes a result. Without a mesh, and inside `pmap`, whose devices 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,15 @@ def constrain_rows(tree: Any) -> Any:
 def whole(tree: Any) -> Any:
     """Holds arrays inside a compiled program to all devices, each with the whole: results that the host reads."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * jnp.ndim(x)), tree)
+
+
+def devices_of_rows(rows: int) -> int:
+    """Over how many devices `constrain_rows` cuts so many rows: 1 without a mesh, and under `pmap`."""
+    mesh = mesh_of_context()
+    if mesh is None:
+        return 1
+    pieces = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return pieces if rows % pieces == 0 else 1
 
 
 def mesh_of_context() -> AbstractMesh | None:

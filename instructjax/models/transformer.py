@@ -55,6 +55,9 @@ class TransformerConfig:
       unroll: how many layers one turn of the scan computes; changes no result.
       shard_length: whether the residual stream between blocks is cut by position over the mesh
         axis "tensor"; changes no result.
+      logits_chunk: of how many tokens a device holds the logits at a time in a loss; changes no
+        result. The fewer, the less memory, but the unembedding is read anew for each chunk: some
+        hundreds on a CPU and some thousands on an accelerator are enough.
       init_std: standard deviation of every kernel and embedding at the start (Radford et al.
         2018, section 4.1, have 0.02). Narrow models want more: 0.02 is 1 / sqrt(2500).
     """
@@ -74,10 +77,12 @@ class TransformerConfig:
     remat: bool = False
     unroll: int = 1
     shard_length: bool = True
+    logits_chunk: int = 512
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "unroll"):
+        sizes = ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length")
+        for name in (*sizes, "unroll", "logits_chunk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}: expected at least 1, found {getattr(self, name)}")
         if not 0.0 <= self.dropout < 1.0:

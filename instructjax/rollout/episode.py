@@ -7,6 +7,7 @@ same function that the update differentiates. So the ratio at the first minibatc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.batch import Episodes
+from instructjax.models import unembedding
 
 Array = jax.Array
 Params = Any
@@ -43,26 +45,25 @@ class Experience:
     returns: Array
 
 
-def response_logits(model: Any, params: Params, episodes: Episodes, temperature: float = 1.0) -> Array:
-    """Logits [B, R, V] for each token of the response, divided by the rollout's temperature.
-
-    The token in column P + t is predicted at column P + t - 1.
-    """
-    hidden, _ = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions, method="hidden")
-    size = episodes.response_mask.shape[1]
-    logits = model.apply({"params": params}, hidden[:, -size - 1 : -1], method="unembed")
-    return logits / temperature
-
-
 def response_tokens(episodes: Episodes) -> Array:
     """The response's tokens [B, R], padded on the right."""
     return episodes.tokens[:, -episodes.response_mask.shape[1] :]
 
 
+def read_response(model: Any, params: Params, episodes: Episodes, read: Callable[[Array, Array], Any]) -> Any:
+    """What `read(logits [..., V], tokens [...])` says of each token of the response, a pytree of [B, R]; 0 on padding.
+
+    The token in column P + t is predicted at column P + t - 1.
+    """
+    hidden, _ = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions, method="hidden")
+    before = hidden[:, -episodes.response_mask.shape[1] - 1 : -1]
+    tokens = response_tokens(episodes)
+    return unembedding.read_logits(model, params, before, tokens, episodes.response_mask, read)
+
+
 def response_log_probs(model: Any, params: Params, episodes: Episodes, temperature: float = 1.0) -> Array:
-    """log pi(token | what precedes it), [B, R]; 0 on padding."""
-    logits = response_logits(model, params, episodes, temperature)
-    return losses.log_probs(logits, response_tokens(episodes)) * episodes.response_mask
+    """log pi(token | what precedes it), [B, R], of the policy at this temperature; 0 on padding."""
+    return read_response(model, params, episodes, lambda logits, tokens: losses.log_probs(logits / temperature, tokens))
 
 
 def response_values(model: Any, params: Params, episodes: Episodes) -> Array:

@@ -146,12 +146,16 @@ def make_iteration(
 
     def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
         """All four networks over some episodes: log π, log π_ref, values, reward model, entropy."""
-        logits = episode.response_logits(policy_model, state.policy.params, episodes, config.temperature)
-        log_probs = losses.log_probs(logits, episode.response_tokens(episodes)) * episodes.response_mask
+
+        def read(logits: Array, tokens: Array) -> tuple[Array, Array]:
+            logits /= config.temperature
+            return losses.log_probs(logits, tokens), losses.entropy(logits)
+
+        log_probs, entropy = episode.read_response(policy_model, state.policy.params, episodes, read)
         ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
         values = episode.response_values(scalar_model, state.value.params, episodes)
         outputs = reward_model.apply({"params": frozen.reward}, episodes.tokens, episodes.segments, episodes.positions)
-        return log_probs, ref_log_probs, values, outputs, losses.entropy(logits)
+        return log_probs, ref_log_probs, values, outputs, entropy
 
     def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
         """What the four networks say of this device's episodes, and what follows from it.

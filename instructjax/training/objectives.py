@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
+from instructjax.models import unembedding
 from instructjax.rollout import consistency
 from instructjax.training.step import Loss
 
@@ -25,17 +26,22 @@ def language_model_loss(model: Any) -> Loss:
     """
 
     def loss(params: Any, batch: LMBatch, key: jax.Array):
-        logits, _ = model.apply(
+        hidden, _ = model.apply(
             {"params": params},
             batch.tokens,
             batch.segments,
             batch.positions,
             deterministic=model.config.dropout == 0,
             rngs=None if key is None else {"dropout": key},
+            method="hidden",
         )
         # The token in column t is predicted at column t - 1.
-        aligned = logits[:, :-1], batch.tokens[:, 1:], batch.weights[:, 1:]
-        return losses.cross_entropy(*aligned), {"token_accuracy": losses.token_accuracy(*aligned)}
+        aligned = batch.weights[:, 1:], hidden[:, :-1], batch.tokens[:, 1:]
+        weights, hidden, tokens = unembedding.weighted_first(*aligned)
+        log_probs, right = unembedding.read_logits(
+            model, params, hidden, tokens, weights, lambda *z: (losses.log_probs(*z), losses.is_most_likely(*z))
+        )
+        return losses.cross_entropy(log_probs, weights), {"token_accuracy": losses.masked_sum(right, weights)}
 
     return loss
 
@@ -84,9 +90,11 @@ def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
       params: its weights.
       batch: what it is asked about.
     """
-    logits, _ = model.apply({"params": params}, batch.tokens, batch.segments, batch.positions, branches=batch.branches)
-    before = jax.vmap(lambda row, columns: row[columns])(logits, predictors(batch))
-    log_probs = losses.log_probs(before, batch.tokens)
+    hidden, _ = model.apply(
+        {"params": params}, batch.tokens, batch.segments, batch.positions, branches=batch.branches, method="hidden"
+    )
+    before = jax.vmap(lambda row, columns: row[columns])(hidden, predictors(batch))
+    log_probs = unembedding.read_logits(model, params, before, batch.tokens, batch.branches, losses.log_probs)
     _, prompts, answers = batch.valid.shape
     # Each answer has a number in its row; 0 is for what belongs to none.
     number = jnp.where(batch.branches > 0, (batch.segments - 1) * answers + batch.branches, 0)
