@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sft.update(epochs=10, batch_size=32, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown
     # The paper overfits after one epoch; a thousand rankings are 80 updates only.
-    config.reward.update(batch_size=16, epochs=2, learning_rate=3e-4, dropout=0.1)
+    config.reward.update(size="", batch_size=16, epochs=2, learning_rate=3e-4, dropout=0.1)
     config.ppo_init.update(epochs=6, batch_size=32, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
         iterations=40,

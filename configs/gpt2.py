@@ -44,6 +44,7 @@ def get_config(variant: str = "124m") -> ConfigDict:
     config.model.update(num_layers=layers, d_model=width, num_heads=heads, d_head=width // heads, d_ff=4 * width)
     config.model.max_length = 1024  # GPT-2's context
     config.model.local_window = None  # all of GPT-2's layers are dense
+    config.reward.size = ""  # the reward model starts from the same weights
     config.data.max_prompt = 512  # half of the context each
     config.data.max_response = 512
     config.pretrain.length = 1024

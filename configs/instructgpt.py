@@ -7,8 +7,8 @@ Command:    python experiments/reproduce.py --config=configs/instructgpt.py:1p3b
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=... --workdir=...
 
-Variants:   1p3b, 6b, 175b: the policy's size. The reward model and the value network
-            have the size of the policy here; the paper has 6B for all three.
+Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network have 6B in
+            all three: run 6b first, and give its reward model to the others as ppo.reward_from.
 
 The other recipes start from this one and say what they change and why. "Silent" marks a
 value that the paper does not give.
@@ -141,6 +141,9 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
 
     reward = config.reward = ConfigDict()
     reward.import_from = ""  # the folder of a GPT2ForSequenceClassification with one label, instead of training
+    # The size of reward model and value network, of models/sizes.py; "" is the policy's. 6B for all policies (C.2):
+    # reward.init_from, or ppo.reward_from, is a checkpoint folder of a run of that size.
+    reward.size = "" if variant == "6b" else "6.7b"
     reward.init_from = ""  # "" is WORKDIR/sft; section 3.5
     reward.epochs = 1  # C.2: more overfit
     reward.batch_size = 64  # prompts; C.2
@@ -168,6 +171,9 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     # "MODULE:FUNCTION" of (prompts, responses) that gives the rewards instead; see docs/own_reward.md. The value
     # network starts from the reward model all the same.
     ppo.reward_function = ""
+    # Of the weights of reference and reward model on the devices; "" is model.param_dtype. "bfloat16" takes half of
+    # the memory, and is for networks that compute in it.
+    ppo.frozen_dtype = ""
     ppo.iterations = 500  # C.4: 256k episodes in batches of 512
     ppo.batch_size = 512  # episodes of an iteration; C.4
     ppo.minibatch_size = 64  # episodes of an update; C.4

@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Rates are those of models of ten million parameters, not of a billion.
     config.pretrain.update(steps=5000, batch_size=32, length=512, learning_rate=6e-4, warmup_steps=200)
     config.sft.update(epochs=8, batch_size=32, learning_rate=1e-4, dropout=0.1)
-    config.reward.update(batch_size=16, learning_rate=5e-5)
+    config.reward.update(size="", batch_size=16, learning_rate=5e-5)
     config.ppo_init.update(epochs=4, batch_size=32, learning_rate=1e-4, dropout=0.0)
     config.ppo.update(
         iterations=200,

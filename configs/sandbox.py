@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sft.update(epochs=16, batch_size=64, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(prompts=5_000)
     # The paper overfits after one epoch; here the second still helps: few rankings, a small model.
-    config.reward.update(epochs=2, batch_size=32, learning_rate=6e-4)
+    config.reward.update(size="", epochs=2, batch_size=32, learning_rate=6e-4)
     config.ppo_init.update(epochs=8, batch_size=64, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
         iterations=50,

@@ -32,6 +32,7 @@ def recipe(tmp_path, **changes):
     config.tokenizer.vocab_size = 290
     config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8, max_length=32, local_window=None)
     config.model.update(dtype="float32", remat=False)
+    config.reward.size = ""
     for name in ("pretrain", "sft", "reward", "ppo_init"):
         config[name].batch_size = 8
     config.pretrain.length = config.ppo.ptx_length = 16

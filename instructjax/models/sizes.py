@@ -88,6 +88,23 @@ def gpt3_config(size: str, **changes: object) -> TransformerConfig:
     return dataclasses.replace(config, **changes)
 
 
+def resized(config: TransformerConfig, size: str) -> TransformerConfig:
+    """A model of another size, with the vocabulary, context and arithmetic of this one.
+
+    Args:
+      config: the model.
+      size: a key of `SIZES`; "" is its own.
+
+    Raises:
+      ConfigError: there is no such size.
+    """
+    if not size:
+        return config
+    row = dataclasses.asdict(gpt3_config(size))
+    shape = {name: row[name] for name in ("num_layers", "d_model", "num_heads", "d_head", "d_ff")}
+    return dataclasses.replace(config, **shape)
+
+
 def count_parameters(config: TransformerConfig) -> int:
     """The number of parameters of a `LanguageModel`: embeddings, blocks, norms.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,11 @@ import ml_collections
 
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
+from instructjax.models import sizes
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.planning import flops
 from instructjax.planning.flops import Work
 from instructjax.stages import language_model, ppo, reward
-from instructjax.stages.ppo_iteration import Frozen
 from instructjax.training import optimizer
 from instructjax.training import state as train_state
 
@@ -61,7 +62,7 @@ class Program:
 def shapes(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
     """The policy's shape and that of reward model and value network, with the recipe's vocabulary."""
     shape = TransformerConfig(vocab_size=config.tokenizer.vocab_size, **config.model.to_dict())
-    return shape, shape
+    return shape, sizes.resized(shape, config.reward.size)
 
 
 def build(name: str, config: ml_collections.ConfigDict) -> Program:
@@ -134,7 +135,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     iteration, adams = ppo.make_programs(config, policy, scalar, scalar, eos_id=EOS, pad_id=PAD)
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
     state = jax.eval_shape(lambda *given: ppo.initial_state(*given, adams), *weights)
-    frozen = Frozen(*weights)
+    frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
     prompts = _array((section.batch_size, data.max_prompt), jnp.int32)
     prompts = PromptBatch(prompts, prompts)
     minibatches = section.batch_size // section.minibatch_size

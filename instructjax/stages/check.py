@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 
 from instructjax.errors import ConfigError
-from instructjax.models.transformer import TransformerConfig
+from instructjax.models import sizes
+from instructjax.models.transformer import DTYPES, TransformerConfig
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
 from instructjax.training import guards, invariants, loop, parallel
@@ -48,7 +50,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         _keys(
             "data: max_prompt max_response",
             "tokenizer: vocab_size max_documents",
-            "model: num_layers d_model num_heads d_head d_ff max_length unroll",
+            "model: num_layers d_model num_heads d_head d_ff max_length unroll logits_chunk",
             "guards: max_skipped",
             "parallel: fsdp tensor",
             "log: every save_every evaluate_every keep",
@@ -154,9 +156,9 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "parallel: mode",
             "pretrain: import_from",
             "sft: init_from",
-            "reward: import_from init_from",
+            "reward: import_from init_from size",
             "ppo_init: init_from",
-            "ppo: init_from reward_from reward_function",
+            "ppo: init_from reward_from reward_function frozen_dtype",
         ),
     ),
     (
@@ -165,7 +167,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         _keys("e2e: texts aspects", "evaluate: guests"),
     ),
 )
-_OPTIONAL = _keys("model: dropout tied param_dtype unroll shard_length")  # fields of TransformerConfig with a default
+# Fields of TransformerConfig with a default.
+_OPTIONAL = _keys("model: dropout tied param_dtype unroll shard_length logits_chunk")
 
 
 def keys(config: ml_collections.ConfigDict) -> None:
@@ -245,6 +248,7 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
     """The model, and whether every sequence fits into its context."""
     model = TransformerConfig(vocab_size=1, **config.model.to_dict())  # the vocabulary is the tokenizer's
     parallel.check_model(model, "model", config.parallel)
+    _reward_model(config, model)
     limit = model.max_length
     needed = config.data.max_prompt + config.data.max_response
     if config.data.validation + config.data.test >= 1:
@@ -257,6 +261,26 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
         )
     for key in ("pretrain.length", "ppo.ptx_length"):
         _require(config, key, lambda length: length <= limit, f"at most model.max_length ({limit})")
+
+
+def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -> None:
+    """The networks that are not the policy: their size, and what the frozen ones are held in."""
+    size, frozen = config.reward.size, config.ppo.frozen_dtype or config.model.param_dtype
+    if size not in ("", *sizes.SIZES):
+        raise ConfigError(f'reward.size: expected "" or one of {", ".join(sizes.SIZES)}, found {size!r}')
+    if size:
+        parallel.check_model(sizes.resized(model, size), "reward", config.parallel)
+        if not (config.reward.init_from or config.reward.import_from or config.ppo.reward_from):
+            raise ConfigError(
+                f"reward.init_from: expected the checkpoints of a policy of reward.size ({size}), or those of a reward "
+                'model in ppo.reward_from, found none; reward.size="" makes reward models of the policy\'s size'
+            )
+    if frozen not in DTYPES or jnp.finfo(frozen).bits < jnp.finfo(config.model.dtype).bits:
+        wide = [dtype for dtype in DTYPES if jnp.finfo(dtype).bits >= jnp.finfo(config.model.dtype).bits]
+        raise ConfigError(
+            f"ppo.frozen_dtype: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
+            f"(model.dtype), found {frozen!r}"
+        )
 
 
 def _batches(config: ml_collections.ConfigDict) -> None:

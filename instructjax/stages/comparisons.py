@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 @workspace.timed("comparisons")
 def _collect(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> None:
-    shape = workspace.model_config(config, layout.tokenizer)
+    shape = workspace.reward_config(config, layout.tokenizer)
     start = workspace.checkpoints_of(config.reward.init_from, workdir, "sft")
     policy = workspace.load_language_model(start, shape, layout.tokenizer)
     training, heldout = prepare.simulated_labelers(config)

@@ -64,7 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     selection = sft.selection(workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     start = workspace.checkpoints_of(config.ppo.reward_from, workdir, "reward")
-    reward = workspace.load_reward_model(start, shape, layout.tokenizer)
+    reward = workspace.load_reward_model(start, workspace.reward_config(config, layout.tokenizer), layout.tokenizer)
     start = workspace.checkpoints_of(config.ppo.init_from, workdir, "ppo_init")
     reference = workspace.load_language_model(start, shape, layout.tokenizer)
     policies = {

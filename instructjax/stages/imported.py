@@ -44,7 +44,8 @@ def run(
     """
     check.recipe(config)
     tokenizer = vocabulary.load(config.tokenizer.path)
-    model, source = kind(workspace.model_config(config, tokenizer)), config[stage].import_from
+    shape = (workspace.reward_config if stage == "reward" else workspace.model_config)(config, tokenizer)
+    model, source = kind(shape), config[stage].import_from
     finished = workspace.is_finished(workdir, stage)
     params = None if finished else read(source, model, tokenizer)
     layout = prepare.run(config, workdir)

@@ -46,14 +46,15 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
     section = config.ppo
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
-    policy_model, scalar_model = LanguageModel(shape), ScalarModel(shape)
+    scalar_shape = workspace.reward_config(config, layout.tokenizer)
+    policy_model, scalar_model = LanguageModel(shape), ScalarModel(scalar_shape)
     name = section.reward_function
     reward_model = RewardFunction(reward_function.load(name), layout) if name else scalar_model
     directory = workspace.begin(config, workdir, stage)
     start = workspace.checkpoints_of(section.init_from, workdir, "ppo_init")
     initial = workspace.load_language_model(start, shape, layout.tokenizer).params
     start = workspace.checkpoints_of(section.reward_from, workdir, "reward")
-    reward = workspace.load_reward_model(start, shape, layout.tokenizer).params
+    reward = workspace.load_reward_model(start, scalar_shape, layout.tokenizer).params
 
     eos_id, pad_id = layout.tokenizer.eos_id, layout.tokenizer.pad_id
     iterate, adams = make_programs(config, policy_model, scalar_model, reward_model, eos_id=eos_id, pad_id=pad_id)
@@ -63,7 +64,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         return initial_state(*jax.tree.map(jnp.copy, weights), adams)
 
     state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
-    frozen = Frozen(reference=initial, reward=reward)
+    frozen = parallel.build(functools.partial(freeze, dtype=section.frozen_dtype or shape.param_dtype), initial, reward)
     share = parallel.share_of_rows()
     prompts = pipeline.shuffled_batches(
         pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
@@ -142,6 +143,11 @@ def make_programs(
         axis_name=parallel.axis_name(config.parallel.mode),
     )
     return iterate, (policy_adam, value_adam)
+
+
+def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
+    """The weights that an iteration reads only, in the type that they are held in."""
+    return Frozen(*jax.tree.map(lambda x: x.astype(dtype), (reference, reward)))
 
 
 def initial_state(policy: Params, value: Params, optimizers: Optimizers) -> PPOState:

@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     layout = prepare.run(config, workdir)
-    shape = workspace.model_config(config, layout.tokenizer)
+    shape = workspace.reward_config(config, layout.tokenizer)
     section = config.reward
     records = prepare.load(config, workdir, Ranking, "train")
     rankings = ranked.tokens(records, layout)

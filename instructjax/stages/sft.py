@@ -99,7 +99,7 @@ def _mean_rewards(
     """The mean score, by the reward model in `start`, of the answers of each candidate."""
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
-    reward = workspace.load_reward_model(start, shape, layout.tokenizer)
+    reward = workspace.load_reward_model(start, workspace.reward_config(config, layout.tokenizer), layout.tokenizer)
     sampler = answers.make_sampler(
         LanguageModel(shape),
         layout,

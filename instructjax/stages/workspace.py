@@ -27,6 +27,7 @@ from instructjax.data import vocabulary
 from instructjax.data.examples import Layout
 from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, InputError
+from instructjax.models import sizes
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.stages import check, provenance
 from instructjax.training import checkpoint, guards, invariants, loop, parallel, processes
@@ -87,6 +88,15 @@ def model_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> Tr
       ConfigError: a value of `model` is impossible.
     """
     return TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+
+
+def reward_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> TransformerConfig:
+    """The shape of a recipe's reward model and value network: the policy's, or `reward.size` with its arithmetic.
+
+    Raises:
+      ConfigError: see `model_config`.
+    """
+    return sizes.resized(model_config(config, tokenizer), config.reward.size)
 
 
 def initial_params(model: Any, key: jax.Array) -> Any:

@@ -24,7 +24,13 @@ def test_the_base_wants_files(recipe, variant):
     config = recipe.get_config(variant)
     with pytest.raises(ConfigError, match="^files.text: expected a file of Text records, found none"):
         check.recipe(config)
-    check.recipe(changed(config, **{f"files__{name}": "a.jsonl" for name in config.files}))
+    config = changed(config, **{f"files__{name}": "a.jsonl" for name in config.files})
+    if config.reward.size:  # 6B, for a policy of 1.3B: from another run
+        with pytest.raises(
+            ConfigError, match="^reward.init_from: expected the checkpoints of a policy of "
+        ):
+            check.recipe(config)
+    check.recipe(changed(config, ppo__reward_from="6b/reward/checkpoints"))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,9 @@ def test_the_base_wants_files(recipe, variant):
         ("model__d_ff", 0, "expected an integer, at least 1, found 0"),
         ("model__max_length", 40, "expected at least data.max_prompt + data.max_response = 50 tokens, found 40"),
         ("ppo__ptx_length", 4096, "expected at most model.max_length (128), found 4096"),
+        ("reward__size", "7b", 'expected "" or one of small, medium'),
+        ("ppo__frozen_dtype", "bfloat16", "expected one of float32, float64, as networks compute in float32"),
+        ("ppo__frozen_dtype", "int8", "expected one of float32, float64, as networks compute in float32"),
         ("parallel__mode", "xmap", "expected one of jit, pmap, found 'xmap'"),
     ],
 )

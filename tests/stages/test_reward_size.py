@@ -1,0 +1,53 @@
+"""A reward model and a value network that are not as large as the policy, and frozen weights in half precision."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from instructjax.models import sizes
+from instructjax.models.transformer import ScalarModel
+from instructjax.stages import ppo, prepare, workspace
+from instructjax.training import checkpoint
+from tests import tiny_models
+from tests.tiny_recipes import changed, recipe, save_stage
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A recipe whose policy has one layer of width 8, and checkpoints of both networks."""
+    row = dataclasses.replace(sizes.SIZES["small"], num_layers=2, d_model=16, num_heads=2, d_head=8)
+    monkeypatch.setattr(sizes, "SIZES", {**sizes.SIZES, "tiny": row})
+    config = changed(recipe(tmp_path), ppo__iterations=2, ppo_log__save_every=1, ppo_log__evaluate_every=2)
+    config = changed(config, reward__size="tiny", ppo__reward_from=str(tmp_path / "6b"))
+    layout = prepare.run(config, tmp_path / "run")
+    save_stage(config, tmp_path / "run", "ppo_init", layout.tokenizer)
+    shape = workspace.reward_config(config, layout.tokenizer)
+    with checkpoint.Checkpoints(tmp_path / "6b") as checkpoints:
+        params = tiny_models.params(ScalarModel(shape), seed=3)
+        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, layout.tokenizer))
+    return config, tmp_path / "run", shape
+
+
+def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
+    config, workdir, shape = prepared
+    assert (shape.num_layers, shape.d_model, shape.d_ff, config.model.d_model) == (2, 16, 64, 8)
+    ppo.run_ppo(config, workdir)
+    template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
+    found = checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
+    assert found["trunk"]["token_embedding"].shape[1] == 16
+
+
+def test_frozen_weights_can_be_held_in_half_precision(prepared):
+    config, workdir, _ = prepared
+    ppo.run_ppo(changed(config, model__dtype="bfloat16", ppo__frozen_dtype="bfloat16"), workdir)
+    assert workspace.is_finished(workdir, "ppo")
+
+
+def test_freezing_changes_the_type_only():
+    params = {"w": jnp.array([0.5, 1.0 + 2**-12])}
+    frozen = ppo.freeze(params, params, "bfloat16")
+    assert frozen.reference["w"].dtype == frozen.reward["w"].dtype == jnp.bfloat16
+    assert frozen.reference["w"].tolist() == [0.5, 1.0]
+    assert ppo.freeze(params, params, "float32").reward["w"].tolist() == params["w"].tolist()
