@@ -18,7 +18,7 @@ import command_line  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from instructjax.planning import chips, compiling, plan, programs, table  # noqa: E402
+from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table  # noqa: E402
 from instructjax.training import parallel  # noqa: E402
 
 DEFAULT = ("pretrain", "sft", "reward", *(f"ppo_ptx {part}" for part in ("rollout", "scoring", "update", "iteration")))
@@ -45,7 +45,7 @@ def main(config, workdir):
     topology = chips.parse(_TOPOLOGY.value or "")
     compiling.mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # what is wrong is told at once
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]
-    stages = plan.stages(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
+    stages = compute.stages(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
     if not _JSON.value:
         print(
             f"{command_line.name()} on {topology.size} x {topology.chip.name} ({topology.name}), compiled and not run\n"
@@ -56,7 +56,7 @@ def main(config, workdir):
         row = plan.of_program(name, config, topology)
         rows.append(row)
         if not row.fits:
-            suggestion = plan.suggest(row, config, topology, _TRIALS.value)
+            suggestion = suggestions.suggest(row, config, topology, _TRIALS.value)
             advice.append(table.of_misfit(row, suggestion, _TRIALS.value))
         if _JSON.value:
             print(json.dumps({**dataclasses.asdict(row), "fits": row.fits}), flush=True)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from instructjax.planning.chips import GIB, Topology
-from instructjax.planning.plan import Row, Stage
+from instructjax.planning.compute import Stage
+from instructjax.planning.plan import Row
 
 NOTES = """\
 GiB on each device. weights: of all networks the program holds, averages and frozen ones included. opt.: Adam's

@@ -7,7 +7,7 @@ import pytest
 
 from configs import instructgpt, sandbox
 from instructjax.models.sizes import count_parameters
-from instructjax.planning import chips, compiling, plan, programs, table
+from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table
 from instructjax.planning.chips import Topology
 from instructjax.planning.flops import Work
 
@@ -64,30 +64,39 @@ class TestSuggestion:
     def test_smaller_parts_are_found_first(self, row, config):
         topology = self.tight(0.9 * row.compiled.peak)
         full = self.too_full(row, topology)
-        found = plan.suggest(full, config, topology, trials=2)
+        found = suggestions.suggest(full, config, topology, trials=2)
         assert found.fits and found.changes.keys() == {"sft.microbatches"}
         assert found.compiled.peak <= topology.chip.memory
         text = table.of_misfit(full, found, 2)
         assert f"fits with --config.sft.microbatches={found.changes['sft.microbatches']} " in text
 
     def test_without_trials_there_is_none(self, row, config):
-        assert plan.suggest(row, config, self.tight(1.0), trials=0) is None
+        assert suggestions.suggest(row, config, self.tight(1.0), trials=0) is None
         full = self.too_full(row, self.tight(0.9 * row.compiled.peak))
         assert "no setting that fits was found with 0 compilations" in table.of_misfit(full, None, 0)
 
     def test_what_cannot_fit_is_not_compiled(self, row, config, monkeypatch):
         monkeypatch.setattr(plan.compiling, "compile_program", lambda *_, **__: pytest.fail("compiled"))
-        monkeypatch.setattr(plan, "_larger", lambda _: None)
-        assert plan.suggest(row, config, self.tight(row.residents.weights / 10), trials=3) is None
+        monkeypatch.setattr(suggestions, "_doubled", lambda _: ())
+        assert suggestions.suggest(row, config, self.tight(row.residents.weights / 10), trials=3) is None
 
     def test_other_meshes_come_before_larger_slices(self, row, config):
-        places = [(place.name, changes) for place, changes in plan.candidates(row, config, chips.parse("v5e:2x4"))]
+        places = [
+            (place.name, changes) for place, changes in suggestions.candidates(row, config, chips.parse("v5e:2x4"))
+        ]
         sizes = [chips.parse(name).size for name, _ in places]
         assert sizes == sorted(sizes) and sizes[-1] == 256
         assert places[0] == ("v5e:2x4", {"sft.microbatches": 2})
         for name, changes in places:
             mesh = [changes[f"parallel.{axis}"] for axis in ("data", "fsdp", "tensor") if "parallel.data" in changes]
             assert not mesh or math.prod(mesh) == chips.parse(name).size
+
+    def test_where_rows_do_not_divide_fewer_chips_are_tried(self, row, config):
+        uneven = dataclasses.replace(row, obstacle="8 rows")
+        for name, fewer in (("v5p:8x8x8", "v5p:4x8x8"), ("h100:4x8", "h100:2x8"), ("v5e:4x4", "v5e:2x4")):
+            names = [place.name for place, _ in suggestions.candidates(uneven, config, chips.parse(name))]
+            assert names.index(fewer) > names.index(name)
+            assert all(chips.parse(found) for found in names)
 
 
 class TestRoofline:
@@ -109,7 +118,7 @@ class TestRoofline:
 
 
 def test_the_compute_of_175b_is_near_the_papers():
-    found = {s.name: s for s in plan.stages(instructgpt.get_config("175b"), 12_725, 33_207, "175b")}
+    found = {s.name: s for s in compute.stages(instructgpt.get_config("175b"), 12_725, 33_207, "175b")}
     for name, below, above in (("pretrain", 1.0, 1.05), ("sft", 1.0, 1.1), ("ppo_ptx", 0.95, 1.4)):
         assert below < found[name].days / found[name].paper < above
     assert found["sft"].steps == 25_450 and found["reward"].steps == 519
