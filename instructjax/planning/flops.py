@@ -3,7 +3,7 @@
 Two counts of operations. `Work` is a formula: the multiplications of matrices that the
 mathematics asks for, 2 operations for each multiply-add; a training step takes three times
 its forward pass. `matmuls` walks a traced program and counts what it does, which is more
-where activations are computed again in the backward pass. Neither counts norms, softmax
+where activations are computed again in the backward pass, or keys that the mask hides. Neither counts norms, softmax
 or the optimiser, which are below one percent at the sizes where a plan matters.
 
 Letters: B rows, T tokens of a row, L layers, d width, H heads, D width of a head, V vocabulary.
@@ -57,12 +57,13 @@ def forward_flops(
       rows: B.
       length: T, tokens of a row.
       outputs: columns of a row that logits are computed for.
-      slots: keys that each query is multiplied with; T if None. Masked ones count, for the
-        attention multiplies them all.
+      slots: keys that each query is multiplied with, masked ones too, as in a cache of fixed
+        size. None is what the mathematics asks for: a token's own and those before it.
     """
     inner = config.num_heads * config.d_head
     weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
-    layer = 2 * length * weights + 4 * length * (slots or length) * inner
+    keys = (length + 1) / 2 if slots is None else slots  # that a query sees, on average
+    layer = 2 * length * weights + 4 * length * keys * inner
     return rows * (config.num_layers * layer + 2 * outputs * config.d_model * config.vocab_size)
 
 

@@ -50,7 +50,7 @@ class TestForward:
         shape = TransformerConfig(
             vocab_size=11, num_layers=layers, d_model=4 * widths, num_heads=heads, d_head=4, d_ff=7, max_length=32
         )
-        model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else None
+        model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else length
         cache = jax.eval_shape(lambda: init_cache(shape, rows, 20)) if cached else None
         program = traced(lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], weights(model), tokens, cache)
         assert flops.matmuls(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
@@ -58,20 +58,27 @@ class TestForward:
     def test_a_scalar_model_has_a_head_of_one_column(self):
         model, tokens = ScalarModel(SHAPE), array((ROWS, LENGTH))
         program = traced(lambda p, t: model.apply({"params": p}, t, t, t), weights(model), tokens)
-        assert flops.matmuls(program) == flops.scalar_flops(SHAPE, ROWS, LENGTH)
+        trunk = flops.forward_flops(SHAPE, ROWS, LENGTH, 0, slots=LENGTH)
+        head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
+        assert flops.matmuls(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
+
+    def test_attention_that_leaves_out_what_the_mask_hides_is_between_the_formulas(self):
+        shape = dataclasses.replace(SHAPE, max_length=1024)
+        model, tokens = LanguageModel(shape), array((1, 1024))
+        found = flops.matmuls(traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], weights(model), tokens))
+        causal, dense = (flops.forward_flops(shape, 1, 1024, 1024, slots=slots) for slots in (None, 1024))
+        assert causal < found < 0.6 * dense + 0.4 * causal
 
 
 class TestGradient:
-    def test_without_recomputation_it_is_three_forward_passes_and_attention_again(self):
-        function, arguments = gradient(dataclasses.replace(SHAPE, remat=False))
-        forward = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
-        found = flops.matmuls(traced(function, *arguments))
-        assert 3 * forward <= found <= 3 * forward + 4 * ROWS * LENGTH**2 * 128 * 4
+    FORWARD = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
 
-    def test_with_recomputation_it_is_at_most_four(self):
-        function, arguments = gradient(SHAPE)
-        forward = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
-        assert 3.1 * forward < flops.matmuls(traced(function, *arguments)) < 4 * forward
+    def test_it_is_at_least_three_forward_passes_and_less_with_activations_kept(self):
+        kept, again = (
+            flops.matmuls(traced(function, *arguments))
+            for function, arguments in (gradient(dataclasses.replace(SHAPE, remat=remat)) for remat in (False, True))
+        )
+        assert 3 * self.FORWARD < kept < again < 4.1 * self.FORWARD
 
     def test_microbatches_change_nothing(self):
         whole, parts = (flops.matmuls(traced(f, *a)) for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4)))
@@ -81,7 +88,7 @@ class TestGradient:
     def test_the_compiler_counts_the_same_in_an_unrolled_program(self, remat):
         function, arguments = gradient(dataclasses.replace(SHAPE, unroll=4, remat=remat))
         compiled = jax.jit(function).lower(*arguments).compile()
-        # The compiler counts norms, softmax and the rest too.
+        # The compiler counts norms, softmax and the rest too, but the loss's loop over its one chunk as once.
         assert compiled.cost_analysis()["flops"] == pytest.approx(flops.matmuls(traced(function, *arguments)), rel=0.05)
 
 

@@ -19,8 +19,10 @@ def config():
 def test_what_a_program_does_is_what_its_formula_says_or_recomputed(name, config):
     program = programs.build(name, config)
     ratio = plan.executed(program) / program.work.flops
-    if name.endswith(("rollout", "scoring")):
-        assert ratio == 1  # no gradient, nothing computed again
+    if name.endswith("rollout"):
+        assert ratio == 1
+    elif name.endswith("scoring"):
+        assert 1 <= ratio < 1.1  # keys that the mask hides; without a gradient nothing is computed again
     else:
         assert 1 < ratio < 1.34
 
