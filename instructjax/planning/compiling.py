@@ -135,9 +135,10 @@ def compile_program(
             raise
         return Compiled(False, *needed, time.monotonic() - start)
     available = topology.chip.memory
-    # On a CPU the peak leaves out what is temporary.
-    given = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = max(analysis.peak_memory_in_bytes, given + analysis.temp_size_in_bytes)
+    peak = analysis.peak_memory_in_bytes
+    if topology.chip.platform == "cpu":  # whose peak leaves out what is temporary
+        given = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        peak = given + analysis.temp_size_in_bytes
     return Compiled(peak <= available, peak, available, time.monotonic() - start)
 
 

@@ -107,9 +107,9 @@ def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_co
 def uneven_rows(program: Program, shape: tuple[int, int, int]) -> str:
     """Which rows do not divide over a mesh, or "" if all do."""
     data, fsdp, _ = shape
-    for keys, rows in program.rows.items():
-        if rows % (data * fsdp):
-            return f"{keys} = {rows} rows do not divide over data x fsdp = {data * fsdp}"
+    for keys, (rows, parts) in program.rows.items():
+        if rows % (parts * data * fsdp):
+            return f"{keys}: {rows} / {parts} rows do not divide over data x fsdp = {data * fsdp}"
     return ""
 
 

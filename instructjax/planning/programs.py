@@ -37,7 +37,7 @@ class Program:
       constants: weights that the stage only reads.
       donated: whether the state's memory is given over to the result.
       phases: what it costs at least, by phase, one after the other.
-      rows: what must divide over "data" and "fsdp": rows that are computed at a time, by the keys that say so.
+      rows: what must divide over "data" and "fsdp": rows and the parts they are computed in, by the keys that say so.
       cache: bytes of keys and values that it holds at a time, over all devices.
       trips: how often its while-loops run at most.
     """
@@ -49,7 +49,7 @@ class Program:
     constants: tuple[Tree, ...]
     donated: bool
     phases: dict[str, Work]
-    rows: dict[str, int]
+    rows: dict[str, tuple[int, int]]
     cache: float = 0.0
     trips: int = 1
 
@@ -169,10 +169,13 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         ),
     }[part]
     sampled = section.batch_size // section.rollout_parts
-    rows = {"ppo.batch_size / ppo.rollout_parts": sampled, "ppo.minibatch_size": section.minibatch_size}
+    rows = {
+        "ppo.batch_size / ppo.rollout_parts": (section.batch_size, section.rollout_parts),
+        "ppo.minibatch_size": (section.minibatch_size, 1),
+    }
     if with_text:
         key = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
-        rows[key] = windows // section.ptx_microbatches
+        rows[key] = windows, section.ptx_microbatches
     slots = data.max_prompt + data.max_response
     return Program(
         name=name,
@@ -226,8 +229,8 @@ PROGRAMS: dict[str, Callable[[str, ml_collections.ConfigDict], Program]] = {
 }
 
 
-def _microbatch(stage: str, section: ml_collections.ConfigDict) -> dict[str, int]:
-    return {f"{stage}.batch_size / {stage}.microbatches": section.batch_size // section.microbatches}
+def _microbatch(stage: str, section: ml_collections.ConfigDict) -> dict[str, tuple[int, int]]:
+    return {f"{stage}.batch_size / {stage}.microbatches": (section.batch_size, section.microbatches)}
 
 
 def _total(phases: dict[str, Work]) -> Work:

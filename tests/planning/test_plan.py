@@ -49,7 +49,9 @@ class TestOneProgram:
     def test_rows_that_do_not_divide_are_an_obstacle(self, config):
         found = plan.of_program("sft", plan.changed(config, {"sft.batch_size": 30}), chips.parse("cpu:8"))
         assert not found.fits
-        assert "sft.batch_size / sft.microbatches = 30 rows do not divide over data x fsdp = 4" == found.obstacle
+        assert "sft.batch_size / sft.microbatches: 30 / 1 rows do not divide over data x fsdp = 4" == found.obstacle
+        found = plan.of_program("sft", config, chips.parse("cpu:8"), {"sft.microbatches": 64})
+        assert "128 / 64 rows do not divide" in found.obstacle
 
 
 class TestSuggestion:
