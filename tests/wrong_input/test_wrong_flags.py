@@ -67,3 +67,18 @@ def test_watch(tmp_path):
 @fault("nothing to watch", "expected the folder of a run, or several, found none")
 def test_watch_nothing():
     run("watch.py")
+
+
+@fault("a topology that is none", "--topology: expected CHIP:SHAPE, such as v4:4x4x4, TEXT, found 'v9:2'")
+def test_topology():
+    run("plan.py", "--topology=v9:2")
+
+
+@fault("a slice of another shape", "--topology: expected v5p:4x4x4 or another shape of 3 numbers, found 'v5p:8x8'")
+def test_shape_of_slice():
+    run("plan.py", "--topology=v5p:8x8")
+
+
+@fault("a mesh of other chips", "parallel: expected data x fsdp x tensor = 1 devices, found 4 x 1 x 1")
+def test_mesh_of_a_plan():
+    run("plan.py", "--topology=cpu:1", "--config.parallel.data=4")
