@@ -98,6 +98,7 @@ class BytePairTokenizer:
         if not all(path.is_file() for path in pairs):
             raise TokenizerError(f"{folder}: expected tokenizer.json, or vocab.json and merges.txt, found neither")
         package = _package()
+        _check_rows(_vocabulary(pairs[0]), str(pairs[0]))  # before the package makes room for each id up to the last
         try:
             built = package.Tokenizer(package.models.BPE.from_file(*map(str, pairs)))
         except Exception as error:  # the package raises this class itself
@@ -163,8 +164,23 @@ def _check_ids(ids: Mapping[str, int], where: str) -> None:
         raise TokenizerError(
             f"{where}: expected a vocabulary with {END_OF_TEXT} and all bytes, found none of {reprlib.repr(missing)}"
         )
+    _check_rows(ids, where)
+
+
+def _check_rows(ids: Mapping[str, int], where: str) -> None:
     if sorted(ids.values()) != list(range(len(ids))):
         raise TokenizerError(f"{where}: expected {len(ids)} tokens with the ids from 0, each once, found others")
+
+
+def _vocabulary(path: epath.Path) -> dict[str, int]:
+    """Reads a vocab.json."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: expected JSON, found {error}") from None
+    if not isinstance(found, dict) or not all(type(number) is int for number in found.values()):
+        raise TokenizerError(f"{path}: expected the id of each token, found {reprlib.repr(found)}")
+    return found
 
 
 def _with_pad(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_a_tokenizer_json_of_any_bytes(tmp_path, content):
     vocab=tries.changed_json(VOCAB).map(tries.as_json) | tries.any_bytes(json.dumps(VOCAB).encode()),
     merges=tries.any_bytes("\n".join(["#version: 0.2", *map(" ".join, MERGES), ""]).encode()),
 )
+@example(vocab=tries.as_json(VOCAB | {"a": 2**31}), merges=b"#version: 0.2\n")  # once took 8 GiB and minutes
 def test_vocabulary_and_merges_of_any_kind(tmp_path, vocab, merges):
     (tmp_path / "vocab.json").write_bytes(vocab)
     (tmp_path / "merges.txt").write_bytes(merges)

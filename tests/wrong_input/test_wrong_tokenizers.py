@@ -104,6 +104,13 @@ def test_normalising_pairs(tmp_path):
     load(tmp_path, pairs() | {"normalizer": {"type": "Lowercase"}}, "tokenizer.json")
 
 
+@fault("a vocab.json that is no vocabulary", "PATH: expected the id of each token, found ['the', 'fox']")
+def test_vocab(tmp_path):
+    (tmp_path / "vocab.json").write_text('["the", "fox"]')
+    (tmp_path / "merges.txt").write_text("")
+    vocabulary.load(tmp_path)
+
+
 @fault("merges of other tokens", "PATH: expected vocab.json and merges.txt of a BPE, found TEXT")
 def test_merges(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(pairs()["model"]["vocab"]))
