@@ -7,6 +7,8 @@ one writes what is not a checkpoint; the others wait for it, and end when it fai
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -33,7 +35,7 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
       count: how many there are.
 
     Raises:
-      InputError: only some of the three are given.
+      InputError: only some of the three are given, they do not fit together, or the port is taken.
     """
     given = {"coordinator": coordinator, "process_id": index, "process_count": count}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -41,14 +43,36 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
         raise InputError(f"{', '.join(missing)}: expected with the other flags of several processes, found none")
     if missing and not _on_a_cluster():
         return
+    if not missing:
+        _check(coordinator, index, count)
     jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def _check(coordinator: str, index: int, count: int) -> None:
+    if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+        raise InputError(f"--coordinator: expected HOST:PORT, found {coordinator!r}")
+    if count < 1:
+        raise InputError(f"--process_count: expected at least 1, found {count}")
+    if not 0 <= index < count:
+        raise InputError(f"--process_id: expected 0 to {count - 1}, found {index}")
+    if index == 0:
+        try:
+            socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+        except (OSError, OverflowError) as error:  # JAX would crash
+            raise InputError(f"--coordinator: expected a port that is free, found {coordinator}: {error}") from None
 
 
 def _on_a_cluster() -> bool:
     """Whether this was started as one of several processes by something that JAX asks for their addresses."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    tasks = max(int(os.environ.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    return "," in hosts or tasks > 1
+    return "," in hosts or max(map(_tasks, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))) > 1
+
+
+def _tasks(name: str) -> int:
+    found = os.environ.get(name, "1")
+    if not found.isdecimal():
+        raise InputError(f"{name}: expected a number of processes in the environment, found {found!r:.60}")
+    return int(found)
 
 
 def is_first() -> bool:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from configs import sandbox
 from instructjax.errors import ConfigError, DataError
 from instructjax.stages import prepare, provenance, workspace
 from tests.tiny_recipes import changed, recipe, save_stage
@@ -117,21 +118,23 @@ def test_only_work_is_added_to_the_cost(tmp_path):
     def seconds():
         return json.loads((tmp_path / "cost.json").read_text())["sft"]["seconds"]
 
+    config = sandbox.get_config()
+
     def fail(config, workdir):
         raise ConfigError("seed: expected another, found this")
 
     run = workspace.timed("sft")(lambda config, workdir: time.sleep(0.01))
     with pytest.raises(ConfigError):
-        workspace.timed("sft")(fail)(None, tmp_path)
+        workspace.timed("sft")(fail)(config, tmp_path)
     assert not (tmp_path / "cost.json").exists()
-    run(None, tmp_path)
+    run(config, tmp_path)
     first = seconds()
-    run(None, tmp_path)  # it was interrupted, and goes on
+    run(config, tmp_path)  # it was interrupted, and goes on
     assert first >= 0.01 and seconds() >= first + 0.01
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "summary.json").write_text("{}")
     before = seconds()
-    run(None, tmp_path)
+    run(config, tmp_path)
     assert seconds() == before
 
 

@@ -1,6 +1,7 @@
 """Machine and installation"""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -45,6 +46,27 @@ def get_config():
 """
     )
     run("pretrain.py", f"--config={path}", f"--workdir={tmp_path}/run")
+
+
+@fault(
+    "a number of tasks that is no number",
+    "SLURM_NTASKS: expected a number of processes in the environment, found 'many'",
+)
+def test_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "many")
+    run("pretrain.py", f"--workdir={tmp_path}/run")
+
+
+@fault(
+    "a port that another program has",
+    "--coordinator: expected a port that is free, found 127.0.0.1:N: TEXT",
+)
+def test_port():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        run("pretrain.py", f"--coordinator={address}", "--process_id=0", "--process_count=1")
 
 
 @fault("a script that there is not", "instructjax: expected one of TEXT, found 'train'")

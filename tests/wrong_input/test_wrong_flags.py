@@ -39,6 +39,29 @@ def test_required():
     run("export_weights.py", "--stage=sft")
 
 
+@fault(
+    "some of the flags of several processes",
+    "--process_count: expected with the other flags of several processes, found none",
+)
+def test_some_of_the_processes():
+    run("pretrain.py", "--coordinator=localhost:1234", "--process_id=0")
+
+
+@fault("a coordinator without a port", "--coordinator: expected HOST:PORT, found 'localhost'")
+def test_coordinator():
+    run("pretrain.py", "--coordinator=localhost", "--process_id=0", "--process_count=2")
+
+
+@fault("no processes", "--process_count: expected at least 1, found 0")
+def test_process_count():
+    run("pretrain.py", "--coordinator=localhost:1234", "--process_id=0", "--process_count=0")
+
+
+@fault("a process that is one too many", "--process_id: expected 0 to 1, found 2")
+def test_process_id():
+    run("pretrain.py", "--coordinator=localhost:1234", "--process_id=2", "--process_count=2")
+
+
 @fault("no prompt", "--prompt: expected a prompt, here or in standard input, found none")
 def test_no_prompt(tmp_path):
     run("sample.py", f"--workdir={tmp_path}", stdin=b"\n\n")
