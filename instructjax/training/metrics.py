@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
 from etils import epath
 
 from instructjax.errors import RecordError
+from instructjax.training.tensorboard import EventFile
 
 
 class MetricsWriter:
@@ -41,12 +41,7 @@ class MetricsWriter:
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(self.path)
         self._file = self.path.open("a")
-        # TensorBoard hides what earlier files say about the purged step and later ones.
-        purged = resume_step + 1 if resume_step else 0
-        # Files are named by the second; the suffix keeps a quick restart from overwriting what is not purged.
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=purged, filename_suffix=f".{resume_step}"
-        )
+        self._events = EventFile(workdir / "tensorboard", first_step=resume_step + 1 if resume_step else 0)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -55,7 +50,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a line, which is in the file when this returns.
+        """Adds a line, which is in both outputs when this returns.
 
         Args:
           step: the number of updates made, larger than at the last call.
@@ -73,15 +68,14 @@ class MetricsWriter:
         self._last.update(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, float(value), step)
+        self._events.write(step, scalars)
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric, also from before the run was resumed; None if there is none."""
         return self._last.get(name)
 
     def close(self) -> None:
-        """Writes out what is left and closes both outputs."""
+        """Closes both outputs."""
         self._file.close()
         self._events.close()
 

@@ -230,6 +230,19 @@ def test_interrupted_again_and_again(tmp_path, whole):
     assert seconds == sorted(seconds)
 
 
+def test_a_clock_that_goes_back(tmp_path, whole, monkeypatch):
+    """It goes back an hour each second, and starts a day earlier with each life."""
+    began, now = time.monotonic(), time.time()
+    for day, call in enumerate((3, 6, 2)):
+        monkeypatch.setattr(time, "time", lambda day=day: now - 86_400 * day - 3600 * (time.monotonic() - began))
+        with pytest.raises(Stopped):
+            run(tmp_path, step=failing_at(step, call), log={**LOG, "keep": 2})
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+    seconds = [line["wall_seconds"] for line in metrics.read(tmp_path / "metrics.jsonl")]
+    assert seconds == sorted(seconds) and seconds[-1] < 600
+
+
 def test_interrupted_between_the_last_checkpoint_and_the_summary(tmp_path, whole):
     run(tmp_path)
     (tmp_path / "summary.json").unlink()

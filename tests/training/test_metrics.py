@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +134,35 @@ def test_tensorboard_is_told_what_to_forget(tmp_path):
     restarts = [e.step for e in events(tmp_path) if e.session_log.status == event_pb2.SessionLog.START]
     assert restarts == [0, 3]
     assert [step for step, _, _ in scalars(tmp_path)] == [1, 2, 3, 3]
+
+
+def shown(workdir):
+    """The steps that TensorBoard shows: it reads files by name, and a restart hides the steps that it makes again."""
+    steps = []
+    for event in events(workdir):
+        if event.session_log.status == event_pb2.SessionLog.START:
+            steps = [step for step in steps if step < event.step]
+        steps += [event.step] * len(event.summary.value)
+    return steps
+
+
+def test_a_killed_run_has_told_tensorboard_what_it_had_reported(tmp_path):
+    for resume_step in (0, 2):
+        writer = MetricsWriter(tmp_path, resume_step=resume_step)  # which is never closed
+        for step in range(resume_step + 1, resume_step + 4):
+            writer.write(step, {"loss": 1.0})
+            assert shown(tmp_path) == [line["step"] for line in metrics.read(writer.path)]
+    assert shown(tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("back", [0, 1, 86_400, 10**9])
+def test_a_clock_that_was_set_back_between_two_lives(tmp_path, monkeypatch, back):
+    write_steps(tmp_path, [1, 2, 3])
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - back)
+    write_steps(tmp_path, [3, 4], resume_step=2)
+    write_steps(tmp_path, [4, 5], resume_step=3)
+    assert shown(tmp_path) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Curves for TensorBoard, in a file for each life of a run."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+
+from etils import epath
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+
+class EventFile:
+    """Writes scalars so that TensorBoard shows each step once, however often the run was killed.
+
+    TensorBoard reads the files of a folder in the order of their names, and a file hides what those before it
+    say about the steps that it makes again. So names count the lives of the run: those with the time of day,
+    which are usual, come in another order where a clock was set back. For the same reason each step is in the
+    file when `write` returns, and not after an interval.
+    """
+
+    def __init__(self, folder: epath.Path, *, first_step: int):
+        """Begins a new file, and creates the folder if needed.
+
+        Args:
+          folder: of all files of the run.
+          first_step: this step and later ones are forgotten, as far as earlier files have them.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        lives = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+        self._file = (folder / f"events.out.tfevents.{max(lives, default=0) + 1:010d}").open("wb")
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._file.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds numbers of a step by their names."""
+        for name, value in scalars.items():
+            self._add(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, float(value))))
+        self._file.flush()
+
+    def _add(self, event: Event) -> None:
+        """One record: length, checksum, content, checksum."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        for part in (length, content):
+            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
