@@ -1,12 +1,14 @@
 """Kills the smoke run again and again, and compares what it ends with, bit for bit, with a run that was left alone.
 
-python tests/soak/soak.py --kills=100 --folder=runs/soak
+python tests/soak/soak.py --kills=100 --runs=5 --folder=runs/soak
 
-A run that ends before it was killed so many times is compared, and another is begun. The kills
-are SIGKILLs at random moments: in compilation, in training, in a save, between stages.
+The kills are SIGKILLs, spread evenly over the parts of a run: its start, the six stages and the evaluation. A kill
+that is meant for a part comes at a random moment after the run has come there, within the time that an undisturbed
+run spends in that part: in compilation, in training, in a save, in what lies between this stage and the next.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -24,18 +26,65 @@ from instructjax.training import checkpoint, metrics  # noqa: E402
 
 RECIPE = "configs/sandbox.py:smoke"
 CLOCKS = ("wall_seconds", "peak_rss_gib")
+# Comparisons are collected at the end of the part "sft", the SFT checkpoint is chosen at the end of "reward".
+PARTS = ("start", *STAGES, "evaluate")
+GLANCE = 0.05  # seconds between looks at what a run has written
 
 
-def start(workdir, folder):
+def start(workdir, folder, overrides):
     """The smoke run, or the rest of it, in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "experiments/reproduce.py", f"--config={RECIPE}", f"--workdir={workdir}"],
-        cwd=ROOT,
-        # Restarted programs are read and not compiled: more of the time is spent in what is to be killed.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
-        stdout=(log := (folder / "log").open("a")),
-        stderr=log,
-    )
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "experiments/reproduce.py", f"--config={RECIPE}", f"--workdir={workdir}", *overrides],
+            cwd=ROOT,
+            # Restarted programs are read and not compiled: more of the time is spent in what is to be killed.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def signs(workdir):
+    """When the files were written that show where a run is: a stage's metrics, and the ends of stages."""
+    found = {}
+    for path in (workdir / stage / name for stage in STAGES for name in ("metrics.jsonl", "summary.json")):
+        if path.exists():
+            found[str(path.relative_to(workdir))] = path.stat().st_mtime_ns
+    return found
+
+
+def is_there(part, found, before):
+    """Whether a life of a run has come to a part, or a life before it came further.
+
+    Args:
+      part: one of PARTS.
+      found: the run's signs.
+      before: its signs at the start of this life.
+    """
+    if part == "start":
+        return True
+    if part == "evaluate":
+        return f"{STAGES[-1]}/summary.json" in found
+    began = f"{part}/metrics.jsonl"
+    return f"{part}/summary.json" in found or found.get(began) != before.get(began)
+
+
+def unfinished(workdir):
+    """The first stage that a run has not finished, or else its evaluation."""
+    return next((stage for stage in STAGES if not (workdir / stage / "summary.json").exists()), "evaluate")
+
+
+def durations(workdir, folder, overrides):
+    """Seconds that a run, which is left alone, spends in each part."""
+    began, came = time.monotonic(), {"start": 0.0}
+    process = start(workdir, folder, overrides)
+    while process.poll() is None:
+        found = signs(workdir)
+        came |= {part: time.monotonic() - began for part in PARTS if part not in came and is_there(part, found, {})}
+        time.sleep(GLANCE)
+    assert process.returncode == 0, f"an undisturbed run failed; see {folder}/log"
+    ends = [*list(came.values())[1:], time.monotonic() - began]
+    return {part: end - at for (part, at), end in zip(came.items(), ends, strict=True)}
 
 
 def end_of(workdir):
@@ -63,55 +112,86 @@ def differences(found, expected):
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
-def soak(folder, kills, *, seed=0, longest=40.0, say=print):
-    """Kills runs until there were so many kills, and the last run is at its end.
+def aims(count, moments):
+    """The parts that a run is killed in: in their order, so that it gets on, with starts anywhere between them."""
+    drawn = moments.choices(PARTS, k=count)
+    return sorted(drawn, key=lambda part: moments.uniform(0, len(PARTS)) if part == "start" else PARTS.index(part))
+
+
+def killed(workdir, folder, overrides, part, seconds):
+    """One life of a run: whether it was killed, so many seconds after it came to a part, and did not end before."""
+    before = signs(workdir)
+    process = start(workdir, folder, overrides)
+    while not is_there(part, signs(workdir), before) and process.poll() is None:
+        time.sleep(GLANCE)
+    try:
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    assert code == 0, f"a run ended with {code}; see {folder}/log"
+    return False
+
+
+def soak(folder, kills, *, runs=1, seed=0, overrides=(), say=print):
+    """Kills runs until there were so many kills, and lets each run come to its end.
 
     Args:
       folder: receives the runs and their log.
       kills: how many.
-      seed: of the moments.
-      longest: a run is killed at a random moment within so many seconds after its start.
+      runs: among how many runs they are divided; more where a run ended before all of its kills.
+      seed: of the parts and moments.
+      overrides: flags that change the smoke recipe.
       say: is told of each kill and each comparison.
 
     Returns:
-      (kills made, runs compared); raises AssertionError where a run differs or fails.
+      (kills by the stage that was not finished, runs compared); raises AssertionError where a run differs or fails.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    assert start(folder / "undisturbed", folder).wait() == 0, f"the undisturbed run failed; see {folder}/log"
+    assert not any(folder.iterdir()), f"expected an empty folder, found files in {folder}"
+    durations(folder / "undisturbed", folder, overrides)  # compiles
     expected = end_of(folder / "undisturbed")
-    moments, made, compared = random.Random(seed), 0, 0
-    while made < kills:
+    timed = durations(folder / "timed", folder, overrides)
+    say("an undisturbed run: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in timed.items()))
+    wrong = differences(end_of(folder / "timed"), expected)
+    assert not wrong, f"two undisturbed runs differ in {', '.join(wrong)}"
+    moments, made, compared = random.Random(seed), collections.Counter(), 0
+    while (left := kills - made.total()) > 0:
         workdir = folder / f"killed_{compared}"
-        while True:
-            process, until = start(workdir, folder), moments.uniform(1.0, longest)
-            try:
-                code = process.wait(timeout=until if made < kills else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                made += 1
-                last = [stage for stage in STAGES if (workdir / stage).exists()][-1:]
-                say(f"kill {made}, {until:.1f} s after a start, in or after {''.join(last) or 'preparation'}")
-                continue
-            assert code == 0, f"a run ended with {code} after kill {made}; see {folder}/log"
-            break
+        for part in aims(min(left, -(-kills // runs)), moments):
+            seconds = moments.uniform(0.0, timed[part])
+            if not killed(workdir, folder, overrides, part, seconds):
+                break
+            made[stage := unfinished(workdir)] += 1
+            say(f"kill {made.total()}, {seconds:.1f} s after it came to {part}: {stage} is not finished")
+        else:
+            assert start(workdir, folder, overrides).wait() == 0, f"a run that was killed failed; see {folder}/log"
         wrong = differences(end_of(workdir), expected)
         assert not wrong, f"{workdir} differs from the undisturbed run in {', '.join(wrong)}"
         compared += 1
-        say(f"run {compared} is the undisturbed run, bit for bit, after {made} kills in all")
+        say(f"run {compared} is the undisturbed run, bit for bit, after {made.total()} kills in all")
         shutil.rmtree(workdir)
-    return made, compared
+    return dict(made), compared
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="runs/soak")
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
     began = time.monotonic()
     made, compared = soak(
-        arguments.folder, arguments.kills, seed=arguments.seed, say=lambda line: print(line, flush=True)
+        arguments.folder,
+        arguments.kills,
+        runs=arguments.runs,
+        seed=arguments.seed,
+        overrides=overrides,
+        say=lambda line: print(line, flush=True),
     )
-    print(f"{made} kills, {compared} runs, all alike; {(time.monotonic() - began) / 60:.0f} minutes")
+    by_stage = ", ".join(f"{made.get(part, 0)} in {part}" for part in PARTS if part != "start")
+    print(f"{sum(made.values())} kills ({by_stage}), {compared} runs, all alike", end="; ")
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
