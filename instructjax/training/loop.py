@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from instructjax.errors import ConfigError, RunError, WorkdirError
+from instructjax.errors import ConfigError, RunError, TokenizerError, WorkdirError
 from instructjax.training import digest, interruption, processes
 from instructjax.training import metrics as metrics_lib
 from instructjax.training.checkpoint import Checkpoints
@@ -99,6 +99,7 @@ def run(
       Interrupted: the run was asked to stop, and has saved.
       RunError: of the judge; the last good checkpoint is added to what it says.
       CheckpointError: a checkpoint cannot be written, or none can be read.
+      TokenizerError: the run was begun with another tokenizer than `meta` has.
     """
     check(log)
     summary = directory / "summary.json"
@@ -111,6 +112,7 @@ def run(
         window: list[Metrics] = []
         if done:
             state, found = checkpoints.restore(state, iterator=iterator)
+            _check_tokenizer(checkpoints.directory, found, meta)
             done, window = checkpoints.latest_step(), _unpacked(found["window"])
         with (
             interruption.requests() as requested,
@@ -159,6 +161,16 @@ def run(
             checkpoints.wait()
             seconds = clock.seconds()
     processes.first(lambda: write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)}))
+
+
+def _check_tokenizer(directory: epath.Path, began: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other token ids; what has no tokenizer has none of them."""
+    expected, found = began.get("fingerprint"), now.get("fingerprint")
+    if found != expected:
+        raise TokenizerError(
+            f"{directory}: expected the tokenizer that the stage began with ({expected}), found {found}; "
+            "choose another --workdir"
+        )
 
 
 def _writer(directory: epath.Path, done: int) -> contextlib.AbstractContextManager[metrics_lib.MetricsWriter]:

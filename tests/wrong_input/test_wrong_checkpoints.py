@@ -8,11 +8,11 @@ import pytest
 
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.models.transformer import LanguageModel
-from instructjax.stages import evaluate, prepare, progress, sft, workspace
+from instructjax.stages import evaluate, prepare, pretrain, progress, sft, workspace
 from instructjax.training import checkpoint, loop
 from tests import small_disks, tiny_models
 from tests.scripts import run
-from tests.tiny_recipes import changed, recipe, save_stage
+from tests.tiny_recipes import LINES, changed, recipe, save_stage
 from tests.wrong_input.fault import fault
 
 
@@ -111,6 +111,20 @@ def test_tokenizer(pretrained, tmp_path):
     given = {"tokenizer__path": str(tmp_path / "other.model")}
     start = str(workdir / "pretrain" / "checkpoints")
     sft.run(changed(config, sft__init_from=start, **given), tmp_path / "other")
+
+
+@fault(
+    "another tokenizer in the place of that of a stage that has begun",
+    "PATH: expected the tokenizer that the stage began with (HASH), found HASH; choose another --workdir",
+)
+def test_other_tokenizer(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    Tokenizer.train(LINES, 290).save(path)
+    config = changed(recipe(tmp_path), tokenizer__path=str(path), pretrain__steps=1, pretrain__warmup_steps=1)
+    pretrain.run(config, tmp_path / "run")
+    (tmp_path / "run" / "pretrain" / "summary.json").unlink()  # as if it had been killed
+    Tokenizer.train(["other words of another text"] * 9, 290).save(path)
+    pretrain.run(config, tmp_path / "run")
 
 
 @fault("a flipped bit in the arrays", "PATH: params/TEXT: expected the digest TEXT HASH, found TEXT HASH")
