@@ -26,9 +26,7 @@ def test_the_base_wants_files(recipe, variant):
         check.recipe(config)
     config = changed(config, **{f"files__{name}": "a.jsonl" for name in config.files})
     if config.reward.size:  # 6B, for a policy of 1.3B: from another run
-        with pytest.raises(
-            ConfigError, match="^reward.init_from: expected the checkpoints of a policy of "
-        ):
+        with pytest.raises(ConfigError, match="^reward.init_from: expected the checkpoints of a policy of "):
             check.recipe(config)
     check.recipe(changed(config, ppo__reward_from="6b/reward/checkpoints"))
 
