@@ -167,8 +167,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         _keys("e2e: texts aspects", "evaluate: guests"),
     ),
 )
-# Fields of TransformerConfig with a default.
-_OPTIONAL = _keys("model: dropout tied param_dtype unroll shard_length logits_chunk")
+_FIELDS = {field.name: field for field in dataclasses.fields(TransformerConfig) if field.name != "vocab_size"}
 
 
 def keys(config: ml_collections.ConfigDict) -> None:
@@ -189,14 +188,13 @@ def keys(config: ml_collections.ConfigDict) -> None:
             if not isinstance(inner, ml_collections.ConfigDict):
                 raise ConfigError(f"{section}: expected a section of the recipe, found {_brief(inner)}")
             if name not in inner:
-                if key in _OPTIONAL:
+                if section == "model" and _FIELDS[name].default is not dataclasses.MISSING:
                     continue
                 raise ConfigError(f"{key}: expected {expected}, found no such key in the recipe")
             if not good(inner[name]):
                 raise ConfigError(f"{key}: expected {expected}, found {_brief(inner[name])}")
-    known = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size"}
-    if unknown := sorted(set(config.model) - known):
-        raise ConfigError(f"model.{unknown[0]}: expected one of {', '.join(sorted(known))}, found no such key")
+    if unknown := sorted(set(config.model) - _FIELDS.keys()):
+        raise ConfigError(f"model.{unknown[0]}: expected one of {', '.join(sorted(_FIELDS))}, found no such key")
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
