@@ -21,7 +21,7 @@ from instructjax.training import state as train_state
 from instructjax.training.step import train_step
 from tests import tiny_models
 
-CONFIG = dataclasses.replace(tiny_models.BANDED, vocab_size=24)
+CONFIG = dataclasses.replace(tiny_models.BANDED, vocab_size=24, logits_chunk=8)  # tokens on a device: several chunks
 MODEL, SCALAR = LanguageModel(CONFIG), ScalarModel(CONFIG)
 KEY = jax.random.key(0)
 B, T, K, P, R = 16, 12, 3, 5, 6

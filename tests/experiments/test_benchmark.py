@@ -1,0 +1,59 @@
+"""The benchmark measures each kind of work, and takes turns with another side."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import benchmark
+import pytest
+
+from configs import sandbox
+
+SCRIPT = pathlib.Path(benchmark.__file__)
+
+# Stands for the peer's: as fast as its name says.
+PEER = """
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["PEER_OUT"]) / "results"
+folder.mkdir(parents=True)
+row = {"tokens_per_s": 4.0, "all_median_s": 2.0, "cpu_s_median": 3.0, "peak_rss_mb": 100, "argv": sys.argv[1:]}
+(folder / "sft.json").write_text(json.dumps(row))
+"""
+
+
+@pytest.mark.parametrize("work", benchmark.UNITS)
+def test_each_kind_is_measured(work):
+    found = benchmark.alone(work, sandbox.get_config(), "T", 1)
+    assert found.keys() == {"rate", "seconds", "cpu_seconds", "peak_mb"}
+    assert all(value > 0 for value in found.values())
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+
+
+def test_two_sides_take_turns(tmp_path):
+    (tmp_path / "bench_sft.py").write_text(PEER)
+    found = run(
+        *("--size=T", "--work=sft", "--rounds=1", "--steps=1", "--peer=trl", f"--peer_scripts={tmp_path}"),
+        *(f"--peer_python={sys.executable}", f"--output={tmp_path}/results.json"),
+    )
+    assert found.returncode == 0, found.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    medians = results["work"]["sft"]["medians"]
+    assert medians["trl"] == {"rate": 4.0, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": 100}
+    assert f"ratio {medians['instructjax']['rate'] / 4:.2f}, memory" in found.stdout
+    assert len(results["load"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--work=sft,talk"], "error: --work: expected kinds among sft, reward, generation, ppo, found talk"),
+        (["--peer=trl"], "error: --peer: expected --peer_scripts and --peer_python with it, found one or both missing"),
+    ],
+)
+def test_impossible_choices_are_named(arguments, message):
+    found = run(*arguments)
+    assert (found.returncode, found.stderr.strip()) == (2, message)
