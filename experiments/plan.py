@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import command_line  # noqa: E402
 from absl import flags  # noqa: E402
+from etils import epath  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table  # noqa: E402
@@ -36,7 +37,7 @@ _DEMONSTRATIONS = flags.DEFINE_integer(
     "demonstrations", 12_725, "Examples of SFT, for the compute of its stages; Table 6."
 )
 _RANKINGS = flags.DEFINE_integer("rankings", 33_207, "Ranked prompts, for the compute of the reward model; Table 6.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a line instead of tables.")
+_JSON = flags.DEFINE_string("json", None, "A file that receives what is printed as JSON, one object a line.")
 
 
 def main(config, workdir):
@@ -46,11 +47,9 @@ def main(config, workdir):
     compiling.mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # what is wrong is told at once
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]
     stages = compute.stages(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
-    if not _JSON.value:
-        print(
-            f"{command_line.name()} on {topology.size} x {topology.chip.name} ({topology.name}), compiled and not run\n"
-        )
-        print(table.of_stages(stages, topology), flush=True)
+    title = f"{command_line.name()} on {topology.size} x {topology.chip.name} ({topology.name})"
+    print(f"{title}, compiled and not run\n")
+    print(table.of_stages(stages, topology), flush=True)
     rows, advice = [], []
     for name in _PROGRAMS.value:
         row = plan.of_program(name, config, topology)
@@ -58,12 +57,11 @@ def main(config, workdir):
         if not row.fits:
             suggestion = suggestions.suggest(row, config, topology, _TRIALS.value)
             advice.append(table.of_misfit(row, suggestion, _TRIALS.value))
-        if _JSON.value:
-            print(json.dumps({**dataclasses.asdict(row), "fits": row.fits}), flush=True)
     if _JSON.value:
-        for stage in stages:
-            print(json.dumps(dataclasses.asdict(stage)))
-        return
+        found = [{"program": {**dataclasses.asdict(row), "fits": row.fits}} for row in rows]
+        found += [{"stage": dataclasses.asdict(stage)} for stage in stages]
+        lines = [{"recipe": command_line.name(), "topology": topology.name}, *found]
+        epath.Path(_JSON.value).write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(f"\n{table.of_programs(rows)}\n\n{table.NOTES}")
     if advice:
         print("\n" + "\n".join(advice))
