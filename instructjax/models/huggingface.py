@@ -290,6 +290,6 @@ def _check(found: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         if name not in found or tuple(found[name].shape) != shapes.get(name)
     )
     if wrong:
-        expected = ", ".join(f"{name} {list(shapes[name]) if name in shapes else 'absent'}" for name in wrong[:4])
-        there = ", ".join(f"{name} {list(found[name].shape) if name in found else 'absent'}" for name in wrong[:4])
+        expected = ", ".join(f"{name:.100} {list(shapes[name]) if name in shapes else 'absent'}" for name in wrong[:4])
+        there = ", ".join(f"{name:.100} {list(found[name].shape) if name in found else 'absent'}" for name in wrong[:4])
         raise CheckpointError(f"{where}: expected {expected}; found {there}; {len(wrong)} tensors do not fit")

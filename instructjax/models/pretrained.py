@@ -100,7 +100,7 @@ def _indexed(path: epath.Path) -> list[str]:
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path}: weight_map: expected a file for each tensor, found {reprlib.repr(places)}")
     for file in places.values():
-        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
             raise CheckpointError(f"{path}: expected names of safetensors files, found {reprlib.repr(file)}")
     return sorted(set(places.values()))
 

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import CheckpointError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel
 from instructjax.stages import imported
@@ -67,6 +68,7 @@ def test_a_config_of_any_kind(tmp_path, valid, content):
 @given(content=tries.changed_json(INDEX).map(tries.as_json) | tries.any_bytes(json.dumps(INDEX).encode()))
 @example(content=b'{"weight_map": ["model.safetensors"]}')
 @example(content=b'{"weight_map": {"a": {}}}')
+@example(content=b'{"weight_map": {"a": "%s.safetensors"}}' % (b"[" * 20_000))
 @example(content=b'{"weight_map": {"a": "../model/model.safetensors"}}')
 def test_an_index_of_any_kind(tmp_path, valid, content):
     assert_fits_or_is_refused(folder_with(tmp_path, valid, "model.safetensors.index.json", content))
@@ -95,3 +97,14 @@ def test_arrays_of_any_bytes(tmp_path, valid, data):
     content = (valid / "model.safetensors").read_bytes()
     changed = data.draw(tries.any_bytes(content) | st.integers(0, len(content)).map(lambda size: content[:size]))
     assert_fits_or_is_refused(folder_with(tmp_path, valid, "model.safetensors", changed))
+
+
+def test_a_tensor_with_a_long_name(tmp_path, valid):
+    header, arrays = parted(valid)
+    names = list(header)
+    header["x" * 20_000] = header.pop(names[-1])
+    text = tries.as_json(header)
+    folder = folder_with(tmp_path, valid, "model.safetensors", struct.pack("<Q", len(text)) + text + arrays)
+    with pytest.raises(CheckpointError) as error:
+        imported.read(str(folder), MODEL, TOKENIZER)
+    assert "2 tensors do not fit" in str(error.value) and len(str(error.value)) < 600

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from instructjax.errors import InputError
 
-TRIES = int(os.environ.get("INSTRUCTJAX_TRIES", "300"))
+TRIES = int(os.environ.get("INSTRUCTJAX_TRIES", "200"))
 SECONDS = 10.0  # of the processor, for one try
 GIB = 1.5  # that the process may grow in all tries
 
