@@ -96,7 +96,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 20  # steps between lines of metrics.jsonl; at most 30, see training/loop.py
-    config.log.save_every = 100  # steps between checkpoints, a multiple of log.every
+    config.log.save_every = 100  # steps between checkpoints
     config.log.evaluate_every = 100  # steps between measurements on held-out data, a multiple of log.every
     config.log.keep = 2  # checkpoints kept, beside those that a stage needs later
 

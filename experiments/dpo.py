@@ -52,7 +52,11 @@ def run(config, workdir):
     loop.run(
         "dpo",
         parallel.compile_step(update, config.parallel),
-        parallel.build(lambda start: state.create(jax.tree.map(jnp.copy, start), adam), reference),
+        parallel.build(
+            lambda start: state.create(jax.tree.map(jnp.copy, start), adam),
+            reference,
+            shard_slots=config.parallel.shard_slots,
+        ),
         ranked.batches(
             rankings,
             layout.tokenizer.pad_id,

@@ -13,8 +13,9 @@ def main(config, workdir):
     """All stages in the paper's order."""
     pretrain.run(config, workdir)
     sft.run(config, workdir)
-    comparisons.run(config, workdir)
-    reward.run(config, workdir)
+    if not config.ppo.reward_from:  # else another run's
+        comparisons.run(config, workdir)
+        reward.run(config, workdir)
     sft.select(config, workdir)
     ppo_init.run(config, workdir)
     ppo.run_ppo(config, workdir)

@@ -12,6 +12,7 @@ from absl import flags
 
 from instructjax.errors import InputError
 from instructjax.stages import evaluate, workspace
+from instructjax.training import parallel
 
 _STAGE = flags.DEFINE_string(
     "stage", "ppo_ptx", "Whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest's stage, such as dpo."
@@ -25,6 +26,11 @@ def main(config, workdir):
     asked = list(_prompts())
     if not asked:
         raise InputError("--prompt: expected a prompt, here or in standard input, found none")
+    with parallel.on_mesh(config.parallel):
+        _answer(config, workdir, asked)
+
+
+def _answer(config, workdir, asked):
     policy, layout = workspace.open_policy(workdir, _STAGE.value)
     for where, prompt in asked:
         layout.prompt(prompt, where)  # refuses one that is too long

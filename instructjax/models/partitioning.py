@@ -57,17 +57,16 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> P:
 
     Args:
       axes: a name of RULES for each axis, or None for one that is whole.
-      shape: of the array. An axis that does not divide over its mesh axes is whole: one token
-        while decoding, or a vocabulary of 50,257.
+      shape: of the array. An axis that does not divide over its mesh axes is cut over the first of
+        them, as far as it divides, or whole: one token while decoding, or a vocabulary of 50,257.
       mesh: a Mesh or AbstractMesh with MESH_AXES.
     """
     parts = []
     for name, size in zip(axes, shape, strict=True):
         cut = RULES[name] if name else ()
-        pieces = 1
-        for axis in cut:
-            pieces *= mesh.shape[axis]
-        parts.append(cut if pieces > 1 and size % pieces == 0 else None)
+        while cut and size % math.prod(mesh.shape[axis] for axis in cut):
+            cut = cut[:-1]
+        parts.append(cut if math.prod(mesh.shape[axis] for axis in cut) > 1 else None)
     return P(*parts)
 
 

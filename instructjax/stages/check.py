@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -220,6 +221,8 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _batches(config)
     _labelers(config)
     if config.ppo.reward_function:
+        if jax.process_count() > 1:  # it would be called in one of them, and its errors not told to the others
+            raise ConfigError('ppo.reward_function: expected "" in a run of several processes, found a function')
         reward_function.load(config.ppo.reward_function)
 
 
@@ -273,8 +276,8 @@ def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -
                 f"reward.init_from: expected the checkpoints of a policy of reward.size ({size}), or those of a reward "
                 'model in ppo.reward_from, found none; reward.size="" makes reward models of the policy\'s size'
             )
-    if frozen not in DTYPES or jnp.finfo(frozen).bits < jnp.finfo(config.model.dtype).bits:
-        wide = [dtype for dtype in DTYPES if jnp.finfo(dtype).bits >= jnp.finfo(config.model.dtype).bits]
+    wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
+    if frozen not in wide:
         raise ConfigError(
             f"ppo.frozen_dtype: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
             f"(model.dtype), found {frozen!r}"

@@ -39,8 +39,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
 
 @workspace.timed("comparisons")
 def _collect(config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout) -> None:
-    shape = workspace.reward_config(config, layout.tokenizer)
-    start = workspace.checkpoints_of(config.reward.init_from, workdir, "sft")
+    shape = workspace.model_config(config, layout.tokenizer)
+    # Where reward models have a size of their own, reward.init_from is no policy of this run's.
+    start = workspace.checkpoints_of("" if config.reward.size else config.reward.init_from, workdir, "sft")
     policy = workspace.load_language_model(start, shape, layout.tokenizer)
     training, heldout = prepare.simulated_labelers(config)
     rng = np.random.default_rng([config.seed, 3])

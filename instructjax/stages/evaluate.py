@@ -23,7 +23,7 @@ from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.rollout import answers
 from instructjax.stages import comparisons, few_shot, language_model, prepare, scoring, sft, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import loop, metrics, processes
+from instructjax.training import loop, metrics, parallel, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
     Returns:
       The results; the format is in docs/results.md.
     """
+    with parallel.on_mesh(config.parallel):
+        return _run(config, epath.Path(workdir), name)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: epath.Path, name: str) -> dict[str, Any]:
     began = time.monotonic()
-    workdir = epath.Path(workdir)
     layout = prepare.run(config, workdir)
     selection = sft.selection(workdir)
     shape = workspace.model_config(config, layout.tokenizer)
@@ -136,7 +140,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike, name: str) -
 
 def _report(workdir: epath.Path, results: dict[str, Any]) -> None:
     loop.write_json(workdir / "results.json", results)
-    curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in workspace.STAGES}
+    made = [
+        stage for stage in workspace.STAGES if workspace.is_finished(workdir, stage)
+    ]  # a reward model may be another run's
+    curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in made}
     path = report.write_report(workdir, results, curves)
     print(report.terminal_table(results))
     print(f"\n{path}")

@@ -90,9 +90,7 @@ def score_texts(
     A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
     """
     rankings = [
-        RankedTokens(
-            layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts], [0.0] * len(texts)
-        )
+        RankedTokens(layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts])
         for prompt, texts in zip(prompts, answered, strict=True)
     ]
     return np.stack(scoring.rewards(reward, rankings, config.evaluate.batch_size))

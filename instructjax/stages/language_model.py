@@ -99,7 +99,7 @@ def mean_loss(model: LanguageModel) -> Callable[[Any, Sequence[LMBatch]], float]
     sums = jax.jit(lambda params, batch: whole(objective(params, constrain_rows(batch), None)[0]))
 
     def loss(params: Any, batches: Sequence[LMBatch]) -> float:
-        pairs = [sums(params, batch) for batch in batches]
+        pairs = [jax.device_get(sums(params, batch)) for batch in batches]
         return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
 
     return loss

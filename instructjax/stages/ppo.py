@@ -65,6 +65,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
 
     state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
     frozen = parallel.build(functools.partial(freeze, dtype=section.frozen_dtype or shape.param_dtype), initial, reward)
+    del initial, reward  # on a mesh, or in another type, the frozen weights are others
     share = parallel.share_of_rows()
     prompts = pipeline.shuffled_batches(
         pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
@@ -146,8 +147,12 @@ def make_programs(
 
 
 def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
-    """The weights that an iteration reads only, in the type that they are held in."""
-    return Frozen(*jax.tree.map(lambda x: x.astype(dtype), (reference, reward)))
+    """The weights that an iteration reads only, in the type that they are held in; the head keeps its own."""
+
+    def held(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return x if path[0] == jax.tree_util.DictKey("head") else x.astype(dtype)
+
+    return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
 
 
 def initial_state(policy: Params, value: Params, optimizers: Optimizers) -> PPOState:

@@ -67,7 +67,8 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     def offset(state: TrainState) -> TrainState:
         demonstrations = pipeline.demonstration_rows(prepare.load(config, workdir, Demonstration, "train"), layout)
         mean = mean_score(scalar, state.params, demonstrations, config.evaluate.batch_size)
-        head = {**state.params["head"], "bias": state.params["head"]["bias"] - mean}
+        bias = state.params["head"]["bias"]
+        head = {**state.params["head"], "bias": (bias - mean).astype(bias.dtype)}
         return state.replace(params={**state.params, "head": head})
 
     loop.run(
@@ -125,8 +126,8 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
     measure = jax.jit(lambda params, batch: whole(loss(params, constrain_rows(batch), None)))
 
     def evaluation(params: Any) -> dict[str, float]:
-        window = [measure(params, batch) for batch in batches]
-        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in jax.device_get(window)])
+        window = [jax.device_get(measure(params, batch)) for batch in batches]
+        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in window])
         return {f"validation_{name}": value for name, value in values.items()}
 
     return evaluation

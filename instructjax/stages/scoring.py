@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from instructjax.batch import RankingBatch
 from instructjax.data import pipeline, ranked
 from instructjax.data.examples import RankedTokens
 from instructjax.models.partitioning import constrain_rows, whole
+from instructjax.models.transformer import ScalarModel
 from instructjax.stages.workspace import Trained
 from instructjax.training import objectives
+
+
+@functools.cache
+def _compiled(model: ScalarModel) -> Callable[[Any, RankingBatch], jax.Array]:
+    return jax.jit(lambda params, batch: whole(objectives.rewards_of(model, params, constrain_rows(batch))))
 
 
 def rewards(reward: Trained, rankings: Sequence[RankedTokens], batch_size: int) -> list[np.ndarray]:
@@ -25,7 +34,7 @@ def rewards(reward: Trained, rankings: Sequence[RankedTokens], batch_size: int) 
     Returns:
       float64[K] for each prompt, K the number of its answers.
     """
-    score = jax.jit(lambda params, batch: whole(objectives.rewards_of(reward.model, params, constrain_rows(batch))))
+    score = _compiled(reward.model)
     rows = ranked.rows(rankings, reward.tokenizer.pad_id)
     batches = pipeline.ordered_batches(rows, batch_size=min(len(rows), batch_size))
     found = [np.asarray(score(reward.params, batch), np.float64)[batch.valid] for batch in batches]

@@ -77,7 +77,8 @@ def run(
     Args:
       name: what to call the run in the progress bar.
       step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
-      state: a pytree with an int32 scalar `step`, as it is before the first step.
+      state: a pytree with an int32 scalar `step`, as it is before the first step; it is
+        donated to the run.
       batches: a grain dataset; its iterator's state is saved with the checkpoints.
       key: the run's root key; the step folds its number in.
       steps: how many steps to make.
@@ -111,7 +112,7 @@ def run(
         iterator = iter(batches)
         window: list[Metrics] = []
         if done:
-            state, found = checkpoints.restore(state, iterator=iterator)
+            state, found = checkpoints.restore(_released(state), iterator=iterator)
             _check_tokenizer(checkpoints.directory, found, meta)
             done, window = checkpoints.latest_step(), _unpacked(found["window"])
         with (
@@ -197,6 +198,19 @@ def reduce(window: Sequence[Metrics]) -> dict[str, float]:
         elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
             values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
     return values
+
+
+def _released(state: Any) -> Any:
+    """Shapes and places of a state whose memory is given back, for the one that is read in its place."""
+
+    def release(x: Any) -> Any:
+        if not isinstance(x, jax.Array):
+            return x
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        x.delete()
+        return shape
+
+    return jax.tree.map(release, state)
 
 
 @contextlib.contextmanager

@@ -122,14 +122,17 @@ def share_of_rows() -> tuple[int, int]:
     if mesh.empty:
         return 0, 1
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    here = [i for i, part in enumerate(parts) if any(d.process_index == jax.process_index() for d in part)]
-    first, size = here[0], len(here)
-    if here != list(range(first, first + size)) or first % size or len(parts) % size:
-        raise ConfigError(
-            f"parallel: expected a mesh in which the rows of a process lie side by side, found parts {here} of "
-            f"{len(parts)} in process {jax.process_index()}; a larger parallel.tensor or parallel.fsdp may help"
-        )
-    return first // size, len(parts) // size
+    for process in range(jax.process_count()):  # of all, so that each of them refuses
+        held = [i for i, part in enumerate(parts) if any(device.process_index == process for device in part)]
+        first, size = held[0], len(held)
+        if held != list(range(first, first + size)) or first % size or len(parts) % size:
+            raise ConfigError(
+                f"parallel: expected a mesh in which the rows of a process lie side by side, found parts {held} of "
+                f"{len(parts)} in process {process}; a larger parallel.tensor or parallel.fsdp may help"
+            )
+        if process == jax.process_index():
+            share = first // size, len(parts) // size
+    return share
 
 
 def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:

@@ -6,7 +6,9 @@ one writes what is not a checkpoint; the others wait for it, and end when it fai
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
 import re
 import socket
 from collections.abc import Callable
@@ -20,14 +22,15 @@ from instructjax.errors import InputError
 
 T = TypeVar("T")
 
-# A process that is killed ends the others within this time.
+# After so long without a sign of a process, the others end; within a minute in all.
 HEARTBEAT_SECONDS = 20
 
 
 def start(coordinator: str | None, index: int | None, count: int | None) -> None:
     """Joins the processes of a run, before any device is used; does nothing where there is one.
 
-    On a TPU pod slice all three are found out, and so they are under SLURM and Open MPI.
+    JAX finds all three out on TPUs, in a step of SLURM (`srun`) and under Open MPI. A count of 1
+    alone keeps a machine with TPUs from asking for others.
 
     Args:
       coordinator: HOST:PORT of the first process, which the others reach it by.
@@ -37,6 +40,8 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
     Raises:
       InputError: only some of the three are given, they do not fit together, or the port is taken.
     """
+    if count == 1 and coordinator is None and index is None:
+        return
     given = {"coordinator": coordinator, "process_id": index, "process_count": count}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
@@ -45,7 +50,13 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
         return
     if not missing:
         _check(coordinator, index, count)
-    jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(
+        coordinator,
+        count,
+        index,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
 
 def _check(coordinator: str, index: int, count: int) -> None:
@@ -63,9 +74,12 @@ def _check(coordinator: str, index: int, count: int) -> None:
 
 
 def _on_a_cluster() -> bool:
-    """Whether this was started as one of several processes by something that JAX asks for their addresses."""
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in hosts or max(map(_tasks, ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))) > 1
+    """Whether this may be one of several processes, whose addresses JAX finds out: on TPUs, by srun, by mpirun."""
+    chips = importlib.util.find_spec("libtpu") and any(
+        pathlib.Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*")
+    )
+    step = "SLURM_STEP_NODELIST" in os.environ and _tasks("SLURM_STEP_NUM_TASKS") > 1
+    return bool(chips) or step or _tasks("OMPI_COMM_WORLD_SIZE") > 1
 
 
 def _tasks(name: str) -> int:

@@ -50,10 +50,10 @@ def get_config():
 
 @fault(
     "a number of tasks that is no number",
-    "SLURM_NTASKS: expected a number of processes in the environment, found 'many'",
+    "OMPI_COMM_WORLD_SIZE: expected a number of processes in the environment, found 'many'",
 )
 def test_tasks(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "many")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "many")
     run("pretrain.py", f"--workdir={tmp_path}/run")
 
 
