@@ -47,7 +47,7 @@ def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: 
         differing += [
             f"{key}: expected {old.get(key)!r}, as the stage began with, found {new.get(key)!r}"
             for key in old | new
-            if old.get(key) != new.get(key)
+            if old.get(key) != new.get(key) and key not in MAY_CHANGE
         ]
     if differing:
         raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")
@@ -80,6 +80,10 @@ def check(path: epath.Path, workdir: epath.PathLike, stage: str) -> None:
             )
     if began["code"] != now["code"]:
         print(f"warning: {path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
+
+
+# Keys of a stage's own section that a stage may go on with other values of: PPO's rates do not depend on its length.
+MAY_CHANGE = frozenset({"ppo.iterations"})
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """A reward model and a value network that are not as large as the policy, and frozen weights in half precision."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from instructjax.models import sizes
@@ -37,6 +39,24 @@ def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
     template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
     found = checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
     assert found["trunk"]["token_embedding"].shape[1] == 16
+
+
+def test_a_finished_stage_goes_on_to_more_iterations(prepared):
+    """To the weights of a run that was to make so many from the start."""
+    config, workdir, shape = prepared
+    template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
+
+    def value():
+        return checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
+
+    ppo.run_ppo(changed(config, ppo__iterations=1), workdir)
+    shorter = value()
+    ppo.run_ppo(config, workdir)
+    longer = value()
+    shutil.rmtree(workdir / "ppo")
+    ppo.run_ppo(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, longer, value())
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (shorter, longer)), strict=True))
 
 
 def test_frozen_weights_can_be_held_in_half_precision(prepared):

@@ -105,6 +105,7 @@ def test_other_code_is_a_warning(begun, capsys):
         ("sft", {"log__every": 10}),
         ("ppo", {"ppo_log__keep": 5}),
         ("ppo", {"evaluate__prompts": 7}),
+        ("ppo_ptx", {"ppo__iterations": 7}),
     ],
 )
 def test_what_does_not_matter_to_a_stage_may_change(begun, stage, changes):
