@@ -10,7 +10,7 @@ python experiments/benchmark.py --size=A --peer=trl --peer_scripts=FOLDER --peer
 
 Every measurement is a process of its own, so that its peak memory is its own, and the sides take turns, so
 that what else the machine does meets both. The first steps, which compile, do not count. Prints medians over
-rounds, with the load of the machine, and writes them as JSON where --output says.
+rounds, with the load of the machine, and writes them as JSON where --results says.
 
 FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --dtype, --warm, --steps and --budget
 (seconds), and writes $PEER_OUT/results/NAME.json with the rate and "peak_rss_mb".
@@ -70,7 +70,7 @@ _SIZE = flags.DEFINE_enum("size", "A", sorted(SHAPES), "A: 4 layers of width 256
 _WORK = flags.DEFINE_list("work", list(UNITS), "Which kinds.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of each turn.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "A JSON file to write.")
+_RESULTS = flags.DEFINE_string("results", None, "A JSON file to write.")
 _PEER = flags.DEFINE_enum("peer", None, ["trl"], "Whom to measure in turn.")
 _PEER_SCRIPTS = flags.DEFINE_string("peer_scripts", None, "The folder of the peer's scripts.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", None, "The Python that has the peer's packages.")
@@ -217,8 +217,8 @@ def main(config, workdir):
     with tempfile.TemporaryDirectory() as folder:
         sides = {"instructjax": ours} | ({_PEER.value: functools.partial(peer, folder)} if _PEER.value else {})
         results = compare(sides)
-    if _OUTPUT.value:
-        epath.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
+    if _RESULTS.value:
+        epath.Path(_RESULTS.value).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def compare(sides):

@@ -37,7 +37,7 @@ def test_two_sides_take_turns(tmp_path):
     (tmp_path / "bench_sft.py").write_text(PEER)
     found = run(
         *("--size=T", "--work=sft", "--rounds=1", "--steps=1", "--peer=trl", f"--peer_scripts={tmp_path}"),
-        *(f"--peer_python={sys.executable}", f"--output={tmp_path}/results.json"),
+        *(f"--peer_python={sys.executable}", f"--results={tmp_path}/results.json"),
     )
     assert found.returncode == 0, found.stderr
     results = json.loads((tmp_path / "results.json").read_text())

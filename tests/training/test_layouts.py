@@ -145,7 +145,7 @@ def test_gradients_are_there_to_be_compared():
             assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradients) if leaf.ndim > 2)
 
 
-@pytest.mark.parametrize("name", ["microbatches", "reward"])
+@pytest.mark.parametrize("name", ["pretrain and sft", "reward"])
 def test_a_step_is_the_same_uncompiled(name):
     with jax.disable_jit():
         found = steps(name, "one device", eager=True)
