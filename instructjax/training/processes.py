@@ -22,6 +22,8 @@ from instructjax.errors import InputError
 
 T = TypeVar("T")
 
+DEVICES = pathlib.Path("/dev")  # where Linux shows the chips of a TPU host
+
 # After so long without a sign of a process, the others end; within a minute in all.
 HEARTBEAT_SECONDS = 20
 
@@ -75,11 +77,10 @@ def _check(coordinator: str, index: int, count: int) -> None:
 
 def _on_a_cluster() -> bool:
     """Whether this may be one of several processes, whose addresses JAX finds out: on TPUs, by srun, by mpirun."""
-    chips = importlib.util.find_spec("libtpu") and any(
-        pathlib.Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*")
-    )
+    chips = [path for pattern in ("accel[0-9]*", "vfio/[0-9]*") for path in DEVICES.glob(pattern)]
+    tpus = bool(chips) and importlib.util.find_spec("libtpu") is not None
     step = "SLURM_STEP_NODELIST" in os.environ and _tasks("SLURM_STEP_NUM_TASKS") > 1
-    return bool(chips) or step or _tasks("OMPI_COMM_WORLD_SIZE") > 1
+    return tpus or step or _tasks("OMPI_COMM_WORLD_SIZE") > 1
 
 
 def _tasks(name: str) -> int:

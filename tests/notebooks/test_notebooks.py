@@ -30,7 +30,8 @@ def shown(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["1_tour", "2_losses", "3_ppo", "4_ranking_loss", "5_human_data"]
+    names = ["1_tour", "2_losses", "3_ppo", "4_ranking_loss", "5_human_data", "6_plans"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """Two processes with four devices each, over loopback, against one process; and one of them killed."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -124,3 +125,44 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
 def test_some_of_the_flags_are_not_enough(given):
     with pytest.raises(InputError, match="^--.*: expected with the other flags of several processes, found none$"):
         processes.start(*given)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A machine without chips or schedulers, which notes what JAX is asked for."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+    monkeypatch.setattr(processes, "DEVICES", tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    for name in ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_a_machine_by_itself_asks_for_no_others(asked):
+    processes.start(None, None, None)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "environment", [{"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_STEP_NUM_TASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "2"}]
+)
+def test_schedulers_are_asked_for_the_others(asked, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.start(None, None, None)
+    assert asked == [(None, None, None)]
+
+
+def test_a_host_with_tpus_asks_for_the_others_unless_it_is_told_that_there_are_none(asked, tmp_path):
+    (tmp_path / "accel0").touch()
+    processes.start(None, None, 1)
+    assert asked == []
+    processes.start(None, None, None)
+    assert asked == [(None, None, None)]
+
+
+def test_an_allocation_of_slurm_is_no_run_of_several(asked, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # sbatch or salloc, without srun
+    processes.start(None, None, None)
+    assert asked == []

@@ -1,0 +1,48 @@
+"""Pictures of plans show every program and every stage."""
+
+import json
+
+import pytest
+
+from instructjax.errors import RecordError
+from instructjax.planning import charts
+
+GIB = 2**30
+PROGRAM = {
+    "name": "sft",
+    "residents": {"weights": 2 * GIB, "optimizer": 4 * GIB, "batch": GIB},
+    "compiled": {"peak": 10 * GIB, "available": 15 * GIB},
+}
+LINES = [
+    {"recipe": "configs/instructgpt.py:1p3b", "topology": "v5e:4x4"},
+    {"program": PROGRAM},
+    {"program": {**PROGRAM, "name": "reward", "compiled": None}},  # not cut over the mesh: nothing to draw
+    {"stage": {"name": "sft", "days": 5.0, "paper": 4.9}},
+    {"stage": {"name": "ppo", "days": 2.0, "paper": None}},
+]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return charts.load(path)
+
+
+def test_the_parts_of_a_bar_add_up_to_the_peak(plan):
+    (axes,) = charts.memory([plan]).axes
+    widths = [patch.get_width() for patch in axes.patches]
+    assert widths == [2, 4, 1, 3]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1p3b on v5e:4x4\nsft"]
+
+
+def test_the_paper_stands_beside_the_stages_that_it_tells_of(plan):
+    (axes,) = charts.compute(plan).axes
+    assert [patch.get_height() for patch in axes.patches] == [5.0, 2.0, 4.9]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"recipe": "a"}\n'])
+def test_another_file_is_named(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(RecordError, match="a.jsonl: expected a plan as experiments/plan.py writes it, found "):
+        charts.load(tmp_path / "a.jsonl")
