@@ -115,15 +115,9 @@ def uneven_rows(program: Program, shape: tuple[int, int, int]) -> str:
 
 def uneven_model(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> str:
     """Which side of a network does not divide over a mesh, or "" if all do."""
-    _, fsdp, tensor = shape
-    for model in programs.shapes(config):
-        for key, size, axis, parts in (
-            ("num_heads", model.num_heads, "tensor", tensor),
-            ("d_ff", model.d_ff, "tensor", tensor),
-            ("d_model", model.d_model, "fsdp", fsdp),
-        ):
-            if size % parts:
-                return f"model.{key} = {size} does not divide over {axis} = {parts}"
+    for section, model in zip(("model", "reward"), programs.shapes(config), strict=True):
+        for key, size, axis, parts in parallel.uneven_sides(model, shape):
+            return f"{section}.{key} = {size} does not divide over {axis} = {parts}"
     return ""
 
 

@@ -17,7 +17,7 @@ from instructjax.models import sizes
 from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
 from instructjax.planning import flops
 from instructjax.planning.flops import Work
-from instructjax.stages import language_model, ppo, reward
+from instructjax.stages import language_model, ppo, reward, workspace
 from instructjax.training import optimizer
 from instructjax.training import state as train_state
 
@@ -238,8 +238,7 @@ def _total(phases: dict[str, Work]) -> Work:
 
 
 def _initial(model: Any) -> Tree:
-    token = jnp.ones((1, 1), jnp.int32)
-    return model.init(jax.random.key(0), token, token, token * 0)["params"]
+    return workspace.random_params(model, jax.random.key(0))
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

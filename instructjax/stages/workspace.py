@@ -101,10 +101,11 @@ def reward_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> T
 
 def initial_params(model: Any, key: jax.Array) -> Any:
     """Random weights of a LanguageModel or ScalarModel."""
-    return parallel.build(functools.partial(_initial, model), key)
+    return parallel.build(functools.partial(random_params, model), key)
 
 
-def _initial(model: Any, key: jax.Array) -> Any:
+def random_params(model: Any, key: jax.Array) -> Any:
+    """`initial_params` as a pure function, which places nothing."""
     token = jnp.ones((1, 1), jnp.int32)
     return model.init(key, token, token, token * 0)["params"]
 
@@ -139,7 +140,7 @@ def _load(model: Any, directory: epath.PathLike, tokenizer: Vocabulary, item: st
     for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
         if found[name] != (expected := getattr(model.config, name)):
             raise CheckpointError(f"{directory}: model.{name}: expected {expected}, found a model with {found[name]}")
-    template = parallel.abstract(jax.eval_shape(lambda: _initial(model, jax.random.key(0))))
+    template = parallel.abstract(jax.eval_shape(lambda: random_params(model, jax.random.key(0))))
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
 

@@ -152,17 +152,22 @@ def check_model(shape: TransformerConfig, section: str, config: ml_collections.C
     Raises:
       ConfigError: names both keys.
     """
-    _, fsdp, tensor = mesh_shape(config, jax.device_count())
-    for key, size, axis, parts in (
+    for key, size, axis, parts in uneven_sides(shape, mesh_shape(config, jax.device_count())):
+        fitting = ", ".join(str(n) for n in range(1, min(size, 4 * parts) + 1) if size % n == 0)
+        raise ConfigError(
+            f"parallel.{axis}: expected a divisor of {section}.{key} ({size}), such as {fitting}, found {parts}"
+        )
+
+
+def uneven_sides(shape: TransformerConfig, mesh: tuple[int, int, int]) -> list[tuple[str, int, str, int]]:
+    """The sides of a model that do not divide over a mesh of this shape: (field, size, mesh axis, its devices)."""
+    _, fsdp, tensor = mesh
+    sides = (
         ("num_heads", shape.num_heads, "tensor", tensor),
         ("d_ff", shape.d_ff, "tensor", tensor),
         ("d_model", shape.d_model, "fsdp", fsdp),
-    ):
-        if size % parts:
-            fitting = ", ".join(str(n) for n in range(1, min(size, 4 * parts) + 1) if size % n == 0)
-            raise ConfigError(
-                f"parallel.{axis}: expected a divisor of {section}.{key} ({size}), such as {fitting}, found {parts}"
-            )
+    )
+    return [side for side in sides if side[1] % side[3]]
 
 
 def shardings(tree: Any, mesh: Mesh, *, shard_slots: bool = False) -> Any:

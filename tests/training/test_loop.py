@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import types
 
 import grain
 import jax
@@ -270,21 +271,28 @@ def test_a_finished_run_does_nothing(whole):
     assert content() == before
 
 
-def test_curves_are_drawn_when_there_is_something_new_to_see(tmp_path):
-    seen = []
-    run(tmp_path, draw=lambda: seen.append(lines(tmp_path)[-1]["step"]))
-    assert seen == [4, 8, STEPS]
+@pytest.mark.parametrize(
+    ("seconds", "drawn"),
+    [
+        (0.05, [4, 8, STEPS]),  # the next is due after 2.5 seconds, which are less than the four to the next evaluation
+        (0.2, [4, STEPS]),  # the next would be due after ten seconds
+    ],
+)
+def test_drawing_takes_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, seconds, drawn):
+    """Curves are drawn when there is something new to see. A clock of the test's own: a second for each step."""
+    now, seen = [0.0], []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
 
-
-def test_drawing_takes_a_small_part_of_the_time(tmp_path):
-    seen = []
+    def timed_step(*arguments):
+        now[0] += 1.0
+        return step(*arguments)
 
     def draw():
+        now[0] += seconds
         seen.append(lines(tmp_path)[-1]["step"])
-        time.sleep(0.2)  # the next would be due after ten seconds
 
-    run(tmp_path, draw=draw)
-    assert seen == [4, STEPS]
+    run(tmp_path, step=timed_step, draw=draw)
+    assert seen == drawn
 
 
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
