@@ -177,6 +177,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     ppo.iterations = 500  # C.4: 256k episodes in batches of 512
     ppo.batch_size = 512  # episodes of an iteration; C.4
     ppo.minibatch_size = 64  # episodes of an update; C.4
+    ppo.microbatches = 1  # parts that the networks read a minibatch in, for scoring and updates, one after the other
     ppo.epochs = 1  # passes over a batch; C.4
     ppo.rollout_parts = 1  # parts a batch is sampled in, one after the other; the cache holds one part
     ppo.temperature = 1.0  # of the rollout; C.4

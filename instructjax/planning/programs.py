@@ -171,7 +171,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     sampled = section.batch_size // section.rollout_parts
     rows = {
         "ppo.batch_size / ppo.rollout_parts": (section.batch_size, section.rollout_parts),
-        "ppo.minibatch_size": (section.minibatch_size, 1),
+        "ppo.minibatch_size / ppo.microbatches": (section.minibatch_size, section.microbatches),
     }
     if with_text:
         key = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
@@ -205,11 +205,12 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
         )
 
     language, scalar = forward(section.minibatch_size)
-    scoring = 2 * minibatches * flops.forward_work(shape, language)
-    scoring += 2 * minibatches * flops.forward_work(scalar_shape, scalar)
+    parts = minibatches * section.microbatches
+    scoring = 2 * parts * flops.forward_work(shape, language / section.microbatches)
+    scoring += 2 * parts * flops.forward_work(scalar_shape, scalar / section.microbatches)
     update = {
-        "policy": flops.update_work(shape, language, section.minibatch_size, length),
-        "value": flops.update_work(scalar_shape, scalar, section.minibatch_size, length),
+        "policy": flops.update_work(shape, language, section.minibatch_size, length, section.microbatches),
+        "value": flops.update_work(scalar_shape, scalar, section.minibatch_size, length, section.microbatches),
         "adam": flops.adam_work(shape) + flops.adam_work(scalar_shape),
     }
     if with_text:

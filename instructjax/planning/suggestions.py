@@ -20,14 +20,14 @@ _PARTS = {
     "sft": ("sft.microbatches",),
     "reward": ("reward.microbatches",),
     "ppo_init": ("ppo_init.microbatches",),
-    "ppo scoring": (),
-    "ppo_ptx scoring": (),
-    "ppo update": (),
+    "ppo scoring": ("ppo.microbatches",),
+    "ppo_ptx scoring": ("ppo.microbatches",),
+    "ppo update": ("ppo.microbatches",),
     "ppo rollout": ("ppo.rollout_parts",),
     "ppo_ptx rollout": ("ppo.rollout_parts",),
-    "ppo_ptx update": ("ppo.ptx_microbatches",),
-    "ppo iteration": ("ppo.rollout_parts",),
-    "ppo_ptx iteration": ("ppo.rollout_parts", "ppo.ptx_microbatches"),
+    "ppo_ptx update": ("ppo.ptx_microbatches", "ppo.microbatches"),
+    "ppo iteration": ("ppo.rollout_parts", "ppo.microbatches"),
+    "ppo_ptx iteration": ("ppo.rollout_parts", "ppo.microbatches", "ppo.ptx_microbatches"),
 }
 
 

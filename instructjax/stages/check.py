@@ -61,7 +61,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "comparisons: prompts min_answers max_answers",
             "reward: batch_size microbatches",
             "ppo_init: batch_size microbatches",
-            "ppo: iterations batch_size minibatch_size rollout_parts epochs",
+            "ppo: iterations batch_size minibatch_size microbatches rollout_parts epochs",
             "ppo: ptx_examples_per_episode ptx_microbatches ptx_length",
             "evaluate: prompts judgements few_shot_candidates batch_size text_windows",
             "sandbox: documents demonstrations users reward_prompts prompts labelers heldout_labelers",
@@ -295,7 +295,7 @@ def _batches(config: ml_collections.ConfigDict) -> None:
             f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({ppo.minibatch_size}), found {ppo.batch_size}"
         )
     parallel.check_batch_size(ppo.batch_size, "ppo.batch_size", config.parallel, ppo.rollout_parts)
-    parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size", config.parallel)
+    parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size", config.parallel, ppo.microbatches)
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,
         "ppo.minibatch_size x ppo.ptx_examples_per_episode",

@@ -32,6 +32,7 @@ from instructjax.training import objectives
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
 from instructjax.training.step import (
+    Loss,
     Maximum,
     Metrics,
     collected,
@@ -160,10 +161,11 @@ def make_iteration(
     def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
         """What the four networks say of this device's episodes, and what follows from it.
 
-        As many rows at a time as a minibatch has: logits of the whole batch are never held, and
+        As many rows at a time as a microbatch has: logits of the whole batch are never held, and
         the products of matrices have the shapes of the update's, which round alike.
         """
-        parts = jax.lax.map(lambda part: forward(state, frozen, constrain_rows(part)), dealt(episodes, minibatches))
+        hands = dealt(episodes, minibatches * config.microbatches)
+        parts = jax.lax.map(lambda part: forward(state, frozen, constrain_rows(part)), hands)
         log_probs, ref_log_probs, values, outputs, entropy = collected(parts)
         mask = episodes.response_mask
         scores = episode.at_last_token(outputs, episodes.segments)
@@ -235,7 +237,10 @@ def make_iteration(
     ptx_loss = objectives.language_model_loss(policy_model)
 
     def update(state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        pair, metrics = summed_gradient(policy_loss, state.policy.params, batch, key, axis_name=axis_name)
+        def over_episodes(loss: Loss, params: Params) -> tuple[tuple[Params, Array], Metrics]:
+            return summed_gradient(loss, params, batch, key, microbatches=config.microbatches, axis_name=axis_name)
+
+        pair, metrics = over_episodes(policy_loss, state.policy.params)
         gradient, loss = losses.mean(*pair), metrics["loss"][0]
         if text is not None:
             ptx_pair, ptx_metrics = summed_gradient(
@@ -244,7 +249,7 @@ def make_iteration(
             gradient, loss = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient), loss + ptx_metrics["loss"][0]
             metrics["ptx_loss"] = ptx_metrics["loss"]
         policy, metrics = finite_update(state.policy, gradient, loss, metrics, policy_optimizer)
-        pair, value_metrics = summed_gradient(value_loss, state.value.params, batch, key, axis_name=axis_name)
+        pair, value_metrics = over_episodes(value_loss, state.value.params)
         loss = value_metrics["loss"][0]
         value, value_metrics = finite_update(state.value, losses.mean(*pair), loss, value_metrics, value_optimizer)
         metrics = {f"policy_{name}" if name == "loss" else name: metric for name, metric in metrics.items()}

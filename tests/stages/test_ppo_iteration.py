@@ -41,6 +41,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_coefficient": 2.0,
         "ptx_examples_per_episode": 1,
         "ptx_microbatches": 2,
+        "microbatches": 1,
         "rollout_parts": 1,
     }
 )
@@ -253,6 +254,14 @@ def test_a_batch_sampled_in_parts_has_the_same_tokens():
     np.testing.assert_array_equal(sampled[1].tokens, sampled[4].tokens)
     np.testing.assert_array_equal(sampled[1].response_mask, sampled[4].response_mask)
     assert_close(sampled[1].log_probs, sampled[4].log_probs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_minibatch_read_in_parts_makes_the_same_updates():
+    whole, expected = on_one_device(True)
+    parts, found = two_iterations(jax.jit(make(changed(epochs=2, microbatches=2))), text())
+    assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert_same_metrics(found, expected)
+    assert found[0]["first_ratio_deviation"] < 1e-5
 
 
 @pytest.mark.parametrize(("mode", "with_text"), [("pmap", False), ("pmap", True), ("jit", True)])

@@ -174,6 +174,7 @@ PPO = ml_collections.ConfigDict(
         "ema_decay": 0.9,
         "ptx_coefficient": 2.0,
         "ptx_microbatches": 2,
+        "microbatches": 1,
         "rollout_parts": 2,
     }
 )
