@@ -73,7 +73,14 @@ def read(script: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> Non
 def _alone(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
+        _keep_compiled(workdir() / "compiled")
         stage(_CONFIG.value, workdir())
+
+
+def _keep_compiled(folder: epath.Path) -> None:
+    """Programs that took a second to compile are kept for the next start."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
 
 
 def _run(script: Callable[[], None]) -> None:

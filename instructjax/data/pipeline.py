@@ -205,6 +205,14 @@ def zip_batches(*streams: Batches) -> Batches:
     return grain.experimental.ZipIterDataset(streams)
 
 
+def prefetched(batches: Batches) -> Batches:
+    """The same stream, whose next two batches a thread makes while this one is used.
+
+    The iterator's state is that of the batches that were taken, not of those made ahead. Close it to end the thread.
+    """
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+
+
 def steps(rows: Rows, batch_size: int, epochs: float = 1) -> int:
     """Batches of `shuffled_batches` that hold every row `epochs` times; the last may begin another epoch."""
     return math.ceil(len(rows) * epochs / batch_size)

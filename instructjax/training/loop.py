@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from instructjax.data import pipeline
 from instructjax.errors import ConfigError, RunError, TokenizerError, WorkdirError
 from instructjax.training import digest, interruption, processes
 from instructjax.training import metrics as metrics_lib
@@ -22,9 +23,10 @@ from instructjax.training.interruption import Interrupted
 from instructjax.training.step import Maximum, Metrics
 
 # With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
-MAX_STEPS_IN_FLIGHT = 30
+MAX_STEPS_IN_FLIGHT = 31
 
 DRAWING = 50  # seconds of training for each second of drawing
+SHOWN = ("loss", "accuracy", "reward", "kl")  # metrics beside the progress bar
 
 
 def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
@@ -37,8 +39,9 @@ def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
     Raises:
       ConfigError: names the key and what was expected.
     """
-    if not 1 <= log.every <= MAX_STEPS_IN_FLIGHT:
-        raise ConfigError(f"{section}.every: expected 1 to {MAX_STEPS_IN_FLIGHT} steps, found {log.every}")
+    most = MAX_STEPS_IN_FLIGHT - 1  # a line is read when the step after it is under way
+    if not 1 <= log.every <= most:
+        raise ConfigError(f"{section}.every: expected 1 to {most} steps, found {log.every}")
     if log.save_every < 1:
         raise ConfigError(f"{section}.save_every: expected at least 1 step, found {log.save_every}")
     if log.evaluate_every < 1 or log.evaluate_every % log.every:  # what is measured stands in a line of metrics
@@ -74,6 +77,9 @@ def run(
     batches as one that was not; a run that is finished does nothing. Asked by SIGTERM or
     SIGINT to stop, a run saves the step it is in and leaves.
 
+    Devices need not wait for the host: batches are made ahead, a line of metrics is read while
+    they are at the step that follows, and checkpoints are written in the background.
+
     Args:
       name: what to call the run in the progress bar.
       step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
@@ -82,7 +88,8 @@ def run(
       batches: a grain dataset; its iterator's state is saved with the checkpoints.
       key: the run's root key; the step folds its number in.
       steps: how many steps to make.
-      directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`.
+      directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`, in which `first_step_seconds` is
+        the time from this call to the end of the first step that it made.
       meta: saved with each checkpoint: model shape, tokenizer, config.
       log: the `log` or `ppo_log` section of a recipe; see `check`.
       constants: further arguments of the step, such as frozen weights.
@@ -104,64 +111,74 @@ def run(
     """
     check(log)
     summary = directory / "summary.json"
-    with Checkpoints(directory / "checkpoints", keep=log.keep, keep_steps=(*keep_steps, steps)) as checkpoints:
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        kept = {"keep": log.keep, "keep_steps": (*keep_steps, steps)}
+        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", **kept))
         done = checkpoints.latest_step() or 0
         if done >= steps and summary.exists():
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
-        iterator = iter(batches)
+        iterator = stack.enter_context(contextlib.closing(iter(pipeline.prefetched(batches))))
         window: list[Metrics] = []
         if done:
             state, found = checkpoints.restore(_released(state), iterator=iterator)
             _check_tokenizer(checkpoints.directory, found, meta)
             done, window = checkpoints.latest_step(), _unpacked(found["window"])
-        with (
-            interruption.requests() as requested,
-            _writer(directory, done) as writer,
-            _bar(name, done, steps) as bar,
-        ):
-            clock = _Clock(writer.last("wall_seconds"))
-            frozen, drawn_until = digest.of_arrays(constants), 0.0
-            if evaluate and not done:
-                writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
-            for number in range(done + 1, steps + 1):
-                state, metrics = step(state, next(iterator), key, *constants)
-                window.append(metrics)
-                last = number == steps
-                reporting = last or number % log.every == 0
-                signal = requested(reporting)
-                measuring = last or number % log.evaluate_every == 0
-                saving = last or bool(signal) or number % log.save_every == 0
-                if reporting or saving:
-                    window = jax.device_get(window)
-                    values = reduce(window)
-                    if measuring and evaluate:
-                        values.update(evaluate(state))
-                    if judge:
-                        judged = values | (_changes(frozen, constants) if last else {})
-                        with _last_checkpoint_named(checkpoints):
-                            judge(f"{name}, step {number}", judged)
-                if reporting:
-                    window.clear()
-                    writer.write(number, {**values, "wall_seconds": clock.seconds()})
-                    bar.set_postfix(
-                        {k: f"{values[k]:.3g}" for k in ("loss", "accuracy", "reward", "kl") if k in values}
-                    )
-                if draw and processes.is_first() and (last or (measuring and clock.seconds() >= drawn_until)):
-                    began = clock.seconds()
-                    draw()
-                    drawn_until = clock.seconds() + DRAWING * (clock.seconds() - began)
-                bar.update()
-                if last and finish:
-                    state = finish(state)
-                if saving:
-                    checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": _packed(window)})
-                if signal and not last:
-                    checkpoints.wait()
-                    raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
-            checkpoints.wait()
-            seconds = clock.seconds()
-    processes.first(lambda: write_json(summary, {"steps": steps, "wall_seconds": round(seconds, 3)}))
+        requested = stack.enter_context(interruption.requests())
+        writer = stack.enter_context(_writer(directory, done))
+        bar = stack.enter_context(_bar(name, done, steps))
+        clock = _Clock(writer.last("wall_seconds"))
+        frozen, drawn_until, first_step = digest.of_arrays(constants), 0.0, None
+
+        def report(number: int, values: dict[str, float], *, changes: Mapping[str, float] = {}, line: bool = True):
+            if judge:
+                with _last_checkpoint_named(checkpoints):
+                    judge(f"{name}, step {number}", {**values, **changes})
+            if line:
+                writer.write(number, {**values, "wall_seconds": clock.seconds()})
+                bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
+
+        if evaluate and not done:
+            writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
+        unread: tuple[int, list[Metrics]] | None = None  # what the next line is of
+        for number in range(done + 1, steps + 1):
+            state, metrics = step(state, next(iterator), key, *constants)
+            if first_step is None:
+                jax.block_until_ready(metrics)
+                first_step = time.monotonic() - began
+            if unread:
+                report(unread[0], reduce(jax.device_get(unread[1])))
+                unread = None
+            window.append(metrics)
+            last = number == steps
+            reporting = last or number % log.every == 0
+            signal = requested(reporting)
+            measuring = last or number % log.evaluate_every == 0
+            saving = last or bool(signal) or number % log.save_every == 0
+            if measuring or saving:
+                window = jax.device_get(window)
+                values = reduce(window) | (evaluate(state) if measuring and evaluate else {})
+                report(number, values, changes=_changes(frozen, constants) if last else {}, line=reporting)
+            elif reporting:
+                unread = number, window
+            if reporting:
+                window = []
+            if draw and processes.is_first() and (last or (measuring and clock.seconds() >= drawn_until)):
+                drawing = clock.seconds()
+                draw()
+                drawn_until = clock.seconds() + DRAWING * (clock.seconds() - drawing)
+            bar.update()
+            if last and finish:
+                state = finish(state)
+            if saving:
+                checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": _packed(window)})
+            if signal and not last:
+                checkpoints.wait()
+                raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
+        checkpoints.wait()
+        cost = {"wall_seconds": round(clock.seconds(), 3), "first_step_seconds": first_step and round(first_step, 3)}
+    processes.first(lambda: write_json(summary, {"steps": steps, **cost}))
 
 
 def _check_tokenizer(directory: epath.Path, began: dict[str, Any], now: dict[str, Any]) -> None:

@@ -116,6 +116,20 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
     assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
 
 
+@pytest.mark.parametrize("name", [*STREAMS, "zipped"])
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_batches_made_ahead_are_the_same_and_do_not_count_before_they_are_taken(name, stop):
+    ahead = iter(pipeline.prefetched(stream(name)))
+    plain = iter(stream(name))
+    assert all(same(next(ahead), next(plain)) for _ in range(stop))
+    assert ahead.get_state() == plain.get_state()
+    resumed = iter(pipeline.prefetched(stream(name)))
+    resumed.set_state(json.loads(json.dumps(ahead.get_state())))
+    assert all(same(next(resumed), next(plain)) for _ in range(9))
+    for iterator in (ahead, resumed):
+        iterator.close()
+
+
 @pytest.mark.parametrize("name", ["demonstrations", "prompts"])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
     alone = take(stream(name), 9)

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import signal
+import threading
 import time
 import types
 
@@ -293,6 +294,40 @@ def test_drawing_takes_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, sec
 
     run(tmp_path, step=timed_step, draw=draw)
     assert seen == drawn
+
+
+def test_the_thread_that_makes_batches_ends_with_the_run(tmp_path):
+    def making_batches():
+        return [thread.name for thread in threading.enumerate() if "thread-prefetch" in thread.name]
+
+    seen = []
+    run(tmp_path, draw=lambda: seen.extend(making_batches()))
+    assert seen and not making_batches()
+
+
+def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
+    written = {}
+
+    def noting_step(state, *arguments):
+        written[int(state.step) + 1] = [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")]
+        return step(state, *arguments)
+
+    run(tmp_path, step=noting_step)
+    assert written[3] == [0]  # the line of step 2 does not wait for an end of it
+    assert written[4] == [0, 2]
+    assert written[5] == [0, 2, 4]  # step 4 was measured and saved
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4, 6, 8, STEPS]
+
+
+def test_the_time_to_the_first_step_is_told(tmp_path):
+    def slow_step(state, *arguments):
+        if not int(state.step):
+            time.sleep(0.3)
+        return step(state, *arguments)
+
+    run(tmp_path, step=slow_step)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0.3 <= summary["first_step_seconds"] <= summary["wall_seconds"] + 1
 
 
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
