@@ -134,16 +134,16 @@ def window(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     return LMBatch(tokens, segments, positions, (positions > 0).astype(np.float32))
 
 
-def demonstration(record: Demonstration, layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
-    """A prompt with its response, padded on the right.
+def demonstrations(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
+    """Prompts with their responses, each a segment, padded on the right.
 
-        tokens     name  a  colour  ¶  dark  red  $  ·  ·
-        segments      1  1       1  1     1    1  1  0  0
-        positions     0  1       2  3     4    5  6  0  0
-        weights       0  w       w  w     1    1  1  0  0
+        tokens     name  a  colour  ¶  dark  red  $  hi  ¶  hello  $  ·
+        segments      1  1       1  1     1    1  1   2  2      2  2  0
+        positions     0  1       2  3     4    5  6   0  1      2  3  0
+        weights       0  w       w  w     1    1  1   0  w      1  1  0
 
     Args:
-      record: the demonstration.
+      records: those of the row, maybe none; their lengths add up to T at most.
       layout: the lengths; T = layout.length.
       prompt_weight: w, the weight of predicting a token of the prompt. The paper does not say whether its
         loss covers the prompt; 0 learns responses only, 1 is the loss of pretraining.
@@ -152,14 +152,22 @@ def demonstration(record: Demonstration, layout: Layout, prompt_weight: float = 
       A row [T].
 
     Raises:
-      DataError: prompt or response is too long.
+      DataError: a prompt or a response is too long.
     """
-    prompt = layout.prompt(record.prompt, record.where)
-    response = layout.response(record.response, record.where)
-    tokens, segments, positions = _pad_right([*prompt, *response], layout)
+    tokens = np.full(layout.length, layout.tokenizer.pad_id, np.int32)
+    segments, positions = np.zeros((2, layout.length), np.int32)
     weights = np.zeros(layout.length, np.float32)
-    weights[1 : len(prompt)] = prompt_weight
-    weights[max(1, len(prompt)) : len(prompt) + len(response)] = 1.0
+    start = 0
+    for number, record in enumerate(records):
+        prompt = layout.prompt(record.prompt, record.where)
+        response = layout.response(record.response, record.where)
+        answered, end = start + len(prompt), start + len(prompt) + len(response)
+        tokens[start:end] = [*prompt, *response]
+        segments[start:end] = number + 1
+        positions[start:end] = np.arange(end - start)
+        weights[start + 1 : answered] = prompt_weight
+        weights[max(start + 1, answered) : end] = 1.0
+        start = end
     return LMBatch(tokens, segments, positions, weights)
 
 
@@ -268,11 +276,3 @@ def prompt(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBa
     tokens[start:] = ids
     segments[start:] = 1
     return PromptBatch(tokens, segments)
-
-
-def _pad_right(ids: Sequence[int], layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    length = layout.length
-    tokens = np.full(length, layout.tokenizer.pad_id, np.int32)
-    tokens[: len(ids)] = ids
-    inside = np.arange(length) < len(ids)
-    return tokens, inside.astype(np.int32), np.where(inside, np.arange(length), 0).astype(np.int32)

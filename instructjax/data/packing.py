@@ -18,8 +18,8 @@ from instructjax.records import Text
 _BLOCK = 64  # documents that are read and tokenised at once: one by one takes twice the time
 
 
-def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Sequences put into rows, each into the first that has room for it.
+def first_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Sequences put into rows, the longest first, each into the first row that has room for it.
 
     Args:
       lengths: of the sequences, each at most `room`.
@@ -30,18 +30,18 @@ def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     left: list[int] = []
-    for index, length in enumerate(lengths):
-        row = next((i for i, free in enumerate(left) if free >= length), len(rows))
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        row = next((i for i, free in enumerate(left) if free >= lengths[index]), len(rows))
         if row == len(rows):
             rows.append([])
             left.append(room)
         rows[row].append(index)
-        left[row] -= length
+        left[row] -= lengths[index]
     return rows
 
 
 def next_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Sequences put into rows in their order, each into the last row or a new one; see `first_fit`."""
+    """Sequences put into rows in their order, each into the last row or a new one; see `first_fit_decreasing`."""
     rows: list[list[int]] = []
     left = 0
     for index, length in enumerate(lengths):

@@ -2,12 +2,11 @@
 
 Two choices make a stream, and they are made apart:
 
-    rows     text_rows | demonstration_rows | prompt_rows | ranked.rows
+    rows     text_rows | prompt_rows | demonstrations.rows | ranked.rows
     batches  shuffled_batches (training: forever) | ordered_batches (evaluation: once)
 
-Rows are a `grain.MapDataset`: made when they are asked for, in any order. `text_batches` and
-`mixed_batches` are for training on text, which is packed while it streams, and `ranked.batches` for training on
-rankings, which are packed batch by batch.
+Rows are a `grain.MapDataset`: made when they are asked for, in any order. `text_batches` are for training on text,
+which is packed while it streams; demonstrations and rankings are packed batch by batch, see `packed.py`.
 
 Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). Its iterator has `get_state` and
 `set_state`: a small JSON tree from which the stream goes on exactly where it was. `batch_size` counts the
@@ -39,13 +38,7 @@ Share = tuple[int, int]  # (i, n): part i of n of the rows of each global batch
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
 # The work is Python's: threads of a pool would only wait for each other.
-_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-
-
-def demonstration_rows(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> Rows:
-    """A row of an `LMBatch` for each demonstration; see `examples.demonstration`."""
-    rows = indices(records)
-    return rows.map(lambda index: examples.demonstration(records[index], layout, prompt_weight))
+READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
@@ -98,7 +91,7 @@ def shuffled_batches(
         .shuffle()
         .repeat()
         .batch(part, drop_remainder=True, batch_fn=join)[share[0] :: share[1]]
-        .to_iter_dataset(_READ)
+        .to_iter_dataset(READ)
     )
 
 
@@ -121,7 +114,7 @@ def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Ba
     count = len(rows)
     whole = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     filled = whole.map(lambda i: rows[i] if i < count else _uncounted(rows[count - 1]))
-    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(_READ)
+    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(READ)
 
 
 def text_batches(
@@ -157,49 +150,6 @@ def text_batches(
     return _own(Windows(records, order, tokenizer, length).batch(batch_size), batch_size, share)
 
 
-def mixed_batches(
-    demonstrations: Sequence[Demonstration],
-    text: Sequence[Text],
-    layout: Layout,
-    *,
-    batch_size: int,
-    seed: int,
-    text_share: float = 0.1,
-    prompt_weight: float = 0.0,
-    share: Share = (0, 1),
-) -> Batches:
-    """Batches for the model that PPO starts from: demonstrations and some pretraining text (appendix C.3).
-
-    Rows of the two kinds take turns in a fixed pattern: with a share of 0.1, each tenth row is text.
-
-    Args:
-      demonstrations: see `demonstration_rows`.
-      text: documents, packed into windows of layout.length tokens as in `text_batches`.
-      layout: the lengths; T = layout.length.
-      batch_size: B, rows of a global batch.
-      seed: of all orders, from 0 to 2**32 - 1.
-      text_share: share of rows that are text, between 0 and 1. The paper has 0.1.
-      prompt_weight: see `examples.demonstration`.
-      share: (i, n), where this process reads part i of n; each yields B / n rows.
-
-    Returns:
-      A stream of `LMBatch`, [B / n, T].
-
-    Raises:
-      ConfigError: `text_share` or `batch_size` is impossible.
-    """
-    if not 0 < text_share < 1:
-        raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
-    rows = demonstration_rows(demonstrations, layout, prompt_weight)
-    order = indices(text).seed(seed).shuffle().repeat()
-    parts = [
-        rows.seed(seed).shuffle().repeat().to_iter_dataset(_READ),
-        Windows(text, order, layout.tokenizer, layout.length),
-    ]
-    mixed = grain.IterDataset.mix(parts, weights=[1 - text_share, text_share]).batch(batch_size)
-    return _own(mixed, batch_size, share)
-
-
 def zip_batches(*streams: Batches) -> Batches:
     """Tuples of one batch from each stream, such as prompts with text for PPO-ptx."""
     return grain.experimental.ZipIterDataset(streams)
@@ -213,7 +163,7 @@ def prefetched(batches: Batches) -> Batches:
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
 
 
-def steps(rows: Rows, batch_size: int, epochs: float = 1) -> int:
+def steps(rows: Sequence[Any], batch_size: int, epochs: float = 1) -> int:
     """Batches of `shuffled_batches` that hold every row `epochs` times; the last may begin another epoch."""
     return math.ceil(len(rows) * epochs / batch_size)
 

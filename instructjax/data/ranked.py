@@ -7,16 +7,12 @@ tokenised once before the first batch.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 from collections.abc import Sequence
 
 import grain
-import jax
-import numpy as np
 
 from instructjax.batch import RankingBatch
-from instructjax.data import examples, packing, pipeline
+from instructjax.data import examples, packed, packing, pipeline
 from instructjax.data.examples import Layout, RankedTokens
 from instructjax.data.pipeline import Batches, Rows, Share
 from instructjax.records import Ranking
@@ -47,10 +43,10 @@ def rows(rankings: Sequence[RankedTokens], pad_id: int) -> Rows:
       pad_id: fills rows up.
     """
     lengths, needs = _measured(rankings)
-    packed = packing.next_fit(lengths, needs.length)
-    prompts = max(map(len, packed))
-    return grain.MapDataset.range(len(packed)).map(
-        lambda row: _row([rankings[i] for i in packed[row]], needs, prompts, pad_id)
+    fit = packing.next_fit(lengths, needs.length)
+    prompts = max(map(len, fit))
+    return grain.MapDataset.range(len(fit)).map(
+        lambda row: _row([rankings[i] for i in fit[row]], needs, prompts, pad_id)
     )
 
 
@@ -64,10 +60,7 @@ def batches(
     multiple: int = 1,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches of a `RankingBatch` for training: every ranking once an epoch, in another order each epoch, forever.
-
-    The rankings of a batch are packed into rows, each into the first that has room for it. Every batch has
-    the shape that the fullest of the run needs.
+    """Batches of a `RankingBatch` for training; see `packed.batches`.
 
     Args:
       rankings: from `tokens`.
@@ -76,28 +69,23 @@ def batches(
       seed: of all orders, from 0 to 2**32 - 1.
       steps: batches that are going to be read; one that is read after them may not fit.
       multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
-      share: (i, n), where this process reads part i of n; each yields batch_size / n rankings, in equally many rows.
-
-    Raises:
-      ConfigError: `batch_size` is not a positive multiple of n.
+      share: (i, n), where this process reads part i of n of the rows.
     """
     lengths, needs = _measured(rankings)
-    shuffled = functools.partial(pipeline.shuffled_batches, batch_size=batch_size, seed=seed)
-    # The order depends on the seed and the number of rows only: here it is read ahead, with lengths for rows.
-    streams = [shuffled(grain.MapDataset.source(lengths), share=(i, share[1])) for i in range(share[1])]
-    drawn = [batch for stream in streams for batch in itertools.islice(stream, steps)]
-    packed = [packing.first_fit(batch, needs.length) for batch in drawn]
-    multiple = -(-multiple // share[1])
-    count = -(-max(map(len, packed)) // multiple) * multiple
-    prompts = max(len(row) for rows in packed for row in rows)
 
-    def join(drawn: Sequence[RankedTokens]) -> RankingBatch:
-        filled = packing.first_fit([len(ranking) for ranking in drawn], needs.length)
-        filled += [[]] * (count - len(filled))
-        parts = [_row([drawn[i] for i in row], needs, prompts, pad_id) for row in filled]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    def make(indices: Sequence[int], most: int) -> RankingBatch:
+        return _row([rankings[i] for i in indices], needs, most, pad_id)
 
-    return shuffled(rankings, share=share, join=join)
+    return packed.batches(
+        lengths,
+        needs.length,
+        make,
+        batch_size=batch_size,
+        seed=seed,
+        steps=steps,
+        multiple=multiple,
+        share=share,
+    )
 
 
 def _measured(rankings: Sequence[RankedTokens]) -> tuple[list[int], _Needs]:

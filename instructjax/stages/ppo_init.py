@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_collections
 from etils import epath
 
-from instructjax.data import pipeline
+from instructjax.data import demonstrations
 from instructjax.records import Demonstration, Text
 from instructjax.stages import language_model, prepare, workspace
 from instructjax.training import optimizer, parallel
@@ -23,21 +23,19 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     section = config.ppo_init
     records = prepare.load(config, workdir, Demonstration, "train")
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
-    share = parallel.share_of_rows()
+    how = {
+        "batch_size": section.batch_size,
+        "seed": config.seed,
+        "steps": steps,
+        "prompt_weight": section.prompt_weight,
+        "multiple": parallel.rows_multiple(config.parallel, section.microbatches),
+        "share": parallel.share_of_rows(),
+    }
     if section.text_share:
-        batches = pipeline.mixed_batches(
-            records,
-            prepare.load(config, workdir, Text, "train"),
-            layout,
-            batch_size=section.batch_size,
-            seed=config.seed,
-            text_share=section.text_share,
-            prompt_weight=section.prompt_weight,
-            share=share,
-        )
+        text = prepare.load(config, workdir, Text, "train")
+        batches = demonstrations.mixed_batches(records, text, layout, text_share=section.text_share, **how)
     else:
-        rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
-        batches = pipeline.shuffled_batches(rows, batch_size=section.batch_size, seed=config.seed, share=share)
+        batches = demonstrations.batches(records, layout, **how)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
     language_model.train(
         "ppo_init",

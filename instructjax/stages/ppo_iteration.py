@@ -197,6 +197,7 @@ def make_iteration(
             ),
             "entropy": ((entropy * mask).sum(), mask.sum()),
             "response_tokens": (mask.sum(), one.sum()),
+            "padding": objectives.padding(episodes.segments),
             "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),
             "value": (values.sum(), mask.sum()),
             "return": ((returns * mask).sum(), mask.sum()),

@@ -19,7 +19,7 @@ from etils import epath
 
 from instructjax import records
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import builders, e2e, examples, pipeline, ranked, texts, vocabulary
+from instructjax.data import builders, demonstrations, e2e, examples, pipeline, ranked, texts, vocabulary
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.data.vocabulary import Vocabulary
@@ -136,7 +136,7 @@ def validation_demonstrations(
 ) -> list[LMBatch]:
     """The validation demonstrations, in batches."""
     found = load(config, workdir, Demonstration, "validation")
-    rows = pipeline.demonstration_rows(found, layout)
+    rows = demonstrations.rows(found, layout)
     return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.evaluate.batch_size)))
 
 
@@ -179,9 +179,9 @@ def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, train
     if trained:
         return Tokenizer.load(path)
     documents = builders.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")
-    demonstrations = builders.load(epath.Path(workdir) / "data", NAMES[Demonstration], Demonstration, "train")
+    demonstrated = builders.load(epath.Path(workdir) / "data", NAMES[Demonstration], Demonstration, "train")
     sample = [record.text for record in documents[: config.tokenizer.max_documents]]
-    sample += [text for record in demonstrations for text in (record.prompt, record.response)]
+    sample += [text for record in demonstrated for text in (record.prompt, record.response)]
     tokenizer = Tokenizer.train(sample, config.tokenizer.vocab_size)
     tokenizer.save(path)
     return tokenizer

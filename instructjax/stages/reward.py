@@ -14,15 +14,15 @@ import numpy as np
 import optax
 from etils import epath
 
-from instructjax.batch import LMBatch, RankingBatch
+from instructjax.batch import RankingBatch
 from instructjax.data import pipeline, ranked
-from instructjax.data.examples import Layout
+from instructjax.data.examples import Layout, RankedTokens
 from instructjax.evaluation import curves
 from instructjax.models.partitioning import constrain_rows, whole
 from instructjax.models.transformer import ScalarModel, TransformerConfig, graft_trunk
 from instructjax.records import Demonstration, Ranking
-from instructjax.rollout import episode
-from instructjax.stages import imported, prepare, workspace
+from instructjax.stages import imported, prepare, scoring, workspace
+from instructjax.stages.workspace import Trained
 from instructjax.training import loop, objectives, optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import TrainState
@@ -65,8 +65,9 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     evaluation = _evaluation(scalar, prepare.validation_rankings(config, workdir, layout))
 
     def offset(state: TrainState) -> TrainState:
-        demonstrations = pipeline.demonstration_rows(prepare.load(config, workdir, Demonstration, "train"), layout)
-        mean = mean_score(scalar, state.params, demonstrations, config.evaluate.batch_size)
+        demonstrations = prepare.load(config, workdir, Demonstration, "train")
+        reward = Trained(scalar, state.params, layout.tokenizer)
+        mean = mean_score(reward, demonstrations, layout, config.evaluate.batch_size)
         bias = state.params["head"]["bias"]
         head = {**state.params["head"], "bias": (bias - mean).astype(bias.dtype)}
         return state.replace(params={**state.params, "head": head})
@@ -133,16 +134,11 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
     return evaluation
 
 
-def mean_score(model: ScalarModel, params: Any, demonstrations: pipeline.Rows, batch_size: int) -> jax.Array:
-    """The mean reward of demonstrations, a scalar."""
+def mean_score(reward: Trained, demonstrations: Sequence[Demonstration], layout: Layout, batch_size: int) -> jax.Array:
+    """The mean reward of demonstrations, a scalar; `batch_size` rows of them are computed at a time."""
 
-    @jax.jit
-    def scorer(params: Any, batch: LMBatch) -> jax.Array:
-        batch = constrain_rows(batch)
-        return whole(episode.score(model, params, batch.tokens, batch.segments, batch.positions))
+    def alone(record: Demonstration) -> RankedTokens:
+        return RankedTokens(layout.prompt(record.prompt, record.where), [layout.response(record.response)])
 
-    total = 0.0
-    for batch in pipeline.ordered_batches(demonstrations, batch_size=batch_size):
-        counted = batch.weights.any(axis=1)  # the last batch is filled up with copies of weight 0
-        total += float(np.where(counted, scorer(params, batch), 0.0).sum())
-    return jnp.asarray(total / len(demonstrations), jnp.float32)
+    scores = scoring.rewards(reward, [alone(record) for record in demonstrations], batch_size)
+    return jnp.asarray(np.mean(scores), jnp.float32)

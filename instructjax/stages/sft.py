@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from instructjax.data import pipeline
+from instructjax.data import demonstrations, pipeline
 from instructjax.data.examples import RankedTokens
 from instructjax.errors import CheckpointError
 from instructjax.models.transformer import LanguageModel
@@ -30,8 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     shape = workspace.model_config(config, layout.tokenizer)
     section = config.sft
     records = prepare.load(config, workdir, Demonstration, "train")
-    rows = pipeline.demonstration_rows(records, layout, section.prompt_weight)
-    steps = pipeline.steps(rows, section.batch_size, section.epochs)
+    steps = pipeline.steps(records, section.batch_size, section.epochs)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
     if not workspace.is_finished(workdir, "sft"):
         _selected(workdir).unlink(missing_ok=True)  # chosen among checkpoints that are to change
@@ -42,10 +41,14 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
-        pipeline.shuffled_batches(
-            rows,
+        demonstrations.batches(
+            records,
+            layout,
             batch_size=section.batch_size,
             seed=config.seed,
+            steps=steps,
+            prompt_weight=section.prompt_weight,
+            multiple=parallel.rows_multiple(config.parallel, section.microbatches),
             share=parallel.share_of_rows(),
         ),
         optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction),

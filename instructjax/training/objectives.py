@@ -41,7 +41,8 @@ def language_model_loss(model: Any) -> Loss:
         log_probs, right = unembedding.read_logits(
             model, params, hidden, tokens, weights, lambda *z: (losses.log_probs(*z), losses.is_most_likely(*z))
         )
-        return losses.cross_entropy(log_probs, weights), {"token_accuracy": losses.masked_sum(right, weights)}
+        metrics = {"token_accuracy": losses.masked_sum(right, weights), "padding": padding(batch.segments)}
+        return losses.cross_entropy(log_probs, weights), metrics
 
     return loss
 
@@ -59,9 +60,15 @@ def ranking_loss(model: Any) -> Loss:
     def loss(params: Any, batch: RankingBatch, key: jax.Array):
         rewards = rewards_of(model, params, batch, deterministic=model.config.dropout == 0, key=key)
         ranked = by_prompt(rewards, batch.scores, batch.valid)
-        return losses.ranking_loss(*ranked), {"accuracy": losses.ranking_accuracy(*ranked)}
+        metrics = {"accuracy": losses.ranking_accuracy(*ranked), "padding": padding(batch.segments)}
+        return losses.ranking_loss(*ranked), metrics
 
     return loss
+
+
+def padding(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The share of a batch that is computed in vain, as a pair (sum, weight): columns [B, T] of no segment."""
+    return jnp.sum(segments == 0).astype(jnp.float32), jnp.asarray(segments.size, jnp.float32)
 
 
 def rewards_of(

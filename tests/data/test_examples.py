@@ -53,11 +53,20 @@ def test_the_padding_of_a_window_is_no_segment():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_demonstration(weight):
-    row = examples.demonstration(Demonstration(prompt="name a colour", response="dark red"), LAYOUT, weight)
+    row = examples.demonstrations([Demonstration(prompt="name a colour", response="dark red")], LAYOUT, weight)
     assert row.tokens.tolist() == [*PROMPT, DARK, RED, EOS, 0, 0]
     assert row.segments.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
     assert row.weights.tolist() == [0, weight, weight, weight, 1, 1, 1, 0, 0]
+
+
+def test_a_row_of_two_demonstrations():
+    first = Demonstration(prompt="a", response="b")
+    row = examples.demonstrations([first, Demonstration(prompt="c d", response="")], LAYOUT, 0.5)
+    assert row.tokens.tolist() == [A, BREAK, B, EOS, C, D, BREAK, EOS, 0]
+    assert row.segments.tolist() == [1] * 4 + [2] * 4 + [0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    assert row.weights.tolist() == [0, 0.5, 1, 1, 0, 0.5, 0.5, 1, 0]
 
 
 def ranking_row(*records, **changes):
@@ -93,6 +102,8 @@ def test_an_empty_row_is_padding():
     row = ranking_row(pad_id=7)
     assert (row.tokens == 7).all()
     assert not any(leaf.any() for leaf in (row.segments, row.branches, row.positions, row.valid))
+    row = examples.demonstrations([], LAYOUT)
+    assert not any(leaf.any() for leaf in (row.tokens, row.segments, row.positions, row.weights))
 
 
 def test_prompt():
@@ -112,7 +123,7 @@ texts = st.text(min_size=1, max_size=10)
 @given(texts, texts, st.integers(0, 9))
 def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer, asked, answered, room):
     layout = Layout(tokenizer, "\n", 50 + room, 60 + room)
-    row = examples.demonstration(Demonstration(prompt=asked, response=answered), layout)
+    row = examples.demonstrations([Demonstration(prompt=asked, response=answered)], layout)
     ranked = examples.ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout)
     left = examples.prompt(Prompt(prompt=asked), layout)
     prompt_ids = left.tokens[left.segments == 1].tolist()
@@ -157,7 +168,10 @@ def test_a_window_tells_documents_apart(tokenizer, documents, padding):
 )
 def test_what_does_not_fit_is_an_error_not_cut(record, message):
     make = {Prompt: lambda r: examples.prompt(r, LAYOUT)}
-    make |= {Demonstration: lambda r: examples.demonstration(r, LAYOUT), Ranking: lambda r: examples.ranking(r, LAYOUT)}
+    make |= {
+        Demonstration: lambda r: examples.demonstrations([r], LAYOUT),
+        Ranking: lambda r: examples.ranking(r, LAYOUT),
+    }
     for attempt in (LAYOUT.check, make[type(record)]):
         with pytest.raises(DataError, match="^" + message):
             attempt(record)
@@ -165,7 +179,7 @@ def test_what_does_not_fit_is_an_error_not_cut(record, message):
 
 def test_what_just_fits_is_no_error():
     LAYOUT.check(Demonstration(prompt="a a a a", response="a a a"))
-    row = examples.demonstration(Demonstration(prompt="a a a a", response="a a a"), LAYOUT)
+    row = examples.demonstrations([Demonstration(prompt="a a a a", response="a a a")], LAYOUT)
     assert row.segments.all()
 
 

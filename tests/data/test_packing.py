@@ -12,7 +12,7 @@ ROOM = 12
 lengths = st.lists(st.integers(1, ROOM), max_size=30)
 
 
-@pytest.mark.parametrize("fit", [packing.first_fit, packing.next_fit])
+@pytest.mark.parametrize("fit", [packing.first_fit_decreasing, packing.next_fit])
 @given(lengths)
 def test_every_sequence_is_in_one_row_and_every_row_has_room(fit, lengths):
     rows = fit(lengths, ROOM)
@@ -21,12 +21,15 @@ def test_every_sequence_is_in_one_row_and_every_row_has_room(fit, lengths):
 
 
 @given(lengths)
-def test_first_fit_opens_a_row_only_where_no_earlier_one_has_room(lengths):
-    rows = packing.first_fit(lengths, ROOM)
+def test_first_fit_decreasing_opens_a_row_only_where_no_earlier_one_has_room_for_it(lengths):
+    rows = packing.first_fit_decreasing(lengths, ROOM)
+    placed = [(-lengths[index], index) for index in range(len(lengths))]
+    assert all(row == sorted(row, key=lambda index: placed[index]) for row in rows)
     for number, row in enumerate(rows):
         for index in row:
             for earlier in rows[:number]:
-                assert sum(lengths[i] for i in earlier if i < index) + lengths[index] > ROOM
+                before = sum(lengths[i] for i in earlier if placed[i] < placed[index])
+                assert before + lengths[index] > ROOM
 
 
 @given(lengths)

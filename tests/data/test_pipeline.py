@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax import records
-from instructjax.data import builders, pipeline
+from instructjax.data import builders, demonstrations, pipeline
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ DEMONSTRATIONS = [Demonstration(prompt=text, response=text) for text in sentence
 PROMPTS = [Prompt(prompt=text) for text in sentences(11)]
 ROWS = {
     "text": pipeline.text_rows(TEXTS, TOKENIZER, LENGTH),
-    "demonstrations": pipeline.demonstration_rows(DEMONSTRATIONS, LAYOUT),
+    "demonstrations": demonstrations.rows(DEMONSTRATIONS, LAYOUT),
     "prompts": pipeline.prompt_rows(PROMPTS, LAYOUT),
 }
 
@@ -43,10 +43,6 @@ def stream(name, *, batch_size=4, seed=0, **processes):
     """A training stream, by name."""
     if name == "text":
         return pipeline.text_batches(TEXTS, TOKENIZER, length=LENGTH, batch_size=batch_size, seed=seed, **processes)
-    if name == "mixed":
-        return pipeline.mixed_batches(
-            DEMONSTRATIONS, TEXTS, LAYOUT, text_share=0.25, batch_size=batch_size, seed=seed, **processes
-        )
     if name == "zipped":
         return pipeline.zip_batches(
             *(stream(part, batch_size=batch_size, seed=seed, **processes) for part in ("prompts", "text"))
@@ -54,7 +50,7 @@ def stream(name, *, batch_size=4, seed=0, **processes):
     return pipeline.shuffled_batches(ROWS[name], batch_size=batch_size, seed=seed, **processes)
 
 
-STREAMS = ("text", "mixed", "demonstrations", "prompts")
+STREAMS = ("text", "prompts")
 
 
 def take(batches, count):
@@ -79,7 +75,7 @@ def documents(batches):
 
 
 def texts_of(batch):
-    """The prompts of a batch of demonstrations or prompts."""
+    """The prompts of a batch of prompts."""
     return [TOKENIZER.decode(row).split("\n")[0] for row in batch.tokens]
 
 
@@ -91,7 +87,7 @@ def test_shapes_and_types_never_change(name):
     tokens = batches[0].tokens
     assert tokens.dtype == np.int32
     assert tokens.shape == {
-        "text": (4, LENGTH), "mixed": (4, 70), "demonstrations": (4, 70), "prompts": (4, 30),
+        "text": (4, LENGTH), "prompts": (4, 30),
     }[name]  # fmt: skip
 
 
@@ -130,7 +126,7 @@ def test_batches_made_ahead_are_the_same_and_do_not_count_before_they_are_taken(
         iterator.close()
 
 
-@pytest.mark.parametrize("name", ["demonstrations", "prompts"])
+@pytest.mark.parametrize("name", ["prompts"])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
     alone = take(stream(name), 9)
     for count in (2, 4):
@@ -146,7 +142,7 @@ def test_two_processes_share_the_documents_of_an_epoch():
     assert len(seen) == 36 and set(seen.values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["demonstrations", "prompts"])
+@pytest.mark.parametrize("name", ["prompts"])
 def test_an_epoch_has_every_row_once_in_another_order_each_time(name):
     size = len(ROWS[name])
     orders = [texts_of(batch) for batch in take(stream(name, batch_size=size), 4)]
@@ -190,23 +186,6 @@ def test_text_rows_hold_the_documents_in_order(texts, length):
     assert not windows.tokens[~real].any() and not windows.weights[~real].any()
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5])
-def test_the_share_of_text_is_kept_from_the_start(share):
-    mixed = pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=share, batch_size=6, seed=0)
-    is_text = [~(row == TOKENIZER.encode("\n")[0]).any() for batch in take(mixed, 40) for row in batch.tokens]
-    counts = np.cumsum(is_text)
-    assert abs(counts - share * np.arange(1, len(counts) + 1)).max() <= 1
-
-
-def test_the_two_parts_of_a_mix_are_complete():
-    batches = stack(take(stream("mixed"), 23))
-    is_text = ~(batches.tokens == TOKENIZER.encode("\n")[0]).any(axis=1)
-    prompts = texts_of(jax.tree.map(lambda leaf: leaf[~is_text], batches))
-    assert sorted(prompts[:23]) == sorted(record.prompt for record in DEMONSTRATIONS)
-    assert batches.segments[is_text].all()
-    assert batches.segments[is_text].max() > 1
-
-
 @pytest.mark.parametrize("name", sorted(ROWS))
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
@@ -235,7 +214,7 @@ def test_streams_read_prepared_sets(tmp_path):
 
 @pytest.mark.parametrize(("batch_size", "epochs", "expected"), [(23, 1, 1), (8, 1, 3), (8, 16, 46), (32, 0.5, 1)])
 def test_steps(batch_size, epochs, expected):
-    assert pipeline.steps(ROWS["demonstrations"], batch_size, epochs) == expected
+    assert pipeline.steps(DEMONSTRATIONS, batch_size, epochs) == expected
 
 
 def test_lengths_are_checked_before_training(tmp_path):
@@ -246,7 +225,7 @@ def test_lengths_are_checked_before_training(tmp_path):
     with pytest.raises(DataError, match=rf"^{tmp_path}/a.jsonl:24: prompt: expected at most 30 tokens .*, found 32"):
         pipeline.check_lengths(read, LAYOUT)
     with pytest.raises(DataError, match=r"a.jsonl:24: prompt"):
-        next(iter(pipeline.ordered_batches(pipeline.demonstration_rows(read[-1:], LAYOUT), batch_size=1)))
+        demonstrations.rows(read[-1:], LAYOUT)
 
 
 def test_what_is_too_long_can_be_left_out():
@@ -263,7 +242,5 @@ def test_what_is_too_long_can_be_left_out():
 def test_impossible_choices_are_named():
     with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
         stream("prompts", batch_size=4, share=(0, 3))
-    with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
-        pipeline.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, text_share=1.0, batch_size=4, seed=0)
     with pytest.raises(DataError, match="expected at least one record"):
-        pipeline.demonstration_rows([], LAYOUT)
+        demonstrations.rows([], LAYOUT)

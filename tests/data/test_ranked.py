@@ -10,7 +10,7 @@ import pytest
 from instructjax.data import pipeline, ranked
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
-from instructjax.errors import ConfigError, DataError
+from instructjax.errors import DataError
 from instructjax.records import Ranking
 
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
@@ -71,9 +71,12 @@ def rankings_of(batch):
     return found
 
 
-def test_shapes_and_types_never_change():
+def test_few_rows_are_empty_in_batches_of_few_shapes():
     batches = take(stream(), 40)
-    assert len({str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)) for batch in batches}) == 1
+    assert len({batch.tokens.shape for batch in batches}) <= 8
+    assert len({str(jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), batch)) for batch in batches}) == 1
+    used = np.concatenate([batch.segments.any(axis=1) for batch in batches])
+    assert used.mean() >= 0.95
 
 
 def test_rows_are_shared():
@@ -93,7 +96,7 @@ def test_a_batch_has_the_rankings_that_the_order_of_rows_says():
 
 def test_the_number_of_rows_is_a_multiple_of_what_shares_them():
     plain, shared = (take(stream(batch_size=8, multiple=multiple), 3) for multiple in (1, 5))
-    assert len(shared[0].tokens) == -(-len(plain[0].tokens) // 5) * 5
+    assert all(len(batch.tokens) % 5 == 0 for batch in shared)
     assert [rankings_of(batch) for batch in shared] == [rankings_of(batch) for batch in plain]
 
 
@@ -118,11 +121,11 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(stop):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rankings_of_a_batch_in_rows_of_one_shape(count):
-    alone = take(stream(), 9)
-    parts = [take(stream(share=(i, count)), 9) for i in range(count)]
+    alone = take(stream(multiple=count), 9)
+    parts = [take(stream(share=(i, count), multiple=count), 9) for i in range(count)]
     for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
         assert len({share.tokens.shape for share in shares}) == 1
-        assert sorted(rankings_of(whole)) == sorted(itertools.chain(*map(rankings_of, shares)))
+        assert same(whole, jax.tree.map(lambda *parts: np.concatenate(parts), *shares))
 
 
 def test_rows_for_evaluation_keep_the_order():
@@ -141,8 +144,6 @@ def test_rows_that_fill_up_the_last_batch_do_not_count():
 
 
 def test_impossible_choices_are_named():
-    with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
-        stream(share=(0, 3))
     with pytest.raises(DataError, match="expected at least one record"):
         ranked.tokens([], LAYOUT)
     long = Ranking(prompt="a", responses=("fox " * 41, "a"), scores=(0, 1), where="f:1")

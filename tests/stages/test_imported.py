@@ -92,7 +92,7 @@ def test_an_import_that_was_interrupted_goes_on(run):
 
 def scores(workdir, prompt, responses):
     trained, layout = workspace.open_reward_model(workdir)
-    rows = [examples.demonstration(Demonstration(prompt=prompt, response=text), layout) for text in responses]
+    rows = [examples.demonstrations([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return np.asarray(episode.score(trained.model, trained.params, batch.tokens, batch.segments, batch.positions))
 

@@ -36,7 +36,7 @@ def losses_of(local_window):
 @given(st.lists(rankings(), min_size=1, max_size=ROWS), st.sampled_from([None, 3]))
 def test_loss_and_gradient_are_those_of_a_forward_pass_for_each_answer(rankings, local_window):
     packed_loss, naive_loss = losses_of(local_window)
-    rows = packing.first_fit([len(ranking) for ranking in rankings], ROOM)
+    rows = packing.first_fit_decreasing([len(ranking) for ranking in rankings], ROOM)
     rows = [[rankings[i] for i in row] for row in [*rows, *[[]] * (ROWS - len(rows))]]
     packed = naive_rankings.packed(rows, length=ROOM, prompts=3, answers=ANSWERS)
     naive = naive_rankings.naive(rankings, length=2 * SIZE, answers=ANSWERS, prompts=ROWS)

@@ -15,7 +15,7 @@ import optax
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from instructjax.data import pipeline  # noqa: E402
+from instructjax.data import demonstrations, pipeline  # noqa: E402
 from instructjax.data.examples import Layout  # noqa: E402
 from instructjax.models.transformer import LanguageModel  # noqa: E402
 from instructjax.records import Demonstration, Text  # noqa: E402
@@ -48,11 +48,12 @@ def batches(share):
     rng = np.random.default_rng(0)
     words = ["".join(map(chr, rng.integers(97, 123, size=rng.integers(1, 30)))) for _ in range(40)]
     layout = Layout(Letters(), "=", 8, 8)
-    rows = pipeline.demonstration_rows([Demonstration(prompt=word[:5], response=word[:7]) for word in words], layout)
+    records = [Demonstration(prompt=word[:5], response=word[:7]) for word in words]
     text = pipeline.text_batches(
         [Text(text=word) for word in words], Letters(), length=T, batch_size=B, seed=1, share=share
     )
-    return pipeline.zip_batches(text, pipeline.shuffled_batches(rows, batch_size=B, seed=2, share=share))
+    packed = demonstrations.batches(records, layout, batch_size=2 * B, seed=2, steps=20, multiple=B, share=share)
+    return pipeline.zip_batches(text, packed)
 
 
 def train(directory, steps, config):

@@ -1,0 +1,166 @@
+"""Batches of demonstrations: each whole, few rows empty, resumable, and the same for any number of processes."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from instructjax.data import demonstrations, pipeline
+from instructjax.data.examples import Layout
+from instructjax.data.tokenizer import Tokenizer
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import Demonstration, Text
+
+WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
+TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
+LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
+
+
+def sentences(count, seed):
+    """Sentences of many lengths that differ: each ends with its own number."""
+    rng = np.random.default_rng(seed)
+    return [" ".join([*rng.choice(WORDS, size=rng.integers(0, 9)), str(i)]) for i in range(count)]
+
+
+PAIRS = list(zip(sentences(23, 0), sentences(23, 1), strict=True))
+DEMONSTRATIONS = [Demonstration(prompt=prompt, response=response) for prompt, response in PAIRS]
+TEXTS = [Text(text=text) for text in sentences(37, 2)]
+
+
+def stream(kind="plain", *, batch_size=8, seed=0, steps=40, **keys):
+    keys = {"batch_size": batch_size, "seed": seed, "steps": steps, **keys}
+    if kind == "plain":
+        return demonstrations.batches(DEMONSTRATIONS, LAYOUT, **keys)
+    return demonstrations.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, **{"text_share": 0.25, **keys})
+
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "mixed"])
+
+
+def take(batches, count):
+    return list(itertools.islice(iter(batches), count))
+
+
+def same(one, other):
+    one, other = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def is_text(batch):
+    """Of each row: windows have no prompt, and so no separator."""
+    return batch.segments.any(axis=1) & ~(batch.tokens == TOKENIZER.encode("\n")[0]).any(axis=1)
+
+
+def pairs_of(batch):
+    """The prompts and responses that a batch holds, read from its arrays alone."""
+    found = []
+    for tokens, segments, positions, weights in zip(
+        batch.tokens, batch.segments, batch.positions, batch.weights, strict=True
+    ):
+        for number in range(1, segments.max(initial=0) + 1):
+            inside = segments == number
+            assert (positions[inside] == np.arange(inside.sum())).all()
+            learned = inside & (weights > 0)
+            assert tokens[learned][-1] == TOKENIZER.eos_id and np.flatnonzero(learned)[-1] == np.flatnonzero(inside)[-1]
+            prompt, response = TOKENIZER.decode(tokens[inside & ~learned]), TOKENIZER.decode(tokens[learned])
+            assert prompt.endswith("\n")
+            found.append((prompt[:-1], response))
+        outside = segments == 0
+        assert not (tokens[outside].any() or positions[outside].any() or weights[outside].any())
+    return found
+
+
+def demonstrations_of(batch):
+    return pairs_of(jax.tree.map(lambda leaf: leaf[~is_text(batch)], batch))
+
+
+@KINDS
+def test_few_rows_are_empty_in_batches_of_few_shapes(kind):
+    batches = take(stream(kind), 40)
+    assert len({batch.tokens.shape for batch in batches}) <= 8
+    assert {batch.tokens.shape[1] for batch in batches} == {LAYOUT.length}
+    assert np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.95
+    assert np.mean([len(batch.tokens) for batch in batches]) < 7  # of eight examples
+
+
+def test_a_batch_has_the_demonstrations_that_the_order_says():
+    order = pipeline.shuffled_batches(pipeline.indices(DEMONSTRATIONS), batch_size=8, seed=3)
+    for batch, indices in zip(take(stream(seed=3), 20), take(order, 20), strict=True):
+        assert sorted(pairs_of(batch)) == sorted(PAIRS[i] for i in indices)
+
+
+@KINDS
+def test_an_epoch_has_every_demonstration_once(kind):
+    found = list(itertools.chain(*map(demonstrations_of, take(stream(kind, batch_size=1), 4 * 23))))
+    epochs = [found[start : start + 23] for start in range(0, len(found) - 22, 23)]
+    assert len(epochs) >= 3 and all(sorted(epoch) == sorted(PAIRS) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == len(epochs)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5])
+def test_the_share_of_text_is_kept_from_the_start(share):
+    windows = [is_text(batch).sum() for batch in take(stream("mixed", text_share=share, batch_size=6), 40)]
+    assert abs(np.cumsum(windows) - share * 6 * np.arange(1, 41)).max() <= 1
+
+
+def test_windows_of_text_are_full_and_go_on_where_the_last_ended():
+    batches = take(stream("mixed"), 20)
+    windows = [row for batch in batches for row in batch.tokens[is_text(batch)]]
+    expected = take(pipeline.text_batches(TEXTS, TOKENIZER, length=LAYOUT.length, batch_size=1, seed=0), len(windows))
+    assert len(windows) == 40 and same(windows, [batch.tokens[0] for batch in expected])
+
+
+@KINDS
+def test_the_seed_decides_the_order(kind):
+    first, again, other = (take(stream(kind, seed=seed), 8) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert [demonstrations_of(batch) for batch in first] != [demonstrations_of(batch) for batch in other]
+
+
+@KINDS
+@pytest.mark.parametrize("stop", [0, 1, 17])
+def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(kind, stop):
+    uninterrupted = take(stream(kind), stop + 9)
+    iterator = iter(stream(kind))
+    for _ in range(stop):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    next(iterator)  # what a job still read after its last checkpoint
+    resumed = iter(stream(kind))
+    resumed.set_state(state)
+    assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
+
+
+@KINDS
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_rows_of_a_batch(kind, count):
+    alone = take(stream(kind, multiple=4), 9)
+    parts = [take(stream(kind, multiple=4, share=(i, count)), 9) for i in range(count)]
+    for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
+        assert same(whole, jax.tree.map(lambda *parts: np.concatenate(parts), *shares))
+
+
+def test_rows_for_evaluation_keep_the_order():
+    rows = demonstrations.rows(DEMONSTRATIONS, LAYOUT)
+    (batch,) = take(pipeline.ordered_batches(rows, batch_size=len(rows)), 2)
+    assert pairs_of(batch) == PAIRS
+    assert len(rows) < len(DEMONSTRATIONS)
+
+
+def test_the_weight_of_a_prompt_reaches_the_rows():
+    plain, weighted = (take(stream(prompt_weight=weight), 1)[0] for weight in (0.0, 0.5))
+    first = plain.positions == 0
+    assert (weighted.weights[(plain.segments > 0) & (plain.weights == 0) & ~first] == 0.5).all()
+    assert not weighted.weights[first].any()
+
+
+def test_impossible_choices_are_named():
+    with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
+        stream("mixed", text_share=1.0)
+    with pytest.raises(DataError, match="expected at least one record"):
+        demonstrations.batches([], LAYOUT, batch_size=1, seed=0, steps=1)
+    long = Demonstration(prompt="a", response="fox " * 41, where="f:1")
+    with pytest.raises(DataError, match="f:1: response: expected at most 40 tokens"):
+        demonstrations.rows([*DEMONSTRATIONS, long], LAYOUT)
