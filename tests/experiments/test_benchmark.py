@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import benchmark
+import benchmark_work
 import pytest
 
 from configs import sandbox
@@ -22,9 +23,9 @@ row = {"tokens_per_s": 4.0, "all_median_s": 2.0, "cpu_s_median": 3.0, "peak_rss_
 """
 
 
-@pytest.mark.parametrize("work", benchmark.UNITS)
+@pytest.mark.parametrize("work", [*benchmark_work.UNITS, "products"])
 def test_each_kind_is_measured(work):
-    found = benchmark.alone(work, sandbox.get_config(), "T", 1)
+    found = benchmark_work.alone(work, sandbox.get_config(), "T", 1)
     assert found.keys() == {"rate", "seconds", "cpu_seconds", "peak_mb"}
     assert all(value > 0 for value in found.values())
 
@@ -43,6 +44,7 @@ def test_two_sides_take_turns(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     medians = results["work"]["sft"]["medians"]
     assert medians["trl"] == {"rate": 4.0, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": 100}
+    assert 0 < results["work"]["sft"]["of_products"] < 1
     assert f"ratio {medians['instructjax']['rate'] / 4:.2f}, memory" in found.stdout
     assert len(results["load"]) == 2
 
@@ -51,6 +53,7 @@ def test_two_sides_take_turns(tmp_path):
     ("arguments", "message"),
     [
         (["--work=sft,talk"], "error: --work: expected kinds among sft, reward, generation, ppo, found talk"),
+        (["--peer_environment=A"], "error: --peer_environment: expected KEY=VALUE, found 'A'"),
         (["--peer=trl"], "error: --peer: expected --peer_scripts and --peer_python with it, found one or both missing"),
     ],
 )

@@ -1,0 +1,69 @@
+"""The tables of docs/benchmarks.md, from the results that benchmark.py wrote into docs/benchmarks.
+
+python experiments/benchmark_page.py
+
+Each file NAME.json becomes a table under its command, in the order of their names; the text of the page stays.
+"""
+
+import json
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MARKS = "<!-- tables -->\n", "<!-- the end of the tables -->"
+UNITS = {"sft": "tokens/s", "reward": "rankings/s", "generation": "new tokens/s", "ppo": "episodes/s"}
+
+
+def table(results):
+    """Markdown of one file of results: a line for each kind of work."""
+    peer = next((side for side in next(iter(results["work"].values()))["medians"] if side != "instructjax"), None)
+    sides = ["instructjax", *([peer] if peer else [])]
+    columns = ["", *sides, *(["ratio"] if peer else []), "of products", "s a step", "MB", *(["memory"] if peer else [])]
+    lines = [columns, ["-"] * len(columns)]
+    for work, found in results["work"].items():
+        medians = [found["medians"][side] for side in sides]
+        line = [work, *(f"{number(side['rate'])} {UNITS[work]}" for side in medians)]
+        line += [f"**{medians[0]['rate'] / medians[1]['rate']:.2f}**"] if peer else []
+        line += [f"{found['of_products']:.2f}"]
+        line += [", ".join(number(side["seconds"]) for side in medians)]
+        line += [", ".join(f"{side['peak_mb']:,.0f}" for side in medians)]
+        line += [f"{medians[0]['peak_mb'] / medians[1]['peak_mb']:.2f}"] if peer else []
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value):
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def page(folder):
+    """All tables of a folder of results, with where they come from."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        load = results["load"]
+        parts += [
+            f"### {results['title']}",
+            f"    {results['command']}",
+            f"{results['machine']}; {', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "
+            f"load {load[0]:.1f} before, {load[-1]:.1f} after.",
+            table(results),
+        ]
+    return "\n\n".join(parts)
+
+
+def filled(text):
+    """The page with the tables of docs/benchmarks between its marks."""
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return f"{before}{MARKS[0]}\n{page(ROOT / 'docs' / 'benchmarks')}\n\n{MARKS[1]}{after}"
+
+
+def main():
+    """Writes the tables into the page."""
+    path = ROOT / "docs" / "benchmarks.md"
+    path.write_text(filled(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

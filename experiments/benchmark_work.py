@@ -1,0 +1,161 @@
+"""The kinds of work that benchmark.py measures: a step of each on random tokens, and how many operations it takes."""
+
+import resource
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax.batch import LMBatch, PromptBatch
+from instructjax.data import examples
+from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.planning import flops
+from instructjax.rollout import sampling
+from instructjax.stages import workspace
+from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
+from instructjax.training import objectives, optimizer
+from instructjax.training import state as train_state
+from instructjax.training.step import train_step
+
+SHAPES = {
+    "T": dict(vocab_size=64, num_layers=1, d_model=16, num_heads=2, d_head=8, d_ff=32, max_length=128),
+    "A": dict(vocab_size=2048, num_layers=4, d_model=256, num_heads=4, d_head=64, d_ff=1024, max_length=256),
+    "B": dict(vocab_size=50257, num_layers=12, d_model=768, num_heads=12, d_head=64, d_ff=3072, max_length=512),
+}
+# Rows of a step; prompt tokens and prompts of generation; episodes and those of a minibatch.
+SIZES = {
+    "T": dict(sft=2, reward=2, generation=(2, 64), ppo=(4, 2)),
+    "A": dict(sft=16, reward=4, generation=(32, 64), ppo=(64, 16)),
+    "B": dict(sft=4, reward=1, generation=(8, 128), ppo=(8, 4)),
+}
+ANSWERS, NEW, PROMPT = 4, 64, (32, 64)  # answers of a ranking, new tokens of an answer, tokens of PPO's prompts
+UNITS = {"sft": "tokens", "reward": "rankings", "generation": "new tokens", "ppo": "episodes"}
+OPERATIONS = 2 * 2048**3  # of a product
+NEVER = -1  # no token: answers do not end
+
+
+def sft(shape, config, size):
+    """(step, state, units of a step): cross-entropy of every token of full rows."""
+    rows, length = size["sft"], shape.max_length
+    tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, length)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    batch = LMBatch(tokens, np.ones_like(tokens), positions, (positions > 0).astype(np.float32))
+    model = LanguageModel(shape)
+    return *training(objectives.language_model_loss(model), model, config, batch), rows * length
+
+
+def reward(shape, config, size):
+    """(step, state, units): rankings whose prompt is half of each text."""
+    rng, half = np.random.default_rng(0), shape.max_length // 2
+    rows = [
+        examples.ranking_row(
+            [examples.RankedTokens(*_texts(rng, shape, half), scores=range(ANSWERS))],
+            length=half * (1 + ANSWERS), max_prompts=1, max_responses=ANSWERS, pad_id=0,
+        )
+        for _ in range(size["reward"])
+    ]  # fmt: skip
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    model = ScalarModel(shape)
+    return *training(objectives.ranking_loss(model), model, config, batch), size["reward"]
+
+
+def _texts(rng, shape, half):
+    prompt, *answers = rng.integers(3, shape.vocab_size, (1 + ANSWERS, half))
+    return prompt, answers
+
+
+def training(loss, model, config, batch):
+    """(step, state) of an optimiser's updates on one batch."""
+    adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
+    state = train_state.create(workspace.initial_params(model, jax.random.key(0)), adam)
+    step = jax.jit(train_step(loss, adam), donate_argnums=0)
+    return lambda state: step(state, batch, jax.random.key(1))[0], state
+
+
+def generation(shape, config, size):
+    """(step, state, units): sampling from prompts that fill their rows; the state is the weights."""
+    del config
+    rows, width = size["generation"]
+    prompts = _prompts(shape, np.full(rows, width), width)
+    model = LanguageModel(shape)
+    keys = sampling.row_keys(jax.random.key(1), rows)
+
+    @jax.jit
+    def sample(params):
+        choose = sampling.categorical(keys)
+        return sampling.sample(model, params, prompts, choose, max_response=NEW, eos_id=NEVER, pad_id=0).tokens
+
+    def step(params):
+        jax.block_until_ready(sample(params))
+        return params
+
+    return step, workspace.initial_params(model, jax.random.key(0)), rows * NEW
+
+
+def _prompts(shape, lengths, width):
+    tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (len(lengths), width)).astype(np.int32)
+    return PromptBatch(tokens, (np.arange(width) >= width - lengths[:, None]).astype(np.int32))
+
+
+def ppo(shape, config, size):
+    """(step, state, units): an iteration without pretraining text, four networks of one shape."""
+    rows, minibatch = size["ppo"]
+    config.ppo.update(batch_size=rows, minibatch_size=minibatch)
+    low, width = PROMPT
+    prompts = _prompts(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
+    policy, scalar = LanguageModel(shape), ScalarModel(shape)
+    params, head = (workspace.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
+    adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
+    # Copies: the state is donated.
+    state = PPOState(
+        jnp.zeros((), jnp.int32),
+        train_state.create_averaged(jax.tree.map(jnp.copy, params), adam),
+        train_state.create(jax.tree.map(jnp.copy, head), adam),
+    )
+    iterate = make_iteration(policy, scalar, adam, adam, config.ppo, max_response=NEW, eos_id=NEVER, pad_id=0)
+    compiled = jax.jit(iterate.whole, donate_argnums=0)
+    frozen = Frozen(reference=params, reward=head)
+    return lambda state: compiled(state, (prompts, None), jax.random.key(2), frozen)[0], state, rows
+
+
+def products(shape, config, size):
+    """(step, state, Gflop): what XLA reaches at best on this machine, by which the other kinds are measured."""
+    del shape, config, size
+    mean = jnp.ones((2048, 2048)) / 2048  # times itself it stays as it is
+    return jax.jit(lambda x: x @ mean), mean, OPERATIONS / 1e9
+
+
+def model_flops(work, size):
+    """Operations of a step of a size that the mathematics asks for; a training step takes three forward passes."""
+    shape, size = TransformerConfig(**SHAPES[size]), SIZES[size]
+    if work == "sft":
+        rows, length = size["sft"], shape.max_length
+        return 3 * flops.forward_flops(shape, rows, length, length)
+    if work == "reward":
+        half = shape.max_length // 2
+        answers = flops.forward_flops(shape, size["reward"] * ANSWERS, half, 0, slots=half + half // 2)
+        return 3 * (flops.scalar_flops(shape, size["reward"], half) + answers)
+    rows, width = size["generation"] if work == "generation" else (size["ppo"][0], sum(PROMPT) // 2)
+    sampled = flops.forward_flops(shape, rows, width, 1)
+    sampled += (NEW - 1) * flops.forward_flops(shape, rows, 1, 1, slots=width + NEW // 2)
+    if work == "generation":
+        return sampled
+    language = flops.forward_flops(shape, rows, width + NEW, NEW)
+    return sampled + (2 + 3) * (language + flops.scalar_flops(shape, rows, width + NEW))
+
+
+def alone(work, config, size, steps):
+    """One kind, measured in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
+    make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "products": products}[work]
+    config = config.copy_and_resolve_references().unlock()
+    step, state, units = make(TransformerConfig(**SHAPES[size]), config, SIZES[size])
+    laps = []
+    for _ in range(2 + steps):
+        clock, processor = time.perf_counter(), time.process_time()
+        state = jax.block_until_ready(step(state))
+        laps.append((time.perf_counter() - clock, time.process_time() - processor))
+    seconds, cpu_seconds = (statistics.median(column) for column in zip(*laps[2:], strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rate": units / seconds, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak}
