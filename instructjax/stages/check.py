@@ -19,7 +19,7 @@ from instructjax.models import sizes
 from instructjax.models.transformer import DTYPES, TransformerConfig
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
-from instructjax.training import guards, invariants, loop, parallel
+from instructjax.training import loop, parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
@@ -144,11 +144,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         _keys("data: drop_long", "model: tied remat shard_length", "parallel: shard_slots"),
     ),
     (
+        "one of stop, warn",
+        lambda value: value in ("stop", "warn"),
+        _keys(": invariants", "guards: action"),
+    ),
+    (
         "text",
         lambda value: isinstance(value, str) and "\0" not in value,
         _keys(
-            ": invariants",
-            "guards: action",
             "files: text demonstrations rankings prompts",
             "e2e: directory",
             "data: separator",
@@ -213,8 +216,6 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
-    invariants.check_action(config.invariants)
-    guards.check(config.guards)
     loop.check(config.log, "log")
     loop.check(config.ppo_log, "ppo_log")
     _lengths(config)

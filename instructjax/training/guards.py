@@ -12,9 +12,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from instructjax.errors import ConfigError, DivergenceError
-
-ACTIONS = ("stop", "warn")
+from instructjax.errors import DivergenceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +83,3 @@ def enforce(place: str, values: Mapping[str, float], guards: Mapping[str, Guard]
         if action == "stop" or name.endswith("skipped_in_a_row"):
             raise DivergenceError(line)
         print(f"warning: {line}")
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses limits that are impossible.
-
-    Args:
-      config: the `guards` section of a recipe.
-
-    Raises:
-      ConfigError: names the key and what was expected.
-    """
-    if config.action not in ACTIONS:
-        raise ConfigError(f"guards.action: expected one of {', '.join(ACTIONS)}, found {config.action!r}")
-    if config.max_skipped < 1:
-        raise ConfigError(f"guards.max_skipped: expected at least 1 update, found {config.max_skipped}")
-    for key in ("max_kl", "min_response_tokens"):
-        if not config[key] >= 0:
-            raise ConfigError(f"guards.{key}: expected at least 0, found {config[key]}")

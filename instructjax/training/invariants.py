@@ -14,9 +14,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from instructjax.errors import ConfigError, InvariantError
-
-ACTIONS = ("stop", "warn")
+from instructjax.errors import InvariantError
 
 Precision = Literal["float32", "low"]
 
@@ -138,9 +136,3 @@ def enforce(place: str, values: Mapping[str, float], *, precision: Precision, ac
         raise InvariantError("; ".join(f"{place}: {line}" for line in found))
     for line in found:
         print(f"warning: {place}: {line}")
-
-
-def check_action(action: str) -> None:
-    """Raises ConfigError unless the action is one of ACTIONS."""
-    if action not in ACTIONS:
-        raise ConfigError(f"invariants: expected one of {', '.join(ACTIONS)}, found {action!r}")

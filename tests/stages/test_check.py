@@ -1,6 +1,7 @@
 """What can be known to be wrong is refused before any work, whatever the stage it would have failed in."""
 
 import importlib
+import math
 
 import pytest
 
@@ -36,6 +37,10 @@ def test_the_base_wants_files(recipe, variant):
     [
         ("seed", -1, "expected 0 to "),
         ("invariants", "ignore", "expected one of stop, warn, found 'ignore'"),
+        ("guards__action", "ignore", "expected one of stop, warn, found 'ignore'"),
+        ("guards__max_skipped", 0, "expected an integer, at least 1, found 0"),
+        ("guards__max_kl", -1.0, "expected at least 0, or infinity, found -1.0"),
+        ("guards__min_response_tokens", math.nan, "expected at least 0, or infinity, found nan"),
         ("pretrain__microbatches", 0, "expected an integer, at least 1, found 0"),
         ("reward__batch_size", 30, "expected a multiple of 8 "),
         ("ppo__batch_size", 100, "expected a multiple of ppo.minibatch_size (16), found 100"),
