@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from benchmark_work import SHAPES, UNITS, alone, model_flops
 from etils import epath
 
 from instructjax.errors import ConfigError
+from instructjax.stages import provenance
 
 PEER = {
     "sft": ("bench_sft.py", "tokens_per_s"),
@@ -107,9 +109,10 @@ def main(config, workdir):
 
 def command():
     """The command line, without the places that files have on this machine."""
-    places = {"--peer_scripts": "FOLDER", "--peer_python": "PYTHON", "--results": "FILE"}
-    given = (argument.partition("=") for argument in sys.argv[1:])
-    return " ".join(["python experiments/benchmark.py", *(f"{flag}{eq}{places.get(flag, x)}" for flag, eq, x in given)])
+    places = {"peer_scripts": "FOLDER", "peer_python": "PYTHON", "results": "FILE"}
+    given = [flag for flag in flags.FLAGS.get_flags_for_module(__name__) if flag.present]
+    shown = (f"--{flag.name}={places.get(flag.name) or flag.serialize().partition('=')[2]}" for flag in given)
+    return shlex.join(["python", "experiments/benchmark.py", *shown])
 
 
 def peer_versions():
@@ -130,7 +133,7 @@ def compare(sides):
         "size": _SIZE.value,
         "command": command(),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__} | peer_versions(),
+        "versions": {"instructjax": provenance.code_version(), "jax": jax.__version__, **peer_versions()},
         "load": [os.getloadavg()[0]],
         "work": {},
     }

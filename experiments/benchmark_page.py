@@ -8,9 +8,10 @@ Each file NAME.json becomes a table under its command, in the order of their nam
 import json
 import pathlib
 
+from benchmark_work import UNITS
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MARKS = "<!-- tables -->\n", "<!-- the end of the tables -->"
-UNITS = {"sft": "tokens/s", "reward": "rankings/s", "generation": "new tokens/s", "ppo": "episodes/s"}
 
 
 def table(results):
@@ -21,7 +22,7 @@ def table(results):
     lines = [columns, ["-"] * len(columns)]
     for work, found in results["work"].items():
         medians = [found["medians"][side] for side in sides]
-        line = [work, *(f"{number(side['rate'])} {UNITS[work]}" for side in medians)]
+        line = [work, *(f"{number(side['rate'])} {UNITS[work]}/s" for side in medians)]
         line += [f"**{medians[0]['rate'] / medians[1]['rate']:.2f}**"] if peer else []
         line += [f"{found['of_products']:.2f}"]
         line += [", ".join(number(side["seconds"]) for side in medians)]

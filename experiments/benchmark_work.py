@@ -48,22 +48,22 @@ def sft(shape, config, size):
 
 def reward(shape, config, size):
     """(step, state, units): rankings whose prompt is half of each text."""
-    rng, half = np.random.default_rng(0), shape.max_length // 2
-    rows = [
-        examples.ranking_row(
-            [examples.RankedTokens(*_texts(rng, shape, half), scores=range(ANSWERS))],
-            length=half * (1 + ANSWERS), max_prompts=1, max_responses=ANSWERS, pad_id=0,
-        )
-        for _ in range(size["reward"])
-    ]  # fmt: skip
-    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     model = ScalarModel(shape)
+    batch = ranking_batch(shape, size["reward"], ANSWERS, shape.max_length // 2)
     return *training(objectives.ranking_loss(model), model, config, batch), size["reward"]
 
 
-def _texts(rng, shape, half):
-    prompt, *answers = rng.integers(3, shape.vocab_size, (1 + ANSWERS, half))
-    return prompt, answers
+def ranking_batch(shape, rows, answers, length):
+    """A prompt a row with its answers, all of this many tokens."""
+    texts = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, 1 + answers, length))
+    made = [
+        examples.ranking_row(
+            [examples.RankedTokens(prompt, others, scores=range(answers))],
+            length=length * (1 + answers), max_prompts=1, max_responses=answers, pad_id=0,
+        )
+        for prompt, *others in texts
+    ]  # fmt: skip
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
 
 def training(loss, model, config, batch):
@@ -101,7 +101,12 @@ def _prompts(shape, lengths, width):
 
 def ppo(shape, config, size):
     """(step, state, units): an iteration without pretraining text, four networks of one shape."""
-    rows, minibatch = size["ppo"]
+    iterate, state, constants = ppo_iteration(shape, config, *size["ppo"], NEW)
+    return lambda state: iterate(state, *constants)[0], state, size["ppo"][0]
+
+
+def ppo_iteration(shape, config, rows, minibatch, response):
+    """(iterate, state, the other arguments), of answers with this many tokens."""
     config.ppo.update(batch_size=rows, minibatch_size=minibatch)
     low, width = PROMPT
     prompts = _prompts(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
@@ -114,10 +119,9 @@ def ppo(shape, config, size):
         train_state.create_averaged(jax.tree.map(jnp.copy, params), adam),
         train_state.create(jax.tree.map(jnp.copy, head), adam),
     )
-    iterate = make_iteration(policy, scalar, adam, adam, config.ppo, max_response=NEW, eos_id=NEVER, pad_id=0)
-    compiled = jax.jit(iterate.whole, donate_argnums=0)
+    iterate = make_iteration(policy, scalar, adam, adam, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
     frozen = Frozen(reference=params, reward=head)
-    return lambda state: compiled(state, (prompts, None), jax.random.key(2), frozen)[0], state, rows
+    return jax.jit(iterate.whole, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen)
 
 
 def products(shape, config, size):

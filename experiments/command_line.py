@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import ml_collections
@@ -73,14 +73,34 @@ def read(script: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> Non
 def _alone(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
-        _keep_compiled(workdir() / "compiled")
+        stack.enter_context(compiled_kept(workdir() / "compiled"))
         stage(_CONFIG.value, workdir())
 
 
-def _keep_compiled(folder: epath.Path) -> None:
-    """Programs that took a second to compile are kept for the next start."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+@contextlib.contextmanager
+def compiled_kept(folder: epath.Path) -> Iterator[None]:
+    """Programs that took a second to compile are kept for the next start.
+
+    JAX writes its entries in place. A run that was killed may leave its newest one cut short, which JAX would warn of
+    at each start and never replace: it is removed.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
+        yield
+        return
+    mark = folder / ".in_use"
+    if processes.is_first():
+        entries = sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().mtime) if mark.exists() else []
+        for entry in entries[-1:]:
+            entry.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        if processes.is_first():
+            mark.unlink(missing_ok=True)
 
 
 def _run(script: Callable[[], None]) -> None:

@@ -57,7 +57,7 @@ def run(config, workdir):
             reference,
             shard_slots=config.parallel.shard_slots,
         ),
-        ranked.batches(
+        lambda: ranked.batches(
             rankings,
             layout.tokenizer.pad_id,
             batch_size=section.batch_size,

@@ -7,7 +7,6 @@ the first batch.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from instructjax.data.pipeline import Batches, Rows, Share
 from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Text
 
-_TEXT = -1  # in the place of a demonstration's index
+_WINDOW = "a window of text"  # stands for one where lengths are read ahead
 
 
 def rows(records: Sequence[Demonstration], layout: Layout) -> Rows:
@@ -56,8 +55,7 @@ def batches(
       share: (i, n), where this process reads part i of n of the rows.
     """
 
-    def make(indices: Sequence[int], most: int) -> LMBatch:
-        del most
+    def make(indices: Sequence[int]) -> LMBatch:
         return examples.demonstrations([records[i] for i in indices], layout, prompt_weight)
 
     return packed.batches(
@@ -111,31 +109,31 @@ def mixed_batches(
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     lengths = _lengths(records, layout)
     order = pipeline.indices(records).seed(seed).shuffle().repeat().to_iter_dataset(pipeline.READ)
-    windows = packing.Windows(
-        text, pipeline.indices(text).seed(seed).shuffle().repeat(), layout.tokenizer, layout.length
-    )
+    documents = pipeline.indices(text).seed(seed).shuffle().repeat()
 
     def mixed(windows: grain.IterDataset) -> grain.IterDataset:
         weights = [1 - text_share, text_share]
         return grain.IterDataset.mix([order, windows], weights=weights).batch(batch_size, batch_fn=list)
 
-    def fitted(indices: Sequence[int]) -> list[list[int]]:
-        return packed.rows_of(lengths, indices, layout.length)
+    def fitted(drawn: list[Any]) -> list[list[Any]]:
+        indices = [example for example in drawn if isinstance(example, int)]
+        windows = [example for example in drawn if not isinstance(example, int)]
+        return [*packed.rows_of(lengths, indices, layout.length), *([window] for window in windows)]
 
-    ahead = mixed(grain.MapDataset.source([_TEXT]).repeat().to_iter_dataset(pipeline.READ))
-    needed = (
-        [*fitted([example for example in drawn if example != _TEXT]), *[[_TEXT]] * drawn.count(_TEXT)]
-        for drawn in itertools.islice(ahead, steps)
+    def make(row: list[Any]) -> LMBatch:
+        if row and isinstance(row[0], LMBatch):
+            return row[0]
+        return examples.demonstrations([records[i] for i in row], layout, prompt_weight)
+
+    return packed.stream(
+        mixed(packing.Windows(text, documents, layout.tokenizer, layout.length)),
+        mixed(grain.MapDataset.source([_WINDOW]).repeat().to_iter_dataset(pipeline.READ)),
+        fitted,
+        make,
+        steps,
+        multiple,
+        share,
     )
-    fit = packed.fitting(list(needed), multiple)
-
-    def join(drawn: Sequence[int | LMBatch]) -> Any:
-        chosen = fitted([example for example in drawn if not isinstance(example, LMBatch)])
-        rows = [examples.demonstrations([records[i] for i in row], layout, prompt_weight) for row in chosen]
-        rows += [example for example in drawn if isinstance(example, LMBatch)]
-        return packed.stacked(rows, examples.demonstrations([], layout), fit, share)
-
-    return mixed(windows).map(join)
 
 
 def _lengths(records: Sequence[Demonstration], layout: Layout) -> list[int]:

@@ -6,10 +6,9 @@ compiled step is made for each. To choose those, the orders of the whole run are
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -17,28 +16,19 @@ import numpy as np
 
 from instructjax.data import packing, pipeline
 from instructjax.data.pipeline import Batches, Share
+from instructjax.errors import ConfigError
 
-_MOST_SHAPES = 8
-_MOST_EMPTY = 0.05  # share of rows that may be empty, if that many shapes can do it
+Item = TypeVar("Item")
+Row = list[Item]
 
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """What all batches of a run have room for.
-
-    Attributes:
-      unit: the number of rows of a batch is a multiple of it.
-      most: sequences in a row, at most.
-    """
-
-    unit: int
-    most: int
+_MOST_EMPTY = 0.05  # share of rows that may be empty, where the most shapes can do it
+_MOST_SHAPES, _STEPS_OF_A_SHAPE = 8, 200  # a step is compiled for each shape: a short run has few
 
 
 def batches(
     lengths: Sequence[int],
     room: int,
-    make: Callable[[Sequence[int], int], Any],
+    make: Callable[[Sequence[int]], Any],
     *,
     batch_size: int,
     seed: int,
@@ -51,51 +41,57 @@ def batches(
     Args:
       lengths: tokens of each sequence.
       room: tokens of a row.
-      make: `make(indices, most)`, a row with these sequences, maybe none, and room for `most` of them.
+      make: `make(indices)`, a row with these sequences, maybe none.
       batch_size: sequences, not rows, of a global batch.
       seed: of all orders, from 0 to 2**32 - 1.
-      steps: batches that are going to be read; one that is read after them may not fit.
-      multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
-      share: (i, n), where this process reads part i of n of the rows; n divides `multiple`.
+      steps: batches that are going to be read; see `stream`.
+      multiple: see `stream`.
+      share: (i, n), where this process reads part i of n of the rows.
 
     Returns:
       A stream of what `make` makes, stacked.
+
+    Raises:
+      ConfigError: n does not divide `multiple`.
     """
-    drawn = pipeline.shuffled_batches(
-        grain.MapDataset.range(len(lengths)), batch_size=batch_size, seed=seed, join=list
-    )  # of indices
-    packed = [rows_of(lengths, indices, room) for indices in itertools.islice(drawn, steps)]
-    fit = fitting(packed, multiple)
-
-    def join(indices: Sequence[int]) -> Any:
-        return stacked([make(row, fit.most) for row in rows_of(lengths, indices, room)], make([], fit.most), fit, share)
-
-    return drawn.map(join)
+    order = grain.MapDataset.range(len(lengths))
+    drawn = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
+    return stream(drawn, drawn, lambda batch: rows_of(lengths, batch, room), make, steps, multiple, share)
 
 
-def fitting(packed: Sequence[Sequence[Sequence[int]]], multiple: int) -> Fit:
-    """The fewest shapes, 1 to 8, with which few rows are empty.
+def stream(
+    drawn: Batches,
+    ahead: Batches,
+    fitted: Callable[[list[Item]], list[Row]],
+    make: Callable[[Row], Any],
+    steps: int,
+    multiple: int,
+    share: Share,
+) -> Batches:
+    """Lists of items as batches of rows; each process makes its own rows only.
 
     Args:
-      packed: the batches of a run, each a list of rows, each a list of sequences.
-      multiple: see `batches`.
+      drawn: the lists.
+      ahead: the same, or lists that need the same rows and are cheaper to read.
+      fitted: the rows that a list needs.
+      make: a row with these items, maybe none.
+      steps: batches that are going to be read; the number of shapes is chosen for them.
+      multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
+      share: (i, n), where this process reads part i of n of the rows.
     """
-    counts = np.array([len(rows) for rows in packed])
-    for shapes in range(1, _MOST_SHAPES + 1):
-        unit = -(-counts.max() // (shapes * multiple)) * multiple
-        rounded = -(-counts // unit) * unit
-        if counts.sum() >= (1 - _MOST_EMPTY) * rounded.sum():
-            break
-    return Fit(int(unit), max(len(row) for rows in packed for row in rows))
-
-
-def stacked(rows: Sequence[Any], empty: Any, fit: Fit, share: Share = (0, 1)) -> Any:
-    """This process's part of a batch: the rows, filled up with empty ones to a multiple of the unit."""
-    count = -(-len(rows) // fit.unit) * fit.unit
-    filled = [*rows, *[empty] * (count - len(rows))]
     part, parts = share
-    own = filled[part * count // parts : (part + 1) * count // parts]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *own)
+    if multiple % parts:
+        raise ConfigError(f"share: expected a number of processes that divides {multiple} rows, found {parts}")
+    unit = _unit([len(fitted(batch)) for batch in itertools.islice(ahead, steps)], multiple)
+
+    def join(batch: list[Item]) -> Any:
+        rows = fitted(batch)
+        count = -(-len(rows) // unit) * unit
+        rows += [[] for _ in range(count - len(rows))]
+        own = rows[part * count // parts : (part + 1) * count // parts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(make, own))
+
+    return drawn.map(join)
 
 
 def rows_of(lengths: Sequence[int], indices: Sequence[int], room: int) -> list[list[int]]:
@@ -107,3 +103,13 @@ def rows_of(lengths: Sequence[int], indices: Sequence[int], room: int) -> list[l
       room: tokens of a row.
     """
     return [[indices[i] for i in row] for row in packing.first_fit_decreasing([lengths[i] for i in indices], room)]
+
+
+def _unit(counts: Sequence[int], multiple: int) -> int:
+    """What numbers of rows are rounded up to, so that few shapes have few empty rows."""
+    counts = np.array(counts)
+    for shapes in range(1, min(_MOST_SHAPES, 1 + len(counts) // _STEPS_OF_A_SHAPE) + 1):
+        unit = -(-counts.max() // (shapes * multiple)) * multiple
+        if counts.sum() >= (1 - _MOST_EMPTY) * (-(-counts // unit) * unit).sum():
+            break
+    return int(unit)

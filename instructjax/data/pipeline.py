@@ -10,8 +10,8 @@ which is packed while it streams; demonstrations and rankings are packed batch b
 
 Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). Its iterator has `get_state` and
 `set_state`: a small JSON tree from which the stream goes on exactly where it was. `batch_size` counts the
-rows of all processes. In process order, their rows together are one global batch, and for streams of rows
-it is the same batch however many processes there are.
+rows of all processes, or, where sequences are packed, the sequences. In process order, their rows together are
+one global batch, the same however many processes there are.
 """
 
 from __future__ import annotations

@@ -73,8 +73,10 @@ def batches(
     """
     lengths, needs = _measured(rankings)
 
-    def make(indices: Sequence[int], most: int) -> RankingBatch:
-        return _row([rankings[i] for i in indices], needs, most, pad_id)
+    prompts = needs.length // min(lengths)
+
+    def make(indices: Sequence[int]) -> RankingBatch:
+        return _row([rankings[i] for i in indices], needs, prompts, pad_id)
 
     return packed.batches(
         lengths,

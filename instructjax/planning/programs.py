@@ -1,4 +1,7 @@
-"""The programs of a recipe, exactly as its stages build them, with shapes in the place of arrays."""
+"""The programs of a recipe as its stages build them, with shapes in the place of arrays.
+
+Batches are the largest that can come: each demonstration and each ranking in a row of its own.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,12 @@ def candidates(
     """Settings near a recipe's, nearest first: topologies, with keys to set otherwise."""
     times = (1, 2, 4, 8, 16)
     keys = _PARTS[row.name]
-    settings = [{key: n * operator.attrgetter(key)(config) for key in keys} for n in times] if keys else [{}]
+    # One key after the other, then all of them: what one divides, another may not.
+    settings = [{}] + [
+        {key: n * operator.attrgetter(key)(config) for key in chosen}
+        for chosen in dict.fromkeys([*((key,) for key in keys), keys])
+        for n in times[1:]
+    ]
     for parts in settings[1:]:
         yield topology, parts
     # Where rows do not divide, fewer chips may be what is needed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from etils import epath
 
 from instructjax.batch import LMBatch
+from instructjax.data import pipeline
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
 from instructjax.models.partitioning import constrain_rows, whole
@@ -30,7 +31,7 @@ def train(
     layout: Layout,
     shape: TransformerConfig,
     params: Callable[[], Any],
-    batches: Iterable[LMBatch],
+    batches: Callable[[], pipeline.Batches],
     schedule: optax.Schedule,
     *,
     steps: int,
@@ -45,8 +46,8 @@ def train(
       workdir: the run's folder.
       layout: of prompts and responses; its tokenizer is saved with the checkpoints.
       shape: the model, without dropout; the section's dropout is added.
-      params: gives the weights to start from; called once the batches are known to fit.
-      batches: a grain dataset.
+      params: gives the weights to start from.
+      batches: makes the grain dataset.
       schedule: learning rate by update.
       steps: updates.
       validation: batches to measure, by what to call them in the metrics.

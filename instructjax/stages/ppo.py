@@ -66,30 +66,11 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
     state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
     frozen = parallel.build(functools.partial(freeze, dtype=section.frozen_dtype or shape.param_dtype), initial, reward)
     del initial, reward  # on a mesh, or in another type, the frozen weights are others
-    share = parallel.share_of_rows()
-    prompts = pipeline.shuffled_batches(
-        pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
-        batch_size=section.batch_size,
-        seed=config.seed,
-        share=share,
-    )
-    if stage == "ppo_ptx":
-        text = pipeline.text_batches(
-            prepare.load(config, workdir, Text, "train"),
-            layout.tokenizer,
-            length=section.ptx_length,
-            batch_size=section.batch_size * section.ptx_examples_per_episode,
-            seed=config.seed + 1,  # another order than pretraining's
-            share=share,
-        )
-        batches = pipeline.zip_batches(prompts, text)
-    else:
-        batches = prompts.map(lambda batch: (batch, None))
     loop.run(
         stage,
         parallel.compile_step(iterate, config.parallel),
         state,
-        batches,
+        lambda: _batches(stage, config, workdir, layout),
         workspace.root_key(config, stage),
         steps=section.iterations,
         directory=directory,
@@ -100,6 +81,30 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         judge=workspace.judge(config),
         draw=functools.partial(curves.update, directory),
     )
+
+
+def _batches(
+    stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout
+) -> pipeline.Batches:
+    """Prompts, with pretraining text in the stage ppo_ptx."""
+    section, share = config.ppo, parallel.share_of_rows()
+    prompts = pipeline.shuffled_batches(
+        pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
+        batch_size=section.batch_size,
+        seed=config.seed,
+        share=share,
+    )
+    if stage == "ppo":
+        return prompts.map(lambda batch: (batch, None))
+    text = pipeline.text_batches(
+        prepare.load(config, workdir, Text, "train"),
+        layout.tokenizer,
+        length=section.ptx_length,
+        batch_size=section.batch_size * section.ptx_examples_per_episode,
+        seed=config.seed + 1,  # another order than pretraining's
+        share=share,
+    )
+    return pipeline.zip_batches(prompts, text)
 
 
 def make_programs(

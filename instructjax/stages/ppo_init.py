@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import ml_collections
 from etils import epath
 
@@ -23,19 +25,11 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     section = config.ppo_init
     records = prepare.load(config, workdir, Demonstration, "train")
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
-    how = {
-        "batch_size": section.batch_size,
-        "seed": config.seed,
-        "steps": steps,
-        "prompt_weight": section.prompt_weight,
-        "multiple": parallel.rows_multiple(config.parallel, section.microbatches),
-        "share": parallel.share_of_rows(),
-    }
     if section.text_share:
         text = prepare.load(config, workdir, Text, "train")
-        batches = demonstrations.mixed_batches(records, text, layout, text_share=section.text_share, **how)
+        batches = functools.partial(demonstrations.mixed_batches, records, text, layout, text_share=section.text_share)
     else:
-        batches = demonstrations.batches(records, layout, **how)
+        batches = functools.partial(demonstrations.batches, records, layout)
     start = workspace.checkpoints_of(section.init_from, workdir, "pretrain")
     language_model.train(
         "ppo_init",
@@ -44,7 +38,14 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
-        batches,
+        lambda: batches(
+            batch_size=section.batch_size,
+            seed=config.seed,
+            steps=steps,
+            prompt_weight=section.prompt_weight,
+            multiple=parallel.rows_multiple(config.parallel, section.microbatches),
+            share=parallel.share_of_rows(),
+        ),
         optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction),
         steps=steps,
         validation={

@@ -41,7 +41,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.initial_params(LanguageModel(shape), key),
-        pipeline.text_batches(
+        lambda: pipeline.text_batches(
             prepare.load(config, workdir, Text, "train"),
             layout.tokenizer,
             length=section.length,

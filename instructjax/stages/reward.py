@@ -78,7 +78,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         parallel.build(
             functools.partial(train_state.create, optimizer=adam), params, shard_slots=config.parallel.shard_slots
         ),
-        ranked.batches(
+        lambda: ranked.batches(
             rankings,
             layout.tokenizer.pad_id,
             batch_size=section.batch_size,
@@ -128,7 +128,7 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
 
     def evaluation(params: Any) -> dict[str, float]:
         window = [jax.device_get(measure(params, batch)) for batch in batches]
-        values = loop.reduce([{"loss": pair, **metrics} for pair, metrics in window])
+        values = loop.reduce([{"loss": pair, "accuracy": metrics["accuracy"]} for pair, metrics in window])
         return {f"validation_{name}": value for name, value in values.items()}
 
     return evaluation
@@ -137,8 +137,11 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
 def mean_score(reward: Trained, demonstrations: Sequence[Demonstration], layout: Layout, batch_size: int) -> jax.Array:
     """The mean reward of demonstrations, a scalar; `batch_size` rows of them are computed at a time."""
 
-    def alone(record: Demonstration) -> RankedTokens:
-        return RankedTokens(layout.prompt(record.prompt, record.where), [layout.response(record.response)])
+    def alone(index: int) -> RankedTokens:
+        record = demonstrations[index]
+        return RankedTokens(
+            layout.prompt(record.prompt, record.where), [layout.response(record.response, record.where)]
+        )
 
-    scores = scoring.rewards(reward, [alone(record) for record in demonstrations], batch_size)
+    scores = scoring.rewards(reward, pipeline.indices(demonstrations).map(alone), batch_size)
     return jnp.asarray(np.mean(scores), jnp.float32)

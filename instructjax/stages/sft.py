@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         layout,
         shape,
         lambda: workspace.load_language_model(start, shape, layout.tokenizer).params,
-        demonstrations.batches(
+        lambda: demonstrations.batches(
             records,
             layout,
             batch_size=section.batch_size,

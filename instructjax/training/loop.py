@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ def run(
     name: str,
     step: Callable[..., tuple[Any, Metrics]],
     state: Any,
-    batches: Iterable[Any],
+    batches: Callable[[], pipeline.Batches],
     key: jax.Array,
     *,
     steps: int,
@@ -78,14 +78,16 @@ def run(
     SIGINT to stop, a run saves the step it is in and leaves.
 
     Devices need not wait for the host: batches are made ahead, a line of metrics is read while
-    they are at the step that follows, and checkpoints are written in the background.
+    they are at the step that follows, and checkpoints are written in the background. (In a run of
+    several processes the host does wait at each line, where they agree about signals.)
 
     Args:
       name: what to call the run in the progress bar.
       step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
       state: a pytree with an int32 scalar `step`, as it is before the first step; it is
         donated to the run.
-      batches: a grain dataset; its iterator's state is saved with the checkpoints.
+      batches: makes the grain dataset, if there is something to train; its iterator's state is saved with
+        the checkpoints.
       key: the run's root key; the step folds its number in.
       steps: how many steps to make.
       directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`, in which `first_step_seconds` is
@@ -119,7 +121,7 @@ def run(
         if done >= steps and summary.exists():
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
-        iterator = stack.enter_context(contextlib.closing(iter(pipeline.prefetched(batches))))
+        iterator = stack.enter_context(contextlib.closing(iter(pipeline.prefetched(batches()))))
         window: list[Metrics] = []
         if done:
             state, found = checkpoints.restore(_released(state), iterator=iterator)

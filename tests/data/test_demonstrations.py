@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax.data import demonstrations, pipeline
+from instructjax.data import demonstrations, examples, pipeline
 from instructjax.data.examples import Layout
 from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import ConfigError, DataError
@@ -77,12 +77,34 @@ def demonstrations_of(batch):
 
 
 @KINDS
-def test_few_rows_are_empty_in_batches_of_few_shapes(kind):
-    batches = take(stream(kind), 40)
-    assert len({batch.tokens.shape for batch in batches}) <= 8
-    assert {batch.tokens.shape[1] for batch in batches} == {LAYOUT.length}
-    assert np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.95
+def test_a_long_run_has_few_empty_rows_and_few_shapes_a_short_one_has_one(kind):
+    batches = take(stream(kind, steps=1600), 300)
+    assert 1 < len({batch.tokens.shape for batch in batches}) <= 8
+    assert np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94  # 0.95 over all steps
     assert np.mean([len(batch.tokens) for batch in batches]) < 7  # of eight examples
+    batches = take(stream(kind, steps=40), 40)
+    (shape,) = {batch.tokens.shape for batch in batches}
+    assert shape[1] == LAYOUT.length
+    assert max(batch.segments.any(axis=1).sum() for batch in batches) == shape[0]
+
+
+@KINDS
+def test_a_process_makes_its_own_rows_only(kind, monkeypatch):
+    made = []
+
+    def counting(records, *arguments):
+        made.extend(records)
+        return make(records, *arguments)
+
+    make = examples.demonstrations
+    monkeypatch.setattr(examples, "demonstrations", counting)
+    parts = []
+    for i in range(4):
+        made.clear()
+        batches = take(stream(kind, multiple=4, share=(i, 4)), 10)
+        parts.append(len(made))
+        assert len(made) == sum(map(len, map(demonstrations_of, batches)))
+    assert sum(parts) == sum(map(len, map(demonstrations_of, take(stream(kind, multiple=4), 10))))
 
 
 def test_a_batch_has_the_demonstrations_that_the_order_says():
@@ -157,6 +179,8 @@ def test_the_weight_of_a_prompt_reaches_the_rows():
 
 
 def test_impossible_choices_are_named():
+    with pytest.raises(ConfigError, match="^share: expected a number of processes that divides 4 rows, found 3"):
+        stream(multiple=4, share=(0, 3))
     with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
         stream("mixed", text_share=1.0)
     with pytest.raises(DataError, match="expected at least one record"):

@@ -152,6 +152,13 @@ class TestReport:
             assert list((folder / "tensorboard").iterdir())
             assert json.loads((folder / "summary.json").read_text())["steps"] == curve(run[0], stage)[-1]["step"]
 
+    def test_compiled_programs_are_kept_and_the_time_to_the_first_step_told(self, run):
+        kept = [path.name for path in (run[0] / "compiled").iterdir()]
+        assert any("step" in name for name in kept) and ".in_use" not in kept
+        for stage in STAGES:
+            summary = json.loads((run[0] / stage / "summary.json").read_text())
+            assert 0 < summary["first_step_seconds"] < sum(workspace.cost(run[0])[0].values())
+
     def test_every_prompt_has_an_answer_of_every_model(self, run, results):
         rows = [json.loads(line) for line in (run[0] / "evaluate" / "answers.jsonl").read_text().splitlines()]
         assert len(rows) == results["models"]["sft"]["true_quality"]["n"]

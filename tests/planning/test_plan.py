@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -92,6 +93,14 @@ class TestSuggestion:
         for name, changes in places:
             mesh = [changes[f"parallel.{axis}"] for axis in ("data", "fsdp", "tensor") if "parallel.data" in changes]
             assert not mesh or math.prod(mesh) == chips.parse(name).size
+
+    def test_one_key_is_divided_further_after_the_other_and_then_all(self, row, config):
+        iteration = dataclasses.replace(row, name="ppo_ptx iteration")
+        here = chips.parse("v5e:2x4")
+        found = (changes for place, changes in suggestions.candidates(iteration, config, here) if place == here)
+        keys = list(dict.fromkeys(tuple(changes) for changes in itertools.islice(found, 16)))
+        parts = ("ppo.rollout_parts", "ppo.microbatches", "ppo.ptx_microbatches")
+        assert keys == [*((key,) for key in parts), parts]
 
     def test_where_rows_do_not_divide_fewer_chips_are_tried(self, row, config):
         uneven = dataclasses.replace(row, obstacle="8 rows")

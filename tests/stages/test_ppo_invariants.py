@@ -285,7 +285,7 @@ def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
             "ppo",
             step,
             initial(POLICY, REWARD),
-            grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(),
+            lambda: grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(),
             jax.random.key(0),
             steps=4,
             directory=tmp_path,

@@ -197,6 +197,8 @@ class TestFirstIteration:
         tokens = float(metrics["response_tokens"][0])
         assert float(metrics["reward"][1]) == float(metrics["kl"][1]) == BATCH
         assert BATCH <= tokens <= BATCH * R
+        prompted = np.sum(prompts().segments)
+        assert float(metrics["padding"][0]) == BATCH * (P + R) - tokens - prompted
         assert float(metrics["policy_loss"][1]) == float(metrics["value_loss"][1]) == 2 * tokens
         assert float(metrics["ptx_loss"][1]) == 2 * text().weights.sum()
 

@@ -90,7 +90,7 @@ def run(directory, broken, *, steps=12, max_skipped=3, every=2):
         "test",
         compiled(1),
         train_state.create({"w": jnp.float32(0.5)}, ADAM),
-        grain.MapDataset.source(numbers).repeat().to_iter_dataset(),
+        lambda: grain.MapDataset.source(numbers).repeat().to_iter_dataset(),
         KEY,
         steps=steps,
         directory=directory,

@@ -76,7 +76,7 @@ def run(directory, judge, *, numbers=range(10), constants=(), spoil=lambda *_: N
         "test",
         step,
         train_state.create({"w": jnp.zeros(())}, SGD),
-        grain.MapDataset.source([np.float32(number) for number in numbers]).batch(1).to_iter_dataset(),
+        lambda: grain.MapDataset.source([np.float32(number) for number in numbers]).batch(1).to_iter_dataset(),
         jax.random.key(0),
         steps=10,
         directory=directory,

@@ -73,7 +73,7 @@ def train(directory, steps, config):
             "worker",
             parallel.compile_step(step, config),
             parallel.build(begin, tiny_models.params(model), shard_slots=config.shard_slots),
-            batches(parallel.share_of_rows()),
+            lambda: batches(parallel.share_of_rows()),
             jax.random.key(0),
             steps=steps,
             directory=directory,

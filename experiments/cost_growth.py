@@ -1,0 +1,116 @@
+"""How time and memory grow: a PPO iteration and a step of the reward model, with one size after the other doubled.
+
+python experiments/cost_growth.py --results=docs/cost_growth.json --figure=docs/cost_growth.png
+
+Memory is what the compiled program needs beside its arguments, by XLA; time is a median over steps. An exponent is the
+slope between the two greatest sizes: 1 where twice the size costs twice as much.
+"""
+
+import json
+import math
+import platform
+import statistics
+import time
+
+import benchmark_work
+import command_line
+import jax
+from absl import flags
+from etils import epath
+from matplotlib.figure import Figure
+
+from instructjax.models.transformer import ScalarModel, TransformerConfig
+from instructjax.training import objectives, optimizer
+from instructjax.training import state as train_state
+from instructjax.training.step import train_step
+
+_RESULTS = flags.DEFINE_string("results", None, "A JSON file to write.")
+_FIGURE = flags.DEFINE_string("figure", None, "A PNG file to write.")
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps of each size.", lower_bound=1)
+_DOUBLINGS = flags.DEFINE_integer("doublings", 3, "How often a size is doubled.", lower_bound=1)
+
+SHAPE = dict(vocab_size=1024, num_layers=2, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=1024)
+# Where each size starts. A minibatch is a quarter of the episodes, except that it stays where they do.
+EPISODES = {"episodes": 16, "response tokens": 32, "vocabulary": 1024, "layers": 2}
+ANSWERS = {"answers K": 2}
+
+
+def iteration(config, sizes):
+    """(program, its state, its other arguments): an iteration of PPO."""
+    shape = {**SHAPE, "vocab_size": sizes["vocabulary"], "num_layers": sizes["layers"]}
+    rows, response = sizes["episodes"], sizes["response tokens"]
+    return benchmark_work.ppo_iteration(TransformerConfig(**shape), config, rows, 4, response)
+
+
+def ranking(config, sizes):
+    """(program, its state, its other arguments): a step of the reward model on 4 prompts of 64 tokens."""
+    shape = TransformerConfig(**SHAPE)
+    model = ScalarModel(shape)
+    adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
+    params = model.init(jax.random.key(0), *[jax.numpy.ones((1, 1), jax.numpy.int32)] * 3)["params"]
+    batch = benchmark_work.ranking_batch(shape, 4, sizes["answers K"], 64)
+    step = jax.jit(train_step(objectives.ranking_loss(model), adam), donate_argnums=0)
+    return step, train_state.create(params, adam), (batch, jax.random.key(1))
+
+
+def measure(program, state, constants, steps):
+    """{"seconds", "bytes"} of a step."""
+    compiled = program.lower(state, *constants).compile()
+    laps = []
+    for _ in range(1 + steps):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, *constants))
+        laps.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(laps[1:]), "bytes": compiled.memory_analysis().temp_size_in_bytes}
+
+
+def growth(config):
+    """For each size, what each of its values costs, and the exponents."""
+    found = {}
+    for start, make in ((EPISODES, iteration), (ANSWERS, ranking)):
+        for name, least in start.items():
+            values = [least * 2**i for i in range(_DOUBLINGS.value + 1)]
+            costs = []
+            for value in values:
+                own = config.copy_and_resolve_references().unlock()
+                costs.append(measure(*make(own, {**start, name: value}), _STEPS.value))
+            exponents = {kind: math.log2(costs[-1][kind] / costs[-2][kind]) for kind in costs[0]}
+            found[name] = {"values": values, "costs": costs, "exponents": exponents}
+            print(
+                f"{name:16}{values[0]:6} to {values[-1]:6}  "
+                f"{costs[0]['seconds']:7.3f} to {costs[-1]['seconds']:7.3f} s, exponent {exponents['seconds']:5.2f}  "
+                f"{costs[0]['bytes'] / 2**20:7.1f} to {costs[-1]['bytes'] / 2**20:7.1f} MiB, "
+                f"exponent {exponents['bytes']:5.2f}"
+            )
+    return found
+
+
+def picture(found):
+    """Costs against sizes, both in units of their first."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("seconds", "bytes"), strict=True):
+        for name, of in found.items():
+            ratios = [value / of["values"][0] for value in of["values"]]
+            label = f"{name}: {of['exponents'][kind]:.2f}"
+            axes.loglog(ratios, [cost[kind] / of["costs"][0][kind] for cost in of["costs"]], "o-", label=label)
+        axes.loglog(ratios, ratios, color="0.7", linewidth=1, zorder=0)
+        axes.set(
+            title={"seconds": "time", "bytes": "memory beside the arguments"}[kind], xlabel="size, times its first"
+        )
+        axes.legend(frameon=False, fontsize=7, title="exponent at the end", title_fontsize=7)
+    return figure
+
+
+def main(config, workdir):
+    """Measures, prints, writes."""
+    del workdir
+    found = growth(config)
+    if _RESULTS.value:
+        machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
+        epath.Path(_RESULTS.value).write_text(json.dumps({"machine": machine, "growth": found}, indent=2) + "\n")
+    if _FIGURE.value:
+        picture(found).savefig(_FIGURE.value, dpi=150)
+
+
+if __name__ == "__main__":
+    command_line.read(main)
