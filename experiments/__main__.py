@@ -15,6 +15,9 @@ def main():
     """Runs the script that the first argument names."""
     scripts = sorted({path.stem for path in FOLDER.glob("*.py")} - PARTS)
     _, *arguments = sys.argv
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(f"{__doc__}\nSCRIPT is one of {', '.join(scripts)}.")
+        return
     if not arguments or arguments[0] not in scripts:
         found = f"found {arguments[0]!r}" if arguments else "found none"
         print(f"error: instructjax: expected one of {', '.join(scripts)}, {found}", file=sys.stderr)

@@ -242,4 +242,6 @@ def _one_line(error: BaseException) -> str:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     if unset := re.search("NoneType'> of field (\\S+) is not supported", text):
         return f"flag --{unset[1]}: expected a key with a value, found None, which only a recipe file can replace"
+    if required := re.search("Flag --(\\S+) must have a value other than None", text):
+        return f"--{required[1]}: expected a value, found none"
     return " ".join(text.split())[:300]

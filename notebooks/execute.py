@@ -1,19 +1,26 @@
 """Executes the notebooks in place, from the numbers in notebooks/runs: python notebooks/execute.py [RUN ...]
 
+Needs the extra notebooks.
 With RUNs, folders of finished runs, their numbers first take the place of those in notebooks/runs: runs on human
 data the place of such runs, others that of others.
 """
 
+from __future__ import annotations
+
+import importlib.util
 import os
 import pathlib
 import shutil
 import sys
-
-import nbclient
-import nbformat
+from typing import TYPE_CHECKING
 
 from instructjax.errors import InputError
 from instructjax.evaluation import views
+
+if TYPE_CHECKING:
+    import nbformat
+
+PACKAGES = ("ipykernel", "nbclient", "nbformat")  # those of the extra notebooks
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 TIMEOUT = 120  # seconds for a cell
@@ -24,6 +31,9 @@ def execute(path: pathlib.Path, runs: pathlib.Path) -> nbformat.NotebookNode:
 
     What differs from one execution to the next (times, ids) is left out.
     """
+    import nbclient  # here, so that `main` can tell that it is missing
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     os.environ["RUNS"] = str(runs)
     resources = {"metadata": {"path": str(path.parent)}}
@@ -37,8 +47,20 @@ def execute(path: pathlib.Path, runs: pathlib.Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def check_packages():
+    """Raises InputError where a package of the extra is missing."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"expected the package {name} to execute notebooks, found none; pip install 'instructjax[notebooks]'"
+            )
+
+
 def main(runs):
     """Saves the numbers of the runs, if any are given, and executes every notebook."""
+    check_packages()
+    import nbformat
+
     saved = FOLDER / "runs"
     if runs:
         new = [views.load(run) for run in runs]  # all of them are whole, before anything is removed

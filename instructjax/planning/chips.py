@@ -96,7 +96,8 @@ def parse(name: str) -> Topology:
     kind, colon, shape = name.partition(":")
     if kind not in CHIPS or not colon:
         known = ", ".join(f"{kind}:{chip.example}" for kind, chip in CHIPS.items())
-        raise ConfigError(f"--topology: expected CHIP:SHAPE, such as {known}, found {name!r}")
+        expected = f"the chips to compile for as CHIP:SHAPE, such as {known}"
+        raise ConfigError(f"--topology: expected {expected}, found {repr(name) if name else 'none'}")
     chip = CHIPS[kind]
     numbers = tuple(int(number) for number in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
     exact = chip.platform == "tpu"  # 8x8 chips of a 3-D torus are no slice

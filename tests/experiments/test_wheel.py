@@ -38,6 +38,12 @@ def test_a_script_that_is_none_is_told_which_there_are(tmp_path):
     assert message == f"instructjax: expected one of {', '.join(sorted(SCRIPTS))}, found 'reproduse'"
 
 
+def test_help_names_the_scripts(tmp_path):
+    finished = instructjax("--help", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.endswith(f"\nSCRIPT is one of {', '.join(sorted(SCRIPTS))}.\n")
+
+
 def test_recipes_are_found_from_any_folder(tmp_path):
     flags = ("sample", "--config=configs/sandbox.py:smoke", "--prompt=a")
     message = refused(instructjax(*flags, cwd=tmp_path, PYTHONPATH=str(ROOT)))

@@ -1,11 +1,12 @@
 """Machine and installation"""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
 
-from tests.scripts import SCRIPTS, Left, run
+from tests.scripts import SCRIPTS, Left, end_of, run
 from tests.wrong_input.fault import fault
 
 
@@ -67,6 +68,16 @@ def test_port():
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
         run("pretrain.py", f"--coordinator={address}", "--process_id=0", "--process_count=1")
+
+
+@fault(
+    "no package to execute notebooks with",
+    "expected the package nbclient to execute notebooks, found none; pip install 'instructjax[notebooks]'",
+)
+def test_no_nbclient(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    script = str(SCRIPTS.parent / "notebooks" / "execute.py")
+    end_of(script, lambda: runpy.run_path(script, run_name="__main__"), [])
 
 
 @fault("a script that there is not", "instructjax: expected one of TEXT, found 'train'")

@@ -34,7 +34,7 @@ def test_stages():
     run("ppo.py", "--stages=rl")
 
 
-@fault("a flag that is missing", "flag --output=None: Flag --output must have a value other than None.")
+@fault("a flag that is missing", "--output: expected a value, found none")
 def test_required():
     run("export_weights.py", "--stage=sft")
 
@@ -92,7 +92,18 @@ def test_watch_nothing():
     run("watch.py")
 
 
-@fault("a topology that is none", "--topology: expected CHIP:SHAPE, such as v4:4x4x4, TEXT, found 'v9:2'")
+@fault(
+    "no topology",
+    "--topology: expected the chips to compile for as CHIP:SHAPE, such as v4:4x4x4, TEXT, found none",
+)
+def test_no_topology():
+    run("plan.py")
+
+
+@fault(
+    "a topology that is none",
+    "--topology: expected the chips to compile for as CHIP:SHAPE, such as v4:4x4x4, TEXT, found 'v9:2'",
+)
 def test_topology():
     run("plan.py", "--topology=v9:2")
 
