@@ -28,6 +28,7 @@ def script(name, *arguments):
 def test_all_stages_run_on_files_of_ones_own(tmp_path):
     tiny_recipes.recipe(tmp_path)  # writes the files
     flags = [f"--config.files.{name}={tmp_path / name}.jsonl" for name in FILES]
+    flags += ["--config.tokenizer.vocab_size=300"]  # for so little text, as docs/own_data.md says
     run = f"--workdir={tmp_path / 'run'}"
     finished = script("reproduce.py", "--config=configs/own.py:tiny", run, *flags)
     assert finished.returncode == 0, finished.stderr
