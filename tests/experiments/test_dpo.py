@@ -1,5 +1,6 @@
 """DPO: its equation pair by pair, its gradient, and a policy that the other scripts can use."""
 
+import inspect
 import json
 import math
 
@@ -66,6 +67,13 @@ def weights():
 def found_loss(params, reference, rankings):
     pair, _ = dpo.dpo_loss(params, rankings, None, model=MODEL, reference=reference, beta=BETA)
     return losses.mean(*pair)
+
+
+def test_it_is_under_60_lines():
+    """As docs/own_algorithm.md says: all functions, without blank lines."""
+    functions = [value for value in vars(dpo).values() if getattr(value, "__module__", "") == "dpo"]
+    lines = [line for function in functions for line in inspect.getsource(function).splitlines() if line.strip()]
+    assert len(functions) == 4 and len(lines) < 60
 
 
 def test_it_is_the_papers_equation(weights):
