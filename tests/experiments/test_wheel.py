@@ -1,5 +1,6 @@
 """A wheel runs the scripts where the repository is not."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -33,6 +34,11 @@ def refused(finished):
     return finished.stderr.removeprefix("error: ").strip()
 
 
+def printed(finished):
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
 def test_a_script_that_is_none_is_told_which_there_are(tmp_path):
     message = refused(instructjax("reproduse", cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert message == f"instructjax: expected one of {', '.join(sorted(SCRIPTS))}, found 'reproduse'"
@@ -55,20 +61,48 @@ def test_versions_agree():
     assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.slow
-def test_a_wheel_has_all_of_it(tmp_path):
-    """Builds it, which fetches setuptools, and installs it beside the packages at hand."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The file. Building it fetches setuptools."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, timeout=300)
-    (wheel,) = tmp_path.glob("instructjax-*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for room in ("instructjax", "configs", "experiments"):
-        assert {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")} <= names
-    assert not any(name.startswith("tests") for name in names)
+    (file,) = folder.glob("instructjax-*.whl")
+    return file
+
+
+@pytest.fixture
+def installed(wheel, tmp_path):
+    """Runs scripts in an empty folder, where the wheel is installed beside the packages at hand."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     zipfile.ZipFile(wheel).extractall(site)
     packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
-    finished = instructjax("sample", "--prompt=a", cwd=tmp_path, python=python, PYTHONPATH=packages)
-    assert refused(finished) == "runs/sandbox/ppo_ptx: expected the finished stage ppo_ptx, found none"
+    (tmp_path / "elsewhere").mkdir()
+    return functools.partial(instructjax, cwd=tmp_path / "elsewhere", python=python, PYTHONPATH=packages)
+
+
+@pytest.mark.slow
+def test_a_wheel_has_all_of_it(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for room in ("instructjax", "configs", "experiments"):
+        assert {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")} <= names
+    assert not any(name.startswith("tests") for name in names)
+
+
+@pytest.mark.slow
+def test_a_wheel_refuses_as_the_repository_does(installed):
+    assert refused(installed("sample", "--prompt=a")) == (
+        "runs/sandbox/ppo_ptx: expected the finished stage ppo_ptx, found none"
+    )
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_samples_and_exports(installed, tmp_path):
+    few = ("--config.pretrain.steps=2", "--config.log.every=1")
+    printed(installed("pretrain", "--config=configs/sandbox.py:smoke", "--workdir=run", *few))
+    assert "2 steps" in printed(installed("watch", "run"))
+    assert "the fox" in printed(installed("sample", "--workdir=run", "--stage=pretrain", "--prompt=the fox"))
+    printed(installed("export_weights", "--workdir=run", "--stage=pretrain", "--output=out"))
+    assert (tmp_path / "elsewhere" / "out" / "model.safetensors").exists()
