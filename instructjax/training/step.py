@@ -24,8 +24,6 @@ from instructjax.training.state import Params, TrainState
 Array = jax.Array
 Batch = Any
 Pair = tuple[Array, Array]  # (sum, weight)
-Metrics = dict[str, "Pair | Maximum"]
-Loss = Callable[[Params, Batch, Array], tuple[Pair, Metrics]]
 
 
 @flax.struct.dataclass
@@ -33,6 +31,10 @@ class Maximum:
     """A metric whose parts are reduced by the maximum, where pairs are added up."""
 
     value: Array
+
+
+Metrics = dict[str, Pair | Maximum]
+Loss = Callable[[Params, Batch, Array], tuple[Pair, Metrics]]
 
 
 def summed_gradient(
