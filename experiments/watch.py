@@ -18,6 +18,9 @@ WIDTH = 140  # of what is no terminal
 
 def main(workdirs):
     """The view of the runs, again and again while one goes on."""
+    if workdirs in (["--help"], ["-h"]):
+        print(__doc__)
+        return
     if not workdirs:
         raise InputError("expected the folder of a run, or several, found none")
     console = Console()
