@@ -9,9 +9,11 @@ Command:    python experiments/reproduce.py --config=configs/instructgpt.py:1p3b
 
 Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network have 6B in
             all three: run 6b first, and give its reward model to the others as ppo.reward_from.
-Planned:    1p3b for TPU v5e:4x4 with parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
-            ppo.frozen_dtype=bfloat16; 175b for v5p:8x8x8 with parallel.fsdp=16, parallel.tensor=32 (SFT, whose
-            batch has 8 rows, with half of the chips and fsdp=8). Compiled, not run: docs/scaling.md.
+Planned:    (compiled, not run: docs/scaling.md)
+            1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
+            ppo.frozen_dtype=bfloat16;
+            6b on TPU v5p:4x4x4, parallel.fsdp=8, parallel.tensor=8;
+            175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32; SFT, with batches of 8, wants fsdp=8.
 
 The other recipes start from this one and say what they change and why. "Silent" marks a
 value that the paper does not give.
