@@ -5,17 +5,18 @@ python experiments/import_weights.py --config=configs/gpt2.py:124m --source=FOLD
     --config.files.rankings=... --config.files.prompts=...
 
 A GPT-2 becomes WORKDIR/pretrain; with --stage=reward, a sequence classifier with one label becomes
-WORKDIR/reward. The other stages then start from there, with the same flags and
---config.pretrain.import_from=FOLDER (or --config.reward.import_from), as `reproduce.py` does for all of them.
+WORKDIR/reward. Rankings measure it: where labelers are simulated, they are collected first, and need WORKDIR/sft. The
+other stages then start from there, with the same flags and --config.pretrain.import_from=FOLDER (or
+--config.reward.import_from), as `reproduce.py` does for all of them.
 """
 
 import command_line
 from absl import flags
 
 from instructjax.errors import InputError
-from instructjax.stages import pretrain, reward
+from instructjax.stages import comparisons, pretrain, reward
 
-STAGES = {"pretrain": pretrain.run, "reward": reward.run}
+STAGES = {"pretrain": (pretrain.run,), "reward": (comparisons.run, reward.run)}
 _SOURCE = flags.DEFINE_string("source", None, "The folder: config.json, safetensors, tokenizer.", required=True)
 _STAGE = flags.DEFINE_enum("stage", "pretrain", list(STAGES), "Whose place the weights take.")
 
@@ -27,7 +28,8 @@ def main(config, workdir):
     with config.unlocked():
         config[_STAGE.value].import_from = _SOURCE.value
         config.tokenizer.path = config.tokenizer.path or _SOURCE.value
-    STAGES[_STAGE.value](config, workdir)
+    for part in STAGES[_STAGE.value]:
+        part(config, workdir)
 
 
 if __name__ == "__main__":
