@@ -15,7 +15,7 @@ from configs import dpo as recipes
 from configs import sandbox
 from instructjax import losses
 from instructjax.data.examples import RankedTokens
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import evaluate, prepare, workspace
 from instructjax.training import checkpoint, metrics
 from tests import naive_rankings, tiny_models
@@ -168,7 +168,7 @@ def test_it_is_judged_beside_the_others(run):
     _, layout = workspace.open_policy(workdir, "dpo")
     shape = workspace.model_config(config, layout.tokenizer)
     (workdir / "sft" / "selected.json").write_text('{"step": 1, "reward": {"1": 0.0}, "reward_model": ""}')
-    language, scalar = (tiny_models.params(kind(shape)) for kind in (LanguageModel, evaluate.ScalarModel))
+    language, scalar = (tiny_models.params(kind(shape)) for kind in (LanguageModel, ScalarModel))
     states = {
         "reward": {"params": scalar},
         "ppo": {"policy": {"ema": language}},
