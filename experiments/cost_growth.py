@@ -1,6 +1,6 @@
 """How time and memory grow: a PPO iteration and a step of the reward model, with one size after the other doubled.
 
-python experiments/cost_growth.py --results=docs/cost_growth.json --figure=docs/cost_growth.png
+python experiments/cost_growth.py --data=docs/cost_growth.json --picture=docs/cost_growth.png
 
 Memory is what the compiled program needs beside its arguments, by XLA; time is a median over steps. An exponent is the
 slope between the two greatest sizes: 1 where twice the size costs twice as much.
@@ -24,9 +24,9 @@ from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
 
-_RESULTS = flags.DEFINE_string("results", None, "A JSON file to write.")
-_FIGURE = flags.DEFINE_string("figure", None, "A PNG file to write.")
-_STEPS = flags.DEFINE_integer("steps", 5, "Steps of each size.", lower_bound=1)
+_DATA = flags.DEFINE_string("data", None, "A JSON file to write.")
+_PICTURE = flags.DEFINE_string("picture", None, "A PNG file to write.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps of each size.", lower_bound=1)
 _DOUBLINGS = flags.DEFINE_integer("doublings", 3, "How often a size is doubled.", lower_bound=1)
 
 SHAPE = dict(vocab_size=1024, num_layers=2, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=1024)
@@ -73,7 +73,7 @@ def growth(config):
             costs = []
             for value in values:
                 own = config.copy_and_resolve_references().unlock()
-                costs.append(measure(*make(own, {**start, name: value}), _STEPS.value))
+                costs.append(measure(*make(own, {**start, name: value}), _REPEATS.value))
             exponents = {kind: math.log2(costs[-1][kind] / costs[-2][kind]) for kind in costs[0]}
             found[name] = {"values": values, "costs": costs, "exponents": exponents}
             print(
@@ -105,11 +105,11 @@ def main(config, workdir):
     """Measures, prints, writes."""
     del workdir
     found = growth(config)
-    if _RESULTS.value:
+    if _DATA.value:
         machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
-        epath.Path(_RESULTS.value).write_text(json.dumps({"machine": machine, "growth": found}, indent=2) + "\n")
-    if _FIGURE.value:
-        picture(found).savefig(_FIGURE.value, dpi=150)
+        epath.Path(_DATA.value).write_text(json.dumps({"machine": machine, "growth": found}, indent=2) + "\n")
+    if _PICTURE.value:
+        picture(found).savefig(_PICTURE.value, dpi=150)
 
 
 if __name__ == "__main__":
