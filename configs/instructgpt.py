@@ -11,7 +11,7 @@ Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network ha
             all three: run 6b first, and give its reward model to the others as ppo.reward_from.
 Planned:    (compiled, not run: docs/scaling.md)
             1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
-            ppo.frozen_dtype=bfloat16;
+            ppo.frozen_dtype=bfloat16, pretrain.microbatches=16, reward.microbatches=16;
             6b on TPU v5p:4x4x4, parallel.fsdp=8, parallel.tensor=8;
             175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32; SFT, with batches of 8, wants fsdp=8.
 
