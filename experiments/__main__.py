@@ -8,7 +8,7 @@ import runpy
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-PARTS = {"__init__", "__main__", "command_line"}  # what is no script
+PARTS = {"__init__", "__main__", "command_line", "benchmark_work", "benchmark_page"}  # no scripts, or the repository's
 
 
 def main():

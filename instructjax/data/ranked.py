@@ -67,7 +67,7 @@ def batches(
       pad_id: fills rows up.
       batch_size: rankings, not rows, of a global batch.
       seed: of all orders, from 0 to 2**32 - 1.
-      steps: batches that are going to be read; one that is read after them may not fit.
+      steps: batches that are going to be read; the number of shapes is chosen for them.
       multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
       share: (i, n), where this process reads part i of n of the rows.
     """

@@ -13,7 +13,8 @@ import pytest
 from instructjax import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPTS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__", "__main__", "command_line"}
+STARTED = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__name__ ==" in path.read_text()}
+SCRIPTS = STARTED - {"__main__", "benchmark_page"}  # the page is in the repository alone
 
 
 def instructjax(*arguments, cwd, python=sys.executable, **environment):
