@@ -82,6 +82,8 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     config.model = ConfigDict(shape)  # fields of TransformerConfig
     config.model.local_window = 256  # tokens that odd layers see (GPT-3: banded, width silent); None is dense
     config.model.dtype = "bfloat16"  # of activations; C has fp16
+    config.model.factors = ""  # the dtype of the factors of matrix products; "" is model.dtype
+    config.model.cache_by_layer = False  # a scan compiles many layers sooner
     config.model.remat = True  # recompute each layer's activations in the backward pass
     config.model.logits_chunk = 4096  # tokens whose logits a device holds at a time in a loss
 

@@ -50,6 +50,9 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of each turn.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", None, "A JSON file to write; benchmark_page.py makes a table of it.")
 _TITLE = flags.DEFINE_string("title", None, "What to call the table; the sides and the size if not given.")
+_FACTORS = flags.DEFINE_enum(
+    "factors", "float32", ["float32", "bfloat16"], "What our matrix products are made of; model.factors."
+)
 _PEER = flags.DEFINE_enum("peer", None, ["trl"], "Whom to measure in turn.")
 _PEER_SCRIPTS = flags.DEFINE_string("peer_scripts", None, "The folder of the peer's scripts.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", None, "The Python that has the peer's packages.")
@@ -92,7 +95,7 @@ def main(config, workdir):
     """Takes turns, and prints a table."""
     del workdir
     if _ALONE.value:
-        print(json.dumps(alone(_ALONE.value, config, _SIZE.value, _STEPS.value)))
+        print(json.dumps(alone(_ALONE.value, config, _SIZE.value, _FACTORS.value, _STEPS.value)))
         return
     if unknown := set(_WORK.value) - set(UNITS):
         raise ConfigError(f"--work: expected kinds among {', '.join(UNITS)}, found {', '.join(sorted(unknown))}")

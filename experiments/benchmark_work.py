@@ -150,11 +150,11 @@ def model_flops(work, size):
     return sampled + (2 + 3) * (language + flops.scalar_flops(shape, rows, width + NEW))
 
 
-def alone(work, config, size, steps):
+def alone(work, config, size, factors, steps):
     """One kind, measured in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
     make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "products": products}[work]
     config = config.copy_and_resolve_references().unlock()
-    step, state, units = make(TransformerConfig(**SHAPES[size]), config, SIZES[size])
+    step, state, units = make(TransformerConfig(**SHAPES[size], factors=factors), config, SIZES[size])
     laps = []
     for _ in range(2 + steps):
         clock, processor = time.perf_counter(), time.process_time()

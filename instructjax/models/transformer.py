@@ -17,12 +17,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models import products
 from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
 from instructjax.models.partitioning import constrain
 
 Params = Any  # a tree of arrays
+DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -46,6 +49,10 @@ class TransformerConfig:
       dtype: of activations and of the cache. Logits, scalars, softmax and the
         statistics of layer norms are float32 always, or float64 where this is; that is
         for comparisons and needs JAX_ENABLE_X64=1.
+      factors: the dtype that the factors of matrix products are rounded to; their sums are float32
+        at least. "" is `dtype`. "bfloat16" below activations of float32 is what a TPU makes of
+        float32 products by itself; on a CPU with matrix units for bfloat16 it is the fastest, as
+        everything that is no product is slow in bfloat16 there.
       param_dtype: of the parameters.
       tied: whether logits are products with the token embedding, as in GPT-2 and GPT-3, or with a
         matrix of their own, as some imported models have.
@@ -53,6 +60,9 @@ class TransformerConfig:
         layer, so that attention, norms and GELU are computed again. True: the input of
         each block, so that all of it is.
       unroll: how many layers one turn of the scan computes; changes no result.
+      cache_by_layer: whether decoding is a program of L blocks with a cache each, and not a scan
+        over one cache of all layers; changes no result. It takes longer to compile, and nothing
+        copies the keys and values of a layer, as XLA does on a CPU to read them.
       shard_length: whether the residual stream between blocks is cut by position over the mesh
         axis "tensor"; changes no result.
       logits_chunk: of how many tokens a device holds the logits at a time in a loss; changes no
@@ -72,10 +82,12 @@ class TransformerConfig:
     dropout: float = 0.0
     local_window: int | None = None
     dtype: str = "float32"
+    factors: str = ""
     param_dtype: str = "float32"
     tied: bool = True
     remat: bool = False
     unroll: int = 1
+    cache_by_layer: bool = True
     shard_length: bool = True
     logits_chunk: int = 512
     init_std: float = 0.02
@@ -89,11 +101,18 @@ class TransformerConfig:
             raise ConfigError(f"model.dropout: expected a rate from 0 to below 1, found {self.dropout}")
         if self.local_window is not None and self.local_window < 1:
             raise ConfigError(f"model.local_window: expected None or at least 1, found {self.local_window}")
+        if self.factors and self.factors not in DTYPES:
+            raise ConfigError(f"model.factors: expected one of {', '.join(DTYPES)} or '', found {self.factors!r}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
             if getattr(self, name) == "float64" and not jax.config.jax_enable_x64:
                 raise ConfigError(f"model.{name}: expected JAX_ENABLE_X64=1 with float64, found it off")
+
+    @property
+    def factor_dtype(self) -> str:
+        """`factors`, or `dtype` if that is not given."""
+        return self.factors or self.dtype
 
 
 @flax.struct.dataclass
@@ -101,15 +120,15 @@ class Cache:
     """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
 
     Attributes:
-      keys: [L, B, S, H, D].
-      values: [L, B, S, H, D].
+      keys: [L, B, H, S, D], so that the keys of a head lie together; or of each layer [B, H, S, D].
+      values: like `keys`.
       segments: [B, S] int32, 0 on padding and on unused slots.
       positions: [B, S] int32.
       length: int32 scalar, the number of slots used, by tokens and by padding.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     segments: jax.Array
     positions: jax.Array
     length: jax.Array
@@ -117,10 +136,16 @@ class Cache:
 
 def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
     """An empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
-    shape = (config.num_layers, batch_size, max_length, config.num_heads, config.d_head)
+
+    def empty(*layers):
+        return _cached(jnp.zeros((*layers, batch_size, config.num_heads, max_length, config.d_head), config.dtype))
+
+    def slots():
+        return tuple(empty() for _ in range(config.num_layers)) if config.cache_by_layer else empty(config.num_layers)
+
     return Cache(
-        keys=_cached(jnp.zeros(shape, config.dtype)),
-        values=_cached(jnp.zeros(shape, config.dtype)),
+        keys=slots(),
+        values=slots(),
         segments=jnp.zeros((batch_size, max_length), jnp.int32),
         positions=jnp.zeros((batch_size, max_length), jnp.int32),
         length=jnp.zeros((), jnp.int32),
@@ -142,12 +167,12 @@ class Dense(nn.Module):
     def __call__(self, x):
         config, width = self.config, x.shape[-1]
         init = nn.initializers.normal(config.init_std * self.scale)
-        kernel = self.param("kernel", init, (width, self.features), config.param_dtype).astype(config.dtype)
+        kernel = self.param("kernel", init, (width, self.features), config.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
         # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
         # that of [B, T, d] with a matrix.
-        flat = x.reshape(-1, width) @ kernel + bias
-        return flat.reshape(*x.shape[:-1], self.features)
+        flat = products.einsum("td,df->tf", x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
+        return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
 
 
 class SelfAttention(nn.Module):
@@ -161,15 +186,14 @@ class SelfAttention(nn.Module):
         heads = (*x.shape[:2], config.num_heads, config.d_head)
 
         def project(name):
-            return Dense(config, config.num_heads * config.d_head, name=name)(x).reshape(heads)
+            flat = Dense(config, config.num_heads * config.d_head, name=name)(x)
+            return flat.reshape(heads).swapaxes(1, 2)
 
         query, key, value = project("query"), project("key"), project("value")
         if keys is not None:
-            keys = _cached(jax.lax.dynamic_update_slice(keys, key[None], (layer, 0, start, 0, 0)))
-            values = _cached(jax.lax.dynamic_update_slice(values, value[None], (layer, 0, start, 0, 0)))
-            key = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
-            value = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
-        mixed = attention(query, key, value, mask).reshape(*x.shape[:2], -1)
+            keys, key = _append(keys, key, layer, start)
+            values, value = _append(values, value, layer, start)
+        mixed = attention(query, key, value, mask, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
 
 
@@ -189,7 +213,7 @@ class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     The carry is (x [B, T, d], keys, values), where keys and values are the whole
-    cache [L, B, S, H, D] or both None. The cache is carried, not scanned over, so
+    cache [L, B, H, S, D] or both None. The cache is carried, not scanned over, so
     that a decoding loop updates it in place instead of copying it.
     """
 
@@ -222,7 +246,7 @@ class Trunk(nn.Module):
         self.position_embedding = self.param("position_embedding", init, shape, config.param_dtype)
         self.dropout = nn.Dropout(config.dropout)
         policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if config.remat else policies.dots_with_no_batch_dims_saveable
+        policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
         # A scan keeps XLA from merging the two forward passes; unrolled layers need the barrier.
         # Argument 6 of the block is `deterministic`.
         self.blocks = nn.scan(
@@ -247,8 +271,8 @@ class Trunk(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, d] after the final norm, and the cache with the tokens appended."""
         config = self.config
-        if cache is not None and branches is not None:
-            raise ValueError("expected a cache or branches, found both")
+        if cache is not None and (branches is not None or not deterministic):
+            raise ValueError("expected a cache alone, found branches or dropout with it")
         x = self._embed(tokens, positions)
         x = _between_blocks(config, self.dropout(x, deterministic=deterministic))
         if cache is None:
@@ -265,11 +289,26 @@ class Trunk(nn.Module):
         banded = None
         if config.local_window is not None:
             banded = mask & band_mask(positions, key_positions, config.local_window)
-        layers = jnp.arange(config.num_layers)
-        (x, keys, values), _ = self.blocks((x, keys, values), layers, start, mask, banded, deterministic)
+        if isinstance(keys, tuple):
+            x, keys, values = self._each_block(x, keys, values, start, mask, banded)
+        else:
+            layers = jnp.arange(config.num_layers)
+            (x, keys, values), _ = self.blocks((x, keys, values), layers, start, mask, banded, deterministic)
         if cache is not None:
             cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
         return self.final_norm(x), cache
+
+    def _each_block(self, x, keys, values, start, mask, banded):
+        """The blocks one after the other, each with a cache of its own."""
+        stacked, carries = self.blocks.variables["params"], []
+        for layer, cached in enumerate(zip(keys, values, strict=True)):
+            params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
+            seen = banded if banded is not None and layer % 2 == 1 else mask
+            (x, *cached), _ = Block(self.config, parent=None).apply(
+                {"params": params}, (x, *cached), jnp.zeros((), jnp.int32), start, seen, None, True
+            )
+            carries.append(cached)
+        return x, *zip(*carries, strict=True)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         dtype = self.config.dtype
@@ -337,11 +376,20 @@ class LanguageModel(nn.Module):
         """
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
+    def decoding_params(self, params: Params) -> Params:
+        """The parameters with the kernels rounded once, and not by each step that reads them; changes no result."""
+
+        def rounded(path, leaf):
+            return leaf.astype(self.config.factor_dtype) if path[-1].key == "kernel" else leaf
+
+        return jax.tree_util.tree_map_with_path(rounded, params)
+
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32 at least, of hidden states [..., d]."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
-        matrix = matrix.astype(self.config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=_at_least_float32(hidden))
+        flat = hidden.reshape(-1, self.config.d_model)
+        logits = products.einsum("td,vd->tv", flat, matrix, self.config.factor_dtype, _at_least_float32(hidden))
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 class ScalarModel(nn.Module):
@@ -422,8 +470,17 @@ def _between_blocks(config: TransformerConfig, x: jax.Array) -> jax.Array:
 
 
 def _cached(x: jax.Array) -> jax.Array:
-    """Keys or values [L, B, S, H, D] of a cache, cut by rows and by heads."""
-    return constrain(x, None, "batch", None, "heads", None)
+    """Keys or values [..., B, H, S, D] of a cache, cut by rows and by heads."""
+    return constrain(x, *[None] * (x.ndim - 4), "batch", "heads", None, None)
+
+
+def _append(cached: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cache with T tokens of a layer [B, H, T, D] written behind the others, and that layer of it."""
+    if cached.ndim == new.ndim:
+        cached = _cached(jax.lax.dynamic_update_slice(cached, new, (0, 0, start, 0)))
+        return cached, cached
+    cached = _cached(jax.lax.dynamic_update_slice(cached, new[None], (layer, 0, 0, start, 0)))
+    return cached, jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
 
 
 def _at_least_float32(x: jax.Array) -> jnp.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,11 +42,43 @@ def categorical(keys: Array, temperature: float = 1.0) -> Choose:
     """
 
     def choose(logits: Array, step: Array) -> tuple[Array, Array]:
-        draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))
-        tokens = draw(keys, logits / temperature).astype(jnp.int32)
+        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(keys)
+        tokens = quantile(logits / temperature, uniform)
         return tokens, losses.log_probs(logits / temperature, tokens)
 
     return choose
+
+
+def quantile(logits: Array, uniform: Array) -> Array:
+    """The token at which the cumulative probability of those up to it exceeds a number: inverse transform sampling.
+
+    A number for each row, where `jax.random.categorical` draws one for each logit. A token of probability 0 is
+    never chosen.
+
+    Args:
+      logits: [B, V] float.
+      uniform: [B], from 0 to below 1.
+
+    Returns:
+      [B] int32.
+    """
+    rows, vocabulary = logits.shape
+    # Two searches among some sqrt(V), first for a block of tokens and then in it.
+    size = 2 ** math.ceil(math.log2(vocabulary) / 2)
+    logits = jnp.pad(logits, ((0, 0), (0, -vocabulary % size)), constant_values=-jnp.inf)
+    weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).reshape(rows, -1, size)
+    totals = jnp.cumsum(jnp.sum(weights, axis=2), axis=1)
+    target = uniform * totals[:, -1]
+    block = _first_above(totals, target)[:, None]
+    before = jnp.take_along_axis(jnp.pad(totals, ((0, 0), (1, 0))), block, axis=1)[:, 0]
+    weights = jnp.take_along_axis(weights, block[:, :, None], axis=1)[:, 0]
+    return block[:, 0] * size + _first_above(jnp.cumsum(weights, axis=1), target - before)
+
+
+def _first_above(totals: Array, target: Array) -> Array:
+    """The first column of rising totals [B, N] that is above the target [B], or else the first of the greatest."""
+    last = totals[:, -1]
+    return jnp.sum(totals <= jnp.minimum(target, jnp.nextafter(last, 0.0))[:, None], axis=1, dtype=jnp.int32)
 
 
 def greedy(logits: Array, step: Array) -> tuple[Array, Array]:
@@ -134,6 +167,7 @@ def sample(
 ) -> Episodes:
     """`generate` with a `LanguageModel`, which computes logits only where they are needed."""
     batch, width = prompts.tokens.shape
+    params = model.decoding_params(params)
 
     def forward(tokens, segments, positions, cache):
         hidden, cache = model.apply({"params": params}, tokens, segments, positions, cache, method="hidden")

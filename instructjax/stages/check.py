@@ -141,7 +141,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        _keys("data: drop_long", "model: tied remat shard_length", "parallel: shard_slots"),
+        _keys("data: drop_long", "model: tied remat shard_length cache_by_layer", "parallel: shard_slots"),
     ),
     (
         "one of stop, warn",
@@ -156,7 +156,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "e2e: directory",
             "data: separator",
             "tokenizer: path",
-            "model: dtype param_dtype",
+            "model: dtype factors param_dtype",
             "parallel: mode",
             "pretrain: import_from",
             "sft: init_from",

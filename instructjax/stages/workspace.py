@@ -183,7 +183,10 @@ def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
 
 def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]], None]:
     """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant or a guard does not hold."""
-    precision, ranges = invariants.precision(config.model.dtype), guards.of_recipe(config.guards)
+    precision, ranges = (
+        invariants.precision(config.model.factors or config.model.dtype),
+        guards.of_recipe(config.guards),
+    )
 
     def enforce(place: str, values: dict[str, float]) -> None:
         invariants.enforce(place, values, precision=precision, action=config.invariants)

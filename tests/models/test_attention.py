@@ -30,12 +30,12 @@ def test_masks_are_their_definitions(segments, branches, window):
 
 def test_attention_is_the_weighted_mean_of_visible_values():
     rng = np.random.default_rng(0)
-    query, key, value = (rng.normal(size=(2, length, 3, 8)) for length in (4, 6, 6))
+    query, key, value = (rng.normal(size=(2, 3, length, 8)) for length in (4, 6, 6))
     mask = rng.random((2, 4, 6)) < 0.6
     mask[:, :, 0] = True
-    scores = np.einsum("bthd,bshd->bths", query, key) / np.sqrt(8)
-    weights = np.where(mask[:, :, None], np.exp(scores), 0.0)
-    expected = np.einsum("bths,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
+    scores = np.einsum("bhtd,bhsd->bhts", query, key) / np.sqrt(8)
+    weights = np.where(mask[:, None], np.exp(scores), 0.0)
+    expected = np.einsum("bhts,bhsd->bhtd", weights / weights.sum(-1, keepdims=True), value)
     found = attention(*(jnp.asarray(a, jnp.float32) for a in (query, key, value)), jnp.asarray(mask))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -46,7 +46,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch, length):
     monkeypatch.setattr(attention_module, "MIN_BLOCK", 8)
     monkeypatch.setattr(attention_module, "MAX_BLOCKS", 3)
     rng = np.random.default_rng(length)
-    arrays = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for _ in range(4)]
+    arrays = [jnp.asarray(rng.normal(size=(2, 3, length, 8)), jnp.float32) for _ in range(4)]
     mask = jnp.asarray(np.tril(rng.random((2, length, length)) < 0.6) | np.eye(length, dtype=bool))
 
     def loss(whole, query, key, value):
@@ -54,7 +54,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch, length):
 
     found, expected = (
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays[:3])
-        for whole in (attention, attention_module._attend)
+        for whole in (attention, functools.partial(attention_module._attend, factors=jnp.float32))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
@@ -63,23 +63,34 @@ def test_what_comes_after_a_block_is_not_computed(monkeypatch):
     widths = []
     plain = attention_module._attend
 
-    def record(query, key, value, mask):
-        widths.append((query.shape[1], key.shape[1]))
-        return plain(query, key, value, mask)
+    def record(query, key, value, mask, factors):
+        widths.append((query.shape[2], key.shape[2]))
+        return plain(query, key, value, mask, factors)
 
     monkeypatch.setattr(attention_module, "_attend", record)
     for length in (128, 300, 2048):
-        array = jnp.zeros((1, length, 1, 8))
+        array = jnp.zeros((1, 1, length, 8))
         jax.eval_shape(attention, array, array, array, jnp.zeros((1, length, length), bool))
-    decoding = jnp.zeros((1, 200, 1, 8)), *[jnp.zeros((1, 600, 1, 8))] * 2
+    decoding = jnp.zeros((1, 1, 200, 8)), *[jnp.zeros((1, 1, 600, 8))] * 2
     jax.eval_shape(attention, *decoding, jnp.zeros((1, 200, 600), bool))
     halves = [(128, 128), (128, 256), (44, 300)]
     assert widths == [(128, 128), *halves, *[(256, 256 * n) for n in range(1, 9)], (200, 600)]
 
 
+def test_factors_are_rounded_unless_there_is_one_query():
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=(1, 2, 4, 8)), jnp.float32) for _ in range(3))
+    mask = jnp.ones((1, 4, 4), bool)
+    exact, rounded = (attention(query, key, value, mask, factors) for factors in (None, "bfloat16"))
+    assert rounded.dtype == jnp.float32
+    assert 1e-4 < float(jnp.abs(rounded - exact).max()) < 0.05
+    one = attention(query[:, :, :1], key, value, mask[:, :1], "bfloat16")
+    np.testing.assert_allclose(one, exact[:, :, :1], atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
-    array = jnp.ones((1, 2, 1, 4), dtype)
+    array = jnp.ones((1, 1, 2, 4), dtype)
     mask = jnp.array([[[True, False], [False, False]]])
     found, pull = jax.vjp(lambda q, k, v: attention(q, k, v, mask), array, array, array)
     assert found.dtype == dtype
@@ -107,7 +118,7 @@ def test_the_fused_kernel_is_chosen_where_it_fits(monkeypatch, backend, dtype, l
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-    array = jax.random.normal(jax.random.key(0), (2, length, 3, width), dtype)
+    array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
     found = attention(array, array, array, mask)
     assert calls == (["cudnn"] if fused else [])

@@ -176,17 +176,19 @@ def test_continuations_beside_each_other_equal_each_alone(config):
             np.testing.assert_allclose(scalars[:, own], compiled(ScalarModel(config))(scalar, *row), atol=1e-5)
 
 
-def test_a_cache_knows_no_branches():
-    row = batch([[1] * 4])
-    with pytest.raises(ValueError, match="expected a cache or branches, found both"):
-        LanguageModel(CONFIG).apply(
-            {"params": parameters(LanguageModel(CONFIG))}, *row, init_cache(CONFIG, 1, 4), branches=row[1]
-        )
+@pytest.mark.parametrize("more", ["branches", "deterministic"])
+def test_a_cache_knows_no_branches_and_no_dropout(more):
+    row, params = batch([[1] * 4]), parameters(LanguageModel(CONFIG))
+    given = {"branches": row[1]} if more == "branches" else {"deterministic": False}
+    with pytest.raises(ValueError, match="expected a cache alone, found branches or dropout with it"):
+        LanguageModel(CONFIG).apply({"params": params}, *row, init_cache(CONFIG, 1, 4), **given)
 
 
 @pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("by_layer", [True, False])
 @pytest.mark.parametrize("slots", [10, 13])
-def test_prefill_and_decode_equal_the_full_forward_pass(config, slots):
+def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer):
+    config = dataclasses.replace(config, cache_by_layer=by_layer)
     segments = np.ones((3, 10), np.int32)
     segments[1, :2], segments[2, :4] = 0, 0
     tokens, segments, positions = batch(segments)
@@ -274,7 +276,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters():
     params = jax.jit(model.init)(jax.random.key(0), *rows)["params"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     logits, cache = compiled(model)(params, *rows, init_cache(half, 1, 8))
-    assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32 and {keys.dtype for keys in cache.keys} == {jnp.dtype("bfloat16")}
     hidden, _ = jax.eval_shape(compiled(model, "hidden"), params, *rows)
     assert hidden.dtype == jnp.bfloat16
     assert 0 < float(jnp.abs(logits - logits_of(BANDED, params, *rows)).max()) < 0.02

@@ -110,7 +110,9 @@ class TestLoops:
 
 def test_a_cache_has_the_bytes_of_its_arrays():
     cache = jax.eval_shape(lambda: init_cache(SHAPE, 3, 40))
-    assert flops.cache_bytes(SHAPE, 3, 40) == sum(x.size * x.dtype.itemsize for x in (cache.keys, cache.values))
+    assert flops.cache_bytes(SHAPE, 3, 40) == sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.keys, cache.values))
+    )
 
 
 def test_the_matrices_are_nearly_all_of_the_weights():

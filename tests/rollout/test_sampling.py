@@ -133,6 +133,25 @@ class TestChoice:
             expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum() * size
             assert scipy.stats.chisquare(found, expected, sum_check=False).pvalue > 0.01
 
+    @given(st.integers(1, 70), st.integers(0, 1000))
+    @settings(max_examples=40, deadline=None)
+    def test_a_quantile_is_where_the_cumulative_probability_passes_the_number(self, vocabulary, seed):
+        rng = np.random.default_rng(seed)
+        logits, uniform = rng.normal(scale=3, size=(8, vocabulary)), rng.random(8)
+        cumulative = np.cumsum(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), axis=1)
+        clear = np.abs(cumulative - uniform[:, None]).min(1) > 1e-5
+        found = np.asarray(sampling.quantile(jnp.asarray(logits), jnp.asarray(uniform)))
+        expected = (cumulative <= uniform[:, None]).sum(1)
+        np.testing.assert_array_equal(found[clear], expected[clear])
+
+    def test_a_token_of_no_probability_is_never_chosen(self):
+        """At the ends of the unit interval too, and where the probabilities do not add up to one."""
+        never = -jnp.inf
+        logits = jnp.array([[never, 0.1, never, 0.2, never], [never] * 4 + [5.0], [0.3] + [never] * 4])
+        last = 1 - 2.0**-24
+        for uniform, expected in ((0.0, [1, 4, 0]), (last, [3, 4, 0])):
+            np.testing.assert_array_equal(sampling.quantile(logits, jnp.full(3, uniform)), expected)
+
     def test_rows_and_steps_draw_independently(self):
         choose = sampling.categorical(sampling.row_keys(jax.random.key(1), 5_000))
         logits = jnp.zeros((5_000, 2))

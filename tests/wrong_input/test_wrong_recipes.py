@@ -210,6 +210,14 @@ def test_dtype(tmp_path):
     run_with(tmp_path, model__dtype="fp16")
 
 
+@fault(
+    "factors of a dtype that is not known",
+    "model.factors: expected one of float32, bfloat16, float16, float64 or '', found 'int8'",
+)
+def test_factors(tmp_path):
+    run_with(tmp_path, model__factors="int8")
+
+
 @fault("float64 without 64 bits", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
 def test_float64(tmp_path):
     run_with(tmp_path, model__dtype="float64")
