@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "tiny":
         config.tokenizer.vocab_size = 512
         config.model.update(num_layers=2, d_model=64, num_heads=4, d_head=16, d_ff=256, dtype="float32")
+        config.model.cache_by_layer = True
         config.model.init_std = 0.1  # about 1 / sqrt(d_model)
         config.log.update(every=5, save_every=5, evaluate_every=5)
         config.pretrain.update(steps=10, batch_size=8, length=128, warmup_steps=5)
