@@ -187,6 +187,9 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
     ppo.microbatches = 1  # parts that the networks read a minibatch in, for scoring and updates, one after the other
     ppo.epochs = 1  # passes over a batch; C.4
     ppo.rollout_parts = 1  # parts a batch is sampled in, one after the other; the cache holds one part
+    # Rows that are done before as many prompts take their places, of those of one part that a device has, so that
+    # no row waits for the longest response; 0: parts one after the other. Changes no token.
+    ppo.rollout_refill = 0
     ppo.temperature = 1.0  # of the rollout; C.4
     ppo.learning_rate = row["ppo_lr"]  # E.9's range is 2.55e-6 to 2.55e-5; the final value is not printed
     ppo.value_learning_rate = row["value_lr"]  # C.4

@@ -7,7 +7,7 @@ python experiments/benchmark.py --size=A --peer=trl --peer_scripts=FOLDER --peer
     reward      a step on rankings of 4, half of each text the prompt   rankings/s (6 comparisons each)
     generation  answers that never end early                            new tokens/s
     ppo         an iteration: rollout, four networks' scores, updates   episodes/s
-    products    products of square matrices of 2048, float32            Gflop/s
+    products    products of square matrices of 2048, of --factors       Gflop/s
 
 Every measurement is a process of its own, so that its peak memory is its own, and the sides take turns, so
 that what else the machine does meets both. The first steps, which compile, do not count. Prints medians over

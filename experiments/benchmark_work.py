@@ -84,8 +84,9 @@ def generation(shape, config, size):
 
     @jax.jit
     def sample(params):
-        choose = sampling.categorical(keys)
-        return sampling.sample(model, params, prompts, choose, max_response=NEW, eos_id=NEVER, pad_id=0).tokens
+        choose = sampling.categorical()
+        episodes, _ = sampling.sample(model, params, prompts, keys, choose, max_response=NEW, eos_id=NEVER, pad_id=0)
+        return episodes.tokens
 
     def step(params):
         jax.block_until_ready(sample(params))
@@ -126,9 +127,10 @@ def ppo_iteration(shape, config, rows, minibatch, response):
 
 def products(shape, config, size):
     """(step, state, Gflop): what XLA reaches at best on this machine, by which the other kinds are measured."""
-    del shape, config, size
-    mean = jnp.ones((2048, 2048)) / 2048  # times itself it stays as it is
-    return jax.jit(lambda x: x @ mean), mean, OPERATIONS / 1e9
+    del config, size
+    mean = (jnp.ones((2048, 2048)) / 2048).astype(shape.factor_dtype)  # times itself it stays as it is
+    product = jax.jit(lambda x: jnp.dot(x, mean, preferred_element_type=jnp.float32).astype(x.dtype))
+    return product, mean, OPERATIONS / 1e9
 
 
 def model_flops(work, size):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+from absl import logging
 
-from instructjax.models import products
+from instructjax.models import flash, products
 
 MASKED = -1e30  # finite, so that a row of padding gives an average and not a NaN
 
@@ -14,21 +16,39 @@ MASKED = -1e30  # finite, so that a row of padding gives an average and not a Na
 MAX_BLOCKS, MIN_BLOCK = 8, 128
 
 
+@flax.struct.dataclass
+class Visible:
+    """What the queries of a pass see.
+
+    Attributes:
+      dense: [B, T, S] bool, in layers that see all.
+      banded: the same of the odd layers, where those see a window only; else None.
+      segments: [B, T] int32, where `dense` is no more than that queries see what comes before them in their segment,
+        and `banded` that they see the last columns of it: fused kernels know segments in the place of masks. Or None.
+      window: of `banded`, tokens.
+    """
+
+    dense: jax.Array
+    banded: jax.Array | None = None
+    segments: jax.Array | None = None
+    window: int | None = flax.struct.field(pytree_node=False, default=None)
+
+
 def attention_mask(
     query_index: jax.Array, key_index: jax.Array, query_segments: jax.Array, key_segments: jax.Array
 ) -> jax.Array:
     """Which keys each query sees: those at or before it, in its own segment, that are no padding.
 
     Args:
-      query_index: [T] int32, the place of each query in its row.
-      key_index: [S] int32, the place of each key in its row.
+      query_index: [B, T] or [1, T] int32, where each query stands in its row.
+      key_index: [B, S] or [1, S] int32, where each key stands in its row.
       query_segments: [B, T] int32, 0 on padding.
       key_segments: [B, S] int32, 0 on padding and on unused slots of a cache.
 
     Returns:
       [B, T, S] bool.
     """
-    causal = key_index[None, :] <= query_index[:, None]
+    causal = key_index[:, None, :] <= query_index[:, :, None]
     same = query_segments[:, :, None] == key_segments[:, None, :]
     return causal & same & (key_segments > 0)[:, None, :]
 
@@ -63,32 +83,51 @@ def branch_mask(query_branches: jax.Array, key_branches: jax.Array) -> jax.Array
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, factors: str | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visible: Visible,
+    layer: jax.Array | int = 0,
+    factors: str | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v over the keys that the mask shows, softmax in float32 at least.
+    """softmax(q k^T / sqrt(D)) v over the keys that each query sees, softmax in float32 at least.
 
-    On a GPU, half-precision arrays go to cuDNN's fused kernel where their shapes allow
-    it, and so never hold the [B, H, T, S] weights; everything else is two einsums for each
-    block of queries, and what comes after a block is not computed.
+    On a GPU, half-precision arrays go to cuDNN's fused kernel, and on a TPU whole rows to splash attention, where
+    their shapes allow it, and so never hold the [B, H, T, S] weights; where not, the reason is logged. Everything else
+    is two einsums for each block of queries, and what comes after a block is not computed.
 
     Args:
       query: [B, H, T, D].
       key: [B, H, S, D].
       value: [B, H, S, D].
-      mask: [B, T, S] bool; where T = S, no query sees a key in a later column. A query that
+      visible: what they see; where T = S, no query sees a key in a later column. A query that
         sees no key gets an arbitrary finite result.
+      layer: the odd ones see `visible.banded`.
       factors: the dtype that the factors of both products are rounded to; that of the arrays if
         not given. Of a single query they are not: reading the keys takes longer.
 
     Returns:
       [B, H, T, D] in the dtype of `value`.
     """
+    odd = None if visible.banded is None else jnp.asarray(layer) % 2 == 1
+    mask = visible.dense if odd is None else jnp.where(odd, visible.banded, visible.dense)
     if _fits_cudnn(query, key):
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
         return mixed.swapaxes(1, 2)
+    factors = query.dtype if query.shape[2] == 1 or factors is None else jnp.dtype(factors)
+    if reason := _why_no_splash(query, key, visible):
+        _log_on("tpu", reason)
+        return _einsums(query, key, value, mask, factors)
+    return jax.lax.platform_dependent(
+        *(query, key, value, mask, visible.segments, *([] if odd is None else [odd])),
+        tpu=lambda q, k, v, mask, segments, odd=None: flash.attention(q, k, v, segments, odd, visible.window),
+        default=lambda q, k, v, mask, *_: _einsums(q, k, v, mask, factors),
+    )
+
+
+def _einsums(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, factors: jnp.dtype) -> jax.Array:
     length = query.shape[2]
-    factors = query.dtype if length == 1 or factors is None else jnp.dtype(factors)
     if length != key.shape[2] or length <= MIN_BLOCK:
         return _attend(query, key, value, mask, factors)
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
@@ -103,6 +142,17 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array,
     scores = products.einsum("bhtd,bhsd->bhts", query * scale, key, factors, precision)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
     return products.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, factors, value.dtype)
+
+
+def _why_no_splash(query: jax.Array, key: jax.Array, visible: Visible) -> str | None:
+    if visible.segments is None:
+        return "continuations of one prefix" if query.shape[2] == key.shape[2] else "queries of a cache"
+    return flash.why_not(query, key)
+
+
+def _log_on(platform: str, reason: str) -> None:
+    if jax.default_backend() == platform:
+        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array) -> bool:

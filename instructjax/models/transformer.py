@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models import products
-from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
+from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
 from instructjax.models.partitioning import constrain
 
 Params = Any  # a tree of arrays
@@ -124,7 +124,8 @@ class Cache:
       values: like `keys`.
       segments: [B, S] int32, 0 on padding and on unused slots.
       positions: [B, S] int32.
-      length: int32 scalar, the number of slots used, by tokens and by padding.
+      length: int32 scalar, the slot that is written next: the number of slots used, by tokens and by padding, unless
+        the caller has turned back to the first.
     """
 
     keys: jax.Array | tuple[jax.Array, ...]
@@ -149,6 +150,31 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
         segments=jnp.zeros((batch_size, max_length), jnp.int32),
         positions=jnp.zeros((batch_size, max_length), jnp.int32),
         length=jnp.zeros((), jnp.int32),
+    )
+
+
+def written(cache: Cache, rows: jax.Array, slots: jax.Array, others: Cache) -> Cache:
+    """A cache with rows of another in the place of what some of its rows have in some slots.
+
+    Args:
+      cache: of B rows.
+      rows: [K] int32, the row that each row of the other goes to; B or more: nowhere.
+      slots: [S'] int32, the slots that its slots go to.
+      others: of K rows and S' slots.
+    """
+
+    def tokens(into: jax.Array, new: jax.Array) -> jax.Array:
+        return into.at[rows[:, None], slots].set(new, mode="drop")
+
+    def heads(into: jax.Array, new: jax.Array) -> jax.Array:
+        place = (slice(None),) * (into.ndim - 4) + (rows[:, None, None], jnp.arange(into.shape[-3])[:, None], slots)
+        return _cached(into.at[place].set(new, mode="drop"))
+
+    return cache.replace(
+        keys=jax.tree.map(heads, cache.keys, others.keys),
+        values=jax.tree.map(heads, cache.values, others.values),
+        segments=tokens(cache.segments, others.segments),
+        positions=tokens(cache.positions, others.positions),
     )
 
 
@@ -181,7 +207,7 @@ class SelfAttention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, keys, values, layer, start, mask):
+    def __call__(self, x, keys, values, layer, start, visible):
         config = self.config
         heads = (*x.shape[:2], config.num_heads, config.d_head)
 
@@ -193,7 +219,9 @@ class SelfAttention(nn.Module):
         if keys is not None:
             keys, key = _append(keys, key, layer, start)
             values, value = _append(values, value, layer, start)
-        mixed = attention(query, key, value, mask, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        mixed = (
+            attention(query, key, value, visible, layer, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        )
         return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
 
 
@@ -220,12 +248,11 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, carry, layer, start, dense_mask, banded_mask, deterministic):
+    def __call__(self, carry, layer, start, visible, deterministic):
         x, keys, values = carry
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        mask = dense_mask if banded_mask is None else jnp.where(layer % 2 == 1, banded_mask, dense_mask)
         normed = _layer_norm(self.config, "attention_norm")(x)
-        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, mask)
+        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, visible)
         x = x + dropout(update)
         normed = _layer_norm(self.config, "feed_forward_norm")(x)
         x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
@@ -248,12 +275,12 @@ class Trunk(nn.Module):
         policies = jax.checkpoint_policies
         policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
         # A scan keeps XLA from merging the two forward passes; unrolled layers need the barrier.
-        # Argument 6 of the block is `deterministic`.
+        # Argument 5 of the block is `deterministic`.
         self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,), policy=policy),
+            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(5,), policy=policy),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             unroll=config.unroll,
         )(config)
@@ -282,31 +309,33 @@ class Trunk(nn.Module):
             start, keys, values = cache.length, cache.keys, cache.values
             key_segments = jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), (0, start))
             key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
-        query_index = start + jnp.arange(tokens.shape[1])
-        mask = attention_mask(query_index, jnp.arange(key_segments.shape[1]), segments, key_segments)
+        # In a row that is whole, columns tell what comes before; in a cache, positions.
+        columns = jnp.arange(tokens.shape[1])[None]
+        order = (columns, columns) if cache is None else (positions, key_positions)
+        mask = attention_mask(*order, segments, key_segments)
         if branches is not None:
             mask &= branch_mask(branches, branches)
         banded = None
         if config.local_window is not None:
             banded = mask & band_mask(positions, key_positions, config.local_window)
+        alone = segments if cache is None and branches is None else None
+        visible = Visible(mask, banded, alone, config.local_window)
         if isinstance(keys, tuple):
-            x, keys, values = self._each_block(x, keys, values, start, mask, banded)
+            x, keys, values = self._each_block(x, keys, values, start, visible)
         else:
             layers = jnp.arange(config.num_layers)
-            (x, keys, values), _ = self.blocks((x, keys, values), layers, start, mask, banded, deterministic)
+            (x, keys, values), _ = self.blocks((x, keys, values), layers, start, visible, deterministic)
         if cache is not None:
             cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
         return self.final_norm(x), cache
 
-    def _each_block(self, x, keys, values, start, mask, banded):
+    def _each_block(self, x, keys, values, start, visible):
         """The blocks one after the other, each with a cache of its own."""
         stacked, carries = self.blocks.variables["params"], []
         for layer, cached in enumerate(zip(keys, values, strict=True)):
             params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-            seen = banded if banded is not None and layer % 2 == 1 else mask
-            (x, *cached), _ = Block(self.config, parent=None).apply(
-                {"params": params}, (x, *cached), jnp.zeros((), jnp.int32), start, seen, None, True
-            )
+            block = Block(self.config, parent=None)
+            (x, *cached), _ = block.apply({"params": params}, (x, *cached), layer, start, visible, True)
             carries.append(cached)
         return x, *zip(*carries, strict=True)
 

@@ -145,12 +145,12 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     windows = section.ptx_examples_per_episode * section.minibatch_size
     text = _lm_batch(windows * minibatches, section.ptx_length) if with_text else None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    episodes = jax.eval_shape(iteration.rollout, weights[0], prompts, key)
+    episodes, _ = jax.eval_shape(iteration.rollout, weights[0], prompts, key)
     experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes)
     rollout, scoring, update = _ppo_phases(config, with_text)
     part = name.rpartition(" ")[2]
     function, batch, phases = {
-        "rollout": (lambda s, b, k, f: iteration.rollout(s.policy.params, b, k), prompts, rollout),
+        "rollout": (lambda s, b, k, f: iteration.rollout(s.policy.params, b, k)[0], prompts, rollout),
         "scoring": (lambda s, b, k, f: iteration.observe(s, f, b), episodes, scoring),
         "update": (
             lambda s, b, k, f: iteration.update(s, *b, k),

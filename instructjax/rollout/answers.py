@@ -47,11 +47,12 @@ def make_sampler(
 
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
-        choose = sampling.categorical(keys, temperature) if temperature > 0 else sampling.greedy
-        episodes = sampling.sample(
+        choose = sampling.categorical(temperature) if temperature > 0 else sampling.greedy
+        episodes, _ = sampling.sample(
             model,
             params,
             constrain_rows(prompts),
+            keys,
             choose,
             max_response=layout.max_response,
             eos_id=layout.tokenizer.eos_id,

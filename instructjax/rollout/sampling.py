@@ -20,8 +20,9 @@ Cache = Any
 # appends t tokens to the cache and returns the logits after the last of them.
 Forward = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
 
-# choose(logits [B, V], step) -> (tokens [B], the log-probability [B] that each had)
-Choose = Callable[[Array, Array], tuple[Array, Array]]
+# choose(logits [B, V], keys [B], steps [B]) -> (tokens [B], the log-probability [B] that each had): token number
+# `step` of each row's response, with the row's own key.
+Choose = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
@@ -33,16 +34,15 @@ def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
-def categorical(keys: Array, temperature: float = 1.0) -> Choose:
-    """Draws each row's token from softmax(logits / temperature), with the row's own key.
+def categorical(temperature: float = 1.0) -> Choose:
+    """Draws each row's token from softmax(logits / temperature), with the row's key and the step folded in.
 
     Args:
-      keys: [B] one key per row; the step is folded in.
       temperature: 1 in PPO's rollouts; above 0.
     """
 
-    def choose(logits: Array, step: Array) -> tuple[Array, Array]:
-        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(keys)
+    def choose(logits: Array, keys: Array, steps: Array) -> tuple[Array, Array]:
+        uniform = jax.vmap(lambda key, step: jax.random.uniform(jax.random.fold_in(key, step)))(keys, steps)
         tokens = quantile(logits / temperature, uniform)
         return tokens, losses.log_probs(logits / temperature, tokens)
 
@@ -81,9 +81,9 @@ def _first_above(totals: Array, target: Array) -> Array:
     return jnp.sum(totals <= jnp.minimum(target, jnp.nextafter(last, 0.0))[:, None], axis=1, dtype=jnp.int32)
 
 
-def greedy(logits: Array, step: Array) -> tuple[Array, Array]:
+def greedy(logits: Array, keys: Array, steps: Array) -> tuple[Array, Array]:
     """Takes each row's most likely token: a `Choose` without randomness, so that each is certain."""
-    del step
+    del keys, steps
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0])
 
 
@@ -96,31 +96,38 @@ def generate(
     forward: Forward,
     cache: Cache,
     prompts: PromptBatch,
+    keys: Array,
     choose: Choose,
     *,
     max_response: int,
     eos_id: int,
     pad_id: int,
-) -> Episodes:
+) -> tuple[Episodes, Array]:
     """Continues each prompt until EOS or `max_response` tokens.
 
     Args:
       forward: the model with its cache; see `Forward`.
       cache: an empty cache for P + max_response tokens.
       prompts: [B, P], padded on the left.
+      keys: [B], of each row.
       choose: how a token is picked from the logits.
       max_response: R, the most tokens a response may have, EOS included.
       eos_id: ends a response; it belongs to the response.
       pad_id: fills a row after its end.
 
     Returns:
-      Episodes with T = P + R; `response_mask` covers the response and its EOS.
+      Episodes with T = P + R; `response_mask` covers the response and its EOS. And how many tokens were decoded,
+      those of rows that were done included.
     """
     batch = prompts.tokens.shape[0]
+
+    def chosen(logits, step):
+        return choose(logits, keys, jnp.full(batch, step))
+
     positions = positions_of(prompts.segments)
     lengths = positions[:, -1] + 1
     logits, cache = forward(prompts.tokens, prompts.segments, positions, cache)
-    token, log_prob = choose(logits, jnp.zeros((), jnp.int32))
+    token, log_prob = chosen(logits, jnp.zeros((), jnp.int32))
     tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
     log_probs = jnp.zeros((batch, max_response)).at[:, 0].set(log_prob)
 
@@ -133,14 +140,19 @@ def generate(
         # Rows that are done go on computing; as padding, nobody sees what they compute.
         segments = jnp.where(done, 0, 1)[:, None]
         logits, cache = forward(token[:, None], segments, (lengths + step - 1)[:, None], cache)
-        token, log_prob = choose(logits, step)
+        token, log_prob = chosen(logits, step)
         token, log_prob = jnp.where(done, pad_id, token), jnp.where(done, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob[:, None], step, axis=1)
         return step + 1, tokens, log_probs, token, done | (token == eos_id), cache
 
     start = (jnp.ones((), jnp.int32), tokens, log_probs, token, token == eos_id, cache)
-    _, tokens, log_probs, *_ = jax.lax.while_loop(running, advance, start)
+    steps, tokens, log_probs, *_ = jax.lax.while_loop(running, advance, start)
+    return episodes(prompts, tokens, log_probs, eos_id), (steps - 1) * batch
+
+
+def episodes(prompts: PromptBatch, tokens: Array, log_probs: Array, eos_id: int) -> Episodes:
+    """Prompts [B, P] and sampled tokens [B, R], whatever stands behind the first EOS, as Episodes."""
     ended = jnp.cumsum(tokens == eos_id, axis=1)
     before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
     # A row without EOS fills all R columns, so what follows the first EOS is all its padding.
@@ -159,12 +171,13 @@ def sample(
     model: LanguageModel,
     params: Any,
     prompts: PromptBatch,
+    keys: Array,
     choose: Choose,
     *,
     max_response: int,
     eos_id: int,
     pad_id: int,
-) -> Episodes:
+) -> tuple[Episodes, Array]:
     """`generate` with a `LanguageModel`, which computes logits only where they are needed."""
     batch, width = prompts.tokens.shape
     params = model.decoding_params(params)
@@ -174,4 +187,4 @@ def sample(
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
     cache = init_cache(model.config, batch, width + max_response)
-    return generate(forward, cache, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id)
+    return generate(forward, cache, prompts, keys, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id)

@@ -71,7 +71,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "an integer, at least 0",
         lambda value: _is_count(value, 0),
-        _keys("pretrain: warmup_steps", "ppo: warmup_iterations", "evaluate: few_shot"),
+        _keys("pretrain: warmup_steps", "ppo: warmup_iterations rollout_refill", "evaluate: few_shot"),
     ),
     (
         "an integer, at least 1, or -1",
@@ -296,6 +296,13 @@ def _batches(config: ml_collections.ConfigDict) -> None:
             f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({ppo.minibatch_size}), found {ppo.batch_size}"
         )
     parallel.check_batch_size(ppo.batch_size, "ppo.batch_size", config.parallel, ppo.rollout_parts)
+    at_once = ppo.batch_size // ppo.rollout_parts
+    _require(
+        config,
+        "ppo.rollout_refill",
+        lambda refill: refill <= at_once,
+        f"at most ppo.batch_size / ppo.rollout_parts ({at_once})",
+    )
     parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size", config.parallel, ppo.microbatches)
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,

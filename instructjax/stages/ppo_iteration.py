@@ -26,7 +26,7 @@ import optax
 from instructjax import losses
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.models.partitioning import constrain_rows
-from instructjax.rollout import consistency, episode, sampling
+from instructjax.rollout import consistency, episode, refilling, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import objectives
 from instructjax.training import state as train_state
@@ -81,13 +81,13 @@ class Iteration:
 
     Attributes:
       whole: the iteration itself.
-      rollout: `rollout(policy, prompts, key) -> episodes`.
+      rollout: `rollout(policy, prompts, key) -> (episodes, tokens decoded)`, those of rows that were done included.
       observe: `observe(state, frozen, episodes) -> (experience, metrics)`.
       update: `update(state, experience, text, key) -> (state, metrics)`, of one minibatch.
     """
 
     whole: Callable[[PPOState, tuple[PromptBatch, LMBatch | None], Array, Frozen], tuple[PPOState, Metrics]]
-    rollout: Callable[[Params, PromptBatch, Array], Episodes]
+    rollout: Callable[[Params, PromptBatch, Array], tuple[Episodes, Array]]
     observe: Callable[[PPOState, Frozen, Episodes], tuple[Experience, Metrics]]
     update: Callable[[PPOState, Experience, LMBatch | None, Array], tuple[PPOState, Metrics]]
 
@@ -131,19 +131,22 @@ def make_iteration(
     minibatches = config.batch_size // config.minibatch_size
     reward_model = reward_model or scalar_model
 
-    def rollout(policy: Params, prompts: PromptBatch, key: Array) -> Episodes:
+    ends = {"max_response": max_response, "eos_id": eos_id, "pad_id": pad_id}
+
+    def rollout(policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
         rows = prompts.tokens.shape[0]
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+        batch = prompts, sampling.row_keys(key, rows, first)
+        choose, at_once = sampling.categorical(config.temperature), rows // config.rollout_parts
+        if config.rollout_refill:
+            refill = config.rollout_refill
+            return refilling.sample(policy_model, policy, *batch, choose, rows=at_once, refill=refill, **ends)
 
-        def sample(part: tuple[PromptBatch, Array]) -> Episodes:
-            prompts, keys = constrain_rows(part)
-            choose = sampling.categorical(keys, config.temperature)
-            return sampling.sample(
-                policy_model, policy, prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id
-            )
+        def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
+            return sampling.sample(policy_model, policy, *constrain_rows(part), choose, **ends)
 
-        parts = dealt((prompts, sampling.row_keys(key, rows, first)), config.rollout_parts)
-        return collected(jax.lax.map(sample, parts))
+        episodes, decoded = jax.lax.map(sample, dealt(batch, config.rollout_parts))
+        return collected(episodes), decoded.sum()
 
     def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
         """All four networks over some episodes: log π, log π_ref, values, reward model, entropy."""
@@ -262,8 +265,11 @@ def make_iteration(
     ) -> tuple[PPOState, Metrics]:
         prompts, text = batch
         sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        episodes = rollout(state.policy.params, prompts, sample_key)
+        episodes, decoded = rollout(state.policy.params, prompts, sample_key)
         experience, rollout_metrics = observe(state, frozen, episodes)
+        # The first token of a response comes from its prompt.
+        needed = (episodes.response_mask.sum(axis=1) - 1).sum()
+        rollout_metrics["rollout_padding"] = decoded - needed, jnp.maximum(decoded, 1).astype(jnp.float32)
         rollout_metrics = over_devices(rollout_metrics, axis_name)
         experience = gather_rows(experience, axis_name)
         # The pipeline has shuffled the text already: window i goes to minibatch i mod n.

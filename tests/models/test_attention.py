@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.models import attention as attention_module
-from instructjax.models.attention import attention, attention_mask, band_mask, branch_mask
+from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
 
 
 @settings(deadline=None, max_examples=25)
@@ -18,9 +18,9 @@ from instructjax.models.attention import attention, attention_mask, band_mask, b
 def test_masks_are_their_definitions(segments, branches, window):
     length = len(segments)
     on_the_way = np.asarray(branch_mask(jnp.array([branches]), jnp.array([branches]))[0])
-    index, row = jnp.arange(length), jnp.array([segments])
+    index, row = jnp.arange(length)[None], jnp.array([segments])
     seen = np.asarray(attention_mask(index, index, row, row)[0])
-    near = np.asarray(band_mask(index[None], index[None], window)[0])
+    near = np.asarray(band_mask(index, index, window)[0])
     for i in range(length):
         for j in range(length):
             assert seen[i, j] == (j <= i and segments[i] == segments[j] and segments[j] > 0)
@@ -36,7 +36,7 @@ def test_attention_is_the_weighted_mean_of_visible_values():
     scores = np.einsum("bhtd,bhsd->bhts", query, key) / np.sqrt(8)
     weights = np.where(mask[:, None], np.exp(scores), 0.0)
     expected = np.einsum("bhts,bhsd->bhtd", weights / weights.sum(-1, keepdims=True), value)
-    found = attention(*(jnp.asarray(a, jnp.float32) for a in (query, key, value)), jnp.asarray(mask))
+    found = attention(*(jnp.asarray(a, jnp.float32) for a in (query, key, value)), Visible(jnp.asarray(mask)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -50,11 +50,14 @@ def test_blocks_of_queries_change_nothing(monkeypatch, length):
     mask = jnp.asarray(np.tril(rng.random((2, length, length)) < 0.6) | np.eye(length, dtype=bool))
 
     def loss(whole, query, key, value):
-        return (whole(query, key, value, mask) * arrays[3]).sum()
+        return (whole(query, key, value) * arrays[3]).sum()
 
     found, expected = (
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays[:3])
-        for whole in (attention, functools.partial(attention_module._attend, factors=jnp.float32))
+        for whole in (
+            functools.partial(attention, visible=Visible(mask)),
+            functools.partial(attention_module._attend, mask=mask, factors=jnp.float32),
+        )
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
@@ -70,9 +73,9 @@ def test_what_comes_after_a_block_is_not_computed(monkeypatch):
     monkeypatch.setattr(attention_module, "_attend", record)
     for length in (128, 300, 2048):
         array = jnp.zeros((1, 1, length, 8))
-        jax.eval_shape(attention, array, array, array, jnp.zeros((1, length, length), bool))
+        jax.eval_shape(attention, array, array, array, Visible(jnp.zeros((1, length, length), bool)))
     decoding = jnp.zeros((1, 1, 200, 8)), *[jnp.zeros((1, 1, 600, 8))] * 2
-    jax.eval_shape(attention, *decoding, jnp.zeros((1, 200, 600), bool))
+    jax.eval_shape(attention, *decoding, Visible(jnp.zeros((1, 200, 600), bool)))
     halves = [(128, 128), (128, 256), (44, 300)]
     assert widths == [(128, 128), *halves, *[(256, 256 * n) for n in range(1, 9)], (200, 600)]
 
@@ -81,10 +84,10 @@ def test_factors_are_rounded_unless_there_is_one_query():
     rng = np.random.default_rng(0)
     query, key, value = (jnp.asarray(rng.normal(size=(1, 2, 4, 8)), jnp.float32) for _ in range(3))
     mask = jnp.ones((1, 4, 4), bool)
-    exact, rounded = (attention(query, key, value, mask, factors) for factors in (None, "bfloat16"))
+    exact, rounded = (attention(query, key, value, Visible(mask), 0, factors) for factors in (None, "bfloat16"))
     assert rounded.dtype == jnp.float32
     assert 1e-4 < float(jnp.abs(rounded - exact).max()) < 0.05
-    one = attention(query[:, :, :1], key, value, mask[:, :1], "bfloat16")
+    one = attention(query[:, :, :1], key, value, Visible(mask[:, :1]), 0, "bfloat16")
     np.testing.assert_allclose(one, exact[:, :, :1], atol=1e-6)
 
 
@@ -92,7 +95,7 @@ def test_factors_are_rounded_unless_there_is_one_query():
 def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
     array = jnp.ones((1, 1, 2, 4), dtype)
     mask = jnp.array([[[True, False], [False, False]]])
-    found, pull = jax.vjp(lambda q, k, v: attention(q, k, v, mask), array, array, array)
+    found, pull = jax.vjp(lambda q, k, v: attention(q, k, v, Visible(mask)), array, array, array)
     assert found.dtype == dtype
     assert all(bool(jnp.isfinite(a).all()) for a in (found, *pull(found)))
 
@@ -120,8 +123,8 @@ def test_the_fused_kernel_is_chosen_where_it_fits(monkeypatch, backend, dtype, l
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
-    found = attention(array, array, array, mask)
+    found = attention(array, array, array, Visible(mask))
     assert calls == (["cudnn"] if fused else [])
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    expected = attention(*[array.astype(jnp.float32)] * 3, mask)
+    expected = attention(*[array.astype(jnp.float32)] * 3, Visible(mask))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=5e-2)

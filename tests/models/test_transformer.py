@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models.attention import Visible
 from instructjax.models.transformer import (
     Block,
     LanguageModel,
@@ -225,7 +226,8 @@ def test_scan_equals_unrolled_equals_a_loop_over_blocks(config):
     x = trunk["token_embedding"][tokens] + trunk["position_embedding"][positions]
     dense = jnp.tril(jnp.ones((1, 8, 8), bool))
     banded = None if config.local_window is None else jnp.triu(dense, -config.local_window + 1)
-    run = jax.jit(lambda block, x, layer: Block(config).apply(block, (x, None, None), layer, 0, dense, banded, True))
+    visible = Visible(dense, banded)
+    run = jax.jit(lambda block, x, layer: Block(config).apply(block, (x, None, None), layer, 0, visible, True))
     for layer in range(config.num_layers):
         block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], trunk["blocks"])}
         (x, _, _), _ = run(block, x, layer)

@@ -47,9 +47,11 @@ class Recorded:
 
 
 def generate(forward, prompts, choose=sampling.greedy, *, max_response=R, eos_id):
-    return sampling.generate(
-        forward, jnp.zeros((), jnp.int32), prompts, choose, max_response=max_response, eos_id=eos_id, pad_id=PAD
+    keys = sampling.row_keys(jax.random.key(0), prompts.tokens.shape[0])
+    episodes, _ = sampling.generate(
+        forward, jnp.zeros((), jnp.int32), prompts, keys, choose, max_response=max_response, eos_id=eos_id, pad_id=PAD
     )
+    return episodes
 
 
 @jax.jit
@@ -126,8 +128,8 @@ class TestChoice:
     def test_tokens_are_drawn_from_the_softmax(self):
         logits, size = jnp.array([0.3, -1.0, 1.2, 0.0]), 20_000
         for temperature in (1.0, 2.0):
-            choose = jax.jit(sampling.categorical(sampling.row_keys(jax.random.key(0), size), temperature))
-            drawn, log_probs = choose(jnp.tile(logits, (size, 1)), jnp.int32(3))
+            choose, keys = jax.jit(sampling.categorical(temperature)), sampling.row_keys(jax.random.key(0), size)
+            drawn, log_probs = choose(jnp.tile(logits, (size, 1)), keys, jnp.full(size, 3))
             np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits / temperature)[drawn], rtol=1e-5)
             found = np.bincount(drawn, minlength=4)
             expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum() * size
@@ -153,9 +155,9 @@ class TestChoice:
             np.testing.assert_array_equal(sampling.quantile(logits, jnp.full(3, uniform)), expected)
 
     def test_rows_and_steps_draw_independently(self):
-        choose = sampling.categorical(sampling.row_keys(jax.random.key(1), 5_000))
+        choose, keys = sampling.categorical(), sampling.row_keys(jax.random.key(1), 5_000)
         logits = jnp.zeros((5_000, 2))
-        first, second = (np.asarray(choose(logits, jnp.int32(step))[0]) for step in (0, 1))
+        first, second = (np.asarray(choose(logits, keys, jnp.full(5_000, step))[0]) for step in (0, 1))
         for left, right in ((first, second), (first[1:], first[:-1])):
             assert scipy.stats.chi2_contingency(np.histogram2d(left, right, 2)[0]).pvalue > 0.01
 
@@ -165,8 +167,9 @@ class TestChoice:
         logits = jax.random.normal(jax.random.key(seed), (16, 8))
         top = jax.lax.top_k(logits, 2)[0]
         clear = np.asarray(top[:, 0] - top[:, 1] > 1e-2)
-        drawn, _ = sampling.categorical(sampling.row_keys(jax.random.key(7), 16), 1e-4)(logits, jnp.int32(0))
-        np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, jnp.int32(0))[0][clear])
+        rest = sampling.row_keys(jax.random.key(7), 16), jnp.zeros(16, jnp.int32)
+        drawn, _ = sampling.categorical(1e-4)(logits, *rest)
+        np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, *rest)[0][clear])
 
     def test_a_row_key_depends_on_the_number_of_the_row_in_the_whole(self):
         data = jax.random.key_data
@@ -187,8 +190,8 @@ def sampler(config=tiny_models.CONFIG, temperature=1.0):
 
     @jax.jit
     def sample(params, prompts, keys):
-        choose = sampling.categorical(keys, temperature) if temperature else sampling.greedy
-        return sampling.sample(model, params, prompts, choose, max_response=R, eos_id=EOS, pad_id=PAD)
+        choose = sampling.categorical(temperature) if temperature else sampling.greedy
+        return sampling.sample(model, params, prompts, keys, choose, max_response=R, eos_id=EOS, pad_id=PAD)[0]
 
     return sample
 

@@ -199,7 +199,7 @@ class TestLogProbabilities:
 
     @pytest.mark.parametrize("precision", ["float32", "low"])
     def test_another_temperature_in_the_sampler(self, monkeypatch, precision):
-        planted(monkeypatch, sampling, "categorical", lambda draw: lambda keys, temperature: draw(keys, 0.8))
+        planted(monkeypatch, sampling, "categorical", lambda draw: lambda temperature: draw(0.8))
         assert "sampler_kl" in found(iteration(), precision)
 
     @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
 
     def step(state, *rest):
         temperature = 0.8 if int(state.step) >= 1 else 1.0
-        monkeypatch.setattr(sampling, "categorical", lambda keys, _: categorical(keys, temperature))
+        monkeypatch.setattr(sampling, "categorical", lambda _: categorical(temperature))
         return uncompiled()(state, *rest)
 
     frozen = Frozen(POLICY, REWARD)

@@ -43,6 +43,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_microbatches": 2,
         "microbatches": 1,
         "rollout_parts": 1,
+        "rollout_refill": 0,
     }
 )
 PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_slots": False}
@@ -58,6 +59,9 @@ class Bigram:
     """Stands for a LanguageModel: predicts the next token from the last one, and compiles at once."""
 
     config: object = flax.struct.field(pytree_node=False, default=tiny_models.CONFIG)
+
+    def decoding_params(self, params):
+        return params
 
     def apply(self, variables, tokens, *row, method=None, **_):
         params = variables["params"]
@@ -252,7 +256,7 @@ def test_without_text_it_is_ppo_ptx_with_coefficient_zero():
 def test_a_batch_sampled_in_parts_has_the_same_tokens():
     (policy, _), sampled = fake_params(), {}
     for parts in (1, 4):
-        sampled[parts] = jax.jit(make(changed(rollout_parts=parts)).rollout)(policy, prompts(), KEY)
+        sampled[parts], _ = jax.jit(make(changed(rollout_parts=parts)).rollout)(policy, prompts(), KEY)
     np.testing.assert_array_equal(sampled[1].tokens, sampled[4].tokens)
     np.testing.assert_array_equal(sampled[1].response_mask, sampled[4].response_mask)
     assert_close(sampled[1].log_probs, sampled[4].log_probs, rtol=1e-5, atol=1e-6)

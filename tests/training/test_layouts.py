@@ -176,6 +176,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_microbatches": 2,
         "microbatches": 1,
         "rollout_parts": 2,
+        "rollout_refill": 0,
     }
 )
 
@@ -241,11 +242,12 @@ def sampled(layout):
                 MODEL,
                 params,
                 prompts,
-                sampling.categorical(sampling.row_keys(KEY, 2 * B), 0.7),
+                sampling.row_keys(KEY, 2 * B),
+                sampling.categorical(0.7),
                 max_response=R,
                 eos_id=EOS,
                 pad_id=PAD,
-            )
+            )[0]
         )
         return jax.device_get(sample(params, prompt_batch()))
 

@@ -1,0 +1,80 @@
+"""Splash attention: a fused kernel for TPUs that never holds the weights of attention, and skips what no query sees."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from instructjax.models import partitioning
+
+Array = jax.Array
+BLOCK = 128  # queries and keys of a tile at least; lengths are multiples of it
+MAX_BLOCK = 512  # larger tiles read the keys less often, and this many fit into the memory of a core
+
+
+def why_not(query: Array, key: Array) -> str | None:
+    """Why the kernel does not take arrays [B, H, T, D], or None if it does."""
+    if query.shape[2] != key.shape[2]:
+        return "queries of a cache"
+    if query.shape[2] % BLOCK:
+        return f"{query.shape[2]} tokens, no multiple of {BLOCK}"
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"arrays of {query.dtype}"
+    return None
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array,
+    banded: Array | None,
+    window: int | None,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """Causal attention within segments, like `models.attention.attention` with the mask that it makes of them.
+
+    On a mesh each device computes its own rows and heads.
+
+    Args:
+      query: [B, H, T, D].
+      key: [B, H, T, D].
+      value: [B, H, T, D].
+      segments: [B, T] int32. Padding (0) sees padding.
+      banded: None, or a bool scalar: whether to see the last `window` columns only.
+      window: how many, the query's own included; None where `banded` is.
+      interpret: computes what the kernel does without a TPU, for tests.
+    """
+    heads, length = query.shape[1:3]
+
+    def kernel(mask: masks.Mask, heads: int):
+        size = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, BLOCK) if length % size == 0)
+        sizes = splash.BlockSizes(
+            block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
+        )
+        one_row = splash.make_splash_mha_single_device(
+            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+        )
+        return jax.vmap(lambda q, k, v, s: one_row(q, k, v, segment_ids=splash.SegmentIds(s, s)))
+
+    def local(query: Array, key: Array, value: Array, segments: Array, *banded: Array) -> Array:
+        arrays = query * query.shape[-1] ** -0.5, key, value, segments
+        dense = kernel(masks.CausalMask((length, length)), query.shape[1])
+        if not banded:
+            return dense(*arrays)
+        near = kernel(masks.LocalMask((length, length), (window - 1, 0), 0), query.shape[1])
+        return jax.lax.cond(banded[0], near, dense, *arrays)
+
+    given = () if banded is None else (banded,)
+    mesh = partitioning.mesh_of_context()
+    if mesh is None:
+        return local(query, key, value, segments, *given)
+    rows = partitioning.spec(("batch", "heads", None, None), (query.shape[0], heads, length, query.shape[-1]), mesh)
+    whole = jax.sharding.PartitionSpec()
+    specs = (rows, rows, rows, jax.sharding.PartitionSpec(rows[0], None), *[whole] * len(given))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(
+        query, key, value, segments, *given
+    )

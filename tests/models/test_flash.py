@@ -1,0 +1,110 @@
+"""Splash attention, interpreted, against two einsums; what it does not take; compiled for TPUs that are not there."""
+
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+
+from instructjax.models import attention as attention_module
+from instructjax.models import flash
+from instructjax.models.attention import Visible, attention, attention_mask, band_mask
+from instructjax.models.transformer import LanguageModel, TransformerConfig
+from instructjax.planning import chips
+
+B, H, T, D, WINDOW = 2, 2, 256, 16, 40
+
+
+def rows():
+    """Arrays, two texts in one row and one behind padding in the other, and what they see."""
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=(B, H, T, D)), jnp.float32) for _ in range(4)]
+    segments = np.ones((B, T), np.int32)
+    segments[0, 100:], segments[1, :30] = 2, 0
+    columns = jnp.arange(T)[None]
+    dense = attention_mask(columns, columns, jnp.asarray(segments), jnp.asarray(segments))
+    banded = dense & band_mask(columns, columns, WINDOW)
+    return arrays, jnp.asarray(segments), dense, banded
+
+
+@pytest.mark.parametrize("banded", [None, False, True])
+def test_the_kernel_is_the_einsums_with_their_gradients(banded):
+    arrays, segments, dense, near = rows()
+    odd = None if banded is None else jnp.asarray(banded)
+    real = (segments > 0)[:, None, :, None]
+
+    def loss(whole, *arrays):
+        return jnp.sum(jnp.where(real, whole(*arrays), 0) * weights)
+
+    *arrays, weights = arrays
+    fused = functools.partial(
+        flash.attention, segments=segments, banded=odd, window=None if banded is None else WINDOW, interpret=True
+    )
+    einsums = functools.partial(
+        attention_module._einsums, mask=near if banded else dense, factors=jnp.dtype(jnp.float32)
+    )
+    found, expected = (
+        jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays) for whole in (fused, einsums)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, expected)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "dtype", "reason"),
+    [
+        (256, 256, "bfloat16", None),
+        (1, 256, "bfloat16", "queries of a cache"),
+        (200, 200, "bfloat16", "200 tokens, no multiple of 128"),
+        (256, 256, "float16", "arrays of float16"),
+    ],
+)
+def test_what_the_kernel_does_not_take(queries, keys, dtype, reason):
+    assert flash.why_not(*(jnp.zeros((1, 1, length, 8), dtype) for length in (queries, keys))) == reason
+
+
+def test_continuations_of_one_prefix_are_einsums_and_a_tpu_logs_it(monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "log_first_n", lambda level, text, n, *values, **_: lines.append(text % values))
+    arrays, _, dense, _ = rows()
+    attention(*arrays[:3], Visible(dense))
+    assert not lines
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    attention(*arrays[:3], Visible(dense))
+    assert lines == ["attention is two einsums: continuations of one prefix"]
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)])
+def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches(mesh):
+    config = TransformerConfig(
+        **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
+        dtype="bfloat16",
+        local_window=64,
+    )
+    model = LanguageModel(config)
+    devices = chips.devices(chips.parse("v5e:2x2"))[: int(np.prod(mesh))]
+    mesh = jax.sharding.Mesh(
+        np.array(devices).reshape(mesh),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )
+    row = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), row, row, row)["params"]
+
+    def loss(params, tokens, segments, positions, **branches):
+        logits, _ = model.apply({"params": params}, tokens, segments, positions, **branches)
+        return logits.mean()
+
+    with jax.set_mesh(mesh):
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        compiled = jax.jit(jax.grad(loss), in_shardings=whole).trace(params, row, row, row).lower().compile().as_text()
+        branched = jax.jit(lambda *a: jax.grad(loss)(*a[:-1], branches=a[-1]), in_shardings=whole)
+        plain = branched.trace(params, row, row, row, row).lower().compile().as_text()
+    assert "splash" in compiled and "tpu_custom_call" in compiled
+    assert "splash" not in plain
