@@ -290,7 +290,9 @@ class TestAgainstTransformers:
                 max_new_tokens=12,
             ).numpy()[:, 6:]
         prompts = PromptBatch(tokens.astype(np.int32), segments)
-        episodes = sampling.sample(LanguageModel(config), params, prompts, sampling.greedy, max_response=12, **IDS)
+        keys = sampling.row_keys(jax.random.key(0), len(tokens))
+        model, choose = LanguageModel(config), sampling.greedy
+        episodes, _ = sampling.sample(model, params, prompts, keys, choose, max_response=12, **IDS)
         found = np.where(episodes.response_mask > 0, episodes.tokens[:, 6:], 0)[:, : expected.shape[1]]
         np.testing.assert_array_equal(found, expected)
 

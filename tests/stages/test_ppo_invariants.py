@@ -157,7 +157,7 @@ class TestMasksAndPositions:
         planted(
             monkeypatch,
             sampling,
-            "sample",
+            "episodes",
             after(lambda episodes: episodes.replace(positions=jnp.broadcast_to(jnp.arange(P + R), (BATCH, P + R)))),
         )
         assert found(iteration(), precision) == {"misplaced", "sampler_deviation", "sampler_kl"}
@@ -167,7 +167,7 @@ class TestMasksAndPositions:
             mask = episodes.response_mask
             return episodes.replace(response_mask=jnp.maximum(mask, jnp.roll(mask, 1, axis=1).at[:, 0].set(1.0)))
 
-        planted(monkeypatch, sampling, "sample", after(longer))
+        planted(monkeypatch, sampling, "episodes", after(longer))
         assert "misplaced" in found(iteration())
 
     @pytest.mark.parametrize("field", ["response_mask", "segments", "positions"])
