@@ -14,7 +14,7 @@ import pytest
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import examples
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.rollout import sampling
+from instructjax.rollout import refilling, sampling
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
 from instructjax.training import loop, objectives, parallel
 from instructjax.training import state as train_state
@@ -234,11 +234,13 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
 
 
 @functools.cache
-def sampled(layout):
+def sampled(layout, refill=0):
+    """A batch of episodes; with refill, in half as many rows as there are prompts."""
+    draw = functools.partial(refilling.sample, rows=B, refill=refill) if refill else sampling.sample
     with on(layout):
         params = parallel.build(lambda params: params, tiny_models.params(MODEL, noise=0.1))
         sample = jax.jit(
-            lambda params, prompts: sampling.sample(
+            lambda params, prompts: draw(
                 MODEL,
                 params,
                 prompts,
@@ -252,9 +254,10 @@ def sampled(layout):
         return jax.device_get(sample(params, prompt_batch()))
 
 
+@pytest.mark.parametrize("refill", [0, 1])
 @pytest.mark.parametrize("layout", [name for name in OTHERS if name != "pmap"])
-def test_sampled_tokens_are_the_same_on_every_mesh(layout):
-    found, expected = sampled(layout), sampled("one device")
+def test_sampled_tokens_are_the_same_on_every_mesh(layout, refill):
+    found, expected = sampled(layout, refill), sampled("one device")
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
     assert len(np.unique(expected.tokens)) > CONFIG.vocab_size // 2
