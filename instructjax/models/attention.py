@@ -116,14 +116,12 @@ def attention(
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
         return mixed.swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or factors is None else jnp.dtype(factors)
-    if reason := _why_no_splash(query, key, visible):
-        _log_on("tpu", reason)
-        return _einsums(query, key, value, mask, factors)
-    return jax.lax.platform_dependent(
-        *(query, key, value, mask, visible.segments, *([] if odd is None else [odd])),
-        tpu=lambda q, k, v, mask, segments, odd=None: flash.attention(q, k, v, segments, odd, visible.window),
-        default=lambda q, k, v, mask, *_: _einsums(q, k, v, mask, factors),
-    )
+    if jax.default_backend() == "tpu":
+        reason = _why_no_splash(query, key, visible)
+        if reason is None:
+            return flash.attention(query, key, value, visible.segments, odd, visible.window)
+        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
+    return _einsums(query, key, value, mask, factors)
 
 
 def _einsums(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, factors: jnp.dtype) -> jax.Array:
@@ -148,11 +146,6 @@ def _why_no_splash(query: jax.Array, key: jax.Array, visible: Visible) -> str | 
     if visible.segments is None:
         return "continuations of one prefix" if query.shape[2] == key.shape[2] else "queries of a cache"
     return flash.why_not(query, key)
-
-
-def _log_on(platform: str, reason: str) -> None:
-    if jax.default_backend() == platform:
-        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
 
 
 def _fits_cudnn(query: jax.Array, key: jax.Array) -> bool:

@@ -81,7 +81,8 @@ def test_continuations_of_one_prefix_are_einsums_and_a_tpu_logs_it(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)])
-def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches(mesh):
+def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches(mesh, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     config = TransformerConfig(
         **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
         dtype="bfloat16",
