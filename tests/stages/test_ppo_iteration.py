@@ -238,7 +238,11 @@ def assert_same_metrics(found, expected):
         # Counts of the sampled tokens, which would differ if one token did.
         for name in ("response_tokens", "missing_eos"):
             assert here[name] == there[name]
-        np.testing.assert_allclose([here[name] for name in there], list(there.values()), rtol=2e-3, atol=1e-5)
+        # Under pmap each device decodes until its own rows are done.
+        names = [name for name in there if name != "rollout_padding"]
+        np.testing.assert_allclose(
+            [here[name] for name in names], [there[name] for name in names], rtol=2e-3, atol=1e-5
+        )
 
 
 def test_without_text_it_is_ppo_ptx_with_coefficient_zero():

@@ -230,7 +230,11 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
         assert here.keys() == there.keys()
         # Of all sampled tokens, so that one other token would show.
         assert all(here[name] == there[name] for name in ("response_tokens", "missing_eos"))
-        np.testing.assert_allclose(list(here.values()), [there[name] for name in here], rtol=2e-4, atol=1e-5)
+        # Under pmap each device decodes until its own rows are done.
+        names = [name for name in here if name != "rollout_padding"]
+        np.testing.assert_allclose(
+            [here[name] for name in names], [there[name] for name in names], rtol=2e-4, atol=1e-5
+        )
 
 
 @functools.cache
