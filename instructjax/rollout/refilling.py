@@ -75,8 +75,8 @@ def sample(
       keys: [N].
       choose: how a token is picked.
       rows: B, prompts that are continued at a time, a divisor of N.
-      refill: how many rows of a device are done before as many prompts take their places, at most B / G. Their
-        prompts are computed at once, always as many as this.
+      refill: how many rows of a device are done before as many prompts take their places; more than it has are as
+        many as it has. Their prompts are computed at once, always as many as this.
       max_response: R.
       eos_id: ends a response.
       pad_id: fills a row after its end.
@@ -87,6 +87,7 @@ def sample(
     total, width = prompts.tokens.shape
     groups = partitioning.devices_of_rows(rows)
     share, slots = total // groups, width + max_response
+    refill = min(refill, rows // groups)
     params = model.decoding_params(params)
     lengths = jnp.sum(prompts.segments > 0, axis=1)
 

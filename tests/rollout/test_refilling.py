@@ -43,7 +43,7 @@ def both(config, rows, refill, eos):
 
 @pytest.mark.parametrize("by_layer", [True, False])
 @pytest.mark.parametrize("config", [tiny_models.CONFIG, tiny_models.BANDED], ids=["dense", "banded"])
-@pytest.mark.parametrize(("rows", "refill"), [(4, 1), (4, 2), (4, 4), (12, 3), (1, 1)])
+@pytest.mark.parametrize(("rows", "refill"), [(4, 1), (4, 2), (4, 4), (12, 3), (1, 1), (2, 4)])
 def test_the_tokens_are_those_of_a_row_for_each_prompt(config, rows, refill, by_layer):
     config = dataclasses.replace(config, cache_by_layer=by_layer)
     for seed in range(3):
