@@ -10,7 +10,8 @@ import numpy as np
 
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import examples
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.rollout import sampling
 from instructjax.stages import workspace

@@ -19,7 +19,8 @@ from absl import flags
 from etils import epath
 from matplotlib.figure import Figure
 
-from instructjax.models.transformer import ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import ScalarModel
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step

@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 from instructjax.batch import LMBatch, PromptBatch
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import workspace
 from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
 from instructjax.training import digest, invariants, loop, optimizer

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 
 CONFIG = TransformerConfig(vocab_size=16, num_layers=2, d_model=32, num_heads=2, d_head=16, d_ff=64, max_length=24)
 BANDED = dataclasses.replace(CONFIG, local_window=3)

@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.errors import CheckpointError
-from instructjax.models.transformer import Params, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import Params
 
 Tensors = Mapping[str, Any]  # arrays by their names in a safetensors file
 

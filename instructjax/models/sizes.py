@@ -15,7 +15,7 @@ import dataclasses
 import types
 
 from instructjax.errors import ConfigError
-from instructjax.models.transformer import TransformerConfig
+from instructjax.models.config import TransformerConfig
 
 VOCAB_SIZE = 50_257  # GPT-2's byte pair encoding, which GPT-3 keeps
 MAX_LENGTH = 2048  # section 2.1

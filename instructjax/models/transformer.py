@@ -10,253 +10,20 @@ D width of a head, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from instructjax.errors import CheckpointError, ConfigError
+from instructjax.errors import CheckpointError
 from instructjax.models import products
-from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
-from instructjax.models.partitioning import constrain
+from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
+from instructjax.models.block import DENSE, Block, between_blocks, layer_norm
+from instructjax.models.cache import Cache
+from instructjax.models.config import TransformerConfig
 
 Params = Any  # a tree of arrays
-DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The shape of a model and the arithmetic it computes in.
-
-    Attributes:
-      vocab_size: V.
-      num_layers: L.
-      d_model: width of the residual stream.
-      num_heads: H.
-      d_head: D; H times D may differ from `d_model`.
-      d_ff: width of the hidden layer of the feed-forward network, 4 d_model in GPT-3.
-      max_length: number of learned positions; a position beyond it gives NaN.
-      dropout: rate of residual dropout: on the embeddings and on what each sublayer
-        adds to the residual stream (Vaswani et al. 2017, section 5.4).
-      local_window: None, or the number of positions that the odd layers see (layers
-        count from 0), the even ones seeing all: GPT-3's alternation of dense and
-        locally banded attention.
-      dtype: of activations and of the cache. Logits, scalars, softmax and the
-        statistics of layer norms are float32 always, or float64 where this is; that is
-        for comparisons and needs JAX_ENABLE_X64=1.
-      factors: the dtype that the factors of matrix products are rounded to; their sums are float32
-        at least. "" is `dtype`. "bfloat16" below activations of float32 is what a TPU makes of
-        float32 products by itself; on a CPU with matrix units for bfloat16 it is the fastest, as
-        everything that is no product is slow in bfloat16 there.
-      param_dtype: of the parameters.
-      tied: whether logits are products with the token embedding, as in GPT-2 and GPT-3, or with a
-        matrix of their own, as some imported models have.
-      remat: what the backward pass finds in memory. False: the result of each dense
-        layer, so that attention, norms and GELU are computed again. True: the input of
-        each block, so that all of it is.
-      unroll: how many layers one turn of the scan computes; changes no result.
-      cache_by_layer: whether decoding is a program of L blocks with a cache each, and not a scan
-        over one cache of all layers; changes no result. It takes longer to compile, and nothing
-        copies the keys and values of a layer, as XLA does on a CPU to read them.
-      shard_length: whether the residual stream between blocks is cut by position over the mesh
-        axis "tensor"; changes no result.
-      logits_chunk: of how many tokens a device holds the logits at a time in a loss; changes no
-        result. The fewer, the less memory, but the unembedding is read anew for each chunk: some
-        hundreds on a CPU and some thousands on an accelerator are enough.
-      init_std: standard deviation of every kernel and embedding at the start (Radford et al.
-        2018, section 4.1, have 0.02). Narrow models want more: 0.02 is 1 / sqrt(2500).
-    """
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    d_head: int
-    d_ff: int
-    max_length: int
-    dropout: float = 0.0
-    local_window: int | None = None
-    dtype: str = "float32"
-    factors: str = ""
-    param_dtype: str = "float32"
-    tied: bool = True
-    remat: bool = False
-    unroll: int = 1
-    cache_by_layer: bool = True
-    shard_length: bool = True
-    logits_chunk: int = 512
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length")
-        for name in (*sizes, "unroll", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}: expected at least 1, found {getattr(self, name)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"model.dropout: expected a rate from 0 to below 1, found {self.dropout}")
-        if self.local_window is not None and self.local_window < 1:
-            raise ConfigError(f"model.local_window: expected None or at least 1, found {self.local_window}")
-        if self.factors and self.factors not in DTYPES:
-            raise ConfigError(f"model.factors: expected one of {', '.join(DTYPES)} or '', found {self.factors!r}")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
-            if getattr(self, name) == "float64" and not jax.config.jax_enable_x64:
-                raise ConfigError(f"model.{name}: expected JAX_ENABLE_X64=1 with float64, found it off")
-
-    @property
-    def factor_dtype(self) -> str:
-        """`factors`, or `dtype` if that is not given."""
-        return self.factors or self.dtype
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
-
-    Attributes:
-      keys: [L, B, H, S, D], so that the keys of a head lie together; or of each layer [B, H, S, D].
-      values: like `keys`.
-      segments: [B, S] int32, 0 on padding and on unused slots.
-      positions: [B, S] int32.
-      length: int32 scalar, the slot that is written next: the number of slots used, by tokens and by padding, unless
-        the caller has turned back to the first.
-    """
-
-    keys: jax.Array | tuple[jax.Array, ...]
-    values: jax.Array | tuple[jax.Array, ...]
-    segments: jax.Array
-    positions: jax.Array
-    length: jax.Array
-
-
-def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
-    """An empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
-
-    def empty(*layers):
-        return _cached(jnp.zeros((*layers, batch_size, config.num_heads, max_length, config.d_head), config.dtype))
-
-    def slots():
-        return tuple(empty() for _ in range(config.num_layers)) if config.cache_by_layer else empty(config.num_layers)
-
-    return Cache(
-        keys=slots(),
-        values=slots(),
-        segments=jnp.zeros((batch_size, max_length), jnp.int32),
-        positions=jnp.zeros((batch_size, max_length), jnp.int32),
-        length=jnp.zeros((), jnp.int32),
-    )
-
-
-def written(cache: Cache, rows: jax.Array, slots: jax.Array, others: Cache) -> Cache:
-    """A cache with rows of another in the place of what some of its rows have in some slots.
-
-    Args:
-      cache: of B rows.
-      rows: [K] int32, the row that each row of the other goes to; B or more: nowhere.
-      slots: [S'] int32, the slots that its slots go to.
-      others: of K rows and S' slots.
-    """
-
-    def tokens(into: jax.Array, new: jax.Array) -> jax.Array:
-        return into.at[rows[:, None], slots].set(new, mode="drop")
-
-    def heads(into: jax.Array, new: jax.Array) -> jax.Array:
-        place = (slice(None),) * (into.ndim - 4) + (rows[:, None, None], jnp.arange(into.shape[-3])[:, None], slots)
-        return _cached(into.at[place].set(new, mode="drop"))
-
-    return cache.replace(
-        keys=jax.tree.map(heads, cache.keys, others.keys),
-        values=jax.tree.map(heads, cache.values, others.values),
-        segments=tokens(cache.segments, others.segments),
-        positions=tokens(cache.positions, others.positions),
-    )
-
-
-class Dense(nn.Module):
-    """x W + b over the last axis: [B, T, d] to [B, T, features].
-
-    Attributes:
-      scale: of the kernel's start, in units of `config.init_std`; the bias starts at 0.
-    """
-
-    config: TransformerConfig
-    features: int
-    scale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x):
-        config, width = self.config, x.shape[-1]
-        init = nn.initializers.normal(config.init_std * self.scale)
-        kernel = self.param("kernel", init, (width, self.features), config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
-        # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
-        # that of [B, T, d] with a matrix.
-        flat = products.einsum("td,df->tf", x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
-        return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention of one layer; see `Block` for the arguments."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x, keys, values, layer, start, visible):
-        config = self.config
-        heads = (*x.shape[:2], config.num_heads, config.d_head)
-
-        def project(name):
-            flat = Dense(config, config.num_heads * config.d_head, name=name)(x)
-            return flat.reshape(heads).swapaxes(1, 2)
-
-        query, key, value = project("query"), project("key"), project("value")
-        if keys is not None:
-            keys, key = _append(keys, key, layer, start)
-            values, value = _append(values, value, layer, start)
-        mixed = (
-            attention(query, key, value, visible, layer, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        )
-        return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
-
-
-class FeedForward(nn.Module):
-    """Two dense layers with GELU (the tanh form of GPT-2) between: [B, T, d] to [B, T, d]."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x):
-        config = self.config
-        hidden = nn.gelu(Dense(config, config.d_ff, name="in")(x), approximate=True)
-        return Dense(config, config.d_model, _residual_scale(config), name="out")(hidden)
-
-
-class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
-
-    The carry is (x [B, T, d], keys, values), where keys and values are the whole
-    cache [L, B, H, S, D] or both None. The cache is carried, not scanned over, so
-    that a decoding loop updates it in place instead of copying it.
-    """
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, carry, layer, start, visible, deterministic):
-        x, keys, values = carry
-        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        normed = _layer_norm(self.config, "attention_norm")(x)
-        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, visible)
-        x = x + dropout(update)
-        normed = _layer_norm(self.config, "feed_forward_norm")(x)
-        x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
-        return (_between_blocks(self.config, x), keys, values), None
 
 
 class Trunk(nn.Module):
@@ -284,7 +51,7 @@ class Trunk(nn.Module):
             length=config.num_layers,
             unroll=config.unroll,
         )(config)
-        self.final_norm = _layer_norm(config, None)
+        self.final_norm = layer_norm(config, None)
 
     def __call__(
         self,
@@ -301,7 +68,7 @@ class Trunk(nn.Module):
         if cache is not None and (branches is not None or not deterministic):
             raise ValueError("expected a cache alone, found branches or dropout with it")
         x = self._embed(tokens, positions)
-        x = _between_blocks(config, self.dropout(x, deterministic=deterministic))
+        x = between_blocks(config, self.dropout(x, deterministic=deterministic))
         if cache is None:
             start, keys, values = jnp.zeros((), jnp.int32), None, None
             key_segments, key_positions = segments, positions
@@ -493,34 +260,5 @@ def _shapes(tree: Params) -> dict[str, str]:
     }
 
 
-def _between_blocks(config: TransformerConfig, x: jax.Array) -> jax.Array:
-    """The residual stream [B, T, d] where the backward pass finds it in memory, cut by rows and by position."""
-    return constrain(x, "batch", "length" if config.shard_length else None, None)
-
-
-def _cached(x: jax.Array) -> jax.Array:
-    """Keys or values [..., B, H, S, D] of a cache, cut by rows and by heads."""
-    return constrain(x, *[None] * (x.ndim - 4), "batch", "heads", None, None)
-
-
-def _append(cached: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cache with T tokens of a layer [B, H, T, D] written behind the others, and that layer of it."""
-    if cached.ndim == new.ndim:
-        cached = _cached(jax.lax.dynamic_update_slice(cached, new, (0, 0, start, 0)))
-        return cached, cached
-    cached = _cached(jax.lax.dynamic_update_slice(cached, new[None], (layer, 0, 0, start, 0)))
-    return cached, jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
-
-
 def _at_least_float32(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _residual_scale(config: TransformerConfig) -> float:
-    # What adds to the residual stream starts smaller, so that its variance does not grow with depth
-    # (Radford et al. 2019, section 2.3).
-    return (2 * config.num_layers) ** -0.5
-
-
-def _layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)

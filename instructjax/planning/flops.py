@@ -18,8 +18,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from instructjax.models.config import TransformerConfig
 from instructjax.models.sizes import count_parameters
-from instructjax.models.transformer import TransformerConfig
 
 FLOPS_OF_A_DAY = 1e15 * 86_400  # a petaflop/s-day, the unit of the paper's section 5
 

@@ -17,7 +17,8 @@ import ml_collections
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.planning.flops import Work
 from instructjax.stages import language_model, ppo, reward, workspace

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models import partitioning
-from instructjax.models.transformer import Cache, LanguageModel, init_cache, written
+from instructjax.models.cache import Cache, init_cache, written
+from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import sampling
 from instructjax.rollout.sampling import Choose
 

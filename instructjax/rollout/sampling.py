@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
-from instructjax.models.transformer import LanguageModel, init_cache
+from instructjax.models.cache import init_cache
+from instructjax.models.transformer import LanguageModel
 
 Array = jax.Array
 Cache = Any

@@ -16,7 +16,7 @@ import ml_collections
 
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
-from instructjax.models.transformer import DTYPES, TransformerConfig
+from instructjax.models.config import DTYPES, TransformerConfig
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
 from instructjax.training import loop, parallel

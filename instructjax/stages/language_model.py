@@ -16,8 +16,9 @@ from instructjax.batch import LMBatch
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
+from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain_rows, whole
-from instructjax.models.transformer import LanguageModel, TransformerConfig
+from instructjax.models.transformer import LanguageModel
 from instructjax.stages import workspace
 from instructjax.training import loop, objectives, optimizer, parallel
 from instructjax.training import state as train_state

@@ -16,7 +16,8 @@ from etils import epath
 from instructjax.data import pipeline
 from instructjax.data.examples import Layout
 from instructjax.evaluation import curves
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt, Text
 from instructjax.rollout import answers, reward_function
 from instructjax.rollout.reward_function import RewardFunction

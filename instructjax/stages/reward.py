@@ -18,8 +18,9 @@ from instructjax.batch import RankingBatch
 from instructjax.data import pipeline, ranked
 from instructjax.data.examples import Layout, RankedTokens
 from instructjax.evaluation import curves
+from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain_rows, whole
-from instructjax.models.transformer import ScalarModel, TransformerConfig, graft_trunk
+from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.stages import imported, prepare, scoring, workspace
 from instructjax.stages.workspace import Trained

@@ -28,7 +28,8 @@ from instructjax.data.examples import Layout
 from instructjax.data.vocabulary import Vocabulary
 from instructjax.errors import CheckpointError, InputError
 from instructjax.models import sizes
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import check, provenance
 from instructjax.training import checkpoint, guards, invariants, loop, parallel, processes
 

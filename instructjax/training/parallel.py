@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructjax.errors import ConfigError
 from instructjax.models import partitioning
-from instructjax.models.transformer import TransformerConfig
+from instructjax.models.config import TransformerConfig
 
 AXIS = "data"
 MODES = ("jit", "pmap")

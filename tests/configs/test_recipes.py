@@ -6,7 +6,7 @@ import json
 import pytest
 
 from instructjax.models import huggingface, sizes
-from instructjax.models.transformer import TransformerConfig
+from instructjax.models.config import TransformerConfig
 from instructjax.training import loop
 
 RECIPES = [

@@ -12,7 +12,8 @@ import pytest
 from configs import gpt2
 from instructjax.data import vocabulary
 from instructjax.models import huggingface, pretrained
-from instructjax.models.transformer import LanguageModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel
 from tests import tiny_models
 from tests.local_data import ABSENT, DATA, E2E
 

@@ -13,7 +13,8 @@ from absl import logging
 from instructjax.models import attention as attention_module
 from instructjax.models import flash
 from instructjax.models.attention import Visible, attention, attention_mask, band_mask
-from instructjax.models.transformer import LanguageModel, TransformerConfig
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel
 from instructjax.planning import chips
 
 B, H, T, D, WINDOW = 2, 2, 256, 16, 40

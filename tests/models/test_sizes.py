@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from instructjax.errors import ConfigError
+from instructjax.models.config import TransformerConfig
 from instructjax.models.sizes import SIZES, count_parameters, gpt3_config
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 
 
 def tree_size(model):

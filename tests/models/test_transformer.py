@@ -10,14 +10,10 @@ import pytest
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import Visible
-from instructjax.models.transformer import (
-    Block,
-    LanguageModel,
-    ScalarModel,
-    TransformerConfig,
-    graft_trunk,
-    init_cache,
-)
+from instructjax.models.block import Block
+from instructjax.models.cache import init_cache
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
 
 CONFIG = TransformerConfig(
     vocab_size=19, num_layers=3, d_model=12, num_heads=2, d_head=8, d_ff=20, max_length=16, local_window=None

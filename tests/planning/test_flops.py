@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.batch import LMBatch
-from instructjax.models.transformer import LanguageModel, ScalarModel, TransformerConfig, init_cache
+from instructjax.models.cache import init_cache
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.training import objectives
 from instructjax.training.step import summed_gradient

@@ -1,0 +1,115 @@
+"""One layer of the decoder: attention and a feed-forward network, each behind a layer norm.
+
+Letters in shapes: B rows, T tokens given, S slots of a cache, L layers, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from instructjax.models import products
+from instructjax.models.attention import attention
+from instructjax.models.cache import append
+from instructjax.models.config import TransformerConfig
+from instructjax.models.partitioning import constrain
+
+DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
+
+
+class Dense(nn.Module):
+    """x W + b over the last axis: [B, T, d] to [B, T, features].
+
+    Attributes:
+      scale: of the kernel's start, in units of `config.init_std`; the bias starts at 0.
+    """
+
+    config: TransformerConfig
+    features: int
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        config, width = self.config, x.shape[-1]
+        init = nn.initializers.normal(config.init_std * self.scale)
+        kernel = self.param("kernel", init, (width, self.features), config.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
+        # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
+        # that of [B, T, d] with a matrix.
+        flat = products.einsum("td,df->tf", x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
+        return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of one layer; see `Block` for the arguments."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, keys, values, layer, start, visible):
+        config = self.config
+        heads = (*x.shape[:2], config.num_heads, config.d_head)
+
+        def project(name):
+            flat = Dense(config, config.num_heads * config.d_head, name=name)(x)
+            return flat.reshape(heads).swapaxes(1, 2)
+
+        query, key, value = project("query"), project("key"), project("value")
+        if keys is not None:
+            keys, key = append(keys, key, layer, start)
+            values, value = append(values, value, layer, start)
+        mixed = (
+            attention(query, key, value, visible, layer, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        )
+        return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU (the tanh form of GPT-2) between: [B, T, d] to [B, T, d]."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        hidden = nn.gelu(Dense(config, config.d_ff, name="in")(x), approximate=True)
+        return Dense(config, config.d_model, _residual_scale(config), name="out")(hidden)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    The carry is (x [B, T, d], keys, values), where keys and values are the whole
+    cache [L, B, H, S, D] or both None. The cache is carried, not scanned over, so
+    that a decoding loop updates it in place instead of copying it.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, start, visible, deterministic):
+        x, keys, values = carry
+        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
+        normed = layer_norm(self.config, "attention_norm")(x)
+        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, visible)
+        x = x + dropout(update)
+        normed = layer_norm(self.config, "feed_forward_norm")(x)
+        x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
+        return (between_blocks(self.config, x), keys, values), None
+
+
+def between_blocks(config: TransformerConfig, x: jax.Array) -> jax.Array:
+    """The residual stream [B, T, d] where the backward pass finds it in memory, cut by rows and by position."""
+    return constrain(x, "batch", "length" if config.shard_length else None, None)
+
+
+def layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
+    """Layer norm with the epsilon of GPT-2."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+
+
+def _residual_scale(config: TransformerConfig) -> float:
+    # What adds to the residual stream starts smaller, so that its variance does not grow with depth
+    # (Radford et al. 2019, section 2.3).
+    return (2 * config.num_layers) ** -0.5
