@@ -62,12 +62,16 @@ def apply_gradients(
       finite: bool scalar. Where it is False, nothing but the two counters changes: one
         gradient of infinities would be in the weights, and in Adam's moments, for good.
     """
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    made = optax.apply_updates(state.params, updates), opt_state
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), made, (state.params, state.opt_state)
+    def moved(params: Params) -> tuple[Array, Params]:
+        updates, _ = optimizer.update(gradients, state.opt_state, params)
+        return jnp.zeros_like(state.skipped), optax.apply_updates(params, updates)
+
+    # The weights before the optimiser's state, each in the place of the old: computed together, both would read the
+    # old state, and XLA would copy all of it.
+    skipped, params = jax.lax.cond(finite, moved, lambda params: (state.skipped + 1, params), state.params)
+    opt_state = jax.lax.cond(
+        skipped == 0, lambda old: optimizer.update(gradients, old, state.params)[1], lambda old: old, state.opt_state
     )
-    skipped = jnp.where(finite, 0, state.skipped + 1)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
 
 
