@@ -15,6 +15,7 @@ from instructjax.models.cache import append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
 
+TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `transformer.decoding_params`
 DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
 
 
@@ -32,12 +33,15 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         config, width = self.config, x.shape[-1]
-        init = nn.initializers.normal(config.init_std * self.scale)
-        kernel = self.param("kernel", init, (width, self.features), config.param_dtype)
+        if self.has_variable("params", TRANSPOSED):
+            spec, kernel = "td,fd->tf", self.get_variable("params", TRANSPOSED)
+        else:
+            init = nn.initializers.normal(config.init_std * self.scale)
+            spec, kernel = "td,df->tf", self.param("kernel", init, (width, self.features), config.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
         # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
         # that of [B, T, d] with a matrix.
-        flat = products.einsum("td,df->tf", x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
+        flat = products.einsum(spec, x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
         return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
 
 

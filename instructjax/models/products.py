@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+FEW = 64  # rows of a product that reads its other array from memory for them only, as in decoding
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -49,14 +50,24 @@ einsum.defvjp(_forward, _backward)
 
 def _product(spec: str, x: Array, y: Array) -> Array:
     """The einsum of two arrays of one dtype, in float32 at least."""
-    if x.dtype != jnp.bfloat16:
+    one, other, _ = _terms(spec)
+    if x.ndim == y.ndim == 2 and x.shape[0] <= FEW and one[-1] == other[-1]:
+        on_cpu = _product_of_few_rows
+    elif x.dtype == jnp.bfloat16:
+        on_cpu = _product_on_cpu
+    else:
         return _sums(spec, x, y)
-    half = functools.partial(_product_on_cpu, spec)
-    return jax.lax.platform_dependent(x, y, cpu=half, default=functools.partial(_sums, spec))
+    return jax.lax.platform_dependent(x, y, cpu=functools.partial(on_cpu, spec), default=functools.partial(_sums, spec))
 
 
 def _sums(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _product_of_few_rows(spec: str, x: Array, y: Array) -> Array:
+    # The kernels pack the second array anew for each product, so the long one goes first.
+    one, other, out = _terms(spec)
+    return _moved_last(_sums(f"{other},{one}->{out[::-1]}", y, x), 0)
 
 
 def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:

@@ -62,6 +62,7 @@ def apply_gradients(
       finite: bool scalar. Where it is False, nothing but the two counters changes: one
         gradient of infinities would be in the weights, and in Adam's moments, for good.
     """
+
     def moved(params: Params) -> tuple[Array, Params]:
         updates, _ = optimizer.update(gradients, state.opt_state, params)
         return jnp.zeros_like(state.skipped), optax.apply_updates(params, updates)
