@@ -202,6 +202,21 @@ def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer)
     np.testing.assert_array_equal(cache.segments[:, :10], segments)
 
 
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_parameters_for_decoding_change_no_logits(by_layer):
+    """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
+    config = dataclasses.replace(CONFIG, factors="bfloat16", cache_by_layer=by_layer)
+    model, plain, rows = LanguageModel(config), LanguageModel(CONFIG), batch([[1] * 7])
+    params = parameters(model)
+    prepared = model.decoding_params(params)
+    found, _ = compiled(model)(prepared, *rows, init_cache(config, 1, 7))
+    expected, _ = compiled(model)(params, *rows, init_cache(config, 1, 7))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    inner = prepared["trunk"]["blocks"]["feed_forward"]["in"]
+    assert inner["transposed"].shape == (3, 20, 12) and inner["transposed"].dtype == jnp.bfloat16
+    assert jax.tree.all(jax.tree.map(lambda one, other: one is other, plain.decoding_params(params), params))
+
+
 def test_logits_at_selected_positions_are_those_of_the_whole():
     rows = batch([[1] * 7, [0, 0] + [1] * 5])
     model, params = LanguageModel(CONFIG), parameters(LanguageModel(CONFIG))

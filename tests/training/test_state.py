@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,19 @@ def test_the_average_starts_as_a_copy_so_that_both_can_be_donated():
     state = train_state.create_averaged(params(), SGD)
     step = jax.jit(lambda state: train_state.update_average(state, 0.5), donate_argnums=0)
     jax.tree.map(np.testing.assert_array_equal, step(state).ema, {"w": [1.0, -2.0], "b": 3.0})
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
+def test_updates_in_a_loop_copy_neither_weights_nor_moments():
+    adam, shape = optax.adamw(1e-3), (512, 512)
+
+    def update(state, factor):
+        return train_state.apply_gradients(state, {"w": state.params["w"] * factor}, adam, factor > 0), None
+
+    state = train_state.create({"w": jnp.ones(shape)}, adam)
+    program = jax.jit(lambda state, factors: jax.lax.scan(update, state, factors)[0], donate_argnums=0)
+    memory = program.lower(state, jnp.arange(8.0)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.5 * state.params["w"].nbytes  # the gradient
 
 
 def test_a_state_is_arrays_only():
