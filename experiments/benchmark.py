@@ -9,9 +9,10 @@ python experiments/benchmark.py --size=A --peer=trl --peer_scripts=FOLDER --peer
     ppo         an iteration: rollout, four networks' scores, updates   episodes/s
     products    products of square matrices of 2048, of --factors       Gflop/s
 
-Every measurement is a process of its own, so that its peak memory is its own, and the sides take turns, so
-that what else the machine does meets both. The first steps, which compile, do not count. Prints medians over
-rounds, with the load of the machine, and writes them as JSON where --results says. "of products" is the share of the
+Every measurement is a process of its own, so that its peak memory is its own, and the sides take turns, so that what
+else the machine does meets both. The first steps, which compile, do not count. Prints medians over rounds, with the
+load of the machine, and writes them as JSON where --results says. Memory is that of the first round, in which programs
+are compiled, and of the last, which finds them, as a run that is started again does. "of products" is the share of the
 rate of matrix products that the operations of the model come to, without those that are made again or hidden by masks.
 
 FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --dtype, --warm, --steps and --budget
@@ -64,10 +65,12 @@ _ALONE = flags.DEFINE_enum(
 )
 
 
-def ours(work):
-    """`alone` in a process of its own."""
+def ours(folder, work):
+    """`alone` in a process of its own; compiled programs are kept in the folder, as those of a run are in its own."""
     command = [sys.executable, __file__, *sys.argv[1:], f"--alone={work}"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": os.path.join(folder, "compiled")}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peer(folder, work):
@@ -104,7 +107,9 @@ def main(config, workdir):
     if _PEER.value and not (_PEER_SCRIPTS.value and _PEER_PYTHON.value):
         raise ConfigError("--peer: expected --peer_scripts and --peer_python with it, found one or both missing")
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"instructjax": ours} | ({_PEER.value: functools.partial(peer, folder)} if _PEER.value else {})
+        sides = {"instructjax": functools.partial(ours, folder)} | (
+            {_PEER.value: functools.partial(peer, folder)} if _PEER.value else {}
+        )
         results = compare(sides)
     if _RESULTS.value:
         epath.Path(_RESULTS.value).write_text(json.dumps(results, indent=2) + "\n")
@@ -143,9 +148,10 @@ def compare(sides):
     print(f"size {_SIZE.value}, {results['machine']}, load {results['load'][0]:.1f}")
     for work in _WORK.value:
         rounds = [{side: measure(work) for side, measure in sides.items()} for _ in range(_ROUNDS.value)]
-        best = ours("products")["rate"] * 1e9
+        best = sides["instructjax"]("products")["rate"] * 1e9
         medians = {
             side: {name: statistics.median(turn[side][name] for turn in rounds) for name in rounds[0][side]}
+            | {"peak_mb": rounds[0][side]["peak_mb"], "peak_again_mb": rounds[-1][side]["peak_mb"]}
             for side in sides
         }
         share = model_flops(work, _SIZE.value)
@@ -155,12 +161,14 @@ def compare(sides):
         for side, found in medians.items():
             print(
                 f"{work:10}  {side:11}  {found['rate']:10.2f} {UNITS[work]}/s  {found['seconds']:8.3f} s a step  "
-                f"{found['cpu_seconds']:8.3f} s of processors  {found['peak_mb']:6.0f} MB"
+                f"{found['cpu_seconds']:8.3f} s of processors  {found['peak_mb']:6.0f} MB, "
+                f"{found['peak_again_mb']:.0f} again"
             )
         print(f"{work:10}  {share:.2f} of products, {best / 1e9:.0f} Gflop/s")
         if _PEER.value:
             one, other = medians["instructjax"], medians[_PEER.value]
-            print(f"{work:10}  ratio {one['rate'] / other['rate']:.2f}, memory {one['peak_mb'] / other['peak_mb']:.2f}")
+            memory = (one[peak] / other[peak] for peak in ("peak_mb", "peak_again_mb"))
+            print(f"{work:10}  ratio {one['rate'] / other['rate']:.2f}, memory {', '.join(f'{m:.2f}' for m in memory)}")
     print(f"load at the end {results['load'][-1]:.1f}")
     return results
 

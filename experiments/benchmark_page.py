@@ -11,6 +11,7 @@ import pathlib
 from benchmark_work import UNITS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PEAKS = "peak_mb", "peak_again_mb"
 MARKS = "<!-- tables -->\n", "<!-- the end of the tables -->"
 
 
@@ -18,7 +19,8 @@ def table(results):
     """Markdown of one file of results: a line for each kind of work."""
     peer = next((side for side in next(iter(results["work"].values()))["medians"] if side != "instructjax"), None)
     sides = ["instructjax", *([peer] if peer else [])]
-    columns = ["", *sides, *(["ratio"] if peer else []), "of products", "s a step", "MB", *(["memory"] if peer else [])]
+    columns = ["", *sides, *(["ratio"] if peer else []), "of products", "s a step", "MB", "MB again"]
+    columns += ["memory", "memory again"] if peer else []
     lines = [columns, ["-"] * len(columns)]
     for work, found in results["work"].items():
         medians = [found["medians"][side] for side in sides]
@@ -26,8 +28,8 @@ def table(results):
         line += [f"**{medians[0]['rate'] / medians[1]['rate']:.2f}**"] if peer else []
         line += [f"{found['of_products']:.2f}"]
         line += [", ".join(number(side["seconds"]) for side in medians)]
-        line += [", ".join(f"{side['peak_mb']:,.0f}" for side in medians)]
-        line += [f"{medians[0]['peak_mb'] / medians[1]['peak_mb']:.2f}"] if peer else []
+        line += [", ".join(f"{side[kind]:,.0f}" for side in medians) for kind in PEAKS]
+        line += [f"{medians[0][kind] / medians[1][kind]:.2f}" for kind in PEAKS] if peer else []
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -15,7 +15,7 @@ from instructjax.models.cache import append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
 
-TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `transformer.decoding_params`
+TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
 DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
 
 
@@ -85,8 +85,9 @@ class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     The carry is (x [B, T, d], keys, values), where keys and values are the whole
-    cache [L, B, H, S, D] or both None. The cache is carried, not scanned over, so
-    that a decoding loop updates it in place instead of copying it.
+    cache [L, B, H, S, D], or that of this layer [B, H, S, D], or both None. The whole
+    is carried, not scanned over, so that a decoding loop updates it in place instead
+    of copying it.
     """
 
     config: TransformerConfig

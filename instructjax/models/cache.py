@@ -1,4 +1,7 @@
-"""The key-value cache of a decoder: what is kept of the tokens seen so far."""
+"""The key-value cache of a decoder: what is kept of the tokens seen so far.
+
+Letters in shapes: L layers, B rows, H heads, S slots, D width of a head, T tokens that are appended.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-FEW = 64  # rows of a product that reads its other array from memory for them only, as in decoding
+FEW = 64  # rows of the first array up to which, on a CPU, the second goes first
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -65,7 +65,7 @@ def _sums(spec: str, x: Array, y: Array) -> Array:
 
 
 def _product_of_few_rows(spec: str, x: Array, y: Array) -> Array:
-    # The kernels pack the second array anew for each product, so the long one goes first.
+    # A CPU's kernels pack the second array anew for each product: in decoding, that would be the weights.
     one, other, out = _terms(spec)
     return _moved_last(_sums(f"{other},{one}->{out[::-1]}", y, x), 0)
 

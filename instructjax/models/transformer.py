@@ -4,8 +4,7 @@ Pre-norm blocks of GPT-2 with learned positions (Brown et al. 2020, section 2.1)
 The layers are one scanned block, so that every parameter of a block is stacked
 [L, ...]. A model takes its key-value cache as an argument and returns it.
 
-Letters in shapes: B rows, T tokens given, S slots of a cache, L layers, H heads,
-D width of a head, V vocabulary.
+Letters in shapes: B rows, T tokens given, L layers, d width of the residual stream, V vocabulary.
 """
 
 from __future__ import annotations

@@ -63,16 +63,15 @@ def apply_gradients(
         gradient of infinities would be in the weights, and in Adam's moments, for good.
     """
 
-    def moved(params: Params) -> tuple[Array, Params]:
-        updates, _ = optimizer.update(gradients, state.opt_state, params)
-        return jnp.zeros_like(state.skipped), optax.apply_updates(params, updates)
+    def made(old: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
+        params, opt_state = old
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        new = optax.apply_updates(params, updates), opt_state
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
-    # The weights before the optimiser's state, each in the place of the old: computed together, both would read the
-    # old state, and XLA would copy all of it.
-    skipped, params = jax.lax.cond(finite, moved, lambda params: (state.skipped + 1, params), state.params)
-    opt_state = jax.lax.cond(
-        skipped == 0, lambda old: optimizer.update(gradients, old, state.params)[1], lambda old: old, state.opt_state
-    )
+    # Not by `where`, which reads new and old together: XLA would copy the old.
+    params, opt_state = jax.lax.cond(finite, made, lambda old: old, (state.params, state.opt_state))
+    skipped = jnp.where(finite, 0, state.skipped + 1)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
 
 

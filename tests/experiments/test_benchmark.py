@@ -43,7 +43,7 @@ def test_two_sides_take_turns(tmp_path):
     assert found.returncode == 0, found.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     medians = results["work"]["sft"]["medians"]
-    assert medians["trl"] == {"rate": 4.0, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": 100}
+    assert medians["trl"] == {"rate": 4.0, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": 100, "peak_again_mb": 100}
     assert 0 < results["work"]["sft"]["of_products"] < 1
     assert f"ratio {medians['instructjax']['rate'] / 4:.2f}, memory" in found.stdout
     assert len(results["load"]) == 2

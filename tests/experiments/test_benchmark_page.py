@@ -5,8 +5,8 @@ import json
 import benchmark_page
 
 
-def side(rate, peak):
-    return {"rate": rate, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": peak}
+def side(rate, peak, again):
+    return {"rate": rate, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": peak, "peak_again_mb": again}
 
 
 def results(**work):
@@ -21,20 +21,20 @@ def results(**work):
 
 
 def test_a_table_has_rates_ratios_and_memory(tmp_path):
-    medians = {"instructjax": side(3000.0, 512.0), "trl": side(1500.0, 1024.0)}
+    medians = {"instructjax": side(3000.0, 512.0, 256.0), "trl": side(1500.0, 1024.0, 1024.0)}
     found = results(sft={"rounds": [], "medians": medians, "of_products": 0.456, "products": 1e11})
     (tmp_path / "b.json").write_text(json.dumps(found))
     page = benchmark_page.page(tmp_path)
     assert "### Size T" in page and "load 0.5 before, 2.2 after." in page and "trl 3.4" in page
-    assert "| sft | 3,000 tokens/s | 1,500 tokens/s | **2.00** | 0.46 | 2, 2 | 512, 1,024 | 0.50 |" in page
+    assert "| sft | 3,000 tokens/s | 1,500 tokens/s | **2.00** | 0.46 | 2, 2 | 512, 1,024 | 256, 1,024 | 0.50 | 0.25 |" in page
 
 
 def test_a_side_alone_has_no_ratio(tmp_path):
     found = results(
-        ppo={"rounds": [], "medians": {"instructjax": side(12.34, 9)}, "of_products": 0.5, "products": 1e11}
+        ppo={"rounds": [], "medians": {"instructjax": side(12.34, 9, 8)}, "of_products": 0.5, "products": 1e11}
     )
     (tmp_path / "a.json").write_text(json.dumps(found))
-    assert "| ppo | 12.3 episodes/s | 0.50 | 2 | 9 |" in benchmark_page.page(tmp_path)
+    assert "| ppo | 12.3 episodes/s | 0.50 | 2 | 9 | 8 |" in benchmark_page.page(tmp_path)
 
 
 def test_the_page_that_is_kept_is_that_of_the_results():

@@ -66,10 +66,12 @@ def test_a_gradient_of_float32_is_not_rounded():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
+@pytest.mark.parametrize("rows", [16, 256])
 @pytest.mark.parametrize("spec", SPECS)
-def test_no_factor_is_made_float32_again_on_a_cpu(spec):
+def test_no_factor_is_made_float32_again_on_a_cpu(spec, rows):
     """Of the three products none reads float32 arrays, which the faster kernels for bfloat16 do not."""
-    arrays_ = arrays(spec, dict(zip(sorted({*spec} - {*",->"}), (64, 128, 256, 192, 16), strict=False)), 0)
+    sizes = dict(zip(sorted({*spec} - {*",->"}), (64, 128, 256, 192, 16), strict=False))
+    arrays_ = arrays(spec, {**sizes, "t": rows}, 0)
     program = compiled(spec, "bfloat16").lower(*arrays_).compile().as_text()
     assert program.count(" dot(") == 3
     widened = [line for line in program.splitlines() if " convert(" in line and "= f32" in line]

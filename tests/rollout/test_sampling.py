@@ -1,5 +1,6 @@
 """The sampler: with a fake model that says "previous + 1", and with a real one."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from instructjax.batch import PromptBatch
 from instructjax.models.transformer import LanguageModel
-from instructjax.rollout import sampling
+from instructjax.rollout import episode, sampling
 from tests import tiny_models
 
 V = 12  # of the fake model, which counts modulo V
@@ -218,6 +219,13 @@ class TestWithTheLanguageModel:
             size = len(tokens) - len(row)
             assert list(map(int, found[:size])) == tokens[len(row) :]
             assert float(mask.sum()) == size
+
+    @pytest.mark.parametrize("by_layer", [True, False])
+    def test_kernels_that_are_rounded_once_give_the_tokens_of_those_that_are_rounded_at_each(self, by_layer):
+        config = dataclasses.replace(tiny_models.CONFIG, factors="bfloat16", cache_by_layer=by_layer)
+        episodes = sampler(config, 1.0)(self.params, prompts_of(ROWS, 4), KEYS)
+        found = episode.response_log_probs(LanguageModel(config), self.params, episodes)
+        np.testing.assert_allclose(found, episodes.log_probs * episodes.response_mask, atol=0.02)
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_the_amount_of_padding_changes_no_token(self, temperature):
