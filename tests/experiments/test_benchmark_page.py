@@ -26,7 +26,8 @@ def test_a_table_has_rates_ratios_and_memory(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(found))
     page = benchmark_page.page(tmp_path)
     assert "### Size T" in page and "load 0.5 before, 2.2 after." in page and "trl 3.4" in page
-    assert "| sft | 3,000 tokens/s | 1,500 tokens/s | **2.00** | 0.46 | 2, 2 | 512, 1,024 | 256, 1,024 | 0.50 | 0.25 |" in page
+    line = "| sft | 3,000 tokens/s | 1,500 tokens/s | **2.00** | 0.46 | 2, 2 | 512, 1,024 | 256, 1,024 | 0.50 | 0.25 |"
+    assert line in page
 
 
 def test_a_side_alone_has_no_ratio(tmp_path):
