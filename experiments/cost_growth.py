@@ -18,6 +18,7 @@ import jax
 from absl import flags
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import ScalarModel
@@ -95,9 +96,12 @@ def picture(found):
             label = f"{name}: {of['exponents'][kind]:.2f}"
             axes.loglog(ratios, [cost[kind] / of["costs"][0][kind] for cost in of["costs"]], "o-", label=label)
         axes.loglog(ratios, ratios, color="0.7", linewidth=1, zorder=0)
-        axes.set(
-            title={"seconds": "time", "bytes": "memory beside the arguments"}[kind], xlabel="size, times its first"
-        )
+        axes.set(title={"seconds": "time", "bytes": "memory beside the arguments"}[kind])
+        axes.set(xlabel="size, times its first", ylabel="cost, times its first")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(base=2))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_locator(NullLocator())
         axes.legend(frameon=False, fontsize=7, title="exponent at the end", title_fontsize=7)
     return figure
 
