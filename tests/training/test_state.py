@@ -45,6 +45,15 @@ def test_the_average_starts_as_a_copy_so_that_both_can_be_donated():
     jax.tree.map(np.testing.assert_array_equal, step(state).ema, {"w": [1.0, -2.0], "b": 3.0})
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_weights_and_moments_of_half_precision_stay_so(finite):
+    adam = optax.adamw(0.1)
+    state = train_state.create({"w": jnp.ones(3, jnp.bfloat16)}, adam)
+    new = train_state.apply_gradients(state, {"w": jnp.ones(3, jnp.float32)}, adam, jnp.array(finite))
+    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
+    assert bool((new.params["w"] < 1).all()) == finite and int(new.skipped) == (not finite)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
 def test_updates_in_a_loop_copy_neither_weights_nor_moments():
     adam, shape = optax.adamw(1e-3), (512, 512)
