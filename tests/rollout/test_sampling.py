@@ -221,7 +221,7 @@ class TestWithTheLanguageModel:
             assert float(mask.sum()) == size
 
     @pytest.mark.parametrize("by_layer", [True, False])
-    def test_kernels_that_are_rounded_once_give_the_tokens_of_those_that_are_rounded_at_each(self, by_layer):
+    def test_kernels_that_are_rounded_once_give_the_log_probabilities_of_a_full_pass(self, by_layer):
         config = dataclasses.replace(tiny_models.CONFIG, factors="bfloat16", cache_by_layer=by_layer)
         episodes = sampler(config, 1.0)(self.params, prompts_of(ROWS, 4), KEYS)
         found = episode.response_log_probs(LanguageModel(config), self.params, episodes)
