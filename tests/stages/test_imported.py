@@ -129,7 +129,7 @@ def report(capsys, what, found, expected):
     error = float(np.abs(found - expected).max())
     with capsys.disabled():
         print(f"\n  {what}: largest difference {error:.1e}, largest value {np.abs(expected).max():.1f}", end="")
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parity
@@ -140,7 +140,7 @@ def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path, 
     config, workdir = rewarded
     exported.run("reward", workdir, tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval().double()
     texts = [f"the forest{config.data.separator}{text}{tokenizer.eos_token}" for text in TEXTS]
     with torch.no_grad():
         found = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].numpy()
@@ -154,7 +154,7 @@ def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path, capsys)
     config, workdir, _ = run
     exported.run("pretrain", workdir, tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval().double()
     trained, layout = workspace.open_policy(workdir, "pretrain")
     text = f"the forest{config.data.separator}the owl{tokenizer.eos_token}"
     with torch.no_grad():
