@@ -19,11 +19,14 @@ def rounded(x, dtype):
     return np.asarray(np.asarray(x, dtype), np.float64)
 
 
+def terms(spec):
+    return spec.replace("->", ",").split(",")
+
+
 def arrays(spec, sizes, seed):
     """Both factors and a cotangent, of float32."""
     rng = np.random.default_rng(seed)
-    terms = spec.replace("->", ",").split(",")
-    return [rng.normal(size=[sizes[letter] for letter in term]).astype(np.float32) for term in terms]
+    return [rng.normal(size=[sizes[letter] for letter in term]).astype(np.float32) for term in terms(spec)]
 
 
 @functools.cache
@@ -43,7 +46,7 @@ def test_products_and_gradients_are_sums_of_rounded_factors(spec, factors, sizes
     letters = dict(zip(sorted({*spec} - {*",->"}), sizes, strict=False))
     x, y, cotangent = arrays(spec, letters, seed)
     dtype = ml_dtypes.bfloat16 if factors == "bfloat16" else factors
-    one, other, out = spec.replace("->", ",").split(",")
+    one, other, out = terms(spec)
     a, b, c = (rounded(array, dtype) for array in (x, y, cotangent))
     expected = np.einsum(spec, a, b), np.einsum(f"{out},{other}->{one}", c, b), np.einsum(f"{one},{out}->{other}", a, c)
     for found, value in zip(compiled(spec, factors)(x, y, cotangent), expected, strict=True):
@@ -71,8 +74,9 @@ def test_a_gradient_of_float32_is_not_rounded():
 def test_no_factor_is_made_float32_again_on_a_cpu(spec, rows):
     """Of the three products none reads float32 arrays, which the faster kernels for bfloat16 do not."""
     sizes = dict(zip(sorted({*spec} - {*",->"}), (64, 128, 256, 192, 16), strict=False))
-    arrays_ = arrays(spec, {**sizes, "t": rows}, 0)
-    program = compiled(spec, "bfloat16").lower(*arrays_).compile().as_text()
+    sizes["t"] = rows
+    shapes = [jax.ShapeDtypeStruct([sizes[letter] for letter in term], jnp.float32) for term in terms(spec)]
+    program = compiled(spec, "bfloat16").lower(*shapes).compile().as_text()
     assert program.count(" dot(") == 3
     widened = [line for line in program.splitlines() if " convert(" in line and "= f32" in line]
     assert not widened, widened

@@ -1,0 +1,56 @@
+"""Decoding with a cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
+
+from instructjax.models.cache import init_cache
+from instructjax.models.transformer import LanguageModel
+
+
+@pytest.mark.parametrize("more", ["branches", "deterministic"])
+def test_a_cache_knows_no_branches_and_no_dropout(more):
+    row, params = batch([[1] * 4]), parameters(LanguageModel(CONFIG))
+    given = {"branches": row[1]} if more == "branches" else {"deterministic": False}
+    with pytest.raises(ValueError, match="expected a cache alone, found branches or dropout with it"):
+        LanguageModel(CONFIG).apply({"params": params}, *row, init_cache(CONFIG, 1, 4), **given)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("by_layer", [True, False])
+@pytest.mark.parametrize("slots", [10, 13])
+def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer):
+    config = dataclasses.replace(config, cache_by_layer=by_layer)
+    segments = np.ones((3, 10), np.int32)
+    segments[1, :2], segments[2, :4] = 0, 0
+    tokens, segments, positions = batch(segments)
+    params = parameters(LanguageModel(config))
+    full = logits_of(config, params, tokens, segments, positions)
+    step = compiled(LanguageModel(config))
+    cache, found = init_cache(config, 3, slots), []
+    for start, stop in ((0, 5), (5, 7), (7, 8), (8, 9), (9, 10)):  # prompts, two at once, one by one
+        piece, cache = step(params, *(a[:, start:stop] for a in (tokens, segments, positions)), cache)
+        found.append(piece)
+        assert int(cache.length) == stop
+    real = np.asarray(segments, bool)
+    np.testing.assert_allclose(jnp.concatenate(found, 1)[real], full[real], atol=1e-5)
+    np.testing.assert_array_equal(cache.segments[:, :10], segments)
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_parameters_for_decoding_change_no_logits(by_layer):
+    """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
+    config = dataclasses.replace(CONFIG, factors="bfloat16", cache_by_layer=by_layer)
+    model, plain, rows = LanguageModel(config), LanguageModel(CONFIG), batch([[1] * 7])
+    params = parameters(model)
+    prepared = model.decoding_params(params)
+    found, _ = compiled(model)(prepared, *rows, init_cache(config, 1, 7))
+    expected, _ = compiled(model)(params, *rows, init_cache(config, 1, 7))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    inner = prepared["trunk"]["blocks"]["feed_forward"]["in"]
+    assert inner["transposed"].shape == (3, 20, 12) and inner["transposed"].dtype == jnp.bfloat16
+    assert jax.tree.all(jax.tree.map(lambda one, other: one is other, plain.decoding_params(params), params))
