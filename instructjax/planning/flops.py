@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -112,8 +113,10 @@ def adam_work(config: TransformerConfig) -> Work:
     return Work(0.0, 0.0, 7 * 4 * count_parameters(config))
 
 
-def decode_work(config: TransformerConfig, rows: int, width: int, response: int, parts: int = 1) -> tuple[Work, Work]:
-    """Sampling: the prompts at once, then token by token, each with all the slots of the cache.
+def decode_work(
+    config: TransformerConfig, rows: int, width: int, response: int, parts: int = 1, turns: int | None = None
+) -> tuple[Work, Work]:
+    """Sampling: prompts, then token by token, each with all the slots of the cache.
 
     Args:
       config: the model.
@@ -121,13 +124,16 @@ def decode_work(config: TransformerConfig, rows: int, width: int, response: int,
       width: P, tokens of a prompt.
       response: R, the most tokens of a response; the first comes with the prompt.
       parts: the batch is sampled in so many, one after the other.
+      turns: prompts are computed so often, as many at a time, with their own slots only; None is once for each part,
+        with all slots.
 
     Returns:
       The work of the prompts and of the tokens.
     """
     slots = width + response
     cache = cache_bytes(config, rows, slots)
-    prefill = Work(forward_flops(config, rows, width, 1, slots=slots), parts * weight_bytes(config), cache)
+    seen, passes = (slots, parts) if turns is None else (width, turns)
+    prefill = Work(forward_flops(config, rows, width, 1, slots=seen), passes * weight_bytes(config), cache)
     token = Work(forward_flops(config, rows, 1, 1, slots=slots), parts * weight_bytes(config), cache)
     return prefill, (response - 1) * token
 
@@ -137,22 +143,23 @@ def itemsize(dtype: str) -> int:
     return jax.numpy.dtype(dtype).itemsize
 
 
-def matmuls(closed: core.ClosedJaxpr, trips: int = 1) -> float:
+def matmuls(closed: core.ClosedJaxpr, trips: Sequence[float] = ()) -> float:
     """Operations of all products of matrices in a traced program, the bodies of loops as often as they run.
 
     Args:
       closed: what `jax.make_jaxpr` or `jax.jit(f).trace(...).jaxpr` gives.
-      trips: how often a while-loop runs, which is not in the program; a sampler's runs
-        max_response - 1 times at most. Of the branches of a condition the dearest counts.
+      trips: how often while-loops run, which is not in the program: the outermost, those within it each time that it
+        runs, and so on; 1 for deeper ones. A sampler's runs max_response - 1 times at most. Of the branches of a
+        condition the dearest counts.
     """
     return _count(closed.jaxpr, trips)
 
 
-def _count(jaxpr: Any, trips: int) -> float:
+def _count(jaxpr: Any, trips: Sequence[float]) -> float:
     return math.fsum(_operation(equation, trips) for equation in jaxpr.eqns)
 
 
-def _operation(equation: Any, trips: int) -> float:
+def _operation(equation: Any, trips: Sequence[float]) -> float:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
@@ -160,7 +167,9 @@ def _operation(equation: Any, trips: int) -> float:
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
     if name == "cond":
         return max(_count(branch.jaxpr, trips) for branch in parameters["branches"])
-    times = {"scan": parameters.get("length"), "while": trips}.get(name, 1)
+    times = parameters["length"] if name == "scan" else 1
+    if name == "while" and trips:
+        times, *trips = trips
     return times * math.fsum(_count(inner, trips) for inner in _inside(parameters))
 
 

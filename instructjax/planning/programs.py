@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ class Program:
       phases: what it costs at least, by phase, one after the other.
       rows: what must divide over "data" and "fsdp": rows and the parts they are computed in, by the keys that say so.
       cache: bytes of keys and values that it holds at a time, over all devices.
-      trips: how often its while-loops run at most.
+      trips: how often its while-loops run if every response has all of its tokens; see `flops.matmuls`.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Program:
     phases: dict[str, Work]
     rows: dict[str, tuple[int, int]]
     cache: float = 0.0
-    trips: int = 1
+    trips: tuple[float, ...] = ()
 
     @property
     def work(self) -> Work:
@@ -191,8 +192,20 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         phases=phases,
         rows=rows,
         cache=flops.cache_bytes(shape, sampled, slots) if part in ("rollout", "iteration") else 0.0,
-        trips=data.max_response - 1,
+        trips=_trips(section, data.max_response),
     )
+
+
+def _turns(section: ml_collections.ConfigDict) -> int | None:
+    """How often prompts take the places of rows that are done, on one device; None where none does."""
+    if not section.rollout_refill:
+        return None
+    return math.ceil(section.batch_size / min(section.rollout_refill, section.batch_size // section.rollout_parts))
+
+
+def _trips(section: ml_collections.ConfigDict, response: int) -> tuple[float, ...]:
+    turns = _turns(section)
+    return (response - 1,) if turns is None else (turns, section.rollout_parts * (response - 1) / turns)
 
 
 def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dict[str, Work], ...]:
@@ -200,7 +213,9 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     shape, scalar_shape = shapes(config)
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
-    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, section.rollout_parts)
+    prefill, decode = flops.decode_work(
+        shape, rows, data.max_prompt, data.max_response, section.rollout_parts, _turns(section)
+    )
 
     def forward(rows: int) -> tuple[float, float]:
         return (

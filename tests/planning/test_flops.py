@@ -102,7 +102,16 @@ class TestLoops:
         scanned = traced(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0], square)
         assert flops.matmuls(scanned) == 5 * once
         looped = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x), square)
-        assert flops.matmuls(looped, trips=7) == 7 * once
+        assert flops.matmuls(looped, trips=(7,)) == 7 * once
+        assert flops.matmuls(looped) == once
+
+    def test_a_loop_in_a_loop_has_trips_of_its_own(self):
+        def inner(x):
+            return jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x)
+
+        square = array((8, 8), jnp.float32)
+        program = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: inner(c @ c), x) @ x, square)
+        assert flops.matmuls(program, trips=(3, 5)) == (3 * (1 + 5) + 1) * 2 * 8**3
 
     def test_of_branches_the_dearest_counts(self):
         square = array((8, 8), jnp.float32)

@@ -55,6 +55,20 @@ def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_as_often(conf
     assert parts.work.weight_bytes == 4 * whole.work.weight_bytes
 
 
+@pytest.mark.parametrize("refill", [1, 3, 1000])
+def test_rows_that_take_the_next_prompt_do_no_more(config, refill):
+    """If every response has all of its tokens; one that ends gives its row to the next, which saves the rest."""
+    changes = {"ppo.rollout_parts": 2, "ppo.rollout_refill": refill}
+    refilled = programs.build("ppo rollout", plan.changed(config, changes))
+    parts = programs.build("ppo rollout", plan.changed(config, changes | {"ppo.rollout_refill": 0}))
+    # Where the last prompts are fewer than places, the places that are left over are computed too.
+    computed = -(-config.ppo.batch_size // refill) * refill if refill < 1000 else config.ppo.batch_size
+    more = (computed / config.ppo.batch_size - 1) * refilled.phases["prefill"].flops
+    assert plan.executed(refilled) == pytest.approx(refilled.work.flops + more, rel=1e-6)
+    assert refilled.work.flops < parts.work.flops
+    assert refilled.phases["decode"] == parts.phases["decode"]
+
+
 def test_pmap_has_no_plan(config):
     with pytest.raises(ConfigError, match="parallel.mode: expected 'jit' for a plan, found 'pmap'"):
         programs.build("sft", plan.changed(config, {"parallel.mode": "pmap"}))
