@@ -123,18 +123,21 @@ def decode_work(
       rows: B.
       width: P, tokens of a prompt.
       response: R, the most tokens of a response; the first comes with the prompt.
-      parts: the batch is sampled in so many, one after the other.
-      turns: prompts are computed so often, as many at a time, with their own slots only; None is once for each part,
-        with all slots.
+      parts: how many times a device decodes a batch of rows, one after the other.
+      turns: how many times a device computes a batch of prompts where rows are refilled; their queries see the slots of
+        the prompt only. None: once for each part, with all slots of the cache.
 
     Returns:
       The work of the prompts and of the tokens.
     """
     slots = width + response
-    cache = cache_bytes(config, rows, slots)
     seen, passes = (slots, parts) if turns is None else (width, turns)
-    prefill = Work(forward_flops(config, rows, width, 1, slots=seen), passes * weight_bytes(config), cache)
-    token = Work(forward_flops(config, rows, 1, 1, slots=slots), parts * weight_bytes(config), cache)
+
+    def work(tokens: int, slots: int, passes: int) -> Work:
+        read = passes * weight_bytes(config)
+        return Work(forward_flops(config, rows, tokens, 1, slots=slots), read, cache_bytes(config, rows, slots))
+
+    prefill, token = work(width, seen, passes), work(1, slots, parts)
     return prefill, (response - 1) * token
 
 
@@ -149,8 +152,8 @@ def matmuls(closed: core.ClosedJaxpr, trips: Sequence[float] = ()) -> float:
     Args:
       closed: what `jax.make_jaxpr` or `jax.jit(f).trace(...).jaxpr` gives.
       trips: how often while-loops run, which is not in the program: the outermost, those within it each time that it
-        runs, and so on; 1 for deeper ones. A sampler's runs max_response - 1 times at most. Of the branches of a
-        condition the dearest counts.
+        runs, and so on; 1 for deeper ones. That of `sampling.sample` runs max_response - 1 times at most. Of the
+        branches of a condition the dearest counts.
     """
     return _count(closed.jaxpr, trips)
 

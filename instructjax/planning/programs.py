@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +110,7 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
     answers = config.comparisons.max_answers
     length = config.data.max_prompt + answers * config.data.max_response
     step, adam = reward.make_step(config, shape, 100)
-    unit = max(config.parallel.data, 1) * config.parallel.fsdp * section.microbatches
+    unit = _devices(config) * section.microbatches
     rows = -(-section.batch_size // unit) * unit  # the stage fills a batch up to what divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
     forward = flops.scalar_flops(shape, section.batch_size, length)
@@ -173,7 +172,6 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             },
         ),
     }[part]
-    sampled = section.batch_size // section.rollout_parts
     rows = {
         "ppo.batch_size / ppo.rollout_parts": (section.batch_size, section.rollout_parts),
         "ppo.minibatch_size / ppo.microbatches": (section.minibatch_size, section.microbatches),
@@ -181,7 +179,6 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     if with_text:
         key = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
         rows[key] = windows, section.ptx_microbatches
-    slots = data.max_prompt + data.max_response
     return Program(
         name=name,
         function=function,
@@ -191,21 +188,51 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         donated=part in ("update", "iteration"),
         phases=phases,
         rows=rows,
-        cache=flops.cache_bytes(shape, sampled, slots) if part in ("rollout", "iteration") else 0.0,
+        cache=_cache(config, shape) if part in ("rollout", "iteration") else 0.0,
         trips=_trips(section, data.max_response),
     )
 
 
-def _turns(section: ml_collections.ConfigDict) -> int | None:
-    """How often prompts take the places of rows that are done, on one device; None where none does."""
-    if not section.rollout_refill:
-        return None
-    return math.ceil(section.batch_size / min(section.rollout_refill, section.batch_size // section.rollout_parts))
+def refills(section: ml_collections.ConfigDict, devices: int) -> tuple[int, int]:
+    """How often a device's rows take prompts, and how many responses they give one after the other.
+
+    As `rollout.refilling.sample` does if every response has all of its tokens. Where `rollout_refill` does not divide
+    the rows, some wait for others to be done.
+
+    Args:
+      section: the recipe's `ppo`, with a `rollout_refill` above 0.
+      devices: that rows are divided over.
+    """
+    left = section.batch_size // devices
+    rows = max(left // section.rollout_parts, 1)  # 0 is an obstacle of its own: `plan.uneven_rows`
+    refill, turns, rounds = min(section.rollout_refill, rows), 0, 0
+    while left:
+        done = rows
+        while left and done >= min(refill, left):
+            taken = min(refill, left)
+            left, done, turns = left - taken, done - taken, turns + 1
+        rounds += 1
+    return turns, rounds
 
 
 def _trips(section: ml_collections.ConfigDict, response: int) -> tuple[float, ...]:
-    turns = _turns(section)
-    return (response - 1,) if turns is None else (turns, section.rollout_parts * (response - 1) / turns)
+    if not section.rollout_refill:
+        return (response - 1,)
+    turns, rounds = refills(section, 1)  # what is counted is traced without a mesh
+    return turns, rounds * (response - 1) / turns
+
+
+def _cache(config: ml_collections.ConfigDict, shape: TransformerConfig) -> float:
+    """Bytes of the keys and values of rows, and of the prompts that take their places."""
+    section, data = config.ppo, config.data
+    rows = section.batch_size // section.rollout_parts
+    held = flops.cache_bytes(shape, rows, data.max_prompt + data.max_response)
+    return held + flops.cache_bytes(shape, min(section.rollout_refill * _devices(config), rows), data.max_prompt)
+
+
+def _devices(config: ml_collections.ConfigDict) -> int:
+    """That rows are divided over."""
+    return max(config.parallel.data, 1) * config.parallel.fsdp
 
 
 def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dict[str, Work], ...]:
@@ -213,9 +240,8 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     shape, scalar_shape = shapes(config)
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
-    prefill, decode = flops.decode_work(
-        shape, rows, data.max_prompt, data.max_response, section.rollout_parts, _turns(section)
-    )
+    turns, rounds = refills(section, _devices(config)) if section.rollout_refill else (None, section.rollout_parts)
+    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns)
 
     def forward(rows: int) -> tuple[float, float]:
         return (

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel
+from tests.small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 
 @pytest.mark.parametrize("more", ["branches", "deterministic"])

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import Visible
 from instructjax.models.block import Block
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
+from tests.small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 
 def test_logits_at_selected_positions_are_those_of_the_whole():

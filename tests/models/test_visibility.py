@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 from instructjax.models.attention import Visible
 from instructjax.models.block import Block
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from tests.small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
 
 
 @functools.cache

@@ -1,10 +1,18 @@
+import functools
+
 import jax
+import jax.numpy as jnp
+import ml_collections
 import pytest
 
 from configs import sandbox
+from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.sizes import count_parameters
+from instructjax.models.transformer import LanguageModel
 from instructjax.planning import flops, plan, programs
+from instructjax.rollout import refilling, sampling
+from tests import tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +63,51 @@ def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_as_often(conf
     assert parts.work.weight_bytes == 4 * whole.work.weight_bytes
 
 
+@pytest.mark.parametrize(("parts", "refill"), [(1, 9), (2, 1), (2, 3), (2, 1000)])
+def test_rows_are_refilled_as_often_as_the_sampler_does(parts, refill):
+    total, response, model = 16, 6, LanguageModel(tiny_models.CONFIG)
+    section = ml_collections.ConfigDict({"batch_size": total, "rollout_parts": parts, "rollout_refill": refill})
+    prompts = PromptBatch(jnp.full((total, 2), 3), jnp.ones((total, 2), jnp.int32))
+    sample = functools.partial(refilling.sample, model, choose=sampling.categorical(), rows=total // parts)
+    _, decoded = jax.jit(functools.partial(sample, refill=refill, max_response=response, eos_id=-1, pad_id=0))(
+        tiny_models.params(model), prompts, sampling.row_keys(jax.random.key(0), total)
+    )
+    _, rounds = programs.refills(section, 1)
+    assert int(decoded) == rounds * (total // parts) * (response - 1)
+
+
 @pytest.mark.parametrize("refill", [1, 3, 1000])
-def test_rows_that_take_the_next_prompt_do_no_more(config, refill):
-    """If every response has all of its tokens; one that ends gives its row to the next, which saves the rest."""
+def test_what_refilling_computes_is_what_its_formula_says_and_rows_that_wait(config, refill):
     changes = {"ppo.rollout_parts": 2, "ppo.rollout_refill": refill}
-    refilled = programs.build("ppo rollout", plan.changed(config, changes))
-    parts = programs.build("ppo rollout", plan.changed(config, changes | {"ppo.rollout_refill": 0}))
-    # Where the last prompts are fewer than places, the places that are left over are computed too.
-    computed = -(-config.ppo.batch_size // refill) * refill if refill < 1000 else config.ppo.batch_size
-    more = (computed / config.ppo.batch_size - 1) * refilled.phases["prefill"].flops
-    assert plan.executed(refilled) == pytest.approx(refilled.work.flops + more, rel=1e-6)
-    assert refilled.work.flops < parts.work.flops
-    assert refilled.phases["decode"] == parts.phases["decode"]
+    program = programs.build("ppo rollout", plan.changed(config, changes))
+    total, rows = config.ppo.batch_size, config.ppo.batch_size // 2
+    turns, rounds = programs.refills(plan.changed(config, changes).ppo, 1)
+    # A turn has as many prompts as the others where fewer are left, and a row is computed while it waits.
+    prefill = turns * min(refill, rows) / total * program.phases["prefill"].flops
+    decode = rounds * rows / total * program.phases["decode"].flops
+    assert plan.executed(program) == pytest.approx(prefill + decode, rel=1e-6)
+
+
+def test_each_device_refills_rows_of_its_own(config):
+    weights = flops.weight_bytes(programs.shapes(config)[0])
+    changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 2, "ppo.rollout_refill": 3, "parallel.data": 4}
+    program = programs.build("ppo rollout", plan.changed(config, changes))
+    # 16 prompts in 8 rows of a device: 3, 3, then 3, 3, then 3 and the last.
+    assert program.phases["prefill"].weight_bytes == 6 * weights
+    assert program.phases["decode"].weight_bytes == 3 * (config.data.max_response - 1) * weights
+
+
+def test_more_devices_than_rows_are_told_and_not_tried(config):
+    changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 4, "ppo.rollout_refill": 1}
+    program = programs.build("ppo rollout", plan.changed(config, changes | {"parallel.data": 32}))
+    assert plan.uneven_rows(program, (32, 1, 1)).startswith("ppo.batch_size / ppo.rollout_parts: 64 / 4 rows")
+
+
+def test_the_cache_holds_the_prompts_that_take_places(config):
+    plain, refilled = (
+        programs.build("ppo rollout", plan.changed(config, {"ppo.rollout_refill": refill})).cache for refill in (0, 4)
+    )
+    assert refilled - plain == flops.cache_bytes(programs.shapes(config)[0], 4, config.data.max_prompt)
 
 
 def test_pmap_has_no_plan(config):
