@@ -106,6 +106,8 @@ def main(config, workdir):
         raise ConfigError(f"--peer_environment: expected KEY=VALUE, found {wrong[0]!r}")
     if _PEER.value and not (_PEER_SCRIPTS.value and _PEER_PYTHON.value):
         raise ConfigError("--peer: expected --peer_scripts and --peer_python with it, found one or both missing")
+    if _RESULTS.value and not (folder := epath.Path(_RESULTS.value).parent).is_dir():
+        raise ConfigError(f"--results: expected a file in a folder that is there, found no {folder}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {"instructjax": functools.partial(ours, folder)} | (
             {_PEER.value: functools.partial(peer, folder)} if _PEER.value else {}
@@ -164,7 +166,7 @@ def compare(sides):
                 f"{found['cpu_seconds']:8.3f} s of processors  {found['peak_mb']:6.0f} MB, "
                 f"{found['peak_again_mb']:.0f} again"
             )
-        print(f"{work:10}  {share:.2f} of products, {best / 1e9:.0f} Gflop/s")
+        print(f"{work:10}  {share:.2f} of products, which are {best / 1e9:.0f} Gflop/s")
         if _PEER.value:
             one, other = medians["instructjax"], medians[_PEER.value]
             memory = (one[peak] / other[peak] for peak in ("peak_mb", "peak_again_mb"))
