@@ -106,8 +106,8 @@ def main(config, workdir):
         raise ConfigError(f"--peer_environment: expected KEY=VALUE, found {wrong[0]!r}")
     if _PEER.value and not (_PEER_SCRIPTS.value and _PEER_PYTHON.value):
         raise ConfigError("--peer: expected --peer_scripts and --peer_python with it, found one or both missing")
-    if _RESULTS.value and not (folder := epath.Path(_RESULTS.value).parent).is_dir():
-        raise ConfigError(f"--results: expected a file in a folder that is there, found no {folder}")
+    if _RESULTS.value and not (parent := epath.Path(_RESULTS.value).parent).is_dir():
+        raise ConfigError(f"--results: expected a file in a folder that is there, found no {parent}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {"instructjax": functools.partial(ours, folder)} | (
             {_PEER.value: functools.partial(peer, folder)} if _PEER.value else {}
