@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Two layers of many narrow heads, as in the sandbox: a model that learns early to copy facts from the MR.
     config.model.update(num_layers=2, d_model=192, num_heads=12, d_head=16, d_ff=768, max_length=256, local_window=None)
     config.model.init_std = 0.07  # about 1 / sqrt(d_model)
-    # A CPU is slow at bfloat16 but in products: factors = "bfloat16" is for one that has units for those.
+    # A CPU is slow at bfloat16 but in products: matmul_dtype = "bfloat16" is for one that has units for those.
     config.model.dtype = "float32"
     config.model.cache_by_layer = True  # two layers compile soon, and no step of decoding copies their cache
     config.model.remat = False  # it fits

@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # three heads did not in 600.
     config.model.update(num_layers=2, d_model=128, num_heads=8, d_head=16, d_ff=512, max_length=128, local_window=None)
     config.model.init_std = 0.08  # about 1 / sqrt(d_model), as 0.02 is for the widths of GPT-3
-    # A CPU is slow at bfloat16 but in products: factors = "bfloat16" is for one that has units for those.
+    # A CPU is slow at bfloat16 but in products: matmul_dtype = "bfloat16" is for one that has units for those.
     config.model.dtype = "float32"
     config.model.cache_by_layer = True  # two layers compile soon, and no step of decoding copies their cache
     config.model.remat = False  # it fits

@@ -36,7 +36,7 @@ from benchmark_work import SHAPES, UNITS, alone, model_flops
 from etils import epath
 
 from instructjax.errors import ConfigError
-from instructjax.stages import provenance
+from instructjax.runs import provenance
 
 PEER = {
     "sft": ("bench_sft.py", "tokens_per_s"),
@@ -52,7 +52,7 @@ _STEPS = flags.DEFINE_integer("steps", 8, "Steps of each turn.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", None, "A JSON file to write; benchmark_page.py makes a table of it.")
 _TITLE = flags.DEFINE_string("title", None, "What to call the table; the sides and the size if not given.")
 _FACTORS = flags.DEFINE_enum(
-    "factors", "float32", ["float32", "bfloat16"], "What our matrix products are made of; model.factors."
+    "factors", "float32", ["float32", "bfloat16"], "What our matrix products are made of; model.matmul_dtype."
 )
 _PEER = flags.DEFINE_enum("peer", None, ["trl"], "Whom to measure in turn.")
 _PEER_SCRIPTS = flags.DEFINE_string("peer_scripts", None, "The folder of the peer's scripts.")

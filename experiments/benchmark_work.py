@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructjax.algorithms.ppo import Frozen, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
-from instructjax.data import examples
+from instructjax.data import layouts
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.rollout import sampling
 from instructjax.stages import workspace
-from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
@@ -58,8 +58,8 @@ def ranking_batch(shape, rows, answers, length):
     """A prompt a row with its answers, all of this many tokens."""
     texts = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, 1 + answers, length))
     made = [
-        examples.ranking_row(
-            [examples.RankedTokens(prompt, others, scores=range(answers))],
+        layouts.ranking_row(
+            [layouts.TokenizedRanking(prompt, others, scores=range(answers))],
             length=length * (1 + answers), max_prompts=1, max_responses=answers, pad_id=0,
         )
         for prompt, *others in texts
@@ -123,13 +123,13 @@ def ppo_iteration(shape, config, rows, minibatch, response):
     )
     iterate = make_iteration(policy, scalar, adam, adam, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
     frozen = Frozen(reference=params, reward=head)
-    return jax.jit(iterate.whole, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen)
+    return jax.jit(iterate.step, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen)
 
 
 def products(shape, config, size):
     """(step, state, Gflop): what XLA reaches at best on this machine, by which the other kinds are measured."""
     del config, size
-    mean = (jnp.ones((2048, 2048)) / 2048).astype(shape.factor_dtype)  # times itself it stays as it is
+    mean = (jnp.ones((2048, 2048)) / 2048).astype(shape.matmul_dtype)  # times itself it stays as it is
     product = jax.jit(lambda x: jnp.dot(x, mean, preferred_element_type=jnp.float32).astype(x.dtype))
     return product, mean, OPERATIONS / 1e9
 
@@ -157,7 +157,7 @@ def alone(work, config, size, factors, steps):
     """One kind, measured in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
     make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "products": products}[work]
     config = config.copy_and_resolve_references().unlock()
-    step, state, units = make(TransformerConfig(**SHAPES[size], factors=factors), config, SIZES[size])
+    step, state, units = make(TransformerConfig(**SHAPES[size], matmul_dtype=factors), config, SIZES[size])
     laps = []
     for _ in range(2 + steps):
         clock, processor = time.perf_counter(), time.process_time()

@@ -17,9 +17,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
-from instructjax.stages import check, lock
-from instructjax.training import heap, processes
-from instructjax.training.interruption import Interrupted
+from instructjax.runs import lock, malloc_trim, processes
+from instructjax.runs.interruption import Interrupted
+from instructjax.stages import check
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -110,7 +110,7 @@ def _run(script: Callable[[], None]) -> None:
             raise InputError(f"expected flags only, found {arguments[1]!r:.100}")
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
         _check_devices()
-        heap.trim_after_compiling()
+        malloc_trim.trim_after_compiling()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses
-from instructjax.data import pipeline, ranked
+from instructjax.data import pipeline
+from instructjax.data.rankings import ranking_batches, tokenize_rankings
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Ranking
+from instructjax.runs import loop
 from instructjax.stages import comparisons, prepare, workspace
-from instructjax.training import loop, objectives, optimizer, parallel, state, step
+from instructjax.training import objectives, optimizer, parallel, state, step
 
 
 def implicit_rewards(model, params, reference, batch, beta):
@@ -40,7 +42,7 @@ def run(config, workdir):
     start = workspace.checkpoints_of(section.init_from, workdir, "sft")
     reference = workspace.load_language_model(start, shape, layout.tokenizer).params
     records = prepare.load(config, workdir, Ranking, "train")
-    rankings = ranked.tokens(records, layout)
+    rankings = tokenize_rankings(records, layout)
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     schedule = optimizer.cosine_schedule(section.learning_rate, steps, final_fraction=section.final_fraction)
     adam = optimizer.adam(config.optimizer, schedule, section.weight_decay)
@@ -55,9 +57,9 @@ def run(config, workdir):
         parallel.build(
             lambda start: state.create(jax.tree.map(jnp.copy, start), adam),
             reference,
-            shard_slots=config.parallel.shard_slots,
+            shard_optimizer_state=config.parallel.shard_optimizer_state,
         ),
-        lambda: ranked.batches(
+        lambda: ranking_batches(
             rankings,
             layout.tokenizer.pad_id,
             batch_size=section.batch_size,

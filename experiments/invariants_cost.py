@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from instructjax.algorithms.ppo import Frozen, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import digest, invariants, loop
 from instructjax.stages import workspace
-from instructjax.stages.ppo_iteration import Frozen, PPOState, make_iteration
-from instructjax.training import digest, invariants, loop, optimizer
+from instructjax.training import optimizer
 from instructjax.training import state as train_state
 
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Pairs of iterations.")
@@ -78,10 +79,10 @@ def main(config, workdir):
         )
 
     values = loop.reduce([jax.device_get(metrics)])
-    digest.of_arrays(frozen)  # compiles
+    digest.digests(frozen)  # compiles
     for name, work in {
         "judging": lambda: invariants.violations(values, "float32"),
-        "digests": lambda: digest.of_arrays(frozen),
+        "digests": lambda: digest.digests(frozen),
     }.items():
         print(f"{name}: {1000 * statistics.median(seconds(work)[0] for _ in range(_ROUNDS.value)):.3f} ms")
 

@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from instructjax.planning import programs
+from instructjax.runs.checkpoint import Checkpoints
 from instructjax.training import parallel
-from instructjax.training.checkpoint import Checkpoints
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Pairs of stretches.")
 STRETCHES = {  # the keys with the interval and with the number of steps, and the steps of a stretch

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from instructjax.errors import InputError
-from instructjax.stages import progress
+from instructjax.reporting import watch
 
 SECONDS = 2.0  # between two looks
 WIDTH = 140  # of what is no terminal
@@ -25,12 +25,12 @@ def main(workdirs):
         raise InputError("expected the folder of a run, or several, found none")
     console = Console()
     if not console.is_terminal:
-        Console(width=WIDTH).print(progress.view(workdirs))
+        Console(width=WIDTH).print(watch.view(workdirs))
         return
-    with Live(progress.view(workdirs), console=console, auto_refresh=False) as live:
-        while not all(map(progress.is_over, workdirs)):
+    with Live(watch.view(workdirs), console=console, auto_refresh=False) as live:
+        while not all(map(watch.is_over, workdirs)):
             time.sleep(SECONDS)
-            live.update(progress.view(workdirs), refresh=True)
+            live.update(watch.view(workdirs), refresh=True)
 
 
 if __name__ == "__main__":

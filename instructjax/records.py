@@ -31,6 +31,7 @@ from typing import Any, NoReturn, TypeVar
 
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import RecordError
 
 SPLITS = ("train", "validation", "test")
@@ -229,9 +230,7 @@ def write(path: epath.PathLike, records: Iterable[Record]) -> int:
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f".{path.name}.unfinished"
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+    files.write_bytes(path, data)
     return len(lines)
 
 

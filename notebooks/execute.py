@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from instructjax.errors import InputError
-from instructjax.evaluation import views
+from instructjax.reporting import views
 
 if TYPE_CHECKING:
     import nbformat

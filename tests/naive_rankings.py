@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from instructjax import losses
-from instructjax.data import examples
+from instructjax.data import layouts
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ def naive_loss(model):
 def packed(rows, *, length, prompts, answers, pad=0):
     """A `RankingBatch` of rows, each a list of rankings."""
     shape = {"length": length, "max_prompts": prompts, "max_responses": answers, "pad_id": pad}
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(examples.ranking_row(row, **shape) for row in rows))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(layouts.ranking_row(row, **shape) for row in rows))
 
 
 def taken(array, rows):

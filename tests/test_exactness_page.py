@@ -40,7 +40,7 @@ def test_every_difference_found_is_a_number_within_its_tolerance():
 
 
 def test_every_invariant_is_described():
-    from instructjax.training.invariants import INVARIANTS
+    from instructjax.runs.invariants import INVARIANTS
 
     page = (ROOT / "docs" / "invariants.md").read_text()
     for name, invariant in INVARIANTS.items():

@@ -4,8 +4,8 @@ import json
 
 from configs import instructgpt
 from instructjax.models.transformer import LanguageModel
+from instructjax.runs import checkpoint
 from instructjax.stages import workspace
-from instructjax.training import checkpoint
 from tests import tiny_models
 
 WORDS = "the fox and the owl sleep in a red forest by night".split()

@@ -13,8 +13,8 @@ from typing import Any
 import grain
 
 from instructjax.batch import LMBatch
-from instructjax.data import examples, packed, packing, pipeline
-from instructjax.data.examples import Layout
+from instructjax.data import bin_packing, layouts, packed_batches, pipeline
+from instructjax.data.layouts import Layout
 from instructjax.data.pipeline import Batches, Rows, Share
 from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Text
@@ -23,11 +23,11 @@ _WINDOW = "a window of text"  # stands for one where lengths are read ahead
 
 
 def rows(records: Sequence[Demonstration], layout: Layout) -> Rows:
-    """Rows of an `LMBatch` for evaluation, packed in the order of the demonstrations; see `examples.demonstrations`."""
+    """Rows of an `LMBatch` for evaluation, packed in the order of the demonstrations; see `layouts.demonstrations`."""
     lengths = _lengths(records, layout)
-    fit = packing.next_fit(lengths, layout.length)
+    fit = bin_packing.next_fit(lengths, layout.length)
     return grain.MapDataset.range(len(fit)).map(
-        lambda row: examples.demonstrations([records[i] for i in fit[row]], layout)
+        lambda row: layouts.demonstrations([records[i] for i in fit[row]], layout)
     )
 
 
@@ -42,7 +42,7 @@ def batches(
     multiple: int = 1,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches of an `LMBatch` for training; see `packed.batches`.
+    """Batches of an `LMBatch` for training; see `packed_batches.batches`.
 
     Args:
       records: demonstrations that fit the layout.
@@ -50,15 +50,15 @@ def batches(
       batch_size: demonstrations, not rows, of a global batch.
       seed: of all orders.
       steps: batches that are going to be read.
-      prompt_weight: see `examples.demonstrations`.
+      prompt_weight: see `layouts.demonstrations`.
       multiple: of which the number of rows of a global batch is one.
       share: (i, n), where this process reads part i of n of the rows.
     """
 
     def make(indices: Sequence[int]) -> LMBatch:
-        return examples.demonstrations([records[i] for i in indices], layout, prompt_weight)
+        return layouts.demonstrations([records[i] for i in indices], layout, prompt_weight)
 
-    return packed.batches(
+    return packed_batches.batches(
         _lengths(records, layout),
         layout.length,
         make,
@@ -95,7 +95,7 @@ def mixed_batches(
       seed: of all orders, from 0 to 2**32 - 1.
       steps: batches that are going to be read.
       text_share: share of examples that are text, between 0 and 1. The paper has 0.1.
-      prompt_weight: see `examples.demonstrations`.
+      prompt_weight: see `layouts.demonstrations`.
       multiple: of which the number of rows of a global batch is one.
       share: (i, n), where this process reads part i of n of the rows.
 
@@ -118,15 +118,15 @@ def mixed_batches(
     def fitted(drawn: list[Any]) -> list[list[Any]]:
         indices = [example for example in drawn if isinstance(example, int)]
         windows = [example for example in drawn if not isinstance(example, int)]
-        return [*packed.rows_of(lengths, indices, layout.length), *([window] for window in windows)]
+        return [*packed_batches.rows_of(lengths, indices, layout.length), *([window] for window in windows)]
 
     def make(row: list[Any]) -> LMBatch:
         if row and isinstance(row[0], LMBatch):
             return row[0]
-        return examples.demonstrations([records[i] for i in row], layout, prompt_weight)
+        return layouts.demonstrations([records[i] for i in row], layout, prompt_weight)
 
-    return packed.stream(
-        mixed(packing.Windows(text, documents, layout.tokenizer, layout.length)),
+    return packed_batches.stream(
+        mixed(bin_packing.Windows(text, documents, layout.tokenizer, layout.length)),
         mixed(grain.MapDataset.source([_WINDOW]).repeat().to_iter_dataset(pipeline.READ)),
         fitted,
         make,

@@ -25,12 +25,12 @@ import jax
 import numpy as np
 
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
-from instructjax.data import examples
-from instructjax.data.examples import Layout
-from instructjax.data.packing import Windows
-from instructjax.data.vocabulary import Vocabulary
+from instructjax.data import layouts
+from instructjax.data.bin_packing import Windows
+from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
+from instructjax.text.tokenizer import Tokenizer
 
 Rows = grain.MapDataset
 Batches = grain.IterDataset
@@ -42,13 +42,13 @@ READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
-    """A row of a `PromptBatch` for each record; see `examples.prompt`."""
+    """A row of a `PromptBatch` for each record; see `layouts.prompt`."""
     rows = indices(records)
-    return rows.map(lambda index: examples.prompt(records[index], layout))
+    return rows.map(lambda index: layouts.prompt(records[index], layout))
 
 
-def text_rows(records: Sequence[Text], tokenizer: Vocabulary, length: int) -> Rows:
-    """Windows of text, packed in the order of the records, the last one padded; see `examples.window`.
+def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
+    """Windows of text, packed in the order of the records, the last one padded; see `layouts.window`.
 
     All windows are made now and kept in memory, 16 bytes a token. They are for evaluation; training on text
     packs anew in each epoch, see `text_batches`.
@@ -85,7 +85,7 @@ def shuffled_batches(
       ConfigError: `batch_size` is not a positive multiple of n.
     """
     part = _part(batch_size, share)
-    # Cut first, then dealt to the processes: so the global batch does not depend on their number.
+    # Cut first, then split_interleaved to the processes: so the global batch does not depend on their number.
     return (
         rows.seed(seed)
         .shuffle()
@@ -119,7 +119,7 @@ def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Ba
 
 def text_batches(
     records: Sequence[Text],
-    tokenizer: Vocabulary,
+    tokenizer: Tokenizer,
     *,
     length: int,
     batch_size: int,
@@ -141,7 +141,7 @@ def text_batches(
       share: (i, n), where this process reads part i of n; each yields B / n windows.
 
     Returns:
-      A stream of `LMBatch`, [B / n, T]; see `examples.window`.
+      A stream of `LMBatch`, [B / n, T]; see `layouts.window`.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.

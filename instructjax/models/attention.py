@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from instructjax.models import flash, products
+from instructjax.models import flash, matmul
 
 MASKED = -1e30  # finite, so that a row of padding gives an average and not a NaN
 
@@ -88,7 +88,7 @@ def attention(
     value: jax.Array,
     visible: Visible,
     layer: jax.Array | int = 0,
-    factors: str | None = None,
+    matmul_dtype: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v over the keys that each query sees, softmax in float32 at least.
 
@@ -103,7 +103,7 @@ def attention(
       visible: what they see; where T = S, no query sees a key in a later column. A query that
         sees no key gets an arbitrary finite result.
       layer: the odd ones see `visible.banded`.
-      factors: the dtype that the factors of both products are rounded to; that of the arrays if
+      matmul_dtype: the dtype that the factors of both products are rounded to; that of the arrays if
         not given. Of a single query they are not: reading the keys takes longer.
 
     Returns:
@@ -115,31 +115,33 @@ def attention(
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
         return mixed.swapaxes(1, 2)
-    factors = query.dtype if query.shape[2] == 1 or factors is None else jnp.dtype(factors)
+    matmul_dtype = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if jax.default_backend() == "tpu":
         reason = _why_no_splash(query, key, visible)
         if reason is None:
             return flash.attention(query, key, value, visible.segments, odd, visible.window)
         logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
-    return _einsums(query, key, value, mask, factors)
+    return _einsums(query, key, value, mask, matmul_dtype)
 
 
-def _einsums(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, factors: jnp.dtype) -> jax.Array:
+def _einsums(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, matmul_dtype: jnp.dtype) -> jax.Array:
     length = query.shape[2]
     if length != key.shape[2] or length <= MIN_BLOCK:
-        return _attend(query, key, value, mask, factors)
+        return _attend(query, key, value, mask, matmul_dtype)
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     blocks = [(start, min(start + size, length)) for start in range(0, length, size)]
-    parts = [_attend(query[:, :, i:j], key[:, :, :j], value[:, :, :j], mask[:, i:j, :j], factors) for i, j in blocks]
+    parts = [
+        _attend(query[:, :, i:j], key[:, :, :j], value[:, :, :j], mask[:, i:j, :j], matmul_dtype) for i, j in blocks
+    ]
     return jnp.concatenate(parts, axis=2)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, factors: jnp.dtype) -> jax.Array:
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, matmul_dtype: jnp.dtype) -> jax.Array:
     scale = query.shape[-1] ** -0.5
     precision = jnp.promote_types(query.dtype, jnp.float32)
-    scores = products.einsum("bhtd,bhsd->bhts", query * scale, key, factors, precision)
+    scores = matmul.einsum("bhtd,bhsd->bhts", query * scale, key, matmul_dtype, precision)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    return products.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, factors, value.dtype)
+    return matmul.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, matmul_dtype, value.dtype)
 
 
 def _why_no_splash(query: jax.Array, key: jax.Array, visible: Visible) -> str | None:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from instructjax.models import products
+from instructjax.models import matmul
 from instructjax.models.attention import attention
 from instructjax.models.cache import append
 from instructjax.models.config import TransformerConfig
@@ -41,7 +41,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
         # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
         # that of [B, T, d] with a matrix.
-        flat = products.einsum(spec, x.reshape(-1, width), kernel, config.factor_dtype, config.dtype) + bias
+        flat = matmul.einsum(spec, x.reshape(-1, width), kernel, config.resolved_matmul_dtype, config.dtype) + bias
         return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
 
 
@@ -64,7 +64,9 @@ class SelfAttention(nn.Module):
             keys, key = append(keys, key, layer, start)
             values, value = append(values, value, layer, start)
         mixed = (
-            attention(query, key, value, visible, layer, config.factor_dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+            attention(query, key, value, visible, layer, config.resolved_matmul_dtype)
+            .swapaxes(1, 2)
+            .reshape(*x.shape[:2], -1)
         )
         return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
 

@@ -31,7 +31,7 @@ class TransformerConfig:
       dtype: of activations and of the cache. Logits, scalars, softmax and the
         statistics of layer norms are float32 always, or float64 where this is; that is
         for comparisons and needs JAX_ENABLE_X64=1.
-      factors: the dtype that the factors of matrix products are rounded to; their sums are float32
+      matmul_dtype: the dtype that the factors of matrix products are rounded to; their sums are float32
         at least. "" is `dtype`. "bfloat16" below activations of float32 is what a TPU makes of
         float32 products by itself; on a CPU with matrix units for bfloat16 it is the fastest, as
         everything that is no product is slow in bfloat16 there.
@@ -64,7 +64,7 @@ class TransformerConfig:
     dropout: float = 0.0
     local_window: int | None = None
     dtype: str = "float32"
-    factors: str = ""
+    matmul_dtype: str = ""
     param_dtype: str = "float32"
     tied: bool = True
     remat: bool = False
@@ -83,8 +83,10 @@ class TransformerConfig:
             raise ConfigError(f"model.dropout: expected a rate from 0 to below 1, found {self.dropout}")
         if self.local_window is not None and self.local_window < 1:
             raise ConfigError(f"model.local_window: expected None or at least 1, found {self.local_window}")
-        if self.factors and self.factors not in DTYPES:
-            raise ConfigError(f"model.factors: expected one of {', '.join(DTYPES)} or '', found {self.factors!r}")
+        if self.matmul_dtype and self.matmul_dtype not in DTYPES:
+            raise ConfigError(
+                f"model.matmul_dtype: expected one of {', '.join(DTYPES)} or '', found {self.matmul_dtype!r}"
+            )
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
@@ -92,6 +94,6 @@ class TransformerConfig:
                 raise ConfigError(f"model.{name}: expected JAX_ENABLE_X64=1 with float64, found it off")
 
     @property
-    def factor_dtype(self) -> str:
-        """`factors`, or `dtype` if that is not given."""
-        return self.factors or self.dtype
+    def resolved_matmul_dtype(self) -> str:
+        """`matmul_dtype`, or `dtype` if that is not given."""
+        return self.matmul_dtype or self.dtype

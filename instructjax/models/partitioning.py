@@ -70,19 +70,19 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> P:
     return P(*parts)
 
 
-def tree_specs(tree: Any, mesh: Any, *, shard_slots: bool = False) -> Any:
+def tree_specs(tree: Any, mesh: Any, *, shard_optimizer_state: bool = False) -> Any:
     """The partition of every leaf of a tree that holds weights, moments of weights, and counters.
 
     Args:
       tree: arrays or shapes, such as a TrainState; leaves are known by the end of their path.
       mesh: see `spec`.
-      shard_slots: whether an optimiser's moments are cut over "data" too.
+      shard_optimizer_state: whether an optimiser's moments are cut over "data" too.
     """
 
     def leaf(path, x):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next((axes for end, axes in WEIGHTS.items() if name.endswith(end)), (None,) * len(x.shape))
-        if shard_slots and "opt_state/" in name:
+        if shard_optimizer_state and "opt_state/" in name:
             axes = tuple("slot_width" if axis == "width" else axis for axis in axes)
         return spec(axes, x.shape, mesh)
 
@@ -100,8 +100,8 @@ def constrain_rows(tree: Any) -> Any:
     return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
 
 
-def whole(tree: Any) -> Any:
-    """Holds arrays inside a compiled program to all devices, each with the whole: results that the host reads."""
+def replicate(tree: Any) -> Any:
+    """Replicates arrays of a compiled program on all devices: results that the host reads."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * jnp.ndim(x)), tree)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.errors import CheckpointError
-from instructjax.models import products
+from instructjax.models import matmul
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
 from instructjax.models.block import DENSE, TRANSPOSED, Block, between_blocks, layer_norm
 from instructjax.models.cache import Cache
@@ -177,17 +177,17 @@ class LanguageModel(nn.Module):
 
         What is rounded is a copy, and is transposed with it, as products of few tokens are then faster on a CPU.
         """
-        factors, flat = self.config.factor_dtype, flax.traverse_util.flatten_dict(params)
+        matmul_dtype, flat = self.config.resolved_matmul_dtype, flax.traverse_util.flatten_dict(params)
         for path, leaf in list(flat.items()):
-            if path[-1] == "kernel" and leaf.dtype != factors:
-                flat[(*path[:-1], TRANSPOSED)] = flat.pop(path).astype(factors).swapaxes(-1, -2)
+            if path[-1] == "kernel" and leaf.dtype != matmul_dtype:
+                flat[(*path[:-1], TRANSPOSED)] = flat.pop(path).astype(matmul_dtype).swapaxes(-1, -2)
         return flax.traverse_util.unflatten_dict(flat)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32 at least, of hidden states [..., d]."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
         flat = hidden.reshape(-1, self.config.d_model)
-        logits = products.einsum("td,vd->tv", flat, matrix, self.config.factor_dtype, _at_least_float32(hidden))
+        logits = matmul.einsum("td,vd->tv", flat, matrix, self.config.resolved_matmul_dtype, _at_least_float32(hidden))
         return logits.reshape(*hidden.shape[:-1], -1)
 
 

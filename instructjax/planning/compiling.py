@@ -82,7 +82,7 @@ def mesh(topology: Topology, shape: tuple[int, int, int]) -> Mesh:
     return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def placed(program: Program, where: Mesh, *, shard_slots: bool) -> tuple[Any, ...]:
+def placed(program: Program, where: Mesh, *, shard_optimizer_state: bool) -> tuple[Any, ...]:
     """The arguments of a program, (state, batch, key, *constants), each with its place on the mesh."""
 
     def at(tree: Any, places: Any) -> Any:
@@ -91,7 +91,7 @@ def placed(program: Program, where: Mesh, *, shard_slots: bool) -> tuple[Any, ..
     rows = NamedSharding(where, P(partitioning.RULES["batch"]))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
-        at(program.state, parallel.shardings(program.state, where, shard_slots=shard_slots)),
+        at(program.state, parallel.shardings(program.state, where, shard_optimizer_state=shard_optimizer_state)),
         at(program.batch, jax.tree.map(lambda _: rows, program.batch)),
         at(key, NamedSharding(where, P())),
         *(at(tree, parallel.shardings(tree, where)) for tree in program.constants),
@@ -107,7 +107,7 @@ def residents(arguments: tuple[Any, ...]) -> Residents:
 
 
 def compile_program(
-    program: Program, arguments: tuple[Any, ...], where: Mesh, topology: Topology, *, shard_slots: bool
+    program: Program, arguments: tuple[Any, ...], where: Mesh, topology: Topology, *, shard_optimizer_state: bool
 ) -> Compiled:
     """Compiles a program for a mesh of devices that are not there.
 
@@ -116,14 +116,18 @@ def compile_program(
       arguments: see `placed`.
       where: the mesh.
       topology: what the mesh is of.
-      shard_slots: whether the optimiser's moments are cut over "data" too.
+      shard_optimizer_state: whether the optimiser's moments are cut over "data" too.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler failed, but not for want of memory.
     """
     start = time.monotonic()
     donated = (0,) if program.donated else ()
-    function = parallel.in_place(program.function, where, shard_slots=shard_slots) if donated else program.function
+    function = (
+        parallel.in_place(program.function, where, shard_optimizer_state=shard_optimizer_state)
+        if donated
+        else program.function
+    )
     try:
         with jax.set_mesh(where):
             # What this part of an iteration does not use is in memory all the same.

@@ -91,9 +91,9 @@ def of_program(
     )
     if row.obstacle:
         return row
-    where, slots = compiling.mesh(topology, shape), config.parallel.shard_slots
-    arguments = compiling.placed(program, where, shard_slots=slots)
-    compiled = compiling.compile_program(program, arguments, where, topology, shard_slots=slots)
+    where, slots = compiling.mesh(topology, shape), config.parallel.shard_optimizer_state
+    arguments = compiling.placed(program, where, shard_optimizer_state=slots)
+    compiled = compiling.compile_program(program, arguments, where, topology, shard_optimizer_state=slots)
     return dataclasses.replace(row, residents=compiling.residents(arguments), compiled=compiled)
 
 

@@ -162,7 +162,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             update,
         ),
         "iteration": (
-            iteration.whole,
+            iteration.step,
             (prompts, text),
             {
                 **rollout,

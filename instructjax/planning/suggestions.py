@@ -121,5 +121,7 @@ def _cannot_fit(name: str, config: ml_collections.ConfigDict, topology: Topology
     program = programs.build(name, plan.changed(config, plan.mesh_keys(shape)))
     if plan.uneven_rows(program, shape):
         return True
-    arguments = compiling.placed(program, compiling.mesh(topology, shape), shard_slots=config.parallel.shard_slots)
+    arguments = compiling.placed(
+        program, compiling.mesh(topology, shape), shard_optimizer_state=config.parallel.shard_optimizer_state
+    )
     return compiling.residents(arguments).total + program.cache / topology.size > topology.chip.memory

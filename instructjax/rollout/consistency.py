@@ -37,7 +37,7 @@ def last_columns(episodes: Episodes, eos_id: int) -> Array:
     return episodes.tokens.shape[1] - size + last
 
 
-def misplaced(episodes: Episodes, eos_id: int) -> Array:
+def mask_mismatches(episodes: Episodes, eos_id: int) -> Array:
     """How many cells of masks, segments and positions disagree with the tokens, or with each other.
 
     A response goes from the first column after the prompt to its first EOS; before it
@@ -60,7 +60,7 @@ def misplaced(episodes: Episodes, eos_id: int) -> Array:
     return sum(cells.sum() for cells in wrong).astype(jnp.float32)
 
 
-def misread_score(scores: Array, outputs: Array, episodes: Episodes, eos_id: int) -> Array:
+def score_read_error(scores: Array, outputs: Array, episodes: Episodes, eos_id: int) -> Array:
     """The largest difference between the scores and the reward model's output at the last token that was produced.
 
     Args:
@@ -73,7 +73,7 @@ def misread_score(scores: Array, outputs: Array, episodes: Episodes, eos_id: int
     return jnp.abs(scores - outputs[jnp.arange(last.shape[0]), last]).max()
 
 
-def displaced_score(rewards: Array, scores: Array, penalties: Array, episodes: Episodes, eos_id: int) -> Array:
+def reward_placement_error(rewards: Array, scores: Array, penalties: Array, episodes: Episodes, eos_id: int) -> Array:
     """The largest difference, in units of reward, between the rewards and what they should be.
 
     They should be the KL penalty on each token of the response, and the score on its last one.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.data.examples import Layout
+from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError
 
 Array = jax.Array

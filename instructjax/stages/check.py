@@ -19,7 +19,8 @@ from instructjax.models import sizes
 from instructjax.models.config import DTYPES, TransformerConfig
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
-from instructjax.training import loop, parallel
+from instructjax.runs import loop
+from instructjax.training import parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
@@ -141,7 +142,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        _keys("data: drop_long", "model: tied remat shard_length cache_by_layer", "parallel: shard_slots"),
+        _keys("data: drop_long", "model: tied remat shard_length cache_by_layer", "parallel: shard_optimizer_state"),
     ),
     (
         "one of stop, warn",
@@ -156,7 +157,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "e2e: directory",
             "data: separator",
             "tokenizer: path",
-            "model: dtype factors param_dtype",
+            "model: dtype matmul_dtype param_dtype",
             "parallel: mode",
             "pretrain: import_from",
             "sft: init_from",

@@ -11,13 +11,13 @@ import numpy as np
 from etils import epath
 
 from instructjax import records
-from instructjax.data.examples import Layout
+from instructjax.data.layouts import Layout
 from instructjax.records import Prompt, Ranking
-from instructjax.rollout import answers
+from instructjax.rollout import samplers
+from instructjax.runs import processes
 from instructjax.sandbox import labelers
 from instructjax.stages import prepare, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import processes
 
 HELDOUT = "heldout_rankings.jsonl"
 
@@ -87,7 +87,7 @@ def sample_answers(
     section = config.comparisons
     rng = np.random.default_rng(seed)
     counts = rng.integers(section.min_answers, section.max_answers, size=len(prompts), endpoint=True)
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         policy.model, layout, temperature=section.temperature, batch_size=config.evaluate.batch_size
     )
     repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]

@@ -13,21 +13,24 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from instructjax import records
-from instructjax.data import e2e, ranked
-from instructjax.data.examples import Layout
-from instructjax.evaluation import agreement, facts, figures, report, simulated
+from instructjax import files, records
+from instructjax.data.layouts import Layout
+from instructjax.data.rankings import tokenize_rankings
+from instructjax.evaluation import agreement, facts, reward_models, simulated
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt, Ranking
-from instructjax.rollout import answers
-from instructjax.stages import comparisons, few_shot, language_model, prepare, scoring, sft, workspace
+from instructjax.reporting import figures, report
+from instructjax.rollout import samplers
+from instructjax.runs import metrics_file, processes
+from instructjax.sources import e2e
+from instructjax.stages import comparisons, few_shot, language_model, prepare, sft, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import loop, metrics, parallel, processes
+from instructjax.training import parallel
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
+class ModelAnswers:
     """A model's answers to the test prompts.
 
     Attributes:
@@ -87,7 +90,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path, name: str) -> d
     }
     if prefix is not None:
         texts = few_shot.answer(config, layout, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
-        answered["gpt_prompted"] = Answered(
+        answered["gpt_prompted"] = ModelAnswers(
             texts,
             few_shot.score_texts(config, layout, reward, prompts, [[text] for text in texts])[:, 0],
             np.array([len(layout.tokenizer.encode(text)) + 1 for text in texts], np.float64),
@@ -139,11 +142,11 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.Path, name: str) -> d
 
 
 def _report(workdir: epath.Path, results: dict[str, Any]) -> None:
-    loop.write_json(workdir / "results.json", results)
+    files.write_json(workdir / "results.json", results)
     made = [
         stage for stage in workspace.STAGES if workspace.is_finished(workdir, stage)
     ]  # a reward model may be another run's
-    curves = {stage: metrics.read(workdir / stage / "metrics.jsonl") for stage in made}
+    curves = {stage: metrics_file.read(workdir / stage / "metrics.jsonl") for stage in made}
     path = report.write_report(workdir, results, curves)
     print(report.terminal_table(results))
     print(f"\n{path}")
@@ -157,12 +160,12 @@ def answer_all(
     reference: Trained,
     prompts: Sequence[str],
     seed: int,
-) -> Answered:
+) -> ModelAnswers:
     """Samples an answer to each prompt, with its reward and its log-ratio to the reference."""
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         policy.model, layout, temperature=config.evaluate.temperature, batch_size=config.evaluate.batch_size
     )
-    scorer, divergence = answers.make_scorer(reward.model), answers.make_divergence(policy.model)
+    scorer, divergence = samplers.make_scorer(reward.model), samplers.make_divergence(policy.model)
     texts: list[str] = []
     columns: list[list[np.ndarray]] = []
     for episodes, batch in sampler(policy.params, prompts, jax.random.fold_in(jax.random.key(config.seed), seed)):
@@ -177,14 +180,14 @@ def answer_all(
                 )
             ]
         )
-    return Answered(texts, *(np.concatenate(column) for column in zip(*columns, strict=True)))
+    return ModelAnswers(texts, *(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def answer(
     config: ml_collections.ConfigDict, layout: Layout, policy: Trained, prompts: Sequence[str], key: jax.Array
 ) -> Iterator[tuple[str, str]]:
     """Yields (prompt, a sampled answer) for each prompt."""
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         policy.model,
         layout,
         temperature=config.evaluate.temperature,
@@ -198,7 +201,7 @@ def ranking_rewards(
     config: ml_collections.ConfigDict, layout: Layout, reward: Trained, rankings: Sequence[Ranking]
 ) -> list[np.ndarray]:
     """The rewards [K] of the answers of each ranking."""
-    return scoring.rewards(reward, ranked.tokens(rankings, layout), config.reward.batch_size)
+    return reward_models.rewards(reward, tokenize_rankings(rankings, layout), config.reward.batch_size)
 
 
 def _judge_sandbox(config, workdir, layout, reward, prompts, answered, baseline, results) -> None:
@@ -250,7 +253,7 @@ def _judge_e2e(config, workdir, layout, reward, prompts, answered, results) -> N
     }
 
 
-def _write_answers(path: epath.Path, prompts: Sequence[str], answered: dict[str, Answered]) -> None:
+def _write_answers(path: epath.Path, prompts: Sequence[str], answered: dict[str, ModelAnswers]) -> None:
     """One line a prompt, with every model's answer, to be read by people."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from etils import epath
 
-from instructjax.data import vocabulary
 from instructjax.models import huggingface, pretrained
 from instructjax.stages import workspace
+from instructjax.text import tokenizer_files
 
 
 def run(stage: str, workdir: epath.PathLike, output: epath.PathLike) -> str:
@@ -34,6 +34,6 @@ def run(stage: str, workdir: epath.PathLike, output: epath.PathLike) -> str:
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model
     )
     tensors = huggingface.tensors_of(trained.params, shape)
-    files = vocabulary.pretrained_files(tokenizer, shape.max_length)
+    files = tokenizer_files.pretrained_files(tokenizer, shape.max_length)
     pretrained.write(output, described, tensors, files)
     return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}"

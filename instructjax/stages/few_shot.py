@@ -10,10 +10,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from instructjax.data.examples import Layout, RankedTokens
+from instructjax.data.layouts import Layout, TokenizedRanking
+from instructjax.evaluation import reward_models
 from instructjax.records import Demonstration, Prompt
-from instructjax.rollout import answers
-from instructjax.stages import prepare, scoring
+from instructjax.rollout import samplers
+from instructjax.stages import prepare
 from instructjax.stages.workspace import Trained
 
 STOP = "\n"  # ends each example of a prefix, and so the answer
@@ -71,7 +72,7 @@ def answer(
 ) -> list[str]:
     """Samples an answer to each prompt behind the prefix, cut at the line break that ends an example."""
     wide = dataclasses.replace(layout, max_prompt=policy.model.config.max_length - layout.max_response)
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         policy.model, wide, temperature=config.evaluate.temperature, batch_size=config.evaluate.batch_size
     )
     batches = sampler(policy.params, [prefix + prompt for prompt in prompts], key)
@@ -90,7 +91,7 @@ def score_texts(
     A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
     """
     rankings = [
-        RankedTokens(layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts])
+        TokenizedRanking(layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts])
         for prompt, texts in zip(prompts, answered, strict=True)
     ]
-    return np.stack(scoring.rewards(reward, rankings, config.evaluate.batch_size))
+    return np.stack(reward_models.rewards(reward, rankings, config.evaluate.batch_size))

@@ -8,14 +8,15 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from instructjax.data import vocabulary
-from instructjax.data.examples import Layout
-from instructjax.data.vocabulary import Vocabulary
+from instructjax import files
+from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError, TokenizerError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import checkpoint, metrics_file, processes
 from instructjax.stages import check, prepare, workspace
-from instructjax.training import checkpoint, loop, metrics, processes
+from instructjax.text import tokenizer_files
+from instructjax.text.tokenizer import Tokenizer
 
 Model = LanguageModel | ScalarModel
 
@@ -43,7 +44,7 @@ def run(
       TokenizerError: `tokenizer.path` is not the tokenizer of these weights.
     """
     check.recipe(config)
-    tokenizer = vocabulary.load(config.tokenizer.path)
+    tokenizer = tokenizer_files.load(config.tokenizer.path)
     shape = (workspace.reward_config if stage == "reward" else workspace.model_config)(config, tokenizer)
     model, source = kind(shape), config[stage].import_from
     finished = workspace.is_finished(workdir, stage)
@@ -57,16 +58,16 @@ def run(
     print(f"{stage}: imported from {source}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def note() -> None:
-        with metrics.MetricsWriter(directory) as writer:
+        with metrics_file.MetricsWriter(directory) as writer:
             writer.write(0, values)
 
     processes.first(note)
     with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
-    processes.first(lambda: loop.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)}))
+    processes.first(lambda: files.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)}))
 
 
-def read(source: str, model: Model, tokenizer: Vocabulary) -> Any:
+def read(source: str, model: Model, tokenizer: Tokenizer) -> Any:
     """The parameters of the model in a folder, once they are known to fit.
 
     Args:

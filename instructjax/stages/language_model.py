@@ -14,13 +14,14 @@ from etils import epath
 
 from instructjax.batch import LMBatch
 from instructjax.data import pipeline
-from instructjax.data.examples import Layout
-from instructjax.evaluation import curves
+from instructjax.data.layouts import Layout
 from instructjax.models.config import TransformerConfig
-from instructjax.models.partitioning import constrain_rows, whole
+from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import LanguageModel
+from instructjax.reporting import curves
+from instructjax.runs import loop
 from instructjax.stages import workspace
-from instructjax.training import loop, objectives, optimizer, parallel
+from instructjax.training import objectives, optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
 
@@ -61,7 +62,9 @@ def train(
         stage,
         parallel.compile_step(step, config.parallel),
         parallel.build(
-            functools.partial(train_state.create, optimizer=adam), params(), shard_slots=config.parallel.shard_slots
+            functools.partial(train_state.create, optimizer=adam),
+            params(),
+            shard_optimizer_state=config.parallel.shard_optimizer_state,
         ),
         batches,
         workspace.root_key(config, stage),
@@ -98,7 +101,7 @@ def mean_loss(model: LanguageModel) -> Callable[[Any, Sequence[LMBatch]], float]
       model: a LanguageModel without dropout.
     """
     objective = objectives.language_model_loss(model)
-    sums = jax.jit(lambda params, batch: whole(objective(params, constrain_rows(batch), None)[0]))
+    sums = jax.jit(lambda params, batch: replicate(objective(params, constrain_rows(batch), None)[0]))
 
     def loss(params: Any, batches: Sequence[LMBatch]) -> float:
         pairs = [jax.device_get(sums(params, batch)) for batch in batches]

@@ -13,18 +13,19 @@ import numpy as np
 import optax
 from etils import epath
 
+from instructjax.algorithms.ppo import Frozen, Iteration, PPOState, make_iteration
 from instructjax.data import pipeline
-from instructjax.data.examples import Layout
-from instructjax.evaluation import curves
+from instructjax.data.layouts import Layout
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt, Text
-from instructjax.rollout import answers, reward_function
+from instructjax.reporting import curves
+from instructjax.rollout import reward_function, samplers
 from instructjax.rollout.reward_function import RewardFunction
+from instructjax.runs import loop
 from instructjax.sandbox.quality import quality
 from instructjax.stages import language_model, prepare, workspace
-from instructjax.stages.ppo_iteration import Frozen, Iteration, PPOState, make_iteration
-from instructjax.training import loop, optimizer, parallel
+from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
 
@@ -64,7 +65,7 @@ def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike)
         # A copy: steps donate the state, and keep the frozen weights.
         return initial_state(*jax.tree.map(jnp.copy, weights), adams)
 
-    state = parallel.build(begin, initial, reward, shard_slots=config.parallel.shard_slots)
+    state = parallel.build(begin, initial, reward, shard_optimizer_state=config.parallel.shard_optimizer_state)
     frozen = parallel.build(functools.partial(freeze, dtype=section.frozen_dtype or shape.param_dtype), initial, reward)
     del initial, reward  # on a mesh, or in another type, the frozen weights are others
     loop.run(
@@ -180,13 +181,13 @@ def _measure(
 ) -> Callable[[PPOState], dict[str, float]]:
     """Reward, KL, true quality and loss on text of the averaged policy, on validation prompts."""
     model = LanguageModel(shape)
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         model,
         layout,
         temperature=config.evaluate.temperature,
         batch_size=config.evaluate.batch_size,
     )
-    scorer, divergence = answers.make_scorer(reward_model), answers.make_divergence(model)
+    scorer, divergence = samplers.make_scorer(reward_model), samplers.make_divergence(model)
     text_loss = language_model.mean_loss(model)
     records = prepare.load(config, workdir, Prompt, "validation")
     prompts = [record.prompt for record in records[: config.evaluate.batch_size]]

@@ -17,18 +17,21 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from instructjax import records
+from instructjax import files, records
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import builders, demonstrations, e2e, examples, pipeline, ranked, texts, vocabulary
-from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
-from instructjax.data.vocabulary import Vocabulary
+from instructjax.data import demonstrations, layouts, pipeline, prepared
+from instructjax.data.layouts import Layout
+from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
+from instructjax.runs import processes, provenance
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
-from instructjax.stages import check, provenance
-from instructjax.training import loop, processes
+from instructjax.sources import e2e, texts
+from instructjax.stages import check
+from instructjax.text import tokenizer_files
+from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.tokenizer import Tokenizer
 
 REWARD_PROMPTS = "reward_prompts.jsonl"  # of the sandbox, to collect comparisons with
 
@@ -69,7 +72,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
     if mark.exists():
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
-    given = vocabulary.load(config.tokenizer.path) if config.tokenizer.path else None
+    given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
     if not mark.exists():
         _claim(folder)
     if "files" in config:
@@ -91,7 +94,7 @@ def _run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Layout:
     )
     _check_records(config, workdir, layout)
     if not mark.exists():
-        loop.write_json(mark, config.to_dict())
+        files.write_json(mark, config.to_dict())
     return layout
 
 
@@ -117,7 +120,7 @@ def has_rankings(workdir: epath.PathLike) -> bool:
 
 def load(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: type[R], split: str) -> Sequence[R]:
     """The prepared records of a kind and split, without those that `run` found to be too long."""
-    found = builders.load(epath.Path(workdir) / "data", NAMES[kind], kind, split)
+    found = prepared.load(epath.Path(workdir) / "data", NAMES[kind], kind, split)
     if kind is Text or not config.data.drop_long:
         return found
     return pipeline.without(found, _checked(workdir)[NAMES[kind]]["left_out"].get(split, []))
@@ -145,12 +148,12 @@ def validation_rankings(
 ) -> list[RankingBatch]:
     """The validation rankings, in batches."""
     found = load(config, workdir, Ranking, "validation")
-    rows = ranked.rows(ranked.tokens(found, layout), layout.tokenizer.pad_id)
+    rows = ranking_rows(tokenize_rankings(found, layout), layout.tokenizer.pad_id)
     return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), config.reward.batch_size)))
 
 
 def _prepare(config: ml_collections.ConfigDict, workdir: epath.PathLike, kind: type, files: Sequence) -> None:
-    builders.prepare(
+    prepared.prepare(
         kind,
         files,
         epath.Path(workdir) / "data",
@@ -174,15 +177,15 @@ def _claim(folder: epath.Path) -> None:
     mark.touch()
 
 
-def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Vocabulary:
+def _tokenizer(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: bool) -> Tokenizer:
     path = epath.Path(workdir) / "data" / "tokenizer.model"
     if trained:
-        return Tokenizer.load(path)
-    documents = builders.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")
-    demonstrated = builders.load(epath.Path(workdir) / "data", NAMES[Demonstration], Demonstration, "train")
+        return SentencePieceTokenizer.load(path)
+    documents = prepared.load(epath.Path(workdir) / "data", NAMES[Text], Text, "train")
+    demonstrated = prepared.load(epath.Path(workdir) / "data", NAMES[Demonstration], Demonstration, "train")
     sample = [record.text for record in documents[: config.tokenizer.max_documents]]
     sample += [text for record in demonstrated for text in (record.prompt, record.response)]
-    tokenizer = Tokenizer.train(sample, config.tokenizer.vocab_size)
+    tokenizer = SentencePieceTokenizer.train(sample, config.tokenizer.vocab_size)
     tokenizer.save(path)
     return tokenizer
 
@@ -192,7 +195,7 @@ def _check_splits(config: ml_collections.ConfigDict, folder: epath.Path) -> None
     for kind, needed in (HUMAN_SPLITS if "e2e" in config else SPLITS).items():
         name = NAMES[kind]
         if (folder / name).exists():
-            found = builders.splits(folder, name)
+            found = prepared.splits(folder, name)
             for split in needed:
                 if split not in found:
                     sizes = ", ".join(f"{other} ({size})" for other, size in found.items())
@@ -212,7 +215,7 @@ def _check_records(config: ml_collections.ConfigDict, workdir: epath.PathLike, l
         if kind is Text or not (folder / name).exists():
             continue
         what = {
-            "records": builders.fingerprint(folder, name),
+            "records": prepared.fingerprint(folder, name),
             "tokenizer": layout.tokenizer.fingerprint,
             "separator": layout.separator,
             "lengths": [layout.max_prompt, layout.max_response],
@@ -222,22 +225,22 @@ def _check_records(config: ml_collections.ConfigDict, workdir: epath.PathLike, l
         if known.get(name, {}).get("what") == what:
             continue
         left_out: dict[str, list[int]] = {}
-        for split in builders.splits(folder, name):
-            found = builders.load(folder, name, kind, split)
+        for split in prepared.splits(folder, name):
+            found = prepared.load(folder, name, kind, split)
             if kind is Ranking:
                 for record in found:
-                    examples.check_answers(record, config.comparisons.max_answers)
+                    layouts.check_answers(record, config.comparisons.max_answers)
             if not config.data.drop_long:
                 pipeline.check_lengths(found, layout)
             elif long := pipeline.too_long(found, layout):
                 left_out[split] = long
                 print(f"{name}, {split}: {len(long)} of {len(found)} records are too long and left out")
-        loop.write_json(folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
+        files.write_json(folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
 
 
 def _checked(workdir: epath.PathLike) -> dict[str, Any]:
     path = epath.Path(workdir) / "data" / "checked.json"
-    return loop.read_json(path) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _write_sandbox(config: ml_collections.ConfigDict, folder: epath.Path) -> None:

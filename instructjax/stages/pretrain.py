@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 from instructjax.data import pipeline
-from instructjax.data.examples import Layout
+from instructjax.data.layouts import Layout
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Text
 from instructjax.stages import imported, language_model, prepare, workspace

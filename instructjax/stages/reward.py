@@ -15,16 +15,19 @@ import optax
 from etils import epath
 
 from instructjax.batch import RankingBatch
-from instructjax.data import pipeline, ranked
-from instructjax.data.examples import Layout, RankedTokens
-from instructjax.evaluation import curves
+from instructjax.data import pipeline
+from instructjax.data.layouts import Layout, TokenizedRanking
+from instructjax.data.rankings import ranking_batches, tokenize_rankings
+from instructjax.evaluation import reward_models
 from instructjax.models.config import TransformerConfig
-from instructjax.models.partitioning import constrain_rows, whole
+from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
-from instructjax.stages import imported, prepare, scoring, workspace
+from instructjax.reporting import curves
+from instructjax.runs import loop
+from instructjax.stages import imported, prepare, workspace
 from instructjax.stages.workspace import Trained
-from instructjax.training import loop, objectives, optimizer, parallel
+from instructjax.training import objectives, optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import TrainState
 from instructjax.training.step import train_step
@@ -52,7 +55,7 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     shape = workspace.reward_config(config, layout.tokenizer)
     section = config.reward
     records = prepare.load(config, workdir, Ranking, "train")
-    rankings = ranked.tokens(records, layout)
+    rankings = tokenize_rankings(records, layout)
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     directory = workspace.begin(config, workdir, "reward")
     start = workspace.checkpoints_of(section.init_from, workdir, "sft")
@@ -77,9 +80,11 @@ def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         "reward",
         parallel.compile_step(step, config.parallel),
         parallel.build(
-            functools.partial(train_state.create, optimizer=adam), params, shard_slots=config.parallel.shard_slots
+            functools.partial(train_state.create, optimizer=adam),
+            params,
+            shard_optimizer_state=config.parallel.shard_optimizer_state,
         ),
-        lambda: ranked.batches(
+        lambda: ranking_batches(
             rankings,
             layout.tokenizer.pad_id,
             batch_size=section.batch_size,
@@ -125,7 +130,7 @@ def make_step(
 def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Any], dict[str, float]]:
     """`evaluation(params)`: loss and accuracy on held-out rankings."""
     loss = objectives.ranking_loss(model)
-    measure = jax.jit(lambda params, batch: whole(loss(params, constrain_rows(batch), None)))
+    measure = jax.jit(lambda params, batch: replicate(loss(params, constrain_rows(batch), None)))
 
     def evaluation(params: Any) -> dict[str, float]:
         window = [jax.device_get(measure(params, batch)) for batch in batches]
@@ -138,11 +143,11 @@ def _evaluation(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable
 def mean_score(reward: Trained, demonstrations: Sequence[Demonstration], layout: Layout, batch_size: int) -> jax.Array:
     """The mean reward of demonstrations, a scalar; `batch_size` rows of them are computed at a time."""
 
-    def alone(index: int) -> RankedTokens:
+    def alone(index: int) -> TokenizedRanking:
         record = demonstrations[index]
-        return RankedTokens(
+        return TokenizedRanking(
             layout.prompt(record.prompt, record.where), [layout.response(record.response, record.where)]
         )
 
-    scores = scoring.rewards(reward, pipeline.indices(demonstrations).map(alone), batch_size)
+    scores = reward_models.rewards(reward, pipeline.indices(demonstrations).map(alone), batch_size)
     return jnp.asarray(np.mean(scores), jnp.float32)

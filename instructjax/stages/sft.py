@@ -10,14 +10,17 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from instructjax import files
 from instructjax.data import demonstrations, pipeline
-from instructjax.data.examples import RankedTokens
+from instructjax.data.layouts import TokenizedRanking
 from instructjax.errors import CheckpointError
+from instructjax.evaluation import reward_models
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt
-from instructjax.rollout import answers
-from instructjax.stages import language_model, prepare, scoring, workspace
-from instructjax.training import checkpoint, loop, optimizer, parallel, processes
+from instructjax.rollout import samplers
+from instructjax.runs import checkpoint, processes
+from instructjax.stages import language_model, prepare, workspace
+from instructjax.training import optimizer, parallel
 
 
 @workspace.timed("sft")
@@ -81,17 +84,17 @@ def select(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> int:
     prepare.run(config, workdir)
     start = workspace.checkpoints_of(config.ppo.reward_from, workdir, "reward")
     workspace.checkpoints_of("", workdir, "sft")
-    summary = loop.read_json(workspace.stage_directory(workdir, "sft") / "summary.json")
+    summary = files.read_json(workspace.stage_directory(workdir, "sft") / "summary.json")
     judge, steps = checkpoint.fingerprint(start), candidates(config, summary["steps"])
     path = _selected(workdir)
     if path.exists():
-        found = loop.read_json(path)
+        found = files.read_json(path)
         if (found.get("reward_model"), list(found["reward"])) == (judge, [str(step) for step in steps]):
             return found["step"]
     scores = _mean_rewards(config, workdir, start, steps)
     chosen = max(scores, key=scores.get)
     chosen_and_why = {"step": chosen, "reward": scores, "reward_model": judge}
-    processes.first(lambda: loop.write_json(path, chosen_and_why))
+    processes.first(lambda: files.write_json(path, chosen_and_why))
     return chosen
 
 
@@ -103,7 +106,7 @@ def _mean_rewards(
     layout = prepare.run(config, workdir)
     shape = workspace.model_config(config, layout.tokenizer)
     reward = workspace.load_reward_model(start, workspace.reward_config(config, layout.tokenizer), layout.tokenizer)
-    sampler = answers.make_sampler(
+    sampler = samplers.make_sampler(
         LanguageModel(shape),
         layout,
         temperature=config.evaluate.temperature,
@@ -116,11 +119,14 @@ def _mean_rewards(
     for step in steps:
         params = workspace.load_language_model(directory, shape, layout.tokenizer, step=step).params
         sampled = sampler(params, prompts, jax.random.key(config.seed))
-        answered.append([tokens for episodes, texts in sampled for tokens in answers.responses(episodes)[: len(texts)]])
+        answered.append(
+            [tokens for episodes, texts in sampled for tokens in samplers.responses(episodes)[: len(texts)]]
+        )
     rankings = [
-        RankedTokens(layout.prompt(prompt), responses) for prompt, *responses in zip(prompts, *answered, strict=True)
+        TokenizedRanking(layout.prompt(prompt), responses)
+        for prompt, *responses in zip(prompts, *answered, strict=True)
     ]
-    scores = np.mean(scoring.rewards(reward, rankings, config.evaluate.batch_size), axis=0)
+    scores = np.mean(reward_models.rewards(reward, rankings, config.evaluate.batch_size), axis=0)
     return dict(zip(steps, scores.tolist(), strict=True))
 
 
@@ -133,7 +139,7 @@ def selection(workdir: epath.PathLike) -> dict[str, Any]:
     path = _selected(workdir)
     if not path.exists():
         raise CheckpointError(f"{path}: expected the choice among the checkpoints of sft, found none")
-    return loop.read_json(path)
+    return files.read_json(path)
 
 
 def _selected(workdir: epath.PathLike) -> epath.Path:

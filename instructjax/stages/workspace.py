@@ -23,15 +23,17 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from instructjax.data import vocabulary
-from instructjax.data.examples import Layout
-from instructjax.data.vocabulary import Vocabulary
+from instructjax import files
+from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError, InputError
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.stages import check, provenance
-from instructjax.training import checkpoint, guards, invariants, loop, parallel, processes
+from instructjax.runs import checkpoint, guards, invariants, processes, provenance
+from instructjax.stages import check
+from instructjax.text import tokenizer_files
+from instructjax.text.tokenizer import Tokenizer
+from instructjax.training import parallel
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ class Trained:
 
     model: Any
     params: Any
-    tokenizer: Vocabulary
+    tokenizer: Tokenizer
 
 
 def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
@@ -82,7 +84,7 @@ def checkpoints_of(configured: str, workdir: epath.PathLike, stage: str) -> epat
     return directory / "checkpoints"
 
 
-def model_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> TransformerConfig:
+def model_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
     """The shape of a recipe's networks, with the tokenizer's vocabulary and without dropout.
 
     Raises:
@@ -91,7 +93,7 @@ def model_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> Tr
     return TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
 
 
-def reward_config(config: ml_collections.ConfigDict, tokenizer: Vocabulary) -> TransformerConfig:
+def reward_config(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
     """The shape of a recipe's reward model and value network: the policy's, or `reward.size` with its arithmetic.
 
     Raises:
@@ -112,7 +114,7 @@ def random_params(model: Any, key: jax.Array) -> Any:
 
 
 def load_language_model(
-    directory: epath.PathLike, shape: TransformerConfig, tokenizer: Vocabulary, *, item: str = "params", step=None
+    directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer, *, item: str = "params", step=None
 ) -> Trained:
     """Reads a language model that must have the given shape and tokenizer.
 
@@ -130,12 +132,12 @@ def load_language_model(
     return _load(LanguageModel(shape), directory, tokenizer, item, step)
 
 
-def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:
+def load_reward_model(directory: epath.PathLike, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
     """Reads a reward model, its offset included; see `load_language_model`."""
     return _load(ScalarModel(shape), directory, tokenizer, "params", None)
 
 
-def _load(model: Any, directory: epath.PathLike, tokenizer: Vocabulary, item: str, step: int | None) -> Trained:
+def _load(model: Any, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
     found = checkpoint.read_meta(directory, step=step)["model"]
     for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
@@ -145,7 +147,7 @@ def _load(model: Any, directory: epath.PathLike, tokenizer: Vocabulary, item: st
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
 
-def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokenizer: Vocabulary) -> dict[str, Any]:
+def describe(config: ml_collections.ConfigDict, shape: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What is saved with a stage's checkpoints; see `checkpoint.describe`."""
     return checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), tokenizer)
 
@@ -170,8 +172,8 @@ def begin(config: ml_collections.ConfigDict, workdir: epath.PathLike, stage: str
             provenance.check(began, workdir, stage)
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            loop.write_json(recipe, config.to_dict())
-            loop.write_json(began, provenance.describe(workdir, stage))
+            files.write_json(recipe, config.to_dict())
+            files.write_json(began, provenance.describe(workdir, stage))
 
     processes.first(note)
     return directory
@@ -185,7 +187,7 @@ def root_key(config: ml_collections.ConfigDict, stage: str) -> jax.Array:
 def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]], None]:
     """`judge(place, values)` for `loop.run`: stops, or warns, where an invariant or a guard does not hold."""
     precision, ranges = (
-        invariants.precision(config.model.factors or config.model.dtype),
+        invariants.precision(config.model.matmul_dtype or config.model.dtype),
         guards.of_recipe(config.guards),
     )
 
@@ -196,7 +198,7 @@ def judge(config: ml_collections.ConfigDict) -> Callable[[str, dict[str, float]]
     return enforce
 
 
-def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Vocabulary) -> Trained:
+def load_policy(workdir: epath.PathLike, stage: str, shape: TransformerConfig, tokenizer: Tokenizer) -> Trained:
     """The policy that a stage of this run left: SFT's chosen checkpoint, PPO's moving average."""
     directory = checkpoints_of("", workdir, stage)
     return load_language_model(directory, shape, tokenizer, **_place_of_policy(workdir, stage))
@@ -219,7 +221,7 @@ def open_reward_model(workdir: epath.PathLike) -> tuple[Trained, Layout]:
 def _described(directory: epath.Path, step: int | None) -> tuple[TransformerConfig, Layout]:
     meta = checkpoint.read_meta(directory, step=step)
     data = meta["config"]["data"]
-    tokenizer = vocabulary.from_bytes(checkpoint.tokenizer_bytes(meta))
+    tokenizer = tokenizer_files.from_bytes(checkpoint.tokenizer_bytes(meta))
     layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
     return TransformerConfig(**meta["model"]), layout
 
@@ -228,7 +230,7 @@ def _place_of_policy(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
     if stage in ("ppo", "ppo_ptx"):
         return {"item": "policy/ema", "step": None}
     selected = stage_directory(workdir, stage) / "selected.json"
-    return {"item": "params", "step": loop.read_json(selected)["step"] if selected.exists() else None}
+    return {"item": "params", "step": files.read_json(selected)["step"] if selected.exists() else None}
 
 
 def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -260,7 +262,7 @@ def timed(stage: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
 def _spent(workdir: epath.PathLike) -> dict[str, dict[str, float]]:
     """WORKDIR/cost.json, {} where there is none yet."""
     path = epath.Path(workdir) / "cost.json"
-    return loop.read_json(path) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
@@ -271,7 +273,7 @@ def _add_cost(workdir: epath.PathLike, stage: str, seconds: float) -> None:
         "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    loop.write_json(path, spent)
+    files.write_json(path, spent)
 
 
 def cost(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], float]:

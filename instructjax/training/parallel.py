@@ -170,9 +170,9 @@ def uneven_sides(shape: TransformerConfig, mesh: tuple[int, int, int]) -> list[t
     return [side for side in sides if side[1] % side[3]]
 
 
-def shardings(tree: Any, mesh: Mesh, *, shard_slots: bool = False) -> Any:
+def shardings(tree: Any, mesh: Mesh, *, shard_optimizer_state: bool = False) -> Any:
     """Where each weight, moment and counter of a tree belongs; see `partitioning.tree_specs`."""
-    specs = partitioning.tree_specs(tree, mesh, shard_slots=shard_slots)
+    specs = partitioning.tree_specs(tree, mesh, shard_optimizer_state=shard_optimizer_state)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
@@ -187,18 +187,18 @@ def abstract(tree: Any) -> Any:
     )
 
 
-def build(function: Callable[..., Any], *arguments: Any, shard_slots: bool = False) -> Any:
+def build(function: Callable[..., Any], *arguments: Any, shard_optimizer_state: bool = False) -> Any:
     """Calls a function that makes weights, or a training state, so that no device ever holds all of it.
 
     Args:
       function: pure; what it returns is cut over the mesh of the context, if there is one.
       *arguments: pytrees of arrays.
-      shard_slots: see `compile_step`.
+      shard_optimizer_state: see `compile_step`.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.jit(function)(*arguments)
-    where = shardings(jax.eval_shape(function, *arguments), mesh, shard_slots=shard_slots)
+    where = shardings(jax.eval_shape(function, *arguments), mesh, shard_optimizer_state=shard_optimizer_state)
     return jax.jit(function, out_shardings=where)(*arguments)
 
 
@@ -224,7 +224,7 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     if mesh.empty:
         return jax.jit(step, donate_argnums=0)
     rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
-    compiled = jax.jit(in_place(step, mesh, shard_slots=config.shard_slots), donate_argnums=0)
+    compiled = jax.jit(in_place(step, mesh, shard_optimizer_state=config.shard_optimizer_state), donate_argnums=0)
 
     def call(state: Any, batch: Any, *given: Any) -> Any:
         batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
@@ -233,12 +233,12 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     return call
 
 
-def in_place(step: Callable, mesh: Mesh, *, shard_slots: bool = False) -> Callable:
+def in_place(step: Callable, mesh: Mesh, *, shard_optimizer_state: bool = False) -> Callable:
     """A step whose new state lies where `build` has placed the old one, and whose metrics are everywhere."""
 
     def kept(state: Any, *given: Any) -> Any:
         state, metrics = step(state, *given)
-        where = shardings(state, mesh, shard_slots=shard_slots)
+        where = shardings(state, mesh, shard_optimizer_state=shard_optimizer_state)
         metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
         return jax.lax.with_sharding_constraint(state, where), metrics
 

@@ -69,7 +69,7 @@ def summed_gradient(
     if microbatches == 1:
         gradient, (weight, metrics) = differentiate(params, batch, key)
     else:
-        parts = dealt(batch, microbatches)
+        parts = split_interleaved(batch, microbatches)
 
         def add(total, index_and_part):
             index, part = index_and_part
@@ -163,14 +163,14 @@ def own_rows(rows: Array, axis_name: str | None) -> Array:
     return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis_name) * size, size)
 
 
-def dealt(rows: Any, hands: int) -> Any:
-    """Rows [B, ...] dealt out like cards, row i to hand i mod n: [n, B / n, ...]. Each device has a share of each."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, hands, *x.shape[1:]), 0, 1), rows)
+def split_interleaved(rows: Any, parts: int) -> Any:
+    """Splits rows [B, ...] into n parts [n, B / n, ...]: row i goes to part i mod n."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
 
 
-def collected(hands: Any) -> Any:
-    """The inverse of `dealt`."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), hands)
+def merge_interleaved(parts: Any) -> Any:
+    """Undoes `split_interleaved`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def _nothing(tree: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 
 from instructjax.models import huggingface, sizes
 from instructjax.models.config import TransformerConfig
-from instructjax.training import loop
+from instructjax.runs import loop
 
 RECIPES = [
     ("instructgpt", "1p3b"),

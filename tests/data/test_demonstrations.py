@@ -8,16 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax.data import demonstrations, examples, pipeline
-from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data import demonstrations, layouts, pipeline
+from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Text
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests.local_data import ABSENT, DATA
 
 DOLLY = DATA / "dolly_15k" / "dolly_15k.jsonl.gz"
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
-TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
+TOKENIZER = SentencePieceTokenizer.train([" ".join(WORDS)] * 9, 300)
 LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
 
 
@@ -99,8 +99,8 @@ def test_a_process_makes_its_own_rows_only(kind, monkeypatch):
         made.extend(records)
         return make(records, *arguments)
 
-    make = examples.demonstrations
-    monkeypatch.setattr(examples, "demonstrations", counting)
+    make = layouts.demonstrations
+    monkeypatch.setattr(layouts, "demonstrations", counting)
     parts = []
     for i in range(4):
         made.clear()
@@ -200,7 +200,7 @@ def test_lengths_as_people_write_them_waste_less_than_15_percent(kind):
     with gzip.open(DOLLY, "rt", encoding="utf-8") as lines:
         found = [json.loads(line) for line in itertools.islice(lines, 3000)]
     pairs = [("\n".join(filter(None, (one["instruction"], one["context"]))), one["response"]) for one in found]
-    layout = Layout(Tokenizer.train(["\n".join(pair) for pair in pairs[:500]], 2000), "\n\n", 512, 512)
+    layout = Layout(SentencePieceTokenizer.train(["\n".join(pair) for pair in pairs[:500]], 2000), "\n\n", 512, 512)
     records = [
         Demonstration(prompt=prompt, response=response)
         for prompt, response in pairs

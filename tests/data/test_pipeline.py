@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax import records
-from instructjax.data import builders, demonstrations, pipeline
-from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Text
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
-TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 9, 300)
+TOKENIZER = SentencePieceTokenizer.train([" ".join(WORDS)] * 9, 300)
 LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
 LENGTH = 24
 
@@ -135,7 +135,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
 
 
 def test_two_processes_share_the_documents_of_an_epoch():
-    # 36 of 37 documents can be dealt evenly, so the first epoch of both together misses or repeats one at most.
+    # 36 of 37 documents can be split evenly, so the first epoch of both misses or repeats one at most.
     parts = [take(stream("text", share=(i, 2)), 12) for i in range(2)]
     first = [documents(batches)[:18] for batches in parts]
     seen = collections.Counter(map(tuple, first[0] + first[1]))
@@ -206,9 +206,9 @@ def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
 
 def test_streams_read_prepared_sets(tmp_path):
     records.write(tmp_path / "a.jsonl", TEXTS)
-    builders.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
-    prepared = builders.load(tmp_path, "texts", Text, "train")
-    batches = pipeline.text_batches(prepared, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
+    prepared.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
+    found = prepared.load(tmp_path, "texts", Text, "train")
+    batches = pipeline.text_batches(found, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
     assert same(take(batches, 20), take(stream("text"), 20))
 
 

@@ -14,10 +14,10 @@ import pytest
 from configs import dpo as recipes
 from configs import sandbox
 from instructjax import losses
-from instructjax.data.examples import RankedTokens
+from instructjax.data.layouts import TokenizedRanking
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import checkpoint, metrics_file
 from instructjax.stages import evaluate, prepare, workspace
-from instructjax.training import checkpoint, metrics
 from tests import naive_rankings, tiny_models
 from tests.tiny_recipes import recipe, save_stage
 
@@ -32,7 +32,7 @@ def rankings():
     """Prompts and answers of several lengths; the second has an answer fewer."""
     rng = np.random.default_rng(1)
     return [
-        RankedTokens(rng.integers(1, 16, prompt), [rng.integers(1, 16, length) for length in lengths], scores)
+        TokenizedRanking(rng.integers(1, 16, prompt), [rng.integers(1, 16, length) for length in lengths], scores)
         for prompt, lengths, scores in zip(PROMPTS, ANSWERS, SCORES, strict=True)
     ]
 
@@ -142,7 +142,7 @@ def run(tmp_path_factory):
 
 def test_it_learns_the_rankings(run):
     _, workdir = run
-    first, *_, last = metrics.read(workdir / "dpo" / "metrics.jsonl")
+    first, *_, last = metrics_file.read(workdir / "dpo" / "metrics.jsonl")
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-5) and first["accuracy"] == 0.5
     assert last["loss"] < first["loss"] and last["accuracy"] > 0.6
 

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from configs import gpt2
-from instructjax.data import vocabulary
 from instructjax.models import huggingface, pretrained
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
+from instructjax.text import tokenizer_files
 from tests import tiny_models
 from tests.local_data import ABSENT, DATA, E2E
 
@@ -35,7 +35,7 @@ def random_gpt2(folder, texts, size=1500):
     """A GPT-2 of the tiny recipe's shape: random weights, and a vocabulary learned from the texts."""
     pairs = tokenizers.ByteLevelBPETokenizer()
     pairs.train_from_iterator(texts, vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False)
-    found = vocabulary.from_bytes(pairs.to_str().encode())
+    found = tokenizer_files.from_bytes(pairs.to_str().encode())
     shape = dict(gpt2.get_config("tiny").model)
     config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # filled up, as released models are
     described = huggingface.describe(config, eos_id=found.eos_id, pad_id=found.pad_id)
@@ -70,7 +70,7 @@ def test_a_whole_run_from_imported_weights(tmp_path):
         described, tensors = pretrained.read_config(out), pretrained.read_tensors(out)
         assert described["architectures"] == [architecture]
         assert described["vocab_size"] == found.vocab_size == tensors["transformer.wte.weight"].shape[0]
-        assert vocabulary.load(out).fingerprint == found.fingerprint
+        assert tokenizer_files.load(out).fingerprint == found.fingerprint
 
 
 @pytest.mark.skipif(not E2E.is_dir() or not (DATA / "storybooks").is_dir(), reason=ABSENT)

@@ -13,8 +13,8 @@ import pytest
 
 from configs import sandbox
 from instructjax.records import Demonstration
+from instructjax.runs import metrics_file
 from instructjax.stages import few_shot, prepare, workspace
-from instructjax.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = "configs/sandbox.py:smoke"
@@ -50,7 +50,7 @@ def results(run):
 
 def curve(workdir, stage):
     """The stage's metrics, without the clock."""
-    lines = metrics.read(workdir / stage / "metrics.jsonl")
+    lines = metrics_file.read(workdir / stage / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "wall_seconds"} for line in lines]
 
 

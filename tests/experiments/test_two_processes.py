@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from instructjax.runs import metrics_file
 from instructjax.stages.workspace import STAGES
-from instructjax.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {
@@ -77,7 +77,7 @@ def test_two_processes_make_the_recipe_of_one(tmp_path):
     output, error = one.communicate(timeout=600)
     assert one.returncode == 0, error[-2000:]
     for stage in STAGES:
-        found, expected = (metrics.read(tmp_path / name / stage / "metrics.jsonl") for name in ("two", "one"))
+        found, expected = (metrics_file.read(tmp_path / name / stage / "metrics.jsonl") for name in ("two", "one"))
         assert [line["step"] for line in found] == [line["step"] for line in expected]
         names = {"loss", "accuracy", "validation_loss", "reward", "response_tokens", "policy_loss", "ptx_loss"}
         for here, there in zip(found, expected, strict=True):

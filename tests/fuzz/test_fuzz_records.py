@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructjax import records
-from instructjax.data import examples
+from instructjax.data import layouts
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from tests.fuzz import tries
@@ -40,7 +40,7 @@ def test_fields_of_any_value(data, kind):
         records.to_json(record).encode()
         assert records.split_of(record) in records.SPLITS
         if kind is Ranking:
-            examples.check_answers(record, 9)
+            layouts.check_answers(record, 9)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])

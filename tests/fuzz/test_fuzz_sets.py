@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from instructjax.data import e2e, texts
 from instructjax.records import SPLITS
+from instructjax.sources import e2e, texts
 from tests.fuzz import tries
 
 REFERENCE = {"prompt": "p", "mr": "name[The Eagle], area[riverside]", "response": "The Eagle is there."}

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from instructjax.data import vocabulary
-from instructjax.data.byte_pairs import END_OF_TEXT
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.text import tokenizer_files
+from instructjax.text.byte_pairs import END_OF_TEXT
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests.fuzz import tries
 from tests.tiny_recipes import LINES
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 model = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason="needs protobuf")
 
-PIECES = Tokenizer.train(LINES, 290).to_bytes()
+PIECES = SentencePieceTokenizer.train(LINES, 290).to_bytes()
 PAIRS = tokenizers.ByteLevelBPETokenizer()
 PAIRS.train_from_iterator(LINES, vocab_size=270, special_tokens=[END_OF_TEXT], show_progress=False)
 DESCRIBED = json.loads(PAIRS.to_str())
@@ -25,7 +25,7 @@ TEXTS = ("", "the fox", " a\n\n b", "ÿ\0\u2581🦊")
 
 def assert_gives_back_text_or_is_refused(place):
     with tries.ours_only():
-        found = vocabulary.load(place)
+        found = tokenizer_files.load(place)
         assert found.vocab_size < 1000
         assert found.pad_id != found.eos_id and {found.pad_id, found.eos_id} <= set(range(found.vocab_size))
         for text in TEXTS:

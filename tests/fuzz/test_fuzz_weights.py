@@ -11,18 +11,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from instructjax.data.tokenizer import Tokenizer
 from instructjax.errors import CheckpointError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel
 from instructjax.stages import imported
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
 from tests.fuzz import tries
 from tests.tiny_recipes import LINES
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
 
-TOKENIZER = Tokenizer.train(LINES, 290)
+TOKENIZER = SentencePieceTokenizer.train(LINES, 290)
 MODEL = LanguageModel(
     dataclasses.replace(tiny_models.CONFIG, vocab_size=290, num_layers=1, d_model=4, num_heads=1, d_head=4, d_ff=8)
 )

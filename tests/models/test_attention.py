@@ -56,7 +56,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch, length):
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays[:3])
         for whole in (
             functools.partial(attention, visible=Visible(mask)),
-            functools.partial(attention_module._attend, mask=mask, factors=jnp.float32),
+            functools.partial(attention_module._attend, mask=mask, matmul_dtype=jnp.float32),
         )
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)

@@ -44,7 +44,7 @@ def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer)
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_parameters_for_decoding_change_no_logits(by_layer):
     """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
-    config = dataclasses.replace(CONFIG, factors="bfloat16", cache_by_layer=by_layer)
+    config = dataclasses.replace(CONFIG, matmul_dtype="bfloat16", cache_by_layer=by_layer)
     model, plain, rows = LanguageModel(config), LanguageModel(CONFIG), batch([[1] * 7])
     params = parameters(model)
     prepared = model.decoding_params(params)

@@ -46,7 +46,7 @@ def test_the_kernel_is_the_einsums_with_their_gradients(banded):
         flash.attention, segments=segments, banded=odd, window=None if banded is None else WINDOW, interpret=True
     )
     einsums = functools.partial(
-        attention_module._einsums, mask=near if banded else dense, factors=jnp.dtype(jnp.float32)
+        attention_module._einsums, mask=near if banded else dense, matmul_dtype=jnp.dtype(jnp.float32)
     )
     found, expected = (
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays) for whole in (fused, einsums)

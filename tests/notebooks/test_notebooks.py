@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from instructjax.errors import DataError
-from instructjax.evaluation import views
+from instructjax.reporting import views
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

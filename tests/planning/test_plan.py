@@ -37,13 +37,13 @@ class TestOneProgram:
         assert 2 * row.residents.weights == pytest.approx(row.residents.optimizer, rel=0.01)
         assert parameters / 4 <= row.residents.weights < parameters / 2
         where = compiling.mesh(chips.parse("cpu:1"), (1, 1, 1))
-        alone = compiling.residents(compiling.placed(programs.build("sft", config), where, shard_slots=False))
+        alone = compiling.residents(compiling.placed(programs.build("sft", config), where, shard_optimizer_state=False))
         assert alone.weights == parameters + 8  # and two counters
 
     def test_slots_can_be_shared_by_all(self, row, config):
         where = compiling.mesh(chips.parse("cpu:8"), (2, 2, 2))
         program = programs.build("sft", config)
-        shared = compiling.residents(compiling.placed(program, where, shard_slots=True))
+        shared = compiling.residents(compiling.placed(program, where, shard_optimizer_state=True))
         assert shared.weights == row.residents.weights
         assert shared.optimizer < 0.6 * row.residents.optimizer
 

@@ -17,9 +17,9 @@ from instructjax.rollout import consistency, episode
 PAD, EOS = 0, 1
 B, P, R = 4, 3, 4
 
-misplaced = jax.jit(lambda rows: consistency.misplaced(rows, EOS))
-misread_score = jax.jit(lambda *given: consistency.misread_score(*given, EOS))
-displaced_score = jax.jit(lambda *given: consistency.displaced_score(*given, EOS))
+misplaced = jax.jit(lambda rows: consistency.mask_mismatches(rows, EOS))
+score_read_error = jax.jit(lambda *given: consistency.score_read_error(*given, EOS))
+reward_placement_error = jax.jit(lambda *given: consistency.reward_placement_error(*given, EOS))
 
 
 @st.composite
@@ -64,10 +64,10 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
 def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column):
     outputs = np.random.default_rng(0).normal(size=(B, P + R)).astype(np.float32)
     scores = np.array(episode.at_last_token(outputs, rows.segments))
-    assert misread_score(scores, outputs, rows) == 0
+    assert score_read_error(scores, outputs, rows) == 0
     wrong = scores.copy()
     wrong[row] = outputs[row, column]
-    np.testing.assert_allclose(misread_score(wrong, outputs, rows), abs(wrong[row] - scores[row]), rtol=1e-6)
+    np.testing.assert_allclose(score_read_error(wrong, outputs, rows), abs(wrong[row] - scores[row]), rtol=1e-6)
     assert (column == P + int(rows.response_mask[row].sum()) - 1) == (wrong[row] == scores[row])
 
 
@@ -79,9 +79,9 @@ def test_any_other_reward_is_told_by_its_size(rows, row, column, shift):
     scores = rng.normal(size=B).astype(np.float32)
     rewards = np.array(losses.kl_rewards(scores, log_probs, reference, rows.response_mask, 0.1))
     penalties = 0.1 * (log_probs - reference)
-    np.testing.assert_allclose(displaced_score(rewards, scores, penalties, rows), 0, atol=1e-6)
+    np.testing.assert_allclose(reward_placement_error(rewards, scores, penalties, rows), 0, atol=1e-6)
     rewards[row, column] += shift
-    np.testing.assert_allclose(displaced_score(rewards, scores, penalties, rows), abs(shift), atol=1e-5)
+    np.testing.assert_allclose(reward_placement_error(rewards, scores, penalties, rows), abs(shift), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, bool])

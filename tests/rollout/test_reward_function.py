@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from instructjax.batch import Episodes
-from instructjax.data.examples import Layout
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError
-from instructjax.rollout import answers, episode, reward_function
+from instructjax.rollout import episode, reward_function, samplers
 from instructjax.rollout.reward_function import RewardFunction
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 
 PROMPTS, RESPONSES = ["the fox", "a red owl", "the owl and the fox"], ["sleeps", "", "sleep in a forest"]
 
 
 @pytest.fixture(scope="module")
 def layout():
-    return Layout(Tokenizer.train([*PROMPTS, *RESPONSES] * 9, 290), "\n", max_prompt=16, max_response=16)
+    return Layout(SentencePieceTokenizer.train([*PROMPTS, *RESPONSES] * 9, 290), "\n", max_prompt=16, max_response=16)
 
 
 def episodes(layout):
@@ -39,7 +39,7 @@ def test_it_sees_the_texts_and_gives_the_rewards(layout):
         seen.append((prompts, responses))
         return [len(prompt) + 100 * len(response) for prompt, response in zip(prompts, responses, strict=True)]
 
-    found = answers.make_scorer(RewardFunction(length, layout))({}, episodes(layout))
+    found = samplers.make_scorer(RewardFunction(length, layout))({}, episodes(layout))
     assert seen == [(PROMPTS, RESPONSES)]
     np.testing.assert_array_equal(found, [607, 9, 1719])
 

@@ -222,7 +222,7 @@ class TestWithTheLanguageModel:
 
     @pytest.mark.parametrize("by_layer", [True, False])
     def test_kernels_that_are_rounded_once_give_the_log_probabilities_of_a_full_pass(self, by_layer):
-        config = dataclasses.replace(tiny_models.CONFIG, factors="bfloat16", cache_by_layer=by_layer)
+        config = dataclasses.replace(tiny_models.CONFIG, matmul_dtype="bfloat16", cache_by_layer=by_layer)
         episodes = sampler(config, 1.0)(self.params, prompts_of(ROWS, 4), KEYS)
         found = episode.response_log_probs(LanguageModel(config), self.params, episodes)
         np.testing.assert_allclose(found, episodes.log_probs * episodes.response_mask, atol=0.02)

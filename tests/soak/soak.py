@@ -21,8 +21,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from instructjax.runs import checkpoint, metrics_file  # noqa: E402
 from instructjax.stages.workspace import STAGES  # noqa: E402
-from instructjax.training import checkpoint, metrics  # noqa: E402
 
 RECIPE = "configs/sandbox.py:smoke"
 CLOCKS = ("wall_seconds", "peak_rss_gib")
@@ -98,7 +98,7 @@ def end_of(workdir):
             found[f"{stage} {step}"] = content["arrays"]
         found[f"{stage} curves"] = [
             {name: value for name, value in line.items() if name not in CLOCKS}
-            for line in metrics.read(directory / "metrics.jsonl")
+            for line in metrics_file.read(directory / "metrics.jsonl")
         ]
     found["chosen"] = json.loads((workdir / "sft" / "selected.json").read_text())
     results = json.loads((workdir / "results.json").read_text())

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax.data import examples, vocabulary
-from instructjax.data.byte_pairs import END_OF_TEXT
-from instructjax.data.tokenizer import Tokenizer
+from instructjax.data import layouts
 from instructjax.errors import CheckpointError, ConfigError, TokenizerError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration
 from instructjax.rollout import episode
+from instructjax.runs import checkpoint
 from instructjax.stages import exported, pretrain, reward, workspace
-from instructjax.training import checkpoint
+from instructjax.text import tokenizer_files
+from instructjax.text.byte_pairs import END_OF_TEXT
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
 from tests.tiny_recipes import LINES, changed, recipe
 
@@ -29,10 +30,10 @@ def byte_pairs():
     pairs = tokenizers.ByteLevelBPETokenizer()
     lines = [*LINES, *(f"{line}\n\n\n" for line in LINES)]
     pairs.train_from_iterator(lines, vocab_size=290, special_tokens=[END_OF_TEXT], show_progress=False)
-    return vocabulary.from_bytes(pairs.to_str().encode())
+    return tokenizer_files.from_bytes(pairs.to_str().encode())
 
 
-PIECES, PAIRS = Tokenizer.train(LINES, 290), byte_pairs()
+PIECES, PAIRS = SentencePieceTokenizer.train(LINES, 290), byte_pairs()
 
 
 def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_changes):
@@ -42,7 +43,7 @@ def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=kind is ScalarModel
     )
-    files = vocabulary.pretrained_files(tokenizer, shape.max_length)
+    files = tokenizer_files.pretrained_files(tokenizer, shape.max_length)
     pretrained.write(path, described | dict(changes), huggingface.tensors_of(params, shape), files)
     return params
 
@@ -70,7 +71,7 @@ def test_the_stage_has_the_weights_and_the_tokenizer(run, tmp_path):
     config, workdir, params = run
     trained, layout = workspace.open_policy(workdir, "pretrain")
     assert_identical(trained.params, params)
-    assert layout.tokenizer.fingerprint == vocabulary.load(config.tokenizer.path).fingerprint
+    assert layout.tokenizer.fingerprint == tokenizer_files.load(config.tokenizer.path).fingerprint
     (line,) = [json.loads(line) for line in (workdir / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(line["text_loss"])
     exported.run("pretrain", workdir, tmp_path / "out")
@@ -92,7 +93,7 @@ def test_an_import_that_was_interrupted_goes_on(run):
 
 def scores(workdir, prompt, responses):
     trained, layout = workspace.open_reward_model(workdir)
-    rows = [examples.demonstrations([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
+    rows = [layouts.demonstrations([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return np.asarray(episode.score(trained.model, trained.params, batch.tokens, batch.segments, batch.positions))
 
@@ -101,7 +102,7 @@ def scores(workdir, prompt, responses):
 def rewarded(run):
     """The same, with a reward model whose offset is not 0."""
     config, workdir, _ = run
-    tokenizer = vocabulary.load(config.tokenizer.path)
+    tokenizer = tokenizer_files.load(config.tokenizer.path)
     shape = workspace.model_config(config, tokenizer)
     params = tiny_models.params(ScalarModel(shape))
     params["head"]["bias"] = jnp.float32(-2.5)
@@ -214,7 +215,7 @@ def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path):
     params = tiny_models.params(LanguageModel(shape))
     params["trunk"]["final_norm"]["bias"] = jnp.full(8, jnp.nan)
     described = huggingface.describe(shape, eos_id=PIECES.eos_id, pad_id=PIECES.pad_id)
-    files = vocabulary.pretrained_files(PIECES, shape.max_length)
+    files = tokenizer_files.pretrained_files(PIECES, shape.max_length)
     pretrained.write(tmp_path / "gpt2", described, huggingface.tensors_of(params, shape), files)
     config = importing(config, "pretrain", tmp_path / "gpt2")
     found = refused(CheckpointError, pretrain.run, config, tmp_path / "run")

@@ -4,8 +4,8 @@ import pytest
 
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import ScalarModel
+from instructjax.runs import checkpoint, metrics_file
 from instructjax.stages import ppo, prepare, workspace
-from instructjax.training import checkpoint, metrics
 from tests import tiny_models
 from tests.tiny_recipes import changed, recipe, save_stage
 
@@ -33,7 +33,7 @@ def test_its_scores_are_the_rewards(before, monkeypatch):
     config, workdir = before
     monkeypatch.chdir(workdir.parent)
     ppo.run_ppo(config, workdir)
-    start, *lines = metrics.read(workdir / "ppo" / "metrics.jsonl")
+    start, *lines = metrics_file.read(workdir / "ppo" / "metrics.jsonl")
     assert [line["reward"] for line in lines] == [7.0, 7.0]
     assert [line["validation_reward"] for line in (start, lines[-1])] == [7.0, 7.0]
 

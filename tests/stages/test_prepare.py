@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs import e2e
-from instructjax.data.examples import Layout
+from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages import prepare

@@ -10,8 +10,8 @@ import pytest
 
 from instructjax.models import sizes
 from instructjax.models.transformer import ScalarModel
+from instructjax.runs import checkpoint
 from instructjax.stages import ppo, prepare, workspace
-from instructjax.training import checkpoint
 from tests import tiny_models
 from tests.tiny_recipes import changed, recipe, save_stage
 

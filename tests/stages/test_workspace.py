@@ -8,7 +8,8 @@ import pytest
 
 from configs import sandbox
 from instructjax.errors import ConfigError, DataError
-from instructjax.stages import prepare, provenance, workspace
+from instructjax.runs import provenance
+from instructjax.stages import prepare, workspace
 from tests.tiny_recipes import changed, recipe, save_stage
 
 

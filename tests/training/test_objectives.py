@@ -9,7 +9,7 @@ import pytest
 
 from instructjax import losses
 from instructjax.batch import LMBatch
-from instructjax.data.examples import RankedTokens
+from instructjax.data.layouts import TokenizedRanking
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.training import objectives
 from tests import naive_rankings, tiny_models
@@ -40,7 +40,7 @@ def language_batch():
 def ranked(prompt, sizes, scores, seed):
     """A ranking of random tokens, of a prompt and answers of these lengths."""
     rng = np.random.default_rng(seed)
-    return RankedTokens(rng.integers(0, V, prompt), [rng.integers(0, V, size) for size in sizes], scores)
+    return TokenizedRanking(rng.integers(0, V, prompt), [rng.integers(0, V, size) for size in sizes], scores)
 
 
 RANKINGS = [

@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 
 def config(**changes):
     return ml_collections.ConfigDict(
-        {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_slots": False} | changes
+        {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_optimizer_state": False} | changes
     )
 
 
@@ -142,15 +142,15 @@ def cut(array):
     ("axes", "embedding", "kernel", "moment"),
     [
         ({}, (1, 1), (1, 1, 1), (1, 1, 1)),
-        ({"shard_slots": True}, (1, 1), (1, 1, 1), (1, 8, 1)),
+        ({"shard_optimizer_state": True}, (1, 1), (1, 1, 1), (1, 8, 1)),
         ({"fsdp": 8}, (1, 8), (1, 8, 1), (1, 8, 1)),
         ({"fsdp": 2, "tensor": 4}, (4, 2), (1, 2, 4), (1, 2, 4)),
-        ({"fsdp": 2, "tensor": 2, "shard_slots": True}, (2, 2), (1, 2, 2), (1, 4, 2)),
+        ({"fsdp": 2, "tensor": 2, "shard_optimizer_state": True}, (2, 2), (1, 2, 2), (1, 4, 2)),
     ],
 )
 def test_weights_and_moments_are_cut_as_the_rules_say(axes, embedding, kernel, moment):
     with parallel.on_mesh(config(**axes)):
-        state = parallel.build(weights, shard_slots=config(**axes).shard_slots)
+        state = parallel.build(weights, shard_optimizer_state=config(**axes).shard_optimizer_state)
         slots = state.opt_state[0].mu["trunk"]["blocks"]["feed_forward"]["in"]["kernel"]
         assert cut(state.params["trunk"]["token_embedding"]) == embedding
         assert cut(state.params["trunk"]["blocks"]["feed_forward"]["in"]["kernel"]) == kernel

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import packing
-from instructjax.data.examples import RankedTokens
+from instructjax.data import bin_packing
+from instructjax.data.layouts import TokenizedRanking
 from instructjax.models.transformer import ScalarModel
 from instructjax.training import objectives
 from tests import naive_rankings
@@ -22,7 +22,7 @@ def rankings(draw):
     """Of two to four answers, many of them tied."""
     answers = draw(st.lists(texts, min_size=2, max_size=ANSWERS))
     scores = draw(st.lists(st.integers(0, 2), min_size=len(answers), max_size=len(answers)))
-    return RankedTokens(draw(texts), answers, [float(score) for score in scores])
+    return TokenizedRanking(draw(texts), answers, [float(score) for score in scores])
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def losses_of(local_window):
 @given(st.lists(rankings(), min_size=1, max_size=ROWS), st.sampled_from([None, 3]))
 def test_loss_and_gradient_are_those_of_a_forward_pass_for_each_answer(rankings, local_window):
     packed_loss, naive_loss = losses_of(local_window)
-    rows = packing.first_fit_decreasing([len(ranking) for ranking in rankings], ROOM)
+    rows = bin_packing.first_fit_decreasing([len(ranking) for ranking in rankings], ROOM)
     rows = [[rankings[i] for i in row] for row in [*rows, *[[]] * (ROWS - len(rows))]]
     packed = naive_rankings.packed(rows, length=ROOM, prompts=3, answers=ANSWERS)
     naive = naive_rankings.naive(rankings, length=2 * SIZE, answers=ANSWERS, prompts=ROWS)

@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from instructjax.data.tokenizer import Tokenizer
+from instructjax import files
 from instructjax.models.transformer import LanguageModel
-from instructjax.stages import evaluate, prepare, pretrain, progress, sft, workspace
-from instructjax.training import checkpoint, loop
+from instructjax.reporting import watch
+from instructjax.runs import checkpoint
+from instructjax.stages import evaluate, prepare, pretrain, sft, workspace
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import small_disks, tiny_models
 from tests.scripts import run
 from tests.tiny_recipes import LINES, changed, recipe, save_stage
@@ -107,7 +109,7 @@ def test_part(pretrained):
 @fault("a checkpoint of another tokenizer", "PATH: expected a checkpoint with tokenizer HASH, found HASH")
 def test_tokenizer(pretrained, tmp_path):
     config, workdir = pretrained
-    Tokenizer.train(["other words of another text"] * 9, 290).save(tmp_path / "other.model")
+    SentencePieceTokenizer.train(["other words of another text"] * 9, 290).save(tmp_path / "other.model")
     given = {"tokenizer__path": str(tmp_path / "other.model")}
     start = str(workdir / "pretrain" / "checkpoints")
     sft.run(changed(config, sft__init_from=start, **given), tmp_path / "other")
@@ -119,11 +121,11 @@ def test_tokenizer(pretrained, tmp_path):
 )
 def test_other_tokenizer(tmp_path):
     path = tmp_path / "tokenizer.model"
-    Tokenizer.train(LINES, 290).save(path)
+    SentencePieceTokenizer.train(LINES, 290).save(path)
     config = changed(recipe(tmp_path), tokenizer__path=str(path), pretrain__steps=1, pretrain__warmup_steps=1)
     pretrain.run(config, tmp_path / "run")
     (tmp_path / "run" / "pretrain" / "summary.json").unlink()  # as if it had been killed
-    Tokenizer.train(["other words of another text"] * 9, 290).save(path)
+    SentencePieceTokenizer.train(["other words of another text"] * 9, 290).save(path)
     pretrain.run(config, tmp_path / "run")
 
 
@@ -178,7 +180,7 @@ def test_missing_file(pretrained):
 def test_none_whole(pretrained):
     config, workdir = pretrained
     damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
-    shape = workspace.model_config(config, Tokenizer.load(workdir / "data" / "tokenizer.model"))
+    shape = workspace.model_config(config, SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model"))
     template = {"params": tiny_models.params(LanguageModel(shape))}
     with checkpoint.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
         checkpoints.restore(template)
@@ -190,9 +192,9 @@ def test_none_whole(pretrained):
 )
 def test_other_records(pretrained):
     config, workdir = pretrained
-    save_stage(config, workdir, "sft", Tokenizer.load(workdir / "data" / "tokenizer.model"))
-    loop.write_json(workdir / "sft" / "config.json", config.to_dict())
-    loop.write_json(workdir / "sft" / "began.json", {"records": {"demonstrations": "0" * 16}, "code": "0"})
+    save_stage(config, workdir, "sft", SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model"))
+    files.write_json(workdir / "sft" / "config.json", config.to_dict())
+    files.write_json(workdir / "sft" / "began.json", {"records": {"demonstrations": "0" * 16}, "code": "0"})
     sft.run(config, workdir)
 
 
@@ -216,7 +218,7 @@ def test_cut_json(pretrained):
 def test_metrics(pretrained):
     _, workdir = pretrained
     (workdir / "pretrain" / "metrics.jsonl").write_text('{"step": 1}\n\0\0\0\0\n{"step": 2}\n')
-    progress.view([workdir])
+    watch.view([workdir])
 
 
 @fault(

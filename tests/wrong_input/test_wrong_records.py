@@ -6,9 +6,9 @@ import os
 import pathlib
 
 from instructjax import records
-from instructjax.data import e2e, texts
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.sources import e2e, texts
 from instructjax.stages import prepare
 from tests.tiny_recipes import RECORDS, changed, recipe
 from tests.wrong_input.fault import fault

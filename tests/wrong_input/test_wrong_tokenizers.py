@@ -5,10 +5,10 @@ import json
 
 import sentencepiece
 
-from instructjax.data import vocabulary
-from instructjax.data.byte_pairs import END_OF_TEXT
-from instructjax.data.tokenizer import Tokenizer
 from instructjax.stages import prepare
+from instructjax.text import tokenizer_files
+from instructjax.text.byte_pairs import END_OF_TEXT
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests.tiny_recipes import LINES, changed, recipe
 from tests.wrong_input.fault import fault
 
@@ -37,7 +37,7 @@ def pairs():
 def load(tmp_path, content, name="tokenizer.model"):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return vocabulary.load(path)
+    return tokenizer_files.load(path)
 
 
 @fault("a file that is not there", "PATH: expected a tokenizer, found no such file")
@@ -47,7 +47,7 @@ def test_no_such_file(tmp_path):
 
 @fault("a folder without one", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")
 def test_no_tokenizer(tmp_path):
-    vocabulary.load(tmp_path)
+    tokenizer_files.load(tmp_path)
 
 
 @fault("a file of another kind", "PATH: expected a SentencePiece model, found other data")
@@ -108,14 +108,14 @@ def test_normalising_pairs(tmp_path):
 def test_vocab(tmp_path):
     (tmp_path / "vocab.json").write_text('["the", "fox"]')
     (tmp_path / "merges.txt").write_text("")
-    vocabulary.load(tmp_path)
+    tokenizer_files.load(tmp_path)
 
 
 @fault("merges of other tokens", "PATH: expected vocab.json and merges.txt of a BPE, found TEXT")
 def test_merges(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(pairs()["model"]["vocab"]))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nno such\n")
-    vocabulary.load(tmp_path)
+    tokenizer_files.load(tmp_path)
 
 
 @fault(
@@ -123,7 +123,7 @@ def test_merges(tmp_path):
     "tokenizer.vocab_size: expected at most N for so little text, found 9000",
 )
 def test_large_vocabulary():
-    Tokenizer.train(LINES, 9000)
+    SentencePieceTokenizer.train(LINES, 9000)
 
 
 @fault(
@@ -131,4 +131,4 @@ def test_large_vocabulary():
     "tokenizer.vocab_size: expected at least N for these characters, found 100",
 )
 def test_small_vocabulary():
-    Tokenizer.train(LINES, 100)
+    SentencePieceTokenizer.train(LINES, 100)

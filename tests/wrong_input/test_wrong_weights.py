@@ -5,17 +5,17 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.data import vocabulary
-from instructjax.data.tokenizer import Tokenizer
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import checkpoint
 from instructjax.stages import exported, pretrain, workspace
-from instructjax.training import checkpoint
+from instructjax.text import tokenizer_files
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
 from tests.tiny_recipes import LINES, changed, recipe, save_stage
 from tests.wrong_input.fault import fault
 
-TOKENIZER = Tokenizer.train(LINES, 290)
+TOKENIZER = SentencePieceTokenizer.train(LINES, 290)
 
 
 def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=LanguageModel, **changes):
@@ -28,7 +28,7 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     )
     arrays = huggingface.tensors_of(tiny_models.params(model(shape)), shape) | dict(tensors)
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    pretrained.write(folder, described | dict(config), arrays, vocabulary.pretrained_files(TOKENIZER, 32))
+    pretrained.write(folder, described | dict(config), arrays, tokenizer_files.pretrained_files(TOKENIZER, 32))
     for name in without:
         (folder / name).unlink()
     for name, content in dict(files).items():
@@ -180,7 +180,7 @@ def test_no_tokenizers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    vocabulary.load(tmp_path)
+    tokenizer_files.load(tmp_path)
 
 
 def exporting(tmp_path, stage, params=None, **changes):

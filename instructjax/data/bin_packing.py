@@ -1,0 +1,117 @@
+"""What goes into which row: documents cut into windows, and whole sequences put where they fit.
+
+The windows are a stream that can be resumed at any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from instructjax.batch import LMBatch
+from instructjax.data import layouts
+from instructjax.records import Text
+from instructjax.text.tokenizer import Tokenizer
+
+_BLOCK = 64  # documents that are read and tokenised at once: one by one takes twice the time
+
+
+def first_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Sequences put into rows, the longest first, each into the first row that has room for it.
+
+    Args:
+      lengths: of the sequences, each at most `room`.
+      room: what a row has.
+
+    Returns:
+      The rows, each a list of indices of `lengths`.
+    """
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        row = next((i for i, free in enumerate(left) if free >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(index)
+        left[row] -= lengths[index]
+    return rows
+
+
+def next_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Sequences put into rows in their order, each into the last row or a new one; see `first_fit_decreasing`."""
+    rows: list[list[int]] = []
+    left = 0
+    for index, length in enumerate(lengths):
+        if length > left or not rows:
+            rows.append([])
+            left = room
+        rows[-1].append(index)
+        left -= length
+    return rows
+
+
+class Windows(grain.IterDataset):
+    """Documents joined end to end and cut into windows; see `layouts.window`.
+
+        documents   a b c $   d e f $   g h $
+        windows     a b c $ d e   f $ g h $ ·          of 6 tokens
+
+    Only the end of a finite stream is padded. The state of its iterator says where the next window begins:
+    {"block": which block of documents, "offset": which of its tokens}.
+
+    Grain has `ConcatThenSplitIterDataset` for this. Its state does not survive JSON, in which checkpoints
+    keep it (grain 0.2.18): an empty slice, (-1, -1), comes back as a list, is taken for a document's rest,
+    and a document is lost.
+    """
+
+    def __init__(self, records: Sequence[Text], order: grain.MapDataset, tokenizer: Tokenizer, length: int):
+        """Takes documents, the indices of those to pack in their order, and the length T of a window."""
+        super().__init__()
+        # Many data sources read a list of records faster than one after another.
+        many = getattr(records, "__getitems__", lambda indices: [records[i] for i in indices])
+
+        def tokens(indices: Sequence[int]) -> np.ndarray:
+            return np.concatenate([layouts.document(record, tokenizer) for record in many(indices)])
+
+        self._blocks = order.batch(_BLOCK, batch_fn=tokens)
+        self._length = length
+        self._tokenizer = tokenizer
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _WindowIterator(self._blocks, self._length, self._tokenizer)
+
+
+class _WindowIterator(grain.DatasetIterator):
+    def __init__(self, blocks: grain.MapDataset, length: int, tokenizer: Tokenizer):
+        super().__init__()
+        self._blocks = blocks
+        self._length = length
+        self._pad_id, self._eos_id = tokenizer.pad_id, tokenizer.eos_id
+        self.set_state({"block": 0, "offset": 0})
+
+    def __next__(self) -> LMBatch:
+        parts, missing = [], self._length
+        while missing and self._block < len(self._blocks):
+            if self._tokens is None:
+                self._tokens = self._blocks[self._block]
+            part = self._tokens[self._offset : self._offset + missing]
+            parts.append(part)
+            missing -= len(part)
+            self._offset += len(part)
+            if self._offset == len(self._tokens):
+                self.set_state({"block": self._block + 1, "offset": 0})
+        if not parts:
+            raise StopIteration
+        parts.append(np.full(missing, self._pad_id, np.int32))
+        inside = np.arange(self._length) < self._length - missing
+        return layouts.window(np.concatenate(parts), inside, self._eos_id)
+
+    def get_state(self) -> dict[str, int]:
+        return {"block": self._block, "offset": self._offset}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._block, self._offset = state["block"], state["offset"]
+        self._tokens = None  # of the block, read when they are needed

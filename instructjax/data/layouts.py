@@ -1,0 +1,278 @@
+"""From a record to the tokens of one row: every layout of the package, each a pure function.
+
+The drawings use a tokenizer with one token a word, separator "\\n" (written ¶), EOS written $ and padding
+written ·, for a prompt "name a colour" with the response "dark red".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from instructjax.batch import LMBatch, PromptBatch, RankingBatch
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a prompt and a response become tokens: the same in SFT, RM, PPO and evaluation.
+
+        prompt tokens    encode_opening(prompt + separator)    name a colour ¶    at most max_prompt
+        response tokens  encode(response) + [EOS]              dark red $         at most max_response
+
+    Attributes:
+      tokenizer: text to tokens.
+      separator: text between prompt and response. End it with a line break, so that the tokens are those
+        of one document; see `tokenizer.py` and `byte_pairs.py`.
+      max_prompt: tokens, the separator included. The paper filters prompts over 1k tokens (appendix C).
+      max_response: tokens, EOS included. The paper caps responses at 1k tokens (appendix C).
+    """
+
+    tokenizer: Tokenizer
+    separator: str
+    max_prompt: int
+    max_response: int
+
+    def __post_init__(self):
+        for name in ("max_prompt", "max_response"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}: expected at least 1 token, found {getattr(self, name)}")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row with prompt and response."""
+        return self.max_prompt + self.max_response
+
+    def prompt(self, text: str, where: str = "prompt") -> list[int]:
+        """The tokens of a prompt and the separator.
+
+        Raises:
+          DataError: there are more than `max_prompt`.
+        """
+        tokens = self.tokenizer.encode_opening(text + self.separator)
+        if len(tokens) > self.max_prompt:
+            raise DataError(
+                f"{where}: prompt: expected at most {self.max_prompt} tokens (data.max_prompt), found {len(tokens)}"
+            )
+        return tokens
+
+    def response(self, text: str, where: str = "record", field: str = "response") -> list[int]:
+        """The tokens of a response and EOS.
+
+        Raises:
+          DataError: there are more than `max_response`.
+        """
+        tokens = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+        if len(tokens) > self.max_response:
+            raise DataError(
+                f"{where}: {field}: expected at most {self.max_response} tokens (data.max_response),"
+                f" found {len(tokens)}"
+            )
+        return tokens
+
+    def capped(self, text: str) -> str:
+        """A sampled response, cut at its end until it fits.
+
+        It was sampled in `max_response` tokens, but maybe without EOS, and not in those that the tokenizer
+        would choose for it.
+        """
+        while len(self.tokenizer.encode(text)) >= self.max_response:
+            text = text[:-1]
+        return text
+
+    def check(self, record: Demonstration | Prompt | Ranking) -> None:
+        """Tokenises a record only to see that it fits.
+
+        Raises:
+          DataError: "FILE:LINE: prompt: expected at most N tokens (data.max_prompt), found M", or likewise
+            for a response.
+        """
+        self.prompt(record.prompt, record.where)
+        match record:
+            case Demonstration():
+                self.response(record.response, record.where)
+            case Ranking():
+                for i, response in enumerate(record.responses):
+                    self.response(response, record.where, f"responses[{i}]")
+
+
+def document(record: Text, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens of a document, [n] int32: its text, then EOS, which belongs to it.
+
+    the fox runs  ->  the fox runs $
+    """
+    return np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
+
+
+def window(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
+    """A row of packed documents, as GPT-3 packs them (Brown et al. 2020, appendix B), but told apart.
+
+        tokens     b  c  $  d  e  f  $  g
+        segments   1  1  1  2  2  2  2  3
+        positions  0  1  2  0  1  2  3  0
+        weights    0  1  1  0  1  1  1  0
+
+    Here a document "a b c" began in the window before; its rest is a segment of its own. The first token
+    of a segment sees nothing before it, so it is not predicted. EOS belongs to the document that it ends.
+
+    Args:
+      tokens: [T] int32, documents that each end with EOS; it occurs nowhere else, as no text is encoded to it.
+      inside: [T] bool, False on the padding after the last of them.
+      eos_id: ends a document.
+
+    Returns:
+      A row [T].
+    """
+    place = np.arange(len(tokens), dtype=np.int32)
+    first = np.concatenate([[True], tokens[:-1] == eos_id])
+    segments = np.where(inside, np.cumsum(first), 0).astype(np.int32)
+    positions = np.where(inside, place - np.maximum.accumulate(np.where(first, place, 0)), 0).astype(np.int32)
+    return LMBatch(tokens, segments, positions, (positions > 0).astype(np.float32))
+
+
+def demonstrations(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
+    """Prompts with their responses, each a segment, padded on the right.
+
+        tokens     name  a  colour  ¶  dark  red  $  hi  ¶  hello  $  ·
+        segments      1  1       1  1     1    1  1   2  2      2  2  0
+        positions     0  1       2  3     4    5  6   0  1      2  3  0
+        weights       0  w       w  w     1    1  1   0  w      1  1  0
+
+    Args:
+      records: those of the row, maybe none; their lengths add up to T at most.
+      layout: the lengths; T = layout.length.
+      prompt_weight: w, the weight of predicting a token of the prompt. The paper does not say whether its
+        loss covers the prompt; 0 learns responses only, 1 is the loss of pretraining.
+
+    Returns:
+      A row [T].
+
+    Raises:
+      DataError: a prompt or a response is too long.
+    """
+    tokens = np.full(layout.length, layout.tokenizer.pad_id, np.int32)
+    segments, positions = np.zeros((2, layout.length), np.int32)
+    weights = np.zeros(layout.length, np.float32)
+    start = 0
+    for number, record in enumerate(records):
+        prompt = layout.prompt(record.prompt, record.where)
+        response = layout.response(record.response, record.where)
+        answered, end = start + len(prompt), start + len(prompt) + len(response)
+        tokens[start:end] = [*prompt, *response]
+        segments[start:end] = number + 1
+        positions[start:end] = np.arange(end - start)
+        weights[start + 1 : answered] = prompt_weight
+        weights[max(start + 1, answered) : end] = 1.0
+        start = end
+    return LMBatch(tokens, segments, positions, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedRanking:
+    """A prompt with all of its responses as tokens.
+
+    Attributes:
+      prompt: the separator included.
+      responses: each with its EOS, if it has one.
+      scores: one for each response; none where they are not known, but asked of a reward model.
+    """
+
+    prompt: Sequence[int]
+    responses: Sequence[Sequence[int]]
+    scores: Sequence[float] = ()
+
+    def __len__(self) -> int:
+        """Tokens, those of the prompt counted once."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+def ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
+    """The tokens of a ranking.
+
+    Raises:
+      DataError: prompt or a response is too long.
+    """
+    responses = [layout.response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)]
+    return TokenizedRanking(layout.prompt(record.prompt, record.where), responses, record.scores)
+
+
+def ranking_row(
+    rankings: Sequence[TokenizedRanking], *, length: int, max_prompts: int, max_responses: int, pad_id: int
+) -> RankingBatch:
+    """Some prompts, each with all of its responses behind it (section 3.5).
+
+        tokens     name  a  colour  ¶  dark  red  $  a  fox  $  ·       ends    [[6  9  0]]
+        segments      1  1       1  1     1    1  1  1    1  1  0       scores  [[2  1  0]]
+        branches      0  0       0  0     1    1  1  2    2  2  0       valid   [[T  T  F]]
+        positions     0  1       2  3     4    5  6  4    5  6  0       max_prompts = 1, max_responses = 3
+
+    Args:
+      rankings: those of the row, maybe none; their lengths add up to T at most.
+      length: T, tokens of the row.
+      max_prompts: S, rankings that a row may have.
+      max_responses: K, responses that a ranking may have.
+      pad_id: fills the rest.
+
+    Returns:
+      A row, tokens [T] and scores [S, K].
+    """
+    tokens = np.full(length, pad_id, np.int32)
+    segments, branches, positions = np.zeros((3, length), np.int32)
+    ends = np.zeros((max_prompts, max_responses), np.int32)
+    scores = np.zeros((max_prompts, max_responses), np.float32)
+    valid = np.zeros((max_prompts, max_responses), bool)
+    start = 0
+    for number, ranking in enumerate(rankings):
+        for branch, part in enumerate((ranking.prompt, *ranking.responses)):
+            inside = slice(start, start + len(part))
+            tokens[inside], segments[inside], branches[inside] = part, number + 1, branch
+            positions[inside] = np.arange(len(part)) + (len(ranking.prompt) if branch else 0)
+            start += len(part)
+            if branch:
+                ends[number, branch - 1] = start - 1
+        scores[number, : len(ranking.scores)] = ranking.scores
+        valid[number, : len(ranking.responses)] = True
+    return RankingBatch(tokens, segments, branches, positions, ends, scores, valid)
+
+
+def check_answers(record: Ranking, max_responses: int) -> None:
+    """Raises DataError for more than `max_responses` answers, or for scores that float32 cannot tell apart."""
+    with np.errstate(over="ignore"):
+        if len(set(np.asarray(record.scores, np.float32).tolist())) < len(set(record.scores)):
+            raise DataError(
+                f"{record.where}: scores: expected numbers that float32 tells apart, found {list(record.scores)}"
+            )
+    if len(record.responses) > max_responses:
+        raise DataError(
+            f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"
+            f" found {len(record.responses)}"
+        )
+
+
+def prompt(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
+    """A prompt to answer, padded on the left, so that the response begins at column P in every row.
+
+        tokens    ·  ·  name  a  colour  ¶
+        segments  0  0     1  1       1  1
+
+    Args:
+      record: anything with a prompt.
+      layout: the lengths; P = layout.max_prompt.
+
+    Returns:
+      A row [P].
+
+    Raises:
+      DataError: the prompt is too long.
+    """
+    ids = layout.prompt(record.prompt, record.where)
+    tokens = np.full(layout.max_prompt, layout.tokenizer.pad_id, np.int32)
+    segments = np.zeros(layout.max_prompt, np.int32)
+    start = layout.max_prompt - len(ids)
+    tokens[start:] = ids
+    segments[start:] = 1
+    return PromptBatch(tokens, segments)

@@ -1,0 +1,109 @@
+"""Matrix products whose factors are rounded and whose sums are not, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+FEW = 64  # rows of the first array up to which, on a CPU, the second goes first
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def einsum(spec: str, x: Array, y: Array, matmul_dtype: jnp.dtype, dtype: jnp.dtype) -> Array:
+    """`jnp.einsum` of two arrays rounded to one dtype, with sums in float32 at least (Micikevicius et al. 2018).
+
+    The gradients are products of factors rounded likewise, and each sum is rounded once, to the dtype of what it
+    belongs to: those of float32 parameters are never rounded to bfloat16. Left to `jnp.einsum`, they would multiply
+    a float32 array with a bfloat16 one, which no processor does fast.
+
+    Args:
+      spec: of two arrays that share one letter not in the result, "td,df->tf", perhaps behind the same letters of a
+        batch, "btd,bdf->btf".
+      x: of any floating dtype.
+      y: of any floating dtype.
+      matmul_dtype: the dtype that x, y and the cotangent are rounded to.
+      dtype: of the result.
+    """
+    return _product(spec, x.astype(matmul_dtype), y.astype(matmul_dtype)).astype(dtype)
+
+
+def _forward(spec, x, y, matmul_dtype, dtype):
+    return einsum(spec, x, y, matmul_dtype, dtype), (x, y)
+
+
+def _backward(spec, matmul_dtype, dtype, residuals, cotangent):
+    del dtype
+    x, y = residuals
+    one, other, out = _terms(spec)
+    cotangent = cotangent.astype(matmul_dtype)
+    of_x = _product(f"{out},{other}->{one}", cotangent, y.astype(matmul_dtype))
+    of_y = _product(f"{one},{out}->{other}", x.astype(matmul_dtype), cotangent)
+    return of_x.astype(x.dtype), of_y.astype(y.dtype)
+
+
+einsum.defvjp(_forward, _backward)
+
+
+def _product(spec: str, x: Array, y: Array) -> Array:
+    """The einsum of two arrays of one dtype, in float32 at least."""
+    one, other, _ = _terms(spec)
+    if x.ndim == y.ndim == 2 and x.shape[0] <= FEW and one[-1] == other[-1]:
+        on_cpu = _product_of_few_rows
+    elif x.dtype == jnp.bfloat16:
+        on_cpu = _product_on_cpu
+    else:
+        return _sums(spec, x, y)
+    return jax.lax.platform_dependent(x, y, cpu=functools.partial(on_cpu, spec), default=functools.partial(_sums, spec))
+
+
+def _sums(spec: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _product_of_few_rows(spec: str, x: Array, y: Array) -> Array:
+    # A CPU's kernels pack the second array anew for each product: in decoding, that would be the weights.
+    one, other, out = _terms(spec)
+    return _moved_last(_sums(f"{other},{one}->{out[::-1]}", y, x), 0)
+
+
+def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
+    # XLA gives products of bfloat16 on a CPU to YNNPACK, which uses the matrix units of the processor, if the first
+    # array has the summed axis last. It turns others into float32, among them all those for gradients of weights.
+    one, other, out = _terms(spec)
+    (summed,) = set(one) - set(out)
+    if out.index(_free(one, other)) > out.index(_free(other, one)):
+        x, y, one, other = y, x, other, one
+    if one[-1] == summed:
+        return _sums(f"{one},{other}->{out}", x, y)
+    if x.size <= y.size:
+        return _sums(f"{one.replace(summed, '')}{summed},{other}->{out}", _moved_last(x, one.index(summed)), y)
+    # The smaller array is the one that is moved, and its letter is then the first of the result.
+    letter = _free(one, other)
+    swapped = out.replace(letter, "") + letter
+    y, other = _moved_last(y, other.index(summed)), other.replace(summed, "") + summed
+    return _moved_last(_sums(f"{other},{one}->{swapped}", y, x), len(out) - 2)
+
+
+def _terms(spec: str) -> tuple[str, str, str]:
+    terms, out = spec.split("->")
+    one, other = terms.split(",")
+    return one, other, out
+
+
+def _free(term: str, other: str) -> str:
+    """The letter of a term that the other term has not."""
+    (letter,) = set(term) - set(other)
+    return letter
+
+
+def _moved_last(x: Array, axis: int) -> Array:
+    """`moveaxis(x, axis, -1)`, in a form that XLA does not merge into the product."""
+    size = x.shape[axis]
+    inner = math.gcd(size, 8)
+    cut = x.reshape(*x.shape[:axis], size // inner, inner, *x.shape[axis + 1 :])
+    moved = jnp.moveaxis(cut, (axis, axis + 1), (-2, -1))
+    return moved.reshape(*moved.shape[:-2], size)

@@ -1,0 +1,230 @@
+"""The figures of a report, from results and metrics; colours are Okabe and Ito's, told apart by everyone."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from instructjax import files
+
+MODELS = {
+    "gpt": ("GPT", "#7F7F7F"),
+    "gpt_prompted": ("GPT\n(prompted)", "#E69F00"),
+    "sft": ("SFT", "#0072B2"),
+    "ppo": ("PPO", "#D55E00"),
+    "ppo_ptx": ("PPO-ptx", "#009E73"),
+}
+_GUESTS = ("#56B4E9", "#F0E442")
+_REFERENCE = "#CC79A7"
+_WIDTH = 6.4  # inches
+
+Results = Mapping[str, Any]
+
+
+def draw(results: Results, metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Figure]:
+    """All figures for which results and metrics hold numbers.
+
+    Args:
+      results: what stands in results.json.
+      metrics: for each stage, the lines of its metrics.jsonl; "ppo" and "ppo_ptx" are drawn.
+
+    Returns:
+      Figures by name, of: "win_rates", "ppo", "pretrain_loss", "human".
+    """
+    figures = {
+        "win_rates": win_rates(results),
+        "ppo": ppo_curves(metrics),
+        "pretrain_loss": pretrain_loss(results),
+        "human": human(results),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def styles(models: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Names and colours: of the paper's models, then of guests, such as "dpo", in their order.
+
+    Args:
+      models: keys of `models` in results.json.
+    """
+    guests = [model for model in models if model not in MODELS]
+    return MODELS | {guest: (guest.upper(), colour) for guest, colour in zip(guests, itertools.cycle(_GUESTS))}
+
+
+def save(figure: Figure, path: epath.PathLike) -> None:
+    """Writes a figure as a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=160)
+    path = epath.Path(path)
+    files.write_bytes(path, data.getvalue())
+
+
+def win_rates(results: Results) -> Figure | None:
+    """Win rates against SFT by training and held-out labelers, in the manner of the paper's Figures 1 and 3.
+
+    Returns:
+      The figure, or None if no model has a win rate.
+    """
+    shown = styles(results["models"])
+    rates = {
+        (model, labelers): estimate
+        for model in shown
+        for labelers, estimate in (lookup(results, "models", model, "win_rate_vs_sft") or {}).items()
+        if estimate
+    }
+    if not rates:
+        return None
+    models = [model for model in shown if any(key[0] == model for key in rates)]
+    figure, (axes,) = _figure(1, height=3.8)
+    for labelers, name, shift, marker in (
+        ("training", "training labelers", -0.12, "o"),
+        ("heldout", "held-out labelers", 0.12, "s"),
+    ):
+        for x, model in enumerate(models):
+            if (estimate := rates.get((model, labelers))) is not None:
+                _interval(axes, x + shift, estimate, shown[model][1], marker, filled=labelers == "training")
+        # Entries of the legend only: the colours belong to the models.
+        face = "black" if labelers == "training" else "white"
+        axes.plot([], [], marker, color="black", markerfacecolor=face, label=name)
+    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_ylabel("win rate against SFT")
+    axes.set_ylim(0, max(1.0, max(e["high"] for e in rates.values())))
+    _name_models(axes, [shown[model][0] for model in models])
+    axes.legend(loc="upper left", frameon=False)
+    axes.set_title("Preferred to SFT, with 95 % intervals")
+    return figure
+
+
+def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
+    """Reward, KL to the initial policy, and true quality where it is known, over the iterations of PPO.
+
+    Returns:
+      The figure, or None if there are no metrics of PPO.
+    """
+    panels = {"reward": "reward (RM)", "kl": "KL to initial policy (nats)", "true_quality": "true quality"}
+    curves = {
+        (key, stage): ([line["step"] for line in lines], [line[key] for line in lines])
+        for key in panels
+        for stage in ("ppo", "ppo_ptx")
+        if (lines := [line for line in metrics.get(stage, ()) if line.get(key) is not None])
+    }
+    if not curves:
+        return None
+    shown = [key for key in panels if any(curve[0] == key for curve in curves)]
+    figure, panes = _figure(len(shown), height=3.2)
+    for axes, key in zip(panes, shown, strict=True):
+        for stage in ("ppo", "ppo_ptx"):
+            if (key, stage) in curves:
+                steps, values = curves[key, stage]
+                name, colour = MODELS[stage]
+                dense = len(steps) > 30
+                axes.plot(steps, values, "-" if dense else ".-", color=colour, linewidth=1.5, label=name)
+        axes.set_title(panels[key])
+        axes.set_xlabel("PPO iteration")
+        axes.grid(axis="y", alpha=0.3)
+    panes[0].legend(frameon=False)
+    return figure
+
+
+def pretrain_loss(results: Results) -> Figure | None:
+    """The loss on pretraining text of each model: what alignment costs, and what PPO-ptx takes back.
+
+    Returns:
+      The figure, or None if no loss is known.
+    """
+    shown = styles(results["models"])
+    losses = {model: loss for model in shown if (loss := lookup(results, "models", model, "pretrain_loss")) is not None}
+    losses.pop("gpt_prompted", None)  # the same weights as GPT
+    if not losses:
+        return None
+    figure, (axes,) = _figure(1, height=3.2)
+    bars = axes.bar(range(len(losses)), list(losses.values()), color=[shown[model][1] for model in losses], width=0.6)
+    axes.bar_label(bars, fmt="%.2f", padding=2)
+    if "gpt" in losses:
+        axes.axhline(losses["gpt"], color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylim(0, 1.12 * max(losses.values()))
+    _name_models(axes, [shown[model][0] for model in losses])
+    axes.set_title("Loss on held-out pretraining text")
+    return figure
+
+
+def human(results: Results) -> Figure | None:
+    """On human data: accuracy of the reward model beside its baselines, and facts stated by each policy.
+
+    Returns:
+      The figure, or None if the results are not of human data.
+    """
+    measures = results.get("human")
+    if not measures:
+        return None
+    figure, (left, right) = _figure(2, height=3.6)
+    names = {"length": "length\nbaseline", "reward_model": "reward\nmodel", "raters": "another\nrater"}
+    lowest, highest = 0.47, 0.88
+    for raters, name, shift, marker in (
+        ("single", "single raters", -0.12, "o"),
+        ("averaged", "averaged raters", 0.12, "s"),
+    ):
+        for x, predictor in enumerate(names):
+            if (estimate := lookup(measures, "accuracy", raters, predictor)) is not None:
+                lowest, highest = min(lowest, estimate["low"]), max(highest, estimate["high"])
+                colour = MODELS["ppo_ptx"][1] if predictor == "reward_model" else MODELS["gpt"][1]
+                _interval(left, x + shift, estimate, colour, marker, filled=raters == "single")
+        face = "black" if raters == "single" else "white"
+        left.plot([], [], marker, color="black", markerfacecolor=face, label=f"against {name}")
+    left.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    left.set_xticks(range(len(names)), list(names.values()))
+    left.set_xlim(-0.5, len(names) - 0.5)
+    left.set_ylim(lowest - 0.02, highest + 0.02)
+    left.set_ylabel("share of untied pairs")
+    left.set_title("Held-out rankings predicted")
+    left.legend(loc="upper left", frameon=False)
+
+    facts = measures.get("facts_stated") or {}
+    shown = styles(results["models"])
+    models = [model for model in shown if facts.get(model)]
+    for x, model in enumerate(models):
+        _interval(right, x, facts[model], shown[model][1], "o", filled=True)
+    if people := facts.get("references"):
+        right.axhline(people["mean"], color=_REFERENCE, linewidth=1.2, linestyle="--", zorder=0)
+        right.annotate(
+            "people", (0.01, people["mean"]), xycoords=("axes fraction", "data"), va="bottom", color=_REFERENCE
+        )
+    right.set_ylim(0, 1.05)
+    right.set_ylabel("share of facts")
+    right.set_title("Facts stated by the text")
+    _name_models(right, [shown[model][0] for model in models])
+    return figure
+
+
+def lookup(tree: Mapping[str, Any] | None, *keys: str) -> Any:
+    """The value under a path of keys; None where a step is missing or null, as results.json allows."""
+    for key in keys:
+        if tree is None:
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def _figure(panels: int, height: float):
+    figure = Figure(figsize=(_WIDTH if panels == 1 else 3.7 * panels, height), layout="constrained")
+    panes = [figure.add_subplot(1, panels, 1 + i) for i in range(panels)]
+    for axes in panes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panes
+
+
+def _interval(axes, x: float, estimate: Mapping[str, float], colour: str, marker: str, *, filled: bool) -> None:
+    mean = estimate["mean"]
+    reach = [[mean - estimate["low"]], [estimate["high"] - mean]]
+    face = colour if filled else "white"
+    axes.errorbar(x, mean, reach, fmt=marker, color=colour, markerfacecolor=face, capsize=3, markersize=7)
+
+
+def _name_models(axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)

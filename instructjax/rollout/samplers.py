@@ -1,0 +1,110 @@
+"""Answers to prompts as texts, with what a reward model and a reference policy say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructjax.batch import Episodes, PromptBatch
+from instructjax.data import pipeline
+from instructjax.data.layouts import Layout
+from instructjax.models.partitioning import constrain_rows, replicate
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.records import Prompt
+from instructjax.rollout import episode, sampling
+from instructjax.rollout.reward_function import RewardFunction
+from instructjax.text.tokenizer import Tokenizer
+
+Params = Any
+# sampler(params, prompts, key) -> batches of (Episodes with B rows, n <= B texts)
+Sampler = Callable[[Params, Sequence[str], jax.Array], Iterator[tuple[Episodes, list[str]]]]
+
+
+def make_sampler(
+    model: LanguageModel,
+    layout: Layout,
+    *,
+    temperature: float,
+    batch_size: int,
+) -> Sampler:
+    """Builds a compiled sampler of answers.
+
+    Args:
+      model: the language model; its weights are an argument of the sampler.
+      layout: of prompts (at most P tokens) and responses (at most R).
+      temperature: of the softmax; 0 takes the most likely token.
+      batch_size: B, prompts sampled at a time.
+
+    Returns:
+      `sampler(params, prompts, key)`, which yields batches in the order of the prompts:
+      Episodes of B rows, and the texts of the first n of them (n < B in the last
+      batch). Row i of the whole list has the key fold_in(key, i), so an answer does not
+      depend on the batch size.
+    """
+
+    @jax.jit
+    def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
+        choose = sampling.categorical(temperature) if temperature > 0 else sampling.greedy
+        episodes, _ = sampling.sample(
+            model,
+            params,
+            constrain_rows(prompts),
+            keys,
+            choose,
+            max_response=layout.max_response,
+            eos_id=layout.tokenizer.eos_id,
+            pad_id=layout.tokenizer.pad_id,
+        )
+        return replicate(episodes)
+
+    def sampler(params: Params, prompts: Sequence[str], key: jax.Array) -> Iterator[tuple[Episodes, list[str]]]:
+        rows = pipeline.prompt_rows([Prompt(prompt=prompt) for prompt in prompts], layout)
+        for number, batch in enumerate(pipeline.ordered_batches(rows, batch_size=batch_size)):
+            first = number * batch_size
+            episodes = sample(params, batch, sampling.row_keys(key, batch_size, first))
+            yield episodes, texts(layout.tokenizer, episodes)[: len(prompts) - first]
+
+    return sampler
+
+
+def responses(episodes: Episodes) -> list[list[int]]:
+    """The tokens of the responses of all rows, each with its EOS, if it has one."""
+    tokens, mask = jax.device_get((episode.response_tokens(episodes), episodes.response_mask > 0))
+    return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+
+
+def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
+    """The responses of all rows as texts, without EOS."""
+    return [
+        tokenizer.decode([token for token in response if token != tokenizer.eos_id]) for response in responses(episodes)
+    ]
+
+
+def make_scorer(model: ScalarModel | RewardFunction) -> Callable[[Params, Episodes], jax.Array]:
+    """Builds a compiled `scorer(params, episodes) -> [B]`: the reward of each response."""
+
+    @jax.jit
+    def scorer(params: Params, episodes: Episodes) -> jax.Array:
+        episodes = constrain_rows(episodes)
+        return replicate(episode.score(model, params, episodes.tokens, episodes.segments, episodes.positions))
+
+    return scorer
+
+
+def make_divergence(model: LanguageModel) -> Callable[[Params, Params, Episodes], jax.Array]:
+    """Builds a compiled `divergence(params, reference, episodes) -> [B]`.
+
+    The sum over the response of log pi - log pi_ref, in nats: an estimate of the KL
+    divergence from the reference where the episodes were sampled from `params`.
+    """
+
+    @jax.jit
+    def divergence(params: Params, reference: Params, episodes: Episodes) -> jax.Array:
+        episodes = constrain_rows(episodes)
+        log_probs = episode.response_log_probs(model, params, episodes)
+        return replicate(jnp.sum(log_probs - episode.response_log_probs(model, reference, episodes), axis=1))
+
+    return divergence

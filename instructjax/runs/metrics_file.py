@@ -1,0 +1,126 @@
+"""What a run reports while it goes: one line of numbers at a time, in a file and in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from instructjax import files
+from instructjax.errors import RecordError
+from instructjax.runs.tensorboard import EventFile
+
+
+class MetricsWriter:
+    """Writes metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
+
+    A context manager. In a run of many processes, one of them writes.
+
+    Attributes:
+      path: the file of JSON lines: {"step": 10, "loss": 0.125, ...}.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, resume_step: int = 0):
+        """Opens both outputs, and creates the directory if needed.
+
+        Args:
+          workdir: the run's directory.
+          resume_step: the step that the run goes on from. What an interrupted run
+            reported about later steps is dropped, because they are made again; 0
+            starts afresh.
+        """
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read(self.path) if line["step"] <= resume_step] if resume_step else []
+        self._last: dict[str, Any] = {}
+        for line in kept:
+            self._last.update(line)
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a")
+        self._events = EventFile(workdir / "tensorboard", first_step=resume_step + 1 if resume_step else 0)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds a line, which is in both outputs when this returns.
+
+        Args:
+          step: the number of updates made, larger than at the last call.
+          scalars: names and numbers; a number that is not finite is written as NaN
+            or Infinity, which `read` understands.
+
+        Raises:
+          ValueError: the step was reported already, or a scalar is called "step".
+        """
+        if "step" in scalars:
+            raise ValueError('"step" is the name of the step, not of a metric')
+        if step <= self._last.get("step", -1):
+            raise ValueError(f"{self.path}: expected a step after {self._last['step']}, found {step}")
+        line = {"step": step, **{name: _rounded(value) for name, value in scalars.items()}}
+        self._last.update(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._events.write(step, scalars)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric, also from before the run was resumed; None if there is none."""
+        return self._last.get(name)
+
+    def close(self) -> None:
+        """Closes both outputs."""
+        self._file.close()
+        self._events.close()
+
+
+class Silent:
+    """Takes the place of a `MetricsWriter` in the processes that do not write."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def last(self, name: str) -> None:
+        """Nothing is known."""
+
+
+def read(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Reads the lines of a `metrics.jsonl`, also while its run goes on.
+
+    An unfinished last line, as an interrupted run leaves it, is not counted.
+
+    Returns:
+      One mapping of names to numbers a line, in order; all have "step".
+
+    Raises:
+      RecordError: there is no such file, or a line is not of that form.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise RecordError(f"{path}: expected a file of metrics, found no such file")
+    whole, _, _ = path.read_bytes().decode(errors="replace").rpartition("\n")
+    lines = []
+    for number, text in enumerate(whole.split("\n") if whole else [], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{path}:{number}: expected a JSON object, found {text[:60]!r} ({error})") from None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise RecordError(f"{path}:{number}: step: expected a JSON object with a step, found {text[:60]!r}")
+        lines.append(line)
+    return lines
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.6g}")

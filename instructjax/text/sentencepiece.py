@@ -1,0 +1,187 @@
+"""A SentencePiece tokenizer that gives back exactly the text it was given.
+
+Byte-pair encoding, like GPT-3's, over Unicode characters; what no piece covers is spelled in bytes, so
+that no text is unknown. Nothing is normalised. Two properties hold for every text, and the rest of the
+package leans on them:
+
+    decode(encode(a)) == a
+    encode(a + "\\n" + b) == encode(a) + encode("\\n") + encode(b)
+
+The second is why no space is put in front of a text ("dummy prefix", on by default in SentencePiece) and
+why a line break is a piece of its own. A prompt that ends in a line break and its response are encoded
+apart, and yet give the tokens that the same two would have in one document of pretraining text; and the
+tokens that a policy samples after a prompt decode to its response, with no space lost or added. The price
+is GPT-3's too: a word at the start of a line ("fox") is another piece than inside a line ("▁fox").
+
+A vocabulary holds 3 special pieces, the line break, 256 bytes, the characters of the training text, and
+then merges, of which a word usually takes two or three. So 250 words want about 1,000 pieces.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+from etils import epath
+
+from instructjax.errors import TokenizerError
+
+# SentencePiece writes this character for a space. In a text it can only be told apart from one as bytes.
+_SPACE_MARK = "\u2581"
+_PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # altered by what normalises
+
+
+class SentencePieceTokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      pad_id: fills rows; never the end of a text.
+      eos_id: ends every document and every response.
+      unk_id: required by SentencePiece, never produced.
+    """
+
+    pad_id = 0
+    eos_id = 1
+    unk_id = 2
+
+    def __init__(self, model: bytes):
+        """Takes a trained model; see `train`, `load` and `from_bytes`."""
+        self._model = model
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._space_mark = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode("utf-8")]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, *, character_coverage: float = 1.0) -> SentencePieceTokenizer:
+        """Learns a vocabulary from texts. The same texts give the same model, byte for byte.
+
+        Args:
+          texts: documents; only their lines count, so that no piece reaches over a line break.
+          vocab_size: pieces, all special ones and the 256 bytes included.
+          character_coverage: the share of characters that get pieces of their own. 1.0 suits small
+            alphabets; with Chinese or emoji in a large corpus 0.9995 leaves the rarest to bytes.
+
+        Raises:
+          TokenizerError: the texts hold too little, or too many characters, for `vocab_size`.
+        """
+        model = io.BytesIO()
+        lines = (line.replace(_SPACE_MARK, " ") for text in texts for line in text.split("\n") if line)
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                character_coverage=character_coverage,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                user_defined_symbols=["\n"],
+                pad_id=cls.pad_id,
+                eos_id=cls.eos_id,
+                unk_id=cls.unk_id,
+                bos_id=-1,
+                max_sentence_length=2**30,  # longer lines are skipped, and the default is 4192 bytes
+                num_threads=1,  # more of them give another model on another machine
+                minloglevel=2,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise _explain(" ".join(str(error).split()), vocab_size) from None
+        return cls(model.getvalue())
+
+    @classmethod
+    def from_bytes(cls, model: bytes, where: str = "tokenizer") -> SentencePieceTokenizer:
+        """Reads a model as `to_bytes` gave it; `where` it came from is for the error.
+
+        Raises:
+          TokenizerError: the bytes are no SentencePiece model, or one that this class did not train and
+            that does not keep its promises.
+        """
+        return cls._check(model, where)
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> SentencePieceTokenizer:
+        """Reads a model that `save` wrote.
+
+        Raises:
+          TokenizerError: as for `from_bytes`, or there is no such file.
+        """
+        path = epath.Path(path)
+        if not path.is_file():
+            raise TokenizerError(f"{path}: expected a tokenizer, found no such file")
+        return cls._check(path.read_bytes(), str(path))
+
+    @classmethod
+    def _check(cls, model: bytes, where: str) -> SentencePieceTokenizer:
+        try:
+            tokenizer = cls(model or b"empty")  # SentencePiece takes no bytes for a model that is to come
+        except Exception:  # RuntimeError mostly, and others where its message is no text itself
+            raise TokenizerError(f"{where}: expected a SentencePiece model, found other data") from None
+        pieces = tokenizer._pieces
+        ids = pieces.pad_id(), pieces.eos_id(), pieces.unk_id()
+        if ids != (cls.pad_id, cls.eos_id, cls.unk_id):
+            raise TokenizerError(f"{where}: expected pad, eos and unk to be 0, 1 and 2, found {ids}")
+        for byte in range(256):
+            if not pieces.is_byte(pieces.piece_to_id(f"<0x{byte:02X}>")):
+                raise TokenizerError(
+                    f"{where}: expected a model with all bytes (byte_fallback), found none for 0x{byte:02X}"
+                )
+        for text in _PROBES:
+            if text != tokenizer.decode(tokenizer.encode(text)):
+                raise TokenizerError(
+                    f"{where}: expected a model that gives back every text, found one that alters {text!a}"
+                )
+        return tokenizer
+
+    def to_bytes(self) -> bytes:
+        """The whole model, to be kept in a checkpoint."""
+        return self._model
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the model to a file."""
+        path = epath.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self._model)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without EOS. Text such as "</s>" is plain text."""
+        if _SPACE_MARK not in text:
+            return self._pieces.encode(text)
+        first, *rest = (self._pieces.encode(part) for part in text.split(_SPACE_MARK))
+        return [*first, *(token for part in rest for token in (*self._space_mark, *part))]
+
+    def encode_opening(self, text: str) -> list[int]:
+        """The token ids of a text that goes on: those of `encode`, as a line break is a piece of its own."""
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids (a list or a one-dimensional array). PAD and EOS give no text and end nothing.
+
+        Bytes that are no UTF-8, as a sampled sequence may have, become U+FFFD.
+        """
+        return self._pieces.decode([int(token) for token in ids])
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+        return self._pieces.vocab_size()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen characters that differ between different models: the start of a SHA-256."""
+        return hashlib.sha256(self._model).hexdigest()[:16]
+
+
+def _explain(message: str, vocab_size: int) -> TokenizerError:
+    where = "tokenizer.vocab_size"
+    if limit := re.search(r"too high .* <= (\d+)", message):
+        return TokenizerError(f"{where}: expected at most {limit[1]} for so little text, found {vocab_size}")
+    if limit := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return TokenizerError(f"{where}: expected at least {limit[1]} for these characters, found {vocab_size}")
+    if "sentences_.empty()" in message:
+        return TokenizerError(f"{where}: expected text to learn {vocab_size} pieces from, found none")
+    return TokenizerError(f"{where}: expected a size that SentencePiece can train, found {vocab_size} ({message})")

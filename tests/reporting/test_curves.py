@@ -1,0 +1,75 @@
+"""Curves show the numbers of the metrics, and nothing else."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.reporting import curves
+
+PRETRAIN = [{"step": 0, "text_loss": 7.0}, {"step": 20, "loss": 5.0}, {"step": 40, "loss": 4.0, "text_loss": 4.5}]
+OTHER = [{"step": 0, "text_loss": 6.0}, {"step": 20, "loss": 4.0}, {"step": 40, "loss": 3.5, "text_loss": 4.0}]
+PPO = [{"step": i, "reward": i / 2, "kl": i / 5, "clip_fraction": 0.1} for i in range(1, 5)]
+
+
+def drawn(figure):
+    """{title: {legend entry: points}} of a figure."""
+    return {
+        axes.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
+    }
+
+
+def test_a_run_is_drawn_as_it_is():
+    assert drawn(curves.draw({"pretrain": PRETRAIN})) == {
+        "loss": {"training": [[20, 5], [40, 4]], "held-out text": [[0, 7], [40, 4.5]]}
+    }
+    assert set(drawn(curves.draw({"ppo": PPO}))) == {
+        "reward (RM), rollouts",
+        "KL to initial policy (nats), rollouts",
+        "share of clipped tokens, policy",
+    }
+
+
+def test_several_runs_are_drawn_side_by_side():
+    found = drawn(curves.draw({"a": PRETRAIN, "b": OTHER}))["loss"]
+    assert found["a, training"] == [[20, 5], [40, 4]]
+    assert found["b, held-out text"] == [[0, 6], [40, 4]]
+    assert len(found) == 4
+
+
+def test_seeds_are_a_mean_in_a_band():
+    steps, mean, low, high = curves.band([PRETRAIN, OTHER], "text_loss")
+    assert steps.tolist() == [0, 40]
+    assert (mean.tolist(), low.tolist(), high.tolist()) == ([6.5, 4.25], [6, 4], [7, 4.5])
+    figure = curves.draw_seeds([PRETRAIN, OTHER])
+    assert drawn(figure)["loss"] == {"training": [[20, 4.5], [40, 3.75]], "held-out text": [[0, 6.5], [40, 4.25]]}
+    assert len(figure.axes[0].collections) == 2
+
+
+def test_a_step_that_one_seed_lacks_is_left_out():
+    steps, *_ = curves.band([PRETRAIN, OTHER[:2]], "text_loss")
+    assert steps.tolist() == [0]
+    assert not len(curves.band([PRETRAIN, PPO], "loss")[0])
+
+
+def test_a_stage_is_drawn_into_its_folder(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PPO))
+    curves.update(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(1, 40))
+def test_a_sparkline_has_a_bottom_and_a_top(values, width):
+    line = curves.sparkline(values, width)
+    assert len(line) == min(width, len(values))
+    assert "▁" in line
+    if len(values) <= width and max(values) > min(values):
+        assert line[values.index(max(values))] == "█"
+        assert line[values.index(min(values))] == "▁"
+
+
+@pytest.mark.parametrize("values", [[], [float("nan")]])
+def test_a_sparkline_of_nothing(values):
+    assert curves.sparkline(values) == ""

@@ -1,0 +1,159 @@
+import copy
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.reporting import figures, report
+
+
+def estimate(mean, half=0.03):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 500}
+
+
+def model(rate, loss):
+    return {
+        "params": 800_000,
+        "true_quality": estimate(0.3 + rate / 2),
+        "win_rate_vs_sft": {"training": estimate(rate), "heldout": estimate(rate - 0.02)},
+        "likert": 2 + 4 * rate,
+        "metadata": {"hallucination": 0.25},
+        "pretrain_loss": loss,
+        "kl_to_init": 1.25,
+        "response_tokens": 12.5,
+    }
+
+
+SANDBOX = {
+    "seed": 3,
+    "config": "configs/sandbox.py",
+    "wall_seconds": {"pretrain": 200.0, "total": 900.0},
+    "peak_rss_gib": 2.5,
+    "models": {
+        "gpt": model(0.14, 2.0),
+        "gpt_prompted": model(0.27, 2.0),
+        "sft": model(0.5, 2.6),
+        "ppo": model(0.7, 3.0),
+        "ppo_ptx": model(0.72, 2.25),
+    },
+    "reward_model": {
+        "accuracy": {"training_labelers": 0.712, "heldout_labelers": 0.694},
+        "labeler_agreement": {"training": 0.726, "heldout": 0.731},
+        "pairs": 12345,
+    },
+}
+UNKNOWN = {"true_quality": None, "win_rate_vs_sft": None, "likert": None, "metadata": None}
+HUMAN = {
+    "seed": 0,
+    "config": "configs/e2e.py",
+    "wall_seconds": {"pretrain": 200.0, "total": 900.0},
+    "peak_rss_gib": 2.5,
+    "models": {name: SANDBOX["models"][name] | UNKNOWN for name in ("gpt", "sft", "ppo", "ppo_ptx")},
+    "reward_model": {"accuracy": None, "labeler_agreement": None, "pairs": 7000},
+    "human": {
+        "accuracy": {
+            "single": {"reward_model": estimate(0.66), "length": estimate(0.61), "raters": estimate(0.674)},
+            "averaged": {"reward_model": estimate(0.7), "length": estimate(0.608), "difference": estimate(0.092)},
+        },
+        "length_prefers": "longer",
+        "facts_stated": {"references": estimate(0.926), "sft": estimate(0.88), "ppo": estimate(0.91)},
+    },
+}
+METRICS = {
+    stage: [{"step": i, "reward": i / 10, "kl": i / 5, **({"true_quality": 0.5} if i % 2 else {})} for i in range(1, 6)]
+    for stage in ("ppo", "ppo_ptx")
+}
+
+
+@given(st.floats(0.5, 5), st.floats(0.01, 2), st.floats(-0.5, 1.5))
+def test_alignment_tax_is_the_share_taken_back(gpt, given_away, share):
+    ppo = gpt + given_away
+    losses = {"gpt": gpt, "ppo": ppo, "ppo_ptx": ppo - share * given_away}
+    results = {"models": {name: {"pretrain_loss": loss} for name, loss in losses.items()}}
+    assert report.alignment_tax(results) == pytest.approx(share, abs=1e-6)
+
+
+def test_alignment_tax_is_unknown_where_nothing_was_given_away_or_measured():
+    results = copy.deepcopy(SANDBOX)
+    assert report.alignment_tax(results) == pytest.approx(0.75)
+    results["models"]["ppo"]["pretrain_loss"] = 1.9
+    assert report.alignment_tax(results) is None
+    results["models"]["ppo"]["pretrain_loss"] = None
+    assert report.alignment_tax(results) is None
+
+
+def test_the_table_is_aligned_and_says_what_was_found():
+    lines = report.terminal_table(SANDBOX).split("\n")
+    header, rows = lines[0], lines[2:7]
+    assert [row.split("  ")[0] for row in rows] == ["GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx"]
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert re.findall(r"[\d.]+ ± [\d.]+", rows[4]) == ["0.720 ± 0.030", "0.700 ± 0.030", "0.660 ± 0.030"]
+    assert "PPO-ptx takes back 75 % of the loss" in lines[8]
+    assert "71.2 % of untied pairs as training labelers do; they agree on 72.6 %" in lines[9]
+    assert "69.4 % of untied pairs as held-out labelers do; they agree on 73.1 %" in lines[10]
+
+
+def test_what_is_null_has_no_column_and_human_measures_stand_beside():
+    table = report.terminal_table(HUMAN)
+    for absent in ("true quality", "vs SFT", "Likert", "None"):
+        assert absent not in table
+    rows = {line.split("  ")[0]: line for line in table.split("\n")}
+    assert "0.910 ± 0.030" in rows["PPO"]
+    assert "–" in rows["PPO-ptx"]
+    assert "averaged raters: reward model 70.0 ± 3.0 %, length baseline (longer is better) 60.8 ± 3.0 %" in table
+    assert "agreement of raters 67.4 ± 3.0 %" in table
+    assert "Texts by people state 92.6 ± 3.0 %" in table
+
+
+@pytest.mark.parametrize(
+    ("results", "drawn"),
+    [(SANDBOX, ["ppo", "pretrain_loss", "win_rates"]), (HUMAN, ["human", "ppo", "pretrain_loss"])],
+)
+def test_the_report_shows_every_figure_it_wrote(tmp_path, results, drawn):
+    path = report.write_report(tmp_path, results, METRICS)
+    text = path.read_text()
+    assert sorted(re.findall(r"!\[\w+\]\((\w+)\.png\)", text)) == drawn
+    assert sorted(png.stem for png in tmp_path.glob("*.png")) == drawn
+    for name in drawn:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert results["config"] in text and "None" not in text
+
+
+def test_the_report_has_the_flags_of_table_3(tmp_path):
+    text = report.write_report(tmp_path, SANDBOX, {}).read_text()
+    assert "| hallucination | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 |" in text
+    assert "ppo.png" not in text
+
+
+def test_win_rates_are_drawn_where_they_belong():
+    (axes,) = figures.win_rates(SANDBOX).axes
+    points = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    names = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
+    drawn = sorted((names[round(x)], round(y, 6)) for x, y in points)
+    expected = [
+        (figures.MODELS[name][0].replace("\n", " "), round(e["mean"], 6))
+        for name, found in SANDBOX["models"].items()
+        for e in found["win_rate_vs_sft"].values()
+    ]
+    assert drawn == sorted(expected)
+
+
+def test_curves_are_the_metrics():
+    figure = figures.ppo_curves(METRICS)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["reward (RM)", "KL to initial policy (nats)", "true quality"]
+    for line in figure.axes[0].lines:
+        assert line.get_xydata().tolist() == [[i, i / 10] for i in range(1, 6)]
+    assert figure.axes[2].lines[0].get_xdata().tolist() == [1, 3, 5]
+
+
+def test_without_true_quality_there_is_no_panel_for_it():
+    metrics = {"ppo": [{"step": 1, "reward": 0.0, "kl": 0.0}]}
+    assert len(figures.ppo_curves(metrics).axes) == 2
+    assert figures.ppo_curves({"pretrain": [{"step": 1, "loss": 2.0}]}) is None
+
+
+def test_prompted_gpt_has_no_bar_of_its_own():
+    (axes,) = figures.pretrain_loss(SANDBOX).axes
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 2.6, 3.0, 2.25]

@@ -1,0 +1,88 @@
+"""Answers as texts: the same whatever the batch size, and scored on the very tokens that were sampled."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructjax.batch import Episodes
+from instructjax.data.layouts import Layout
+from instructjax.errors import DataError
+from instructjax.models.transformer import LanguageModel
+from instructjax.rollout import episode, samplers
+from instructjax.text.sentencepiece import SentencePieceTokenizer
+from tests import tiny_models
+
+TOKENIZER = SentencePieceTokenizer.train(["the fox runs and the owl sleeps in the red forest"] * 9, 300)
+LAYOUT = Layout(TOKENIZER, "\n", max_prompt=12, max_response=6)
+CONFIG = dataclasses.replace(tiny_models.CONFIG, vocab_size=TOKENIZER.vocab_size)
+MODEL, PARAMS = tiny_models.language_model(CONFIG, noise=0.1)
+PROMPTS = ["the fox", "the owl sleeps", "red", "in the forest", "runs and"]
+
+
+def sample(batch_size, temperature=1.0, seed=0):
+    sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=temperature, batch_size=batch_size)
+    return list(sampler(PARAMS, PROMPTS, jax.random.key(seed)))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return sample(2)
+
+
+def test_every_prompt_is_answered_once_and_in_order(batches):
+    assert [len(texts) for _, texts in batches] == [2, 2, 1]
+    asked = [TOKENIZER.decode(row[mask]) for e, _ in batches for row, mask in prompt_columns(e)]
+    assert [text.removesuffix("\n") for text in asked[: len(PROMPTS)]] == PROMPTS
+    assert len({text for _, texts in batches for text in texts}) > 1
+
+
+def prompt_columns(episodes):
+    width = LAYOUT.max_prompt
+    return zip(np.asarray(episodes.tokens)[:, :width], np.asarray(episodes.segments)[:, :width] > 0, strict=True)
+
+
+def test_an_answer_does_not_depend_on_the_batch_size(batches):
+    expected = [text for _, texts in batches for text in texts]
+    assert [text for _, texts in sample(5) for text in texts] == expected
+    assert [text for _, texts in sample(5, seed=1) for text in texts] != expected
+
+
+def test_at_temperature_zero_there_is_no_randomness():
+    first, second = (sample(5, temperature=0.0, seed=seed) for seed in (0, 1))
+    assert [texts for _, texts in first] == [texts for _, texts in second]
+
+
+def test_a_text_is_the_response_without_eos_and_padding():
+    fox = TOKENIZER.encode("the fox")
+    size = len(fox) + 2
+
+    def row(response, real):
+        return [5, *response, *[TOKENIZER.pad_id] * (size - len(response))], [1] * real + [0] * (size - real)
+
+    tokens, mask = zip(row([*fox, TOKENIZER.eos_id], len(fox) + 1), row([*fox, *fox[:2]], size), strict=True)
+    tokens, mask = jnp.array(tokens), jnp.array(mask, jnp.float32)
+    segments = jnp.concatenate([jnp.ones((2, 1), jnp.int32), mask.astype(jnp.int32)], axis=1)
+    episodes = Episodes(tokens, segments, segments, mask, log_probs=0.0 * mask)
+    assert samplers.texts(TOKENIZER, episodes) == ["the fox", "the fox" + TOKENIZER.decode(fox[:2])]
+
+
+def test_scores_and_divergences_are_of_the_sampled_tokens(batches):
+    episodes, _ = batches[0]
+    scalar, scalar_params = tiny_models.scalar_model(CONFIG)
+    expected = episode.score(scalar, scalar_params, episodes.tokens, episodes.segments, episodes.positions)
+    np.testing.assert_allclose(samplers.make_scorer(scalar)(scalar_params, episodes), expected, rtol=1e-4, atol=1e-5)
+
+    divergence = samplers.make_divergence(MODEL)
+    np.testing.assert_allclose(divergence(PARAMS, PARAMS, episodes), 0.0, atol=1e-6)
+    reference = tiny_models.params(LanguageModel(CONFIG), seed=1, noise=0.1)
+    ours, theirs = (episode.response_log_probs(MODEL, p, episodes).sum(1) for p in (PARAMS, reference))
+    np.testing.assert_allclose(divergence(PARAMS, reference, episodes), ours - theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prompt_that_is_too_long_is_refused():
+    sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=1)
+    with pytest.raises(DataError, match=r"prompt: expected at most 12 tokens \(data.max_prompt\), found"):
+        next(sampler(PARAMS, ["the fox " * 20], jax.random.key(0)))

@@ -1,0 +1,156 @@
+"""Training that runs away: a gradient that is not finite never reaches the weights, and limits warn or stop."""
+
+import functools
+import math
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import instructgpt
+from instructjax.errors import DivergenceError, RunError
+from instructjax.runs import checkpoint, guards, loop, metrics_file
+from instructjax.training import state as train_state
+from instructjax.training.step import Maximum, train_step
+
+ADAM = optax.adam(0.1)
+KEY = jax.random.key(0)
+FAULTS = (math.nan, math.inf, -math.inf)
+SECTION = instructgpt.get_config().guards
+
+
+def loss(params, batch, key):
+    """Squares; a gradient is not finite where a number is not, a loss alone where "added" is not."""
+    del key
+    value = jnp.sum(jnp.square(params["w"] - batch["x"]))
+    metrics = {"error": (value, jnp.float32(batch["x"].size)), "largest": Maximum(jnp.abs(batch["x"]).max())}
+    return (value + batch["added"].sum(), jnp.float32(batch["x"].size)), metrics
+
+
+@functools.cache
+def compiled(microbatches):
+    return jax.jit(train_step(loss, ADAM, microbatches=microbatches))
+
+
+def batch_of(number, place=None, fault=None):
+    batch = {"x": np.full((4,), number, np.float32), "added": np.zeros((4,), np.float32)}
+    if place:
+        batch[place][2] = fault
+    return batch
+
+
+def trained(batches, microbatches):
+    state = train_state.create({"w": jnp.float32(0.5)}, ADAM)
+    found = []
+    for batch in batches:
+        state, metrics = compiled(microbatches)(state, batch, KEY)
+        found.append(jax.device_get(metrics))
+    return state, found
+
+
+faults = st.tuples(st.sampled_from(["x", "added"]), st.sampled_from(FAULTS))
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.none() | faults), min_size=1, max_size=12), st.sampled_from([1, 2]))
+@settings(max_examples=60, deadline=None)
+def test_skipped_batches_leave_what_the_others_would_have_left_alone(plan, microbatches):
+    state, found = trained([batch_of(number, *(fault or ())) for number, fault in plan], microbatches)
+    sound = [batch_of(number) for number, fault in plan if fault is None]
+    expected, alone = trained(sound, microbatches)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (expected.params, expected.opt_state))
+    assert int(state.step) == len(plan)
+
+    in_a_row = 0
+    for (_, fault), one in zip(plan, found, strict=True):
+        in_a_row = in_a_row + 1 if fault else 0
+        assert one["skipped"] == (float(fault is not None), 1.0)
+        assert one["skipped_in_a_row"].value == in_a_row
+    assert int(state.skipped) == in_a_row
+
+    values = loop.reduce(found)
+    assert values["skipped"] == pytest.approx(sum(fault is not None for _, fault in plan) / len(plan))
+    skips = {"skipped", "skipped_in_a_row"}
+    others = {name: value for name, value in values.items() if name not in skips}
+    assert all(map(math.isfinite, others.values()))
+    expected = loop.reduce(alone) if alone else {}
+    assert others == pytest.approx({name: value for name, value in expected.items() if name not in skips})
+
+
+def run(directory, broken, *, steps=12, max_skipped=3, every=2):
+    """Twelve steps on 0, 1, 2, ..., of which those in `broken` cannot be learnt from."""
+    ranges = guards.of_recipe(ml_collections.ConfigDict({**SECTION.to_dict(), "max_skipped": max_skipped}))
+    numbers = [batch_of(n, *(("x", math.nan) if n in broken else ())) for n in range(steps)]
+    loop.run(
+        "test",
+        compiled(1),
+        train_state.create({"w": jnp.float32(0.5)}, ADAM),
+        lambda: grain.MapDataset.source(numbers).repeat().to_iter_dataset(),
+        KEY,
+        steps=steps,
+        directory=directory,
+        meta={},
+        log=ml_collections.ConfigDict({"every": every, "save_every": 4, "evaluate_every": every, "keep": 1}),
+        judge=lambda place, values: guards.enforce(place, values, ranges, "warn"),
+    )
+
+
+def test_a_run_goes_on_over_updates_that_are_skipped_and_counts_them(tmp_path):
+    run(tmp_path, {2, 3, 7})
+    lines = {line["step"]: line for line in metrics_file.read(tmp_path / "metrics.jsonl")}
+    assert [lines[step]["skipped"] for step in (2, 4, 6, 8)] == [0.0, 1.0, 0.0, 0.5]
+    assert "loss" not in lines[4] and math.isfinite(lines[8]["loss"])
+    assert lines[4]["skipped_in_a_row"] == 2.0
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_is_named(tmp_path, every):
+    with pytest.raises(DivergenceError) as error:
+        run(tmp_path, {5, 6, 7}, every=every)
+    good = tmp_path / "checkpoints" / "4"
+    assert str(error.value).startswith("test, step 8: skipped_in_a_row is 3, and guards.max_skipped is reached: ")
+    assert str(error.value).endswith(f"; the last good checkpoint is {good}")
+    assert checkpoint.saved_steps(tmp_path / "checkpoints") == [4]
+
+    # Begun again, the run meets the same batches, and stops at the same step.
+    with pytest.raises(DivergenceError, match="step 8"):
+        run(tmp_path, {5, 6, 7}, every=every)
+
+
+def test_a_run_of_skips_is_counted_across_an_interruption(tmp_path):
+    run(tmp_path, {2, 3, 4, 5}, steps=4, max_skipped=4)  # saved in the middle of it
+    with pytest.raises(DivergenceError, match="step 6: skipped_in_a_row is 4"):
+        run(tmp_path, {2, 3, 4, 5}, steps=12, max_skipped=4)
+
+
+def test_without_a_checkpoint_the_error_says_so(tmp_path):
+    with pytest.raises(DivergenceError, match="; no checkpoint was saved$"):
+        run(tmp_path, {0, 1, 2})
+
+
+LIMITS = {"max_kl": 10.0, "min_response_tokens": 2.0, "max_skipped": 3, "action": "stop"}
+RANGES = guards.of_recipe(ml_collections.ConfigDict(LIMITS))
+
+
+@given(kl=st.floats(-5, 50), tokens=st.floats(1, 50), skipped=st.integers(0, 6))
+def test_what_is_outside_its_range_stops(kl, tokens, skipped):
+    values = {"kl": kl, "response_tokens": tokens, "value_skipped_in_a_row": float(skipped), "loss": 1e9}
+    wrong = kl > 10 or tokens < 2 or skipped >= 3
+    try:
+        guards.enforce("ppo, step 3", values, RANGES, "stop")
+        assert not wrong
+    except DivergenceError as error:
+        assert wrong and isinstance(error, RunError)
+        assert str(error).startswith("ppo, step 3: ") and "guards." in str(error)
+
+
+def test_a_warning_names_the_key_and_the_run_goes_on(capsys):
+    guards.enforce("ppo, step 3", {"kl": 11.0, "response_tokens": 1.25}, RANGES, "warn")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("warning: ppo, step 3: kl is 11, and guards.max_kl is reached: ")
+    assert second.startswith("warning: ppo, step 3: response_tokens is 1.25, and guards.min_response_tokens is reached")

@@ -1,0 +1,359 @@
+"""The loop: an interrupted run ends as one that was not, a finished one does nothing."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import threading
+import time
+import types
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from instructjax.errors import ConfigError
+from instructjax.runs import checkpoint, loop, metrics_file
+from instructjax.runs.interruption import Interrupted
+from instructjax.training import state as train_state
+from instructjax.training.step import Maximum, train_step
+
+STEPS = 10
+ADAM = optax.adam(0.05)
+LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 4, "keep": 1})
+
+
+def initial():
+    return train_state.create_averaged({"w": jnp.array([0.5, -1.0, 0.3])}, ADAM)
+
+
+def loss(params, batch, key):
+    # Noise and data both matter: a resumed run must find the place in each.
+    target = batch.astype(jnp.float32)[:, None] + jax.random.normal(key, (batch.shape[0], 3))
+    error = params["w"] - target
+    return (jnp.sum(error**2), jnp.float32(batch.shape[0])), {"largest": Maximum(jnp.abs(error).max())}
+
+
+@jax.jit
+def step(state, batch, key, decay):
+    state, found = train_step(loss, ADAM)(state, batch, key)
+    return train_state.update_average(state, decay), found
+
+
+def finish(state):
+    return state.replace(params={"w": state.params["w"] + 100.0})
+
+
+def evaluate(state):
+    return {"validation": float(state.params["w"].sum())}
+
+
+def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=(), log=LOG, draw=None):
+    loop.run(
+        "test",
+        step,
+        initial(),
+        lambda: grain.MapDataset.range(7).seed(3).shuffle().repeat().batch(2).to_iter_dataset(),
+        jax.random.key(5),
+        steps=steps,
+        directory=directory,
+        meta={"name": "test"},
+        log=ml_collections.ConfigDict(log),
+        constants=(0.9,),
+        evaluate=evaluate,
+        finish=finish,
+        keep_steps=keep_steps,
+        draw=draw,
+    )
+
+
+def lines(directory):
+    return [
+        {name: value for name, value in line.items() if name != "wall_seconds"}
+        for line in metrics_file.read(directory / "metrics.jsonl")
+    ]
+
+
+def final_state(directory):
+    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+        state, meta = checkpoints.restore(initial())
+        assert meta["name"] == "test"
+        return state, checkpoints.steps()
+
+
+def assert_same_run(directory, expected):
+    found, steps = final_state(directory)
+    wanted, expected_steps = final_state(expected)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert steps == expected_steps
+    assert lines(directory) == lines(expected)
+
+
+class Stopped(Exception):
+    pass
+
+
+def failing_at(function, call):
+    """The function, but its `call`-th call raises."""
+    calls = iter(range(1, 1000))
+
+    def wrapped(*arguments):
+        if next(calls) == call:
+            raise Stopped
+        return function(*arguments)
+
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without an interruption."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(directory)
+    return directory
+
+
+def test_what_a_run_leaves(whole):
+    state, steps = final_state(whole)
+    assert steps == [STEPS] and int(state.step) == STEPS
+    found = lines(whole)
+    assert [line["step"] for line in found] == [0, 2, 4, 6, 8, 10]
+    assert [line["step"] for line in found if "validation" in line] == [0, 4, 8, 10]
+    assert all({"loss", "largest", "gradient_norm"} <= set(line) for line in found[1:])
+    # The last line was measured before `finish`, the state was saved after it.
+    np.testing.assert_allclose(float(state.params["w"].sum()) - 300, found[-1]["validation"], rtol=1e-3)
+    seconds = [line["wall_seconds"] for line in metrics_file.read(whole / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+    assert json.loads((whole / "summary.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.parametrize("call", [1, 6, 9])
+def test_interrupted_in_a_step(tmp_path, whole, call):
+    with pytest.raises(Stopped):
+        run(tmp_path, step=failing_at(step, call))
+    assert not (tmp_path / "summary.json").exists()
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def signalling(call, *numbers):
+    """The step, which sends signals to its own process in its `call`-th call."""
+    calls = iter(range(1, 1000))
+
+    def wrapped(*arguments):
+        if next(calls) == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)  # another thread may have been woken for it
+        return step(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("call", [1, 5, 8, STEPS - 1])
+def test_asked_to_stop(tmp_path, whole, call, number):
+    """It saves the step it is in, also between two lines of metrics, and says so."""
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step {call} of {STEPS}, which is saved"):
+        run(tmp_path, step=signalling(call, number))
+    assert signal.getsignal(number) is before
+    assert final_state(tmp_path)[1] == [call]
+    run(tmp_path, step=counting(done := []))
+    assert len(done) == STEPS - call
+    assert_same_run(tmp_path, whole)
+
+
+def counting(calls):
+    def wrapped(*arguments):
+        calls.append(None)
+        return step(*arguments)
+
+    return wrapped
+
+
+def test_asked_to_stop_in_the_last_step(tmp_path, whole):
+    run(tmp_path, step=signalling(STEPS, signal.SIGTERM))
+    assert_same_run(tmp_path, whole)
+
+
+def test_asked_twice_it_leaves_at_once(tmp_path, whole):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, step=signalling(6, signal.SIGINT, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_no_signals_outside_the_main_thread(tmp_path, whole):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(run, tmp_path).result()
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_last(tmp_path, whole, capsys):
+    with pytest.raises(Stopped):
+        run(tmp_path, step=failing_at(step, 10), log={**LOG, "keep": 2})
+    (place,) = tmp_path.glob("checkpoints/8/state/d/*")
+    content = bytearray(place.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    place.write_bytes(content)
+    run(tmp_path, step=counting(done := []))
+    assert len(done) == STEPS - 4 and "goes on from step 4" in capsys.readouterr().out
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("call", [1, 3, 4])
+def test_interrupted_in_a_measurement(tmp_path, whole, call):
+    with pytest.raises(Stopped):
+        run(tmp_path, evaluate=failing_at(evaluate, call))
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_interrupted_again_and_again(tmp_path, whole):
+    for call in (6, 2, 4):
+        with pytest.raises(Stopped):
+            run(tmp_path, step=failing_at(step, call))
+    with pytest.raises(Stopped):
+        run(tmp_path, finish=failing_at(finish, 1))
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+    seconds = [line["wall_seconds"] for line in metrics_file.read(tmp_path / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+
+
+def test_a_clock_that_goes_back(tmp_path, whole, monkeypatch):
+    """It goes back an hour each second, and starts a day earlier with each life."""
+    began, now = time.monotonic(), time.time()
+    for day, call in enumerate((3, 6, 2)):
+        monkeypatch.setattr(time, "time", lambda day=day: now - 86_400 * day - 3600 * (time.monotonic() - began))
+        with pytest.raises(Stopped):
+            run(tmp_path, step=failing_at(step, call), log={**LOG, "keep": 2})
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+    seconds = [line["wall_seconds"] for line in metrics_file.read(tmp_path / "metrics.jsonl")]
+    assert seconds == sorted(seconds) and seconds[-1] < 600
+
+
+def test_interrupted_between_the_last_checkpoint_and_the_summary(tmp_path, whole):
+    run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path, step=failing_at(step, 1), finish=failing_at(finish, 1))
+    assert_same_run(tmp_path, whole)
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, whole):
+    run(tmp_path, steps=4, finish=None)
+    with pytest.raises(Stopped):
+        run(tmp_path, step=failing_at(step, 1))
+    assert not (tmp_path / "summary.json").exists()  # it is not finished any more
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_finished_run_does_nothing(whole):
+    def content():
+        files = (path for path in whole.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = content()
+    run(whole, step=failing_at(step, 1), evaluate=failing_at(evaluate, 1), finish=failing_at(finish, 1))
+    assert content() == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drawn"),
+    [
+        (0.05, [4, 8, STEPS]),  # the next is due after 2.5 seconds, which are less than the four to the next evaluation
+        (0.2, [4, STEPS]),  # the next would be due after ten seconds
+    ],
+)
+def test_drawing_takes_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, seconds, drawn):
+    """Curves are drawn when there is something new to see. A clock of the test's own: a second for each step."""
+    now, seen = [0.0], []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def timed_step(*arguments):
+        now[0] += 1.0
+        return step(*arguments)
+
+    def draw():
+        now[0] += seconds
+        seen.append(lines(tmp_path)[-1]["step"])
+
+    run(tmp_path, step=timed_step, draw=draw)
+    assert seen == drawn
+
+
+def test_the_thread_that_makes_batches_ends_with_the_run(tmp_path):
+    def making_batches():
+        return [thread.name for thread in threading.enumerate() if "thread-prefetch" in thread.name]
+
+    seen = []
+    run(tmp_path, draw=lambda: seen.extend(making_batches()))
+    assert seen and not making_batches()
+
+
+def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
+    written = {}
+
+    def noting_step(state, *arguments):
+        written[int(state.step) + 1] = [line["step"] for line in metrics_file.read(tmp_path / "metrics.jsonl")]
+        return step(state, *arguments)
+
+    run(tmp_path, step=noting_step)
+    assert written[3] == [0]  # the line of step 2 does not wait for an end of it
+    assert written[4] == [0, 2]
+    assert written[5] == [0, 2, 4]  # step 4 was measured and saved
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4, 6, 8, STEPS]
+
+
+def test_the_time_to_the_first_step_is_told(tmp_path):
+    def slow_step(state, *arguments):
+        if not int(state.step):
+            time.sleep(0.3)
+        return step(state, *arguments)
+
+    run(tmp_path, step=slow_step)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0.3 <= summary["first_step_seconds"] <= summary["wall_seconds"] + 1
+
+
+def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
+    run(tmp_path, keep_steps=[4])
+    assert final_state(tmp_path)[1] == [4, STEPS]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every": 0}, "log.every: expected 1 to 30 steps, found 0"),
+        ({"every": 31}, "log.every: expected 1 to 30 steps, found 31"),
+        ({"save_every": 0}, "log.save_every: expected at least 1 step, found 0"),
+        ({"evaluate_every": 3}, "log.evaluate_every: expected a multiple of log.every (2), found 3"),
+    ],
+)
+def test_intervals_that_do_not_fit_are_refused(change, message):
+    loop.check(LOG)
+    with pytest.raises(ConfigError) as error:
+        loop.check(ml_collections.ConfigDict({**LOG.to_dict(), **change}))
+    assert str(error.value) == message
+
+
+def test_a_window_of_steps_is_reduced_to_weighted_means_and_maxima():
+    window = [
+        {"loss": (np.float32(6), np.float32(2)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-3.0)},
+        {"loss": (np.float32(0), np.float32(1)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-5.0)},
+    ]
+    assert loop.reduce(window) == {"loss": 2.0, "top": -3.0}

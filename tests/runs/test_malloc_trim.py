@@ -1,0 +1,50 @@
+"""What is free on the heap goes back to the system when a program has been compiled."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Blocks are freed while one at the end of the heap is not, as compiling leaves them.
+PROGRAM = """
+import ctypes, sys
+import jax, jax.numpy as jnp
+from instructjax.runs import malloc_trim
+
+def resident():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmRSS")]
+    return int(line.split()[1]) // 1024
+
+def program(x):
+    for i in range(150):
+        x = jnp.sin(x @ x + i)
+    return x
+
+if sys.argv[1] == "trim":
+    malloc_trim.trim_after_compiling()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [c.malloc(4000) for _ in range(100_000)]
+for block in blocks[:-1]:
+    ctypes.memset(block, 1, 4000)
+    c.free(block)
+before = resident()
+jax.jit(program).lower(jnp.ones((4, 4))).compile()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
+def test_free_blocks_go_back_after_compiling():
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # what is found there leaves nothing
+    given_back = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, mode], check=True, stdout=subprocess.PIPE, env=environment
+            ).stdout
+        )
+        for mode in ("trim", "keep")
+    }
+    assert given_back["trim"] > 200 > given_back["keep"], given_back

@@ -1,0 +1,168 @@
+"""Two processes with four devices each, over loopback, against one process; and one of them killed."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from instructjax.errors import InputError
+from instructjax.runs import checkpoint, metrics_file, processes
+from tests.runs import worker
+
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+PATH = pathlib.Path(worker.__file__)
+
+
+def start(directory, steps, *, fsdp=1, tensor=1):
+    """Two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [str(directory), str(steps), str(fsdp), str(tensor)]
+    return [
+        subprocess.Popen(
+            [sys.executable, str(PATH), coordinator, str(index), "2", *arguments],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def together(*given, **keys):
+    """What the two print, when both have ended well."""
+    running = start(*given, **keys)
+    printed = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(printed)
+    return printed
+
+
+def ended(directory):
+    """(weights, curves) of a run."""
+    template = jax.eval_shape(lambda: worker.tiny_models.params(worker.LanguageModel(worker.tiny_models.BANDED)))
+    curves = [
+        {name: value for name, value in line.items() if name != "wall_seconds"}
+        for line in metrics_file.read(directory / "metrics.jsonl")
+    ]
+    return checkpoint.restore_params(directory / "checkpoints", template), curves
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Eight steps by one process on one device."""
+    directory = epath.Path(tmp_path_factory.mktemp("alone"))
+    config = worker.config_of(1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        worker.train(directory, 8, config)
+    return ended(directory)
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0], expected[0])
+    assert [line["step"] for line in found[1]] == [line["step"] for line in expected[1]]
+    for here, there in zip(found[1], expected[1], strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
+
+
+def test_two_processes_are_one(tmp_path, alone):
+    printed = together(tmp_path, 8)
+    assert [re.search("process . of 2, 8 devices", text)[0] for text in printed] == [
+        "process 0 of 2, 8 devices",
+        "process 1 of 2, 8 devices",
+    ]
+    assert_same(ended(tmp_path), alone)
+
+
+def test_a_run_goes_on_with_other_processes_on_another_mesh(tmp_path, alone):
+    """Four steps by two processes, two by one on eight devices, and two by two again: the same batches in one order."""
+    together(tmp_path, 4, fsdp=4)
+    worker.train(epath.Path(tmp_path), 6, worker.config_of(2, 2))
+    together(tmp_path, 8, fsdp=2, tensor=2)
+    assert_same(ended(tmp_path), alone)
+
+
+def test_a_process_that_is_killed_ends_the_other(tmp_path):
+    running = start(tmp_path, 100_000)
+    deadline = time.monotonic() + 120
+    while not checkpoint.saved_steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert checkpoint.saved_steps(tmp_path / "checkpoints"), "nothing was saved"
+    running[1].send_signal(signal.SIGKILL)
+    try:
+        printed, _ = running[0].communicate(timeout=60)
+    finally:
+        running[0].kill()
+    assert running[0].returncode not in (0, -signal.SIGKILL), printed
+    assert "rror" in printed
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
+    running = start(tmp_path, 100_000)
+    deadline = time.monotonic() + 120
+    while not checkpoint.saved_steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running[1].send_signal(signal.SIGTERM)
+    printed = [process.communicate(timeout=60)[0] for process in running]
+    steps = [re.search(r"Interrupted: worker: stopped by SIGTERM after step (\d+) of 100000", text) for text in printed]
+    assert all(steps), printed
+    assert len({int(step[1]) for step in steps} | {checkpoint.saved_steps(tmp_path / "checkpoints")[-1]}) == 1
+
+
+@pytest.mark.parametrize("given", [("localhost:1", None, None), (None, 0, 2), ("localhost:1", 0, None)])
+def test_some_of_the_flags_are_not_enough(given):
+    with pytest.raises(InputError, match="^--.*: expected with the other flags of several processes, found none$"):
+        processes.start(*given)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A machine without chips or schedulers, which notes what JAX is asked for."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+    monkeypatch.setattr(processes, "DEVICES", tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    for name in ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_a_machine_by_itself_asks_for_no_others(asked):
+    processes.start(None, None, None)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "environment", [{"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_STEP_NUM_TASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "2"}]
+)
+def test_schedulers_are_asked_for_the_others(asked, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.start(None, None, None)
+    assert asked == [(None, None, None)]
+
+
+def test_a_host_with_tpus_asks_for_the_others_unless_it_is_told_that_there_are_none(asked, tmp_path):
+    (tmp_path / "accel0").touch()
+    processes.start(None, None, 1)
+    assert asked == []
+    processes.start(None, None, None)
+    assert asked == [(None, None, None)]
+
+
+def test_an_allocation_of_slurm_is_no_run_of_several(asked, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # sbatch or salloc, without srun
+    processes.start(None, None, None)
+    assert asked == []

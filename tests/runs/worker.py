@@ -1,0 +1,98 @@
+"""One process of several that train a small network together; test_processes.py starts it.
+
+python tests/runs/worker.py COORDINATOR INDEX COUNT DIRECTORY STEPS FSDP TENSOR
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from instructjax.data import demonstrations, pipeline  # noqa: E402
+from instructjax.data.layouts import Layout  # noqa: E402
+from instructjax.models.transformer import LanguageModel  # noqa: E402
+from instructjax.records import Demonstration, Text  # noqa: E402
+from instructjax.runs import loop, processes  # noqa: E402
+from instructjax.training import objectives, parallel  # noqa: E402
+from instructjax.training import state as train_state  # noqa: E402
+from instructjax.training.step import train_step  # noqa: E402
+from tests import tiny_models  # noqa: E402
+
+T, B = 16, 16
+ADAM = optax.adam(1e-2, eps=1e-3)
+LOG = ml_collections.ConfigDict({"every": 2, "save_every": 2, "evaluate_every": 2, "keep": 2})
+
+
+class Letters:
+    """A tokenizer of sixteen letters."""
+
+    vocab_size, pad_id, eos_id = 16, 0, 1
+
+    def encode(self, text):
+        return [2 + ord(letter) % 14 for letter in text]
+
+    encode_opening = encode
+
+    def encode_all(self, texts):
+        return [self.encode(text) for text in texts]
+
+
+def batches(share):
+    """Text, packed, and demonstrations beside it, as pretraining and SFT have them."""
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, size=rng.integers(1, 30)))) for _ in range(40)]
+    layout = Layout(Letters(), "=", 8, 8)
+    records = [Demonstration(prompt=word[:5], response=word[:7]) for word in words]
+    text = pipeline.text_batches(
+        [Text(text=word) for word in words], Letters(), length=T, batch_size=B, seed=1, share=share
+    )
+    packed = demonstrations.batches(records, layout, batch_size=2 * B, seed=2, steps=20, multiple=B, share=share)
+    return pipeline.zip_batches(text, packed)
+
+
+def train(directory, steps, config):
+    """Trains to the last step, and writes the weights as a file that any process count can read."""
+    model = LanguageModel(tiny_models.BANDED)
+    text_loss = objectives.language_model_loss(model)
+
+    def loss(params, batch, key):
+        (text, weight), metrics = text_loss(params, batch[0], key)
+        (other, other_weight), _ = text_loss(params, batch[1], key)
+        return (text + other, weight + other_weight), metrics
+
+    with parallel.on_mesh(config):
+        step = train_step(loss, ADAM, axis_name=parallel.axis_name(config.mode))
+        begin = functools.partial(train_state.create, optimizer=ADAM)
+        loop.run(
+            "worker",
+            parallel.compile_step(step, config),
+            parallel.build(begin, tiny_models.params(model), shard_optimizer_state=config.shard_optimizer_state),
+            lambda: batches(parallel.share_of_rows()),
+            jax.random.key(0),
+            steps=steps,
+            directory=directory,
+            meta={},
+            log=LOG,
+        )
+
+
+def config_of(fsdp, tensor):
+    return ml_collections.ConfigDict(
+        {"mode": "jit", "data": -1, "fsdp": fsdp, "tensor": tensor, "shard_optimizer_state": False}
+    )
+
+
+if __name__ == "__main__":
+    from etils import epath
+
+    coordinator, index, count, directory, steps, fsdp, tensor = sys.argv[1:]
+    processes.start(coordinator, int(index), int(count))
+    print(f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices", flush=True)
+    train(epath.Path(directory), int(steps), config_of(int(fsdp), int(tensor)))

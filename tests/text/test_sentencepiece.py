@@ -1,0 +1,141 @@
+"""The tokenizer: text comes back exactly, and its parts can be encoded apart."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.errors import TokenizerError
+from instructjax.text.sentencepiece import SentencePieceTokenizer
+
+WORDS = "fox dog owl red blue big small runs sleeps the a and in forest river one two count list".split()
+
+
+def documents(count=500):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield "\n".join(" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) + " ." for _ in range(2))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SentencePieceTokenizer.train(documents(), 380)
+
+
+# Text as people write it, text that looks like pieces, and characters that SentencePiece treats specially.
+texts = st.lists(
+    st.text() | st.sampled_from([*WORDS, " ", "  ", "\n", "\n\n", "\t", "\r\n", "\0", "▁", "▁▁", "</s>", "<0x41>", "é"])
+).map("".join)
+
+
+@given(texts)
+def test_decode_inverts_encode(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(texts, texts)
+def test_text_around_a_line_break_may_be_encoded_apart(tokenizer, prompt, response):
+    line_break = tokenizer.encode("\n")
+    assert len(line_break) == 1
+    joined = tokenizer.encode(prompt + "\n" + response)
+    assert joined == tokenizer.encode(prompt + "\n") + tokenizer.encode(response)
+    assert joined == tokenizer.encode(prompt) + line_break + tokenizer.encode(response)
+
+
+@given(texts)
+def test_no_text_gives_a_special_token(tokenizer, text):
+    assert not {tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id} & set(tokenizer.encode(text))
+
+
+@given(texts, st.integers(0, 3))
+def test_padding_and_eos_give_no_text(tokenizer, text, padding):
+    ids = [tokenizer.pad_id] * padding + tokenizer.encode(text) + [tokenizer.eos_id] + [tokenizer.pad_id] * padding
+    assert tokenizer.decode(np.array(ids, np.int32)) == text
+
+
+@given(st.lists(st.integers(0, 379)))
+def test_any_sampled_tokens_can_be_decoded(tokenizer, ids):
+    tokenizer.decode(ids).encode("utf-8")
+
+
+def test_frequent_words_are_single_tokens(tokenizer):
+    for word in WORDS:
+        assert len(tokenizer.encode(f" {word}")) == 1, word
+    assert tokenizer.vocab_size == 380
+
+
+def test_training_is_deterministic_and_depends_on_the_text(tokenizer):
+    again = SentencePieceTokenizer.train(documents(), 380)
+    assert again.to_bytes() == tokenizer.to_bytes()
+    assert again.fingerprint == tokenizer.fingerprint
+    assert SentencePieceTokenizer.train(documents(400), 370).fingerprint != tokenizer.fingerprint
+
+
+def test_long_lines_count_as_well():
+    assert SentencePieceTokenizer.train(["word " * 10_000], 268).encode(" word") != SentencePieceTokenizer.train(
+        ["w o r d "], 267
+    ).encode(" word")
+
+
+def test_bytes_and_files_keep_the_model(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "new" / "tokenizer.model")
+    for copy in (
+        SentencePieceTokenizer.load(tmp_path / "new" / "tokenizer.model"),
+        SentencePieceTokenizer.from_bytes(tokenizer.to_bytes()),
+    ):
+        assert copy.fingerprint == tokenizer.fingerprint
+        assert copy.encode("the fox\nruns") == tokenizer.encode("the fox\nruns")
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "message"),
+    [
+        (["abc abc"], 5000, r"expected at most \d+ for so little text, found 5000"),
+        (["abc abc"], 100, r"expected at least 264 for these characters, found 100"),
+        ([], 300, r"expected text to learn 300 pieces from, found none"),
+        (["abc"], 0, r"expected a size that SentencePiece can train, found 0"),
+    ],
+)
+def test_an_impossible_vocabulary_names_the_config_key(texts, size, message):
+    with pytest.raises(TokenizerError, match=r"^tokenizer\.vocab_size: " + message):
+        SentencePieceTokenizer.train(texts, size)
+
+
+def test_the_size_that_an_error_offers_is_possible():
+    with pytest.raises(TokenizerError) as caught:
+        SentencePieceTokenizer.train(documents(), 50_000)
+    possible = int(str(caught.value).split("at most ")[1].split()[0])
+    assert SentencePieceTokenizer.train(documents(), possible).vocab_size == possible
+
+
+@pytest.mark.parametrize("data", [b"", b"other data"])
+def test_other_data_is_no_tokenizer(tmp_path, data):
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(TokenizerError, match="found no such file"):
+        SentencePieceTokenizer.load(path)
+    path.write_bytes(data)
+    with pytest.raises(TokenizerError, match=f"{path}: expected a SentencePiece model"):
+        SentencePieceTokenizer.load(path)
+
+
+def test_a_model_that_alters_text_is_refused():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=documents(), model_writer=model, vocab_size=300, model_type="bpe", byte_fallback=True,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    with pytest.raises(TokenizerError, match="expected a model that gives back every text"):
+        SentencePieceTokenizer.from_bytes(model.getvalue())
+
+
+def test_training_is_silent():
+    code = (
+        "from instructjax.text.sentencepiece import Tokenizer; SentencePieceTokenizer.train(['abc abc abd'] * 9, 266)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == run.stderr == ""
