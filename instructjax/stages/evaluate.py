@@ -16,14 +16,14 @@ from etils import epath
 from instructjax import files, records
 from instructjax.data.layouts import Layout
 from instructjax.data.rankings import tokenize_rankings
-from instructjax.evaluation import agreement, facts, reward_models, simulated
+from instructjax.evaluation import agreement, reward_models, simulated
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.reporting import figures, report
 from instructjax.rollout import samplers
 from instructjax.runs import metrics_file, processes
-from instructjax.sources import e2e
+from instructjax.sources import e2e, facts
 from instructjax.stages import comparisons, few_shot, language_model, prepare, sft, workspace
 from instructjax.stages.workspace import Trained
 from instructjax.training import parallel
