@@ -17,9 +17,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
+from instructjax.recipe import check
 from instructjax.runs import lock, malloc_trim, processes
 from instructjax.runs.interruption import Interrupted
-from instructjax.stages import check
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -15,42 +15,16 @@ from etils import epath
 
 from instructjax import files
 from instructjax.data import pipeline
-from instructjax.errors import ConfigError, RunError, TokenizerError
+from instructjax.errors import RunError, TokenizerError
+from instructjax.recipe import check
 from instructjax.runs import digest, interruption, processes
 from instructjax.runs import metrics_file as metrics_lib
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.interruption import Interrupted
 from instructjax.training.step import Maximum, Metrics
 
-# With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
-MAX_STEPS_IN_FLIGHT = 31
-
 DRAWING = 50  # seconds of training for each second of drawing
 SHOWN = ("loss", "accuracy", "reward", "kl")  # metrics beside the progress bar
-
-
-def check(log: ml_collections.ConfigDict, section: str = "log") -> None:
-    """Refuses intervals that do not fit together.
-
-    Args:
-      log: the `log` or `ppo_log` section of a recipe.
-      section: its name, for the error.
-
-    Raises:
-      ConfigError: names the key and what was expected.
-    """
-    most = MAX_STEPS_IN_FLIGHT - 1  # a line is read when the step after it is under way
-    if not 1 <= log.every <= most:
-        raise ConfigError(f"{section}.every: expected 1 to {most} steps, found {log.every}")
-    if log.save_every < 1:
-        raise ConfigError(f"{section}.save_every: expected at least 1 step, found {log.save_every}")
-    if log.evaluate_every < 1 or log.evaluate_every % log.every:  # what is measured stands in a line of metrics
-        raise ConfigError(
-            f"{section}.evaluate_every: expected a multiple of {section}.every ({log.every}), "
-            f"found {log.evaluate_every}"
-        )
-    if log.keep < 1:
-        raise ConfigError(f"{section}.keep: expected at least 1 checkpoint, found {log.keep}")
 
 
 def run(
@@ -93,7 +67,7 @@ def run(
       directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`, in which `first_step_seconds` is
         the time from this call to the end of the first step that it made.
       meta: saved with each checkpoint: model shape, tokenizer, config.
-      log: the `log` or `ppo_log` section of a recipe; see `check`.
+      log: the `log` or `ppo_log` section of a recipe; see `recipe.check.intervals`.
       constants: further arguments of the step, such as frozen weights.
       evaluate: measures a state; called every `log.evaluate_every` steps, before the
         first and after the last, and logged with the metrics.
@@ -111,7 +85,7 @@ def run(
       CheckpointError: a checkpoint cannot be written, or none can be read.
       TokenizerError: the run was begun with another tokenizer than `meta` has.
     """
-    check(log)
+    check.intervals(log)
     summary = directory / "summary.json"
     began = time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -13,8 +13,9 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError, TokenizerError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.recipe import check
 from instructjax.runs import checkpoint, metrics_file, processes
-from instructjax.stages import check, prepare, workspace
+from instructjax.stages import prepare, workspace
 from instructjax.text import tokenizer_files
 from instructjax.text.tokenizer import Tokenizer
 

@@ -23,12 +23,12 @@ from instructjax.data import demonstrations, layouts, pipeline, prepared
 from instructjax.data.layouts import Layout
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.errors import ConfigError, DataError
+from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 from instructjax.runs import processes, provenance
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
 from instructjax.sources import e2e, texts
-from instructjax.stages import check
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer

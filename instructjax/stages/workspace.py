@@ -29,8 +29,8 @@ from instructjax.errors import CheckpointError, InputError
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.recipe import check
 from instructjax.runs import checkpoint, guards, invariants, processes, provenance
-from instructjax.stages import check
 from instructjax.text import tokenizer_files
 from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import parallel

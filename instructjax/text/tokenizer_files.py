@@ -59,5 +59,6 @@ def from_bytes(content: bytes, where: str = "tokenizer") -> Tokenizer:
     Raises:
       TokenizerError: it is no tokenizer of either kind.
     """
-    kind = BytePairTokenizer if content.lstrip()[:1] == b"{" else SentencePieceTokenizer  # JSON; a SentencePiece model is binary
+    is_json = content.lstrip()[:1] == b"{"  # a SentencePiece model is binary
+    kind = BytePairTokenizer if is_json else SentencePieceTokenizer
     return kind.from_bytes(content, where)

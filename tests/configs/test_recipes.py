@@ -7,7 +7,7 @@ import pytest
 
 from instructjax.models import huggingface, sizes
 from instructjax.models.config import TransformerConfig
-from instructjax.runs import loop
+from instructjax.recipe import check
 
 RECIPES = [
     ("instructgpt", "1p3b"),
@@ -58,8 +58,8 @@ class TestEveryRecipe:
         shape = TransformerConfig(vocab_size=config.tokenizer.vocab_size, **config.model.to_dict())
         needed = (config.data.max_prompt + config.data.max_response, config.pretrain.length, config.ppo.ptx_length)
         assert max(needed) <= shape.max_length
-        loop.check(config.log)
-        loop.check(config.ppo_log)
+        check.intervals(config.log)
+        check.intervals(config.ppo_log)
         for stage in ("pretrain", "sft", "reward", "ppo_init"):
             assert config[stage].batch_size % config[stage].microbatches == 0
         ppo = config.ppo

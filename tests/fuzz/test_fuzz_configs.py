@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from configs import e2e, instructgpt, sandbox
 from instructjax.errors import InputError
-from instructjax.stages import check
+from instructjax.recipe import check
 from tests import scripts
 from tests.fuzz import tries
 

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from instructjax.errors import ConfigError
+from instructjax.recipe import check
 from instructjax.runs import checkpoint, loop, metrics_file
 from instructjax.runs.interruption import Interrupted
 from instructjax.training import state as train_state
@@ -345,9 +346,9 @@ def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
     ],
 )
 def test_intervals_that_do_not_fit_are_refused(change, message):
-    loop.check(LOG)
+    check.intervals(LOG)
     with pytest.raises(ConfigError) as error:
-        loop.check(ml_collections.ConfigDict({**LOG.to_dict(), **change}))
+        check.intervals(ml_collections.ConfigDict({**LOG.to_dict(), **change}))
     assert str(error.value) == message
 
 

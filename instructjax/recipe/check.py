@@ -19,10 +19,12 @@ from instructjax.models import sizes
 from instructjax.models.config import DTYPES, TransformerConfig
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
-from instructjax.runs import loop
 from instructjax.training import parallel
 
 SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
+
+# With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
+MAX_STEPS_IN_FLIGHT = 31
 
 
 def _keys(*sections: str) -> tuple[str, ...]:
@@ -217,8 +219,8 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
-    loop.check(config.log, "log")
-    loop.check(config.ppo_log, "ppo_log")
+    intervals(config.log, "log")
+    intervals(config.ppo_log, "ppo_log")
     _lengths(config)
     _batches(config)
     _labelers(config)
@@ -226,6 +228,30 @@ def recipe(config: ml_collections.ConfigDict) -> None:
         if jax.process_count() > 1:  # it would be called in one of them, and its errors not told to the others
             raise ConfigError('ppo.reward_function: expected "" in a run of several processes, found a function')
         reward_function.load(config.ppo.reward_function)
+
+
+def intervals(log: ml_collections.ConfigDict, section: str = "log") -> None:
+    """Refuses intervals that do not fit together.
+
+    Args:
+      log: the `log` or `ppo_log` section of a recipe.
+      section: its name, for the error.
+
+    Raises:
+      ConfigError: names the key and what was expected.
+    """
+    most = MAX_STEPS_IN_FLIGHT - 1  # a line is read when the step after it is under way
+    if not 1 <= log.every <= most:
+        raise ConfigError(f"{section}.every: expected 1 to {most} steps, found {log.every}")
+    if log.save_every < 1:
+        raise ConfigError(f"{section}.save_every: expected at least 1 step, found {log.save_every}")
+    if log.evaluate_every < 1 or log.evaluate_every % log.every:  # what is measured stands in a line of metrics
+        raise ConfigError(
+            f"{section}.evaluate_every: expected a multiple of {section}.every ({log.every}), "
+            f"found {log.evaluate_every}"
+        )
+    if log.keep < 1:
+        raise ConfigError(f"{section}.keep: expected at least 1 checkpoint, found {log.keep}")
 
 
 def _source(config: ml_collections.ConfigDict) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from configs import e2e, gpt2, instructgpt, sandbox
 from instructjax.errors import ConfigError
-from instructjax.stages import check, prepare
+from instructjax.recipe import check
+from instructjax.stages import prepare
 from tests.tiny_recipes import changed, recipe
 
 
