@@ -1,8 +1,9 @@
-"""A wheel runs the scripts where the repository is not."""
+"""A wheel claims one name and runs the scripts from any folder."""
 
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,14 +14,23 @@ import pytest
 from instructjax import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STARTED = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__name__ ==" in path.read_text()}
-SCRIPTS = STARTED - {"__main__", "benchmark_page"}  # the page is in the repository alone
+BUILT_FROM = (
+    "instructjax",
+    "configs",
+    "experiments",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "command_line")
 
 
 def instructjax(*arguments, cwd, python=sys.executable, **environment):
-    """What `python -m experiments ...` ends with."""
+    """Runs what the command `instructjax` runs."""
     return subprocess.run(
-        [str(python), "-m", "experiments", *arguments],
+        [str(python), "-m", "instructjax", *arguments],
         cwd=cwd,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
         capture_output=True,
@@ -40,15 +50,18 @@ def printed(finished):
     return finished.stdout
 
 
-def test_a_script_that_is_none_is_told_which_there_are(tmp_path):
+def test_a_script_that_does_not_exist_gives_their_names(tmp_path):
     message = refused(instructjax("reproduse", cwd=tmp_path, PYTHONPATH=str(ROOT)))
-    assert message == f"instructjax: expected one of {', '.join(sorted(SCRIPTS))}, found 'reproduse'"
+    assert message == f"instructjax: expected one of {', '.join(SCRIPTS)}, found 'reproduse'"
+    message = refused(instructjax(cwd=tmp_path, PYTHONPATH=str(ROOT)))
+    assert message == f"instructjax: expected one of {', '.join(SCRIPTS)}, found none"
 
 
-def test_help_names_the_scripts(tmp_path):
-    finished = instructjax("--help", cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert finished.stdout.endswith(f"\nSCRIPT is one of {', '.join(sorted(SCRIPTS))}.\n")
+def test_help_lists_the_scripts(tmp_path):
+    printed_lines = printed(instructjax("--help", cwd=tmp_path, PYTHONPATH=str(ROOT))).splitlines()
+    listed = dict(line.split(maxsplit=1) for line in printed_lines[printed_lines.index("SCRIPT is one of") + 1 :])
+    assert list(listed) == SCRIPTS
+    assert listed["pretrain"] == "Trains GPT on the pretraining text: WORKDIR/pretrain."
 
 
 def test_recipes_are_found_from_any_folder(tmp_path):
@@ -63,10 +76,20 @@ def test_versions_agree():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The file. Building it fetches setuptools."""
+def source(tmp_path_factory):
+    """Copies what a wheel is built from: a build leaves files behind."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in BUILT_FROM:
+        copy = shutil.copytree if name in FOLDERS else shutil.copyfile
+        copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """Builds the file. Fetches setuptools."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True, timeout=300)
     (file,) = folder.glob("instructjax-*.whl")
     return file
@@ -74,7 +97,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture
 def installed(wheel, tmp_path):
-    """Runs scripts in an empty folder, where the wheel is installed beside the packages at hand."""
+    """Runs scripts in an empty folder, where the wheel is installed next to the packages of this environment."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
@@ -85,11 +108,28 @@ def installed(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wheel_has_all_of_it(wheel):
+def test_a_wheel_claims_one_name(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(f"instructjax-{__version__}.dist-info/top_level.txt").split() == [b"instructjax"]
+        names = {name.partition("/")[0] for name in archive.namelist()}
+    assert names == {"instructjax", f"instructjax-{__version__}.dist-info"}
+
+
+@pytest.mark.slow
+def test_a_wheel_has_every_module_recipe_and_script(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for room in ("instructjax", "configs", "experiments"):
-        assert {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")} <= names
-    assert not any(name.startswith("tests") for name in names)
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "instructjax").rglob("*.py")}
+    copies = [*(ROOT / "configs").glob("*.py"), *(ROOT / "experiments").glob("*.py")]
+    packed = {f"instructjax/_scripts/{path.relative_to(ROOT)}" for path in copies}
+    assert {name for name in names if name.endswith(".py")} == modules | packed
+
+
+@pytest.mark.slow
+def test_an_sdist_has_what_a_wheel_is_built_from(source, wheel):
+    listed = {os.path.normpath(name) for name in (source / "instructjax.egg-info" / "SOURCES.txt").read_text().split()}
+    files = {path.relative_to(source) for name in BUILT_FROM for path in [source / name, *(source / name).rglob("*")]}
+    wanted = {str(file) for file in files if (source / file).is_file() and "__pycache__" not in file.parts}
+    assert wanted <= listed
 
 
 @pytest.mark.slow
