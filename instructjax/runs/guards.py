@@ -32,7 +32,7 @@ class Guard:
     meaning: str
 
 
-def of_recipe(config: ml_collections.ConfigDict) -> dict[str, Guard]:
+def from_config(config: ml_collections.ConfigDict) -> dict[str, Guard]:
     """The guards by metric.
 
     Args:
@@ -69,7 +69,7 @@ def enforce(place: str, values: Mapping[str, float], guards: Mapping[str, Guard]
     Args:
       place: the stage and step, to begin the line with.
       values: metrics by name.
-      guards: see `of_recipe`.
+      guards: see `from_config`.
       action: "stop" or "warn".
 
     Raises:

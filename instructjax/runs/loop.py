@@ -3,162 +3,156 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
-import ml_collections
-import numpy as np
-import tqdm
 from etils import epath
 
 from instructjax import files
 from instructjax.data import pipeline
 from instructjax.errors import RunError, TokenizerError
-from instructjax.recipe import check
 from instructjax.runs import digest, interruption, processes
-from instructjax.runs import metrics_file as metrics_lib
-from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
-from instructjax.training.step import Maximum, Metrics
+from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
+from instructjax.runs.schedule import Schedule
+from instructjax.training.metrics import Metrics
 
-DRAWING = 50  # seconds of training for each second of drawing
-SHOWN = ("loss", "accuracy", "reward", "kl")  # metrics beside the progress bar
+State = TypeVar("State")  # a pytree of arrays with an int32 scalar `step`
+
+
+@dataclasses.dataclass(frozen=True)
+class Callbacks(Generic[State]):
+    """What a run calls besides its step; each may be None.
+
+    Attributes:
+      evaluate: measures a state. It is called as the schedule says, before the first step and after the
+        last; its values are logged with the metrics.
+      check_metrics: `check_metrics(place, values)` raises a RunError if metrics show that something is
+        wrong. It is called before they are written and before anything is saved; `place` is "ppo, step 20".
+        After the last step the values include "frozen_changes", the number of arrays of `constants` that
+        changed.
+      draw: shows the curves so far. It is called after evaluations and takes at most one part in fifty of
+        the time; after the last step it is always called.
+      finish: changes the last state before it is saved.
+    """
+
+    evaluate: Callable[[State], dict[str, float]] | None = None
+    check_metrics: CheckMetrics | None = None
+    draw: Callable[[], None] | None = None
+    finish: Callable[[State], State] | None = None
 
 
 def run(
-    name: str,
-    step: Callable[..., tuple[Any, Metrics]],
-    state: Any,
+    step: Callable[..., tuple[State, Metrics]],
+    state: State,
     batches: Callable[[], pipeline.Batches],
     key: jax.Array,
     *,
-    steps: int,
     directory: epath.Path,
-    meta: dict[str, Any],
-    log: ml_collections.ConfigDict,
+    schedule: Schedule,
+    meta: Mapping[str, Any],
     constants: Sequence[Any] = (),
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
-    finish: Callable[[Any], Any] | None = None,
-    keep_steps: Sequence[int] = (),
-    judge: Callable[[str, dict[str, float]], None] | None = None,
-    draw: Callable[[], None] | None = None,
+    callbacks: Callbacks[State] | None = None,
 ) -> None:
     """Trains to the last step, from the last checkpoint if there is one.
 
-    A run that was interrupted and started again makes the same steps on the same
-    batches as one that was not; a run that is finished does nothing. Asked by SIGTERM or
-    SIGINT to stop, a run saves the step it is in and leaves.
+    An interrupted run that is started again makes the same steps on the same batches as an uninterrupted
+    one. A finished run does nothing. If SIGTERM or SIGINT asks a run to stop, it saves the current step and
+    leaves.
 
-    Devices need not wait for the host: batches are made ahead, a line of metrics is read while
-    they are at the step that follows, and checkpoints are written in the background. (In a run of
-    several processes the host does wait at each line, where they agree about signals.)
+    Devices need not wait for the host: batches are made ahead, a line of metrics is read while the devices
+    compute the next step, and checkpoints are written in the background. (In a run of several processes the
+    host waits at each line, where the processes agree about signals.)
 
     Args:
-      name: what to call the run in the progress bar.
       step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
-      state: a pytree with an int32 scalar `step`, as it is before the first step; it is
-        donated to the run.
-      batches: makes the grain dataset, if there is something to train; its iterator's state is saved with
-        the checkpoints.
+      state: the state before the first step; it is donated to the run.
+      batches: makes the grain dataset; it is called only if there is something to train. The state of its
+        iterator is saved with the checkpoints.
       key: the run's root key; the step folds its number in.
-      steps: how many steps to make.
-      directory: receives `checkpoints/`, `metrics.jsonl` and `summary.json`, in which `first_step_seconds` is
-        the time from this call to the end of the first step that it made.
+      directory: WORKDIR/STAGE, which receives `checkpoints/`, `metrics.jsonl` and `summary.json`. Its name
+        labels the progress bar and the errors. In the summary, `first_step_seconds` is the time from this
+        call to the end of the first step that it made.
+      schedule: the number of steps, and when to report, evaluate and save.
       meta: saved with each checkpoint: model shape, tokenizer, config.
-      log: the `log` or `ppo_log` section of a recipe; see `recipe.check.intervals`.
       constants: further arguments of the step, such as frozen weights.
-      evaluate: measures a state; called every `log.evaluate_every` steps, before the
-        first and after the last, and logged with the metrics.
-      finish: changes the last state before it is saved.
-      keep_steps: checkpoints to keep beside the last `log.keep`.
-      judge: `judge(place, values)` raises where metrics show that something is wrong, before
-        they are written and before anything is saved; `place` is "NAME, step 20". After the
-        last step it is given "frozen_changes", the number of arrays of `constants` that changed.
-      draw: called after the lines of `log.evaluate_every` and after the last, to show the
-        curves so far; in between it gets no more than one part in fifty of the time.
+      callbacks: evaluation, checks and drawing.
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
-      RunError: of the judge; the last good checkpoint is added to what it says.
+      RunError: of `check_metrics`; the last good checkpoint is added to the message.
       CheckpointError: a checkpoint cannot be written, or none can be read.
-      TokenizerError: the run was begun with another tokenizer than `meta` has.
+      TokenizerError: the run was begun with another tokenizer than that of `meta`.
     """
-    check.intervals(log)
-    summary = directory / "summary.json"
-    began = time.monotonic()
+    started, summary = time.monotonic(), directory / "summary.json"
+    callbacks = callbacks or Callbacks()
     with contextlib.ExitStack() as stack:
-        kept = {"keep": log.keep, "keep_steps": (*keep_steps, steps)}
-        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", **kept))
-        done = checkpoints.latest_step() or 0
-        if done >= steps and summary.exists():
+        kept = (*schedule.keep_steps, schedule.steps)
+        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", keep=schedule.keep, keep_steps=kept))
+        if (checkpoints.latest_step() or 0) >= schedule.steps and summary.exists():
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
         iterator = stack.enter_context(contextlib.closing(iter(pipeline.prefetched(batches()))))
-        window: list[Metrics] = []
-        if done:
-            state, found = checkpoints.restore(_released(state), iterator=iterator)
-            _check_tokenizer(checkpoints.directory, found, meta)
-            done, window = checkpoints.latest_step(), _unpacked(found["window"])
+        done, state, window = _resume(checkpoints, state, iterator, meta)
         requested = stack.enter_context(interruption.requests())
-        writer = stack.enter_context(_writer(directory, done))
-        bar = stack.enter_context(_bar(name, done, steps))
-        clock = _Clock(writer.last("wall_seconds"))
-        frozen, drawn_until, first_step = digest.digests(constants), 0.0, None
-
-        def report(number: int, values: dict[str, float], *, changes: Mapping[str, float] = {}, line: bool = True):
-            if judge:
-                with _last_checkpoint_named(checkpoints):
-                    judge(f"{name}, step {number}", {**values, **changes})
-            if line:
-                writer.write(number, {**values, "wall_seconds": clock.seconds()})
-                bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
-
-        if evaluate and not done:
-            writer.write(0, {**evaluate(state), "wall_seconds": clock.seconds()})
-        unread: tuple[int, list[Metrics]] | None = None  # what the next line is of
-        for number in range(done + 1, steps + 1):
+        check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
+        reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
+        draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
+        frozen = digest.digests(constants)
+        if callbacks.evaluate and not done:
+            reporter.write(0, callbacks.evaluate(state))
+        for number in range(done + 1, schedule.steps + 1):
+            due = schedule.due(number)
             state, metrics = step(state, next(iterator), key, *constants)
-            if first_step is None:
-                jax.block_until_ready(metrics)
-                first_step = time.monotonic() - began
-            if unread:
-                report(unread[0], reduce(jax.device_get(unread[1])))
-                unread = None
-            window.append(metrics)
-            last = number == steps
-            reporting = last or number % log.every == 0
-            signal = requested(reporting)
-            measuring = last or number % log.evaluate_every == 0
-            saving = last or bool(signal) or number % log.save_every == 0
-            if measuring or saving:
-                window = jax.device_get(window)
-                values = reduce(window) | (evaluate(state) if measuring and evaluate else {})
-                report(number, values, changes=_changes(frozen, constants) if last else {}, line=reporting)
-            elif reporting:
-                unread = number, window
-            if reporting:
-                window = []
-            if draw and processes.is_first() and (last or (measuring and clock.seconds() >= drawn_until)):
-                drawing = clock.seconds()
-                draw()
-                drawn_until = clock.seconds() + DRAWING * (clock.seconds() - drawing)
-            bar.update()
-            if last and finish:
-                state = finish(state)
+            reporter.add(metrics)
+            signal = requested(due.report)
+            saving = due.save or bool(signal)
+            if due.evaluate or saving:
+                values = reporter.read()
+                if due.evaluate and callbacks.evaluate:
+                    values |= callbacks.evaluate(state)
+                changes = _changes(frozen, constants) if due.last else {}
+                reporter.report(number, values, changes=changes, line=due.report)
+            elif due.report:
+                reporter.report_later(number)
+            if draw and due.evaluate:
+                draw(always=due.last)
+            reporter.advance()
+            if due.last and callbacks.finish:
+                state = callbacks.finish(state)
             if saving:
-                checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": _packed(window)})
-            if signal and not last:
+                window = pack(reporter.window)
+                checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": window})
+            if signal and not due.last:
                 checkpoints.wait()
-                raise Interrupted(f"{name}: stopped by {signal} after step {number} of {steps}, which is saved")
+                raise Interrupted(
+                    f"{directory.name}: stopped by {signal} after step {number} of {schedule.steps}, which is saved"
+                )
         checkpoints.wait()
-        cost = {"wall_seconds": round(clock.seconds(), 3), "first_step_seconds": first_step and round(first_step, 3)}
-    processes.first(lambda: files.write_json(summary, {"steps": steps, **cost}))
+        cost = reporter.clock.summary()
+    processes.first(lambda: files.write_json(summary, {"steps": schedule.steps, **cost}))
 
 
-def _check_tokenizer(directory: epath.Path, began: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with other token ids; what has no tokenizer has none of them."""
+def _resume(
+    checkpoints: Checkpoints, state: State, iterator: Resumable, meta: Mapping[str, Any]
+) -> tuple[int, State, list[Metrics]]:
+    """Returns the last saved step, its state and its window of metrics, and moves the iterator there.
+
+    If nothing was saved, the step is 0 and the state is the given one.
+    """
+    if not checkpoints.latest_step():
+        return 0, state, []
+    state, found = checkpoints.restore(_release(state), iterator=iterator)
+    _check_tokenizer(checkpoints.directory, found, meta)
+    return checkpoints.latest_step() or 0, state, unpack(found["window"])
+
+
+def _check_tokenizer(directory: epath.Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises TokenizerError if the fingerprints of two metas differ; a meta without a tokenizer has none."""
     expected, found = began.get("fingerprint"), now.get("fingerprint")
     if found != expected:
         raise TokenizerError(
@@ -167,34 +161,8 @@ def _check_tokenizer(directory: epath.Path, began: dict[str, Any], now: dict[str
         )
 
 
-def _writer(directory: epath.Path, done: int) -> contextlib.AbstractContextManager[metrics_lib.MetricsWriter]:
-    """The first process writes; the others read what there was and write to nothing."""
-    return metrics_lib.MetricsWriter(directory, resume_step=done) if processes.is_first() else metrics_lib.Silent()
-
-
-def _bar(name: str, done: int, steps: int) -> tqdm.tqdm:
-    shown = dict(desc=name, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not processes.is_first())
-    return tqdm.tqdm(total=steps, initial=done, **shown)
-
-
-def reduce(window: Sequence[Metrics]) -> dict[str, float]:
-    """The metrics of several steps as one number each: means of pairs, maxima of `Maximum`s.
-
-    A mean over nothing (weight 0) is left out, and so is a maximum of nothing (-inf).
-    """
-    values = {}
-    for name, first in window[0].items():
-        parts = [metrics[name] for metrics in window]
-        if isinstance(first, Maximum):
-            if (most := float(np.max([part.value for part in parts]))) != -np.inf:
-                values[name] = most
-        elif weight := float(np.sum([part[1] for part in parts], dtype=np.float64)):
-            values[name] = float(np.sum([part[0] for part in parts], dtype=np.float64)) / weight
-    return values
-
-
-def _released(state: Any) -> Any:
-    """Shapes and places of a state whose memory is given back, for the one that is read in its place."""
+def _release(state: State) -> State:
+    """Frees the memory of a state, and returns its shapes and shardings as a template to restore into."""
 
     def release(x: Any) -> Any:
         if not isinstance(x, jax.Array):
@@ -206,50 +174,25 @@ def _released(state: Any) -> Any:
     return jax.tree.map(release, state)
 
 
-@contextlib.contextmanager
-def _last_checkpoint_named(checkpoints: Checkpoints) -> Iterator[None]:
-    """Adds to the error of a run that went wrong from where it could go on: nothing was saved since it did."""
-    try:
-        yield
-    except RunError as error:
-        checkpoints.wait()
-        step = checkpoints.latest_step()
-        good = f"the last good checkpoint is {checkpoints.directory / str(step)}" if step else "no checkpoint was saved"
-        raise type(error)(f"{error}; {good}") from None
+def _with_last_checkpoint(check_metrics: CheckMetrics | None, checkpoints: Checkpoints) -> CheckMetrics:
+    """Wraps `check_metrics`: its errors also name the checkpoint that the run can continue from."""
+
+    def check(place: str, values: Mapping[str, float]) -> None:
+        if check_metrics is None:
+            return
+        try:
+            check_metrics(place, values)
+        except RunError as error:  # nothing was saved since the run went wrong
+            checkpoints.wait()
+            step = checkpoints.latest_step()
+            path = checkpoints.directory / str(step)
+            good = f"the last good checkpoint is {path}" if step else "no checkpoint was saved"
+            raise type(error)(f"{error}; {good}") from None
+
+    return check
 
 
-def _changes(before: dict[str, str], constants: Sequence[Any]) -> dict[str, float]:
-    """How many arrays are not what they were."""
+def _changes(before: Mapping[str, str], constants: Sequence[Any]) -> dict[str, float]:
+    """Counts the arrays that are not what they were."""
     after = digest.digests(constants)
     return {"frozen_changes": float(sum(before[place] != after[place] for place in before))}
-
-
-def _packed(window: Sequence[Metrics]) -> list[dict[str, Any]]:
-    """Metrics on the host as JSON: those since the last line, which the next line is the mean of."""
-    return [
-        {
-            name: {"maximum": float(part.value)} if isinstance(part, Maximum) else [float(part[0]), float(part[1])]
-            for name, part in metrics.items()
-        }
-        for metrics in window
-    ]
-
-
-def _unpacked(packed: list[dict[str, Any]]) -> list[Metrics]:
-    return [
-        {
-            name: Maximum(np.float64(part["maximum"])) if isinstance(part, dict) else tuple(map(np.float64, part))
-            for name, part in metrics.items()
-        }
-        for metrics in packed
-    ]
-
-
-class _Clock:
-    """Seconds of training, over all the times that a run was started."""
-
-    def __init__(self, before: float | None):
-        self._start = time.monotonic() - (before or 0.0)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start

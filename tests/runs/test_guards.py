@@ -10,14 +10,17 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import instructgpt
 from instructjax.errors import DivergenceError, RunError
 from instructjax.runs import checkpoint, guards, loop, metrics_file
+from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
-from instructjax.training.step import Maximum, train_step
+from instructjax.training.metrics import Maximum, Mean, compute
+from instructjax.training.step import train_step
 
 ADAM = optax.adam(0.1)
 KEY = jax.random.key(0)
@@ -29,7 +32,7 @@ def loss(params, batch, key):
     """Squares; a gradient is not finite where a number is not, a loss alone where "added" is not."""
     del key
     value = jnp.sum(jnp.square(params["w"] - batch["x"]))
-    metrics = {"error": (value, jnp.float32(batch["x"].size)), "largest": Maximum(jnp.abs(batch["x"]).max())}
+    metrics = {"error": Mean(value, jnp.float32(batch["x"].size)), "largest": Maximum(jnp.abs(batch["x"]).max())}
     return (value + batch["added"].sum(), jnp.float32(batch["x"].size)), metrics
 
 
@@ -69,40 +72,38 @@ def test_skipped_batches_leave_what_the_others_would_have_left_alone(plan, micro
     in_a_row = 0
     for (_, fault), one in zip(plan, found, strict=True):
         in_a_row = in_a_row + 1 if fault else 0
-        assert one["skipped"] == (float(fault is not None), 1.0)
+        assert (one["skipped"].total, one["skipped"].weight) == (float(fault is not None), 1.0)
         assert one["skipped_in_a_row"].value == in_a_row
     assert int(state.skipped) == in_a_row
 
-    values = loop.reduce(found)
+    values = compute(found)
     assert values["skipped"] == pytest.approx(sum(fault is not None for _, fault in plan) / len(plan))
     skips = {"skipped", "skipped_in_a_row"}
     others = {name: value for name, value in values.items() if name not in skips}
     assert all(map(math.isfinite, others.values()))
-    expected = loop.reduce(alone) if alone else {}
+    expected = compute(alone) if alone else {}
     assert others == pytest.approx({name: value for name, value in expected.items() if name not in skips})
 
 
 def run(directory, broken, *, steps=12, max_skipped=3, every=2):
     """Twelve steps on 0, 1, 2, ..., of which those in `broken` cannot be learnt from."""
-    ranges = guards.of_recipe(ml_collections.ConfigDict({**SECTION.to_dict(), "max_skipped": max_skipped}))
+    ranges = guards.from_config(ml_collections.ConfigDict({**SECTION.to_dict(), "max_skipped": max_skipped}))
     numbers = [batch_of(n, *(("x", math.nan) if n in broken else ())) for n in range(steps)]
     loop.run(
-        "test",
         compiled(1),
         train_state.create({"w": jnp.float32(0.5)}, ADAM),
         lambda: grain.MapDataset.source(numbers).repeat().to_iter_dataset(),
         KEY,
-        steps=steps,
-        directory=directory,
+        directory=epath.Path(directory) / "test",
+        schedule=Schedule(steps, every, save_every=4, evaluate_every=every, keep=1),
         meta={},
-        log=ml_collections.ConfigDict({"every": every, "save_every": 4, "evaluate_every": every, "keep": 1}),
-        judge=lambda place, values: guards.enforce(place, values, ranges, "warn"),
+        callbacks=loop.Callbacks(check_metrics=lambda place, values: guards.enforce(place, values, ranges, "warn")),
     )
 
 
 def test_a_run_goes_on_over_updates_that_are_skipped_and_counts_them(tmp_path):
     run(tmp_path, {2, 3, 7})
-    lines = {line["step"]: line for line in metrics_file.read(tmp_path / "metrics.jsonl")}
+    lines = {line["step"]: line for line in metrics_file.read(tmp_path / "test" / "metrics.jsonl")}
     assert [lines[step]["skipped"] for step in (2, 4, 6, 8)] == [0.0, 1.0, 0.0, 0.5]
     assert "loss" not in lines[4] and math.isfinite(lines[8]["loss"])
     assert lines[4]["skipped_in_a_row"] == 2.0
@@ -112,10 +113,10 @@ def test_a_run_goes_on_over_updates_that_are_skipped_and_counts_them(tmp_path):
 def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_is_named(tmp_path, every):
     with pytest.raises(DivergenceError) as error:
         run(tmp_path, {5, 6, 7}, every=every)
-    good = tmp_path / "checkpoints" / "4"
+    good = tmp_path / "test" / "checkpoints" / "4"
     assert str(error.value).startswith("test, step 8: skipped_in_a_row is 3, and guards.max_skipped is reached: ")
     assert str(error.value).endswith(f"; the last good checkpoint is {good}")
-    assert checkpoint.saved_steps(tmp_path / "checkpoints") == [4]
+    assert checkpoint.saved_steps(tmp_path / "test" / "checkpoints") == [4]
 
     # Begun again, the run meets the same batches, and stops at the same step.
     with pytest.raises(DivergenceError, match="step 8"):
@@ -134,7 +135,7 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path):
 
 
 LIMITS = {"max_kl": 10.0, "min_response_tokens": 2.0, "max_skipped": 3, "action": "stop"}
-RANGES = guards.of_recipe(ml_collections.ConfigDict(LIMITS))
+RANGES = guards.from_config(ml_collections.ConfigDict(LIMITS))
 
 
 @given(kl=st.floats(-5, 50), tokens=st.floats(1, 50), skipped=st.integers(0, 6))

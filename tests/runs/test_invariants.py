@@ -6,16 +6,18 @@ import math
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.errors import InvariantError
 from instructjax.runs import checkpoint, invariants, loop, metrics_file
+from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
+from instructjax.training.metrics import Mean
 from instructjax.training.step import train_step
 
 SGD = optax.sgd(0.1)
@@ -43,7 +45,7 @@ def test_all_breaches_are_in_one_line():
     with pytest.raises(InvariantError) as error:
         STOP("ppo, step 3", {"mask_mismatches": 2.0, "loss": math.nan, "reward": 0.5})
     first, second = str(error.value).split("; ppo, step 3: ")
-    assert first.startswith("ppo, step 3: misplaced: expected at most 0, found 2: masks")
+    assert first.startswith("ppo, step 3: mask_mismatches: expected at most 0, found 2: masks")
     assert second.startswith("loss: expected a finite number, found nan")
 
 
@@ -57,14 +59,14 @@ def test_low_precision_is_never_stricter():
     assert all(one.limit <= one.low_precision_limit for one in invariants.INVARIANTS.values())
 
 
-def run(directory, judge, *, numbers=range(10), constants=(), spoil=lambda *_: None):
+def run(directory, check_metrics, *, numbers=range(10), constants=(), spoil=lambda *_: None):
     """Ten steps with a checkpoint every second; `spoil(number of the step, constants)` before each."""
 
     def loss(params, batch, key):
         del key
         sound = jnp.where(jnp.isfinite(batch), batch, 0.0)  # the update is made, and a metric is wrong
         rows = jnp.float32(batch.shape[0])
-        return (jnp.sum((params["w"] - sound) ** 2), rows), {"reward": (jnp.sum(batch), rows)}
+        return (jnp.sum((params["w"] - sound) ** 2), rows), {"reward": Mean(jnp.sum(batch), rows)}
 
     compiled = jax.jit(train_step(loss, SGD))
 
@@ -73,24 +75,22 @@ def run(directory, judge, *, numbers=range(10), constants=(), spoil=lambda *_: N
         return compiled(state, batch, key)
 
     loop.run(
-        "test",
         step,
         train_state.create({"w": jnp.zeros(())}, SGD),
         lambda: grain.MapDataset.source([np.float32(number) for number in numbers]).batch(1).to_iter_dataset(),
         jax.random.key(0),
-        steps=10,
-        directory=directory,
+        directory=epath.Path(directory) / "test",
+        schedule=Schedule(steps=10, every=2, save_every=2, evaluate_every=2, keep=9),
         meta={},
-        log=ml_collections.ConfigDict({"every": 2, "save_every": 2, "evaluate_every": 2, "keep": 9}),
         constants=constants,
-        judge=judge,
+        callbacks=loop.Callbacks(check_metrics=check_metrics),
     )
 
 
 def saved(directory):
     """(steps of checkpoints, steps of lines of metrics)."""
-    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
-        return checkpoints.steps(), [line["step"] for line in metrics_file.read(directory / "metrics.jsonl")]
+    with checkpoint.Checkpoints(directory / "test" / "checkpoints") as checkpoints:
+        return checkpoints.steps(), [line["step"] for line in metrics_file.read(directory / "test" / "metrics.jsonl")]
 
 
 def test_nothing_is_saved_of_a_metric_that_is_no_number(tmp_path):

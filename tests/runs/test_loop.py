@@ -15,13 +15,14 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
-from instructjax.errors import ConfigError
-from instructjax.recipe import check
-from instructjax.runs import checkpoint, loop, metrics_file
+from instructjax.runs import checkpoint, loop, metrics_file, reporter
 from instructjax.runs.interruption import Interrupted
+from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
-from instructjax.training.step import Maximum, train_step
+from instructjax.training.metrics import Maximum
+from instructjax.training.step import train_step
 
 STEPS = 10
 ADAM = optax.adam(0.05)
@@ -55,20 +56,15 @@ def evaluate(state):
 
 def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=(), log=LOG, draw=None):
     loop.run(
-        "test",
         step,
         initial(),
         lambda: grain.MapDataset.range(7).seed(3).shuffle().repeat().batch(2).to_iter_dataset(),
         jax.random.key(5),
-        steps=steps,
-        directory=directory,
+        directory=epath.Path(directory),
+        schedule=Schedule.from_config(ml_collections.ConfigDict(log), steps=steps, keep_steps=keep_steps),
         meta={"name": "test"},
-        log=ml_collections.ConfigDict(log),
         constants=(0.9,),
-        evaluate=evaluate,
-        finish=finish,
-        keep_steps=keep_steps,
-        draw=draw,
+        callbacks=loop.Callbacks(evaluate=evaluate, finish=finish, draw=draw),
     )
 
 
@@ -283,7 +279,7 @@ def test_a_finished_run_does_nothing(whole):
 def test_drawing_takes_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, seconds, drawn):
     """Curves are drawn when there is something new to see. A clock of the test's own: a second for each step."""
     now, seen = [0.0], []
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(reporter, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
 
     def timed_step(*arguments):
         now[0] += 1.0
@@ -334,27 +330,3 @@ def test_the_time_to_the_first_step_is_told(tmp_path):
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
     run(tmp_path, keep_steps=[4])
     assert final_state(tmp_path)[1] == [4, STEPS]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"every": 0}, "log.every: expected 1 to 30 steps, found 0"),
-        ({"every": 31}, "log.every: expected 1 to 30 steps, found 31"),
-        ({"save_every": 0}, "log.save_every: expected at least 1 step, found 0"),
-        ({"evaluate_every": 3}, "log.evaluate_every: expected a multiple of log.every (2), found 3"),
-    ],
-)
-def test_intervals_that_do_not_fit_are_refused(change, message):
-    check.intervals(LOG)
-    with pytest.raises(ConfigError) as error:
-        check.intervals(ml_collections.ConfigDict({**LOG.to_dict(), **change}))
-    assert str(error.value) == message
-
-
-def test_a_window_of_steps_is_reduced_to_weighted_means_and_maxima():
-    window = [
-        {"loss": (np.float32(6), np.float32(2)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-3.0)},
-        {"loss": (np.float32(0), np.float32(1)), "nothing": (np.float32(0), np.float32(0)), "top": Maximum(-5.0)},
-    ]
-    assert loop.reduce(window) == {"loss": 2.0, "top": -3.0}

@@ -20,6 +20,7 @@ from instructjax.data.layouts import Layout  # noqa: E402
 from instructjax.models.transformer import LanguageModel  # noqa: E402
 from instructjax.records import Demonstration, Text  # noqa: E402
 from instructjax.runs import loop, processes  # noqa: E402
+from instructjax.runs.schedule import Schedule  # noqa: E402
 from instructjax.training import objectives, parallel  # noqa: E402
 from instructjax.training import state as train_state  # noqa: E402
 from instructjax.training.step import train_step  # noqa: E402
@@ -27,7 +28,6 @@ from tests import tiny_models  # noqa: E402
 
 T, B = 16, 16
 ADAM = optax.adam(1e-2, eps=1e-3)
-LOG = ml_collections.ConfigDict({"every": 2, "save_every": 2, "evaluate_every": 2, "keep": 2})
 
 
 class Letters:
@@ -71,15 +71,13 @@ def train(directory, steps, config):
         step = train_step(loss, ADAM, axis_name=parallel.axis_name(config.mode))
         begin = functools.partial(train_state.create, optimizer=ADAM)
         loop.run(
-            "worker",
             parallel.compile_step(step, config),
             parallel.build(begin, tiny_models.params(model), shard_optimizer_state=config.shard_optimizer_state),
             lambda: batches(parallel.share_of_rows()),
             jax.random.key(0),
-            steps=steps,
             directory=directory,
+            schedule=Schedule(steps, every=2, save_every=2, evaluate_every=2, keep=2),
             meta={},
-            log=LOG,
         )
 
 

@@ -1,0 +1,85 @@
+"""What a run has cost: seconds and peak memory by stage, in WORKDIR/cost.json."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from instructjax import files
+from instructjax.errors import InputError
+from instructjax.runs import processes
+
+Spent = dict[str, dict[str, float]]  # {"sft": {"seconds": 12.5, "peak_rss_gib": 0.8}}
+
+
+@contextlib.contextmanager
+def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
+    """Adds the seconds and the peak memory of a block to WORKDIR/cost.json.
+
+    Nothing is added if the stage WORKDIR/NAME was finished before, or if the block raises an InputError:
+    then no work was done.
+
+    Args:
+      workdir: the run's folder.
+      name: the stage whose work the block does.
+
+    Raises:
+      WorkdirError: see `check`.
+    """
+    start = time.monotonic()
+    worked = not (epath.Path(workdir) / name / "summary.json").exists()
+    check(workdir)
+    try:
+        yield
+    except InputError:
+        worked = False
+        raise
+    finally:  # an interrupted run has cost something too
+        if worked and processes.is_first():
+            _add(workdir, name, time.monotonic() - start)
+
+
+def check(workdir: epath.PathLike) -> None:
+    """Raises WorkdirError if WORKDIR/cost.json is damaged: better before the work than after it."""
+    _read(workdir)
+
+
+def total(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], float]:
+    """Returns the seconds by stage with their total, and the peak memory in GiB over all stages.
+
+    Args:
+      workdir: the run's folder.
+      **seconds: of stages that are not in WORKDIR/cost.json.
+    """
+    spent = _read(workdir)
+    wall = {stage: entry["seconds"] for stage, entry in spent.items()} | seconds
+    wall["total"] = sum(wall.values())
+    peak = max([_peak_rss_gib(), *(entry["peak_rss_gib"] for entry in spent.values())])
+    return {stage: round(value, 1) for stage, value in wall.items()}, round(peak, 3)
+
+
+def _read(workdir: epath.PathLike) -> Spent:
+    path = epath.Path(workdir) / "cost.json"
+    return files.read_json(path) if path.exists() else {}
+
+
+def _add(workdir: epath.PathLike, name: str, seconds: float) -> None:
+    path, spent = epath.Path(workdir) / "cost.json", _read(workdir)
+    before = spent.get(name, {"seconds": 0.0, "peak_rss_gib": 0.0})
+    spent[name] = {
+        "seconds": before["seconds"] + seconds,
+        "peak_rss_gib": max(before["peak_rss_gib"], _peak_rss_gib()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, spent)
+
+
+def _peak_rss_gib() -> float:
+    """Returns the peak resident memory of this process. Linux counts in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

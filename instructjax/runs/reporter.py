@@ -1,0 +1,201 @@
+"""The metrics of a run, from the device to the checks, the file and the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+
+from instructjax.runs import processes
+from instructjax.runs.metrics_file import MetricsWriter, Silent
+from instructjax.training.metrics import Maximum, Mean, Metrics, compute
+
+CheckMetrics = Callable[[str, Mapping[str, float]], None]
+
+DRAWING = 50  # seconds of training for each second of drawing
+SHOWN = ("loss", "accuracy", "reward", "kl")  # metrics next to the progress bar
+
+
+class Reporter:
+    """Checks, writes and shows metrics, one line for each window of steps.
+
+    A context manager. In a run of several processes, only the first one writes and shows.
+
+    Attributes:
+      window: the metrics of the steps since the last line; the next line is their mean.
+      clock: the time that the run has taken.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        steps: int,
+        done: int,
+        window: list[Metrics],
+        started: float,
+        check_metrics: CheckMetrics,
+    ):
+        """Opens the outputs.
+
+        Args:
+          directory: WORKDIR/STAGE; its name labels the progress bar and the checks.
+          steps: the number of the last step.
+          done: the step that the run continues from, 0 for a new run.
+          window: the metrics since the last line before that step.
+          started: see `Clock`.
+          check_metrics: see `loop.Callbacks`.
+        """
+        self.window = window
+        self._pending: tuple[int, list[Metrics]] | None = None  # the step and window of a line that is not yet read
+        self._name, self._check_metrics = directory.name, check_metrics
+        with contextlib.ExitStack() as stack:
+            self._writer = stack.enter_context(
+                MetricsWriter(directory, resume_step=done) if processes.is_first() else Silent()
+            )
+            self._bar = stack.enter_context(
+                tqdm.tqdm(
+                    total=steps,
+                    initial=done,
+                    desc=directory.name,
+                    unit="step",
+                    dynamic_ncols=True,
+                    mininterval=1.0,
+                    disable=not processes.is_first(),
+                )
+            )
+            self._stack = stack.pop_all()
+        self.clock = Clock(started, self._writer.last("wall_seconds"))
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.close()
+
+    def add(self, metrics: Metrics) -> None:
+        """Adds the metrics of a step that was started, and reports the line that `report_later` left.
+
+        So the host reads a line while the devices compute the step that follows.
+        """
+        self.clock.note_step(metrics)
+        if self._pending:
+            (number, window), self._pending = self._pending, None
+            self.report(number, compute(jax.device_get(window)))
+        self.window.append(metrics)
+
+    def read(self) -> dict[str, float]:
+        """Waits for the metrics of the window, and returns their values."""
+        self.window = jax.device_get(self.window)
+        return compute(self.window)
+
+    def report(
+        self, step: int, values: Mapping[str, float], *, changes: Mapping[str, float] | None = None, line: bool = True
+    ) -> None:
+        """Checks values, and writes and shows them as a line.
+
+        Args:
+          step: the step of the values.
+          values: metrics by name.
+          changes: further values, which are checked only.
+          line: False checks the values only, and keeps the window.
+
+        Raises:
+          RunError: of `check_metrics`; nothing is written.
+        """
+        self._check_metrics(f"{self._name}, step {step}", {**values, **(changes or {})})
+        if line:
+            self.window = []
+            self.write(step, values)
+            self._bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
+
+    def report_later(self, step: int) -> None:
+        """Leaves the line of this step to the next `add`, and begins a new window."""
+        self._pending, self.window = (step, self.window), []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line unchecked."""
+        self._writer.write(step, {**values, "wall_seconds": self.clock.seconds()})
+
+    def advance(self) -> None:
+        """Moves the progress bar by a step."""
+        self._bar.update()
+
+
+class Clock:
+    """The seconds of training, over all the times that a run was started.
+
+    Attributes:
+      first_step_seconds: from the start to the end of the first step of this process; None before it.
+    """
+
+    def __init__(self, started: float, before: float | None):
+        """Starts the clock.
+
+        Args:
+          started: the monotonic time at which this process started the run.
+          before: the seconds of training before that.
+        """
+        self._started = started
+        self._zero = time.monotonic() - (before or 0.0)
+        self.first_step_seconds: float | None = None
+
+    def seconds(self) -> float:
+        """Returns the seconds of training."""
+        return time.monotonic() - self._zero
+
+    def summary(self) -> dict[str, float | None]:
+        """Returns both times, rounded, for `summary.json`."""
+        first = self.first_step_seconds
+        return {"wall_seconds": round(self.seconds(), 3), "first_step_seconds": first and round(first, 3)}
+
+    def note_step(self, metrics: Metrics) -> None:
+        """Waits for the first step, to measure it; later steps are not waited for."""
+        if self.first_step_seconds is None:
+            jax.block_until_ready(metrics)
+            self.first_step_seconds = time.monotonic() - self._started
+
+
+class Throttled:
+    """Calls a function only while all calls take less than one part in fifty of the time."""
+
+    def __init__(self, function: Callable[[], None], clock: Clock):
+        """Takes the function and the clock of the run."""
+        self._function, self._clock, self._next = function, clock, 0.0
+
+    def __call__(self, *, always: bool = False) -> None:
+        """Calls the function, if it is time to or if it is always to be called."""
+        start = self._clock.seconds()
+        if always or start >= self._next:
+            self._function()
+            end = self._clock.seconds()
+            self._next = end + DRAWING * (end - start)
+
+
+def pack(window: list[Metrics]) -> list[dict[str, Any]]:
+    """Returns metrics on the host as JSON: [total, weight] or {"maximum": value} by name."""
+    return [
+        {
+            name: {"maximum": float(metric.value)}
+            if isinstance(metric, Maximum)
+            else [float(metric.total), float(metric.weight)]
+            for name, metric in metrics.items()
+        }
+        for metrics in window
+    ]
+
+
+def unpack(packed: list[dict[str, Any]]) -> list[Metrics]:
+    """Undoes `pack`."""
+    return [
+        {
+            name: Maximum(np.float64(metric["maximum"])) if isinstance(metric, dict) else Mean(*map(np.float64, metric))
+            for name, metric in metrics.items()
+        }
+        for metrics in packed
+    ]

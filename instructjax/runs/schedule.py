@@ -1,0 +1,76 @@
+"""Which steps of a run are reported, evaluated and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import ml_collections
+
+from instructjax.recipe import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step.
+
+    Attributes:
+      report: write a line of metrics.
+      evaluate: measure the state; the step is also reported.
+      save: write a checkpoint.
+      last: this is the last step; it is reported, evaluated and saved.
+    """
+
+    report: bool
+    evaluate: bool
+    save: bool
+    last: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The length of a run and its intervals, in steps.
+
+    Attributes:
+      steps: the number of the last step; the first is 1.
+      every: steps between lines of metrics.
+      save_every: steps between checkpoints.
+      evaluate_every: steps between evaluations, a multiple of `every`.
+      keep: how many of the newest checkpoints are kept.
+      keep_steps: steps whose checkpoints are kept as well.
+    """
+
+    steps: int
+    every: int
+    save_every: int
+    evaluate_every: int
+    keep: int
+    keep_steps: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(
+        cls, log: ml_collections.ConfigDict, *, steps: int, keep_steps: Sequence[int] = (), section: str = "log"
+    ) -> Schedule:
+        """Returns the schedule of a recipe's section `log` or `ppo_log`.
+
+        Args:
+          log: the section.
+          steps: the number of steps of the run.
+          keep_steps: steps whose checkpoints are kept in addition to the newest `log.keep`.
+          section: the section's name, for errors.
+
+        Raises:
+          ConfigError: see `recipe.check.intervals`.
+        """
+        check.intervals(log, section)
+        return cls(steps, log.every, log.save_every, log.evaluate_every, log.keep, tuple(keep_steps))
+
+    def due(self, step: int) -> Due:
+        """Returns what is due after a step, 1 <= step <= steps."""
+        last = step == self.steps
+        return Due(
+            report=last or step % self.every == 0,
+            evaluate=last or step % self.evaluate_every == 0,
+            save=last or step % self.save_every == 0,
+            last=last,
+        )

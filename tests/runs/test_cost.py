@@ -1,0 +1,61 @@
+"""The cost of a run: seconds add up over starts, memory is the peak, and nothing is added if nothing was done."""
+
+import json
+import time
+
+import pytest
+
+from instructjax.errors import ConfigError, WorkdirError
+from instructjax.runs import cost
+
+
+def spent(workdir):
+    return json.loads((workdir / "cost.json").read_text())
+
+
+def test_seconds_add_up(tmp_path):
+    for _ in range(2):
+        with cost.timed(tmp_path / "run", "sft"):
+            time.sleep(0.1)
+    with cost.timed(tmp_path / "run", "reward"):
+        pass
+    found = spent(tmp_path / "run")
+    assert list(found) == ["sft", "reward"]
+    assert 0.2 <= found["sft"]["seconds"] < 5 and found["reward"]["seconds"] < 0.1
+    assert found["sft"]["peak_rss_gib"] > 0
+    seconds, peak = cost.total(tmp_path / "run", evaluate=3.0)
+    assert list(seconds) == ["sft", "reward", "evaluate", "total"] and seconds["total"] >= 3.2
+    assert peak >= round(found["sft"]["peak_rss_gib"], 3)
+
+
+def test_a_run_without_a_file_has_cost_what_is_given(tmp_path):
+    assert cost.total(tmp_path, evaluate=1.5)[0] == {"evaluate": 1.5, "total": 1.5}
+
+
+def test_refused_work_is_not_added(tmp_path):
+    with pytest.raises(ConfigError), cost.timed(tmp_path, "sft"):
+        raise ConfigError("sft.epochs: expected at least 1, found 0")
+    assert not (tmp_path / "cost.json").exists()
+
+
+def test_interrupted_work_is_added(tmp_path):
+    with pytest.raises(KeyboardInterrupt), cost.timed(tmp_path, "sft"):
+        raise KeyboardInterrupt
+    assert "sft" in spent(tmp_path)
+
+
+def test_a_finished_stage_costs_nothing(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "summary.json").write_text("{}")
+    with cost.timed(tmp_path, "sft"):
+        pass
+    assert not (tmp_path / "cost.json").exists()
+
+
+def test_a_damaged_file_is_reported_before_the_work(tmp_path):
+    (tmp_path / "cost.json").write_text("{")
+    with pytest.raises(WorkdirError, match="cost.json: expected JSON that a run wrote"):
+        with cost.timed(tmp_path, "sft"):
+            pytest.fail("the work began")
+    with pytest.raises(WorkdirError):
+        cost.check(tmp_path)
