@@ -20,6 +20,7 @@ from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.recipe import check
 from instructjax.runs import lock, malloc_trim, processes
 from instructjax.runs.interruption import Interrupted
+from instructjax.stages.run import Run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -55,26 +56,31 @@ DIVERGED = 4  # training ran away; see the config's section `guards`
 GO_ON = 75  # asked to stop; the same command goes on. EX_TEMPFAIL, which schedulers take for "try again"
 
 
-def run(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    """Parses the command line and calls `stage(config, workdir)`, while no other run is in that folder.
+def run(script: Callable[[Run], object]) -> None:
+    """Parses the command line and calls `script(run)`, while no other run is in that folder.
 
     An error that the user can mend is printed as one line, and the exit code is 2; so is an error of the
     disk. A run in which an invariant does not hold leaves with 3, one that diverged with 4, one that was asked
     to stop (SIGTERM, SIGINT) with 75.
     """
-    _run(lambda: _alone(stage))
+    _run(lambda: _alone(script))
 
 
-def read(script: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-    """Like `run`, for a script that only reads the folder, also while a run goes on in it."""
-    _run(lambda: script(_CONFIG.value, workdir()))
+def read(script: Callable[[Run], object]) -> None:
+    """Calls `script(run)` like `run`, for a script that only reads the folder, also while a run is active in it."""
+    _run(lambda: script(_asked()))
 
 
-def _alone(stage: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
+def _asked() -> Run:
+    """Returns what the command line asks for."""
+    return Run(_CONFIG.value, workdir(), name())
+
+
+def _alone(script: Callable[[Run], object]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
         stack.enter_context(compiled_kept(workdir() / "compiled"))
-        stage(_CONFIG.value, workdir())
+        script(_asked())
 
 
 @contextlib.contextmanager

@@ -8,4 +8,4 @@ import command_line
 from instructjax.stages import evaluate
 
 if __name__ == "__main__":
-    command_line.run(lambda config, workdir: evaluate.run(config, workdir, command_line.name()))
+    command_line.run(evaluate.evaluate)

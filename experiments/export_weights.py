@@ -11,16 +11,15 @@ EOS". The separator is the recipe's `data.separator`. The tokenizer, for AutoTok
 import command_line
 from absl import flags
 
-from instructjax.stages import exported, workspace
+from instructjax.stages import exported
 
-_STAGE = flags.DEFINE_enum("stage", "ppo_ptx", workspace.STAGES, "Whose weights.")
+_STAGE = flags.DEFINE_string("stage", "ppo_ptx", "Whose weights: a stage of the paper, or a guest, such as dpo.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must not exist, or be empty.", required=True)
 
 
-def main(config, workdir):
+def main(run):
     """Reads the stage's weights and writes the folder."""
-    del config  # the checkpoint has its own
-    print(f"{_OUTPUT.value}: {exported.run(_STAGE.value, workdir, _OUTPUT.value)}")
+    print(f"{_OUTPUT.value}: {exported.export(run, _STAGE.value, _OUTPUT.value)}")
 
 
 if __name__ == "__main__":

@@ -16,20 +16,21 @@ from absl import flags
 from instructjax.errors import InputError
 from instructjax.stages import comparisons, pretrain, reward
 
-STAGES = {"pretrain": (pretrain.run,), "reward": (comparisons.run, reward.run)}
+STAGES = {"pretrain": (pretrain.run,), "reward": (comparisons.collect, reward.run)}
 _SOURCE = flags.DEFINE_string("source", None, "The folder: config.json, safetensors, tokenizer.", required=True)
 _STAGE = flags.DEFINE_enum("stage", "pretrain", list(STAGES), "Whose place the weights take.")
 
 
-def main(config, workdir):
+def main(run):
     """A stage with weights instead of training."""
     if not _SOURCE.value:
         raise InputError("--source: expected the folder of a model, found none")
+    config = run.config
     with config.unlocked():
         config[_STAGE.value].import_from = _SOURCE.value
         config.tokenizer.path = config.tokenizer.path or _SOURCE.value
     for part in STAGES[_STAGE.value]:
-        part(config, workdir)
+        part(run)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ _RANKINGS = flags.DEFINE_integer("rankings", 33_207, "Ranked prompts, for the co
 _JSON = flags.DEFINE_string("json", None, "A file that receives what is printed as JSON, one object a line.")
 
 
-def main(config, workdir):
+def main(run):
     """Compiles, prints, and looks for what would fit."""
-    del workdir
+    config = run.config
     topology = chips.parse(_TOPOLOGY.value or "")
     compiling.mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # what is wrong is told at once
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]

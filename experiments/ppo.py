@@ -7,18 +7,19 @@ import command_line
 from absl import flags
 
 from instructjax.stages import ppo, ppo_init
+from instructjax.stages.run import Run
 
-STAGES = {"ppo_init": ppo_init.run, "ppo": ppo.run_ppo, "ppo_ptx": ppo.run_ppo_ptx}
+STAGES = {stage.declaration.name: stage for stage in (ppo_init.run, ppo.run, ppo.run_with_text)}
 _STAGES = flags.DEFINE_multi_enum(
     "stages", list(STAGES), list(STAGES), "The stages to run; repeat the flag for several."
 )
 
 
-def main(config, workdir):
-    """The stages asked for, in their order."""
+def main(run: Run) -> None:
+    """Runs the stages asked for, in their order."""
     for name, stage in STAGES.items():
         if name in _STAGES.value:
-            stage(config, workdir)
+            stage(run)
 
 
 if __name__ == "__main__":

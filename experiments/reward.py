@@ -5,14 +5,15 @@ Where the labelers are simulated, the rankings are collected first.
 
 import command_line
 
-from instructjax.stages import comparisons, reward, sft
+from instructjax.stages import comparisons, reward, selection
+from instructjax.stages.run import Run
 
 
-def main(config, workdir):
-    """Comparisons, reward model, selection."""
-    comparisons.run(config, workdir)
-    reward.run(config, workdir)
-    sft.select(config, workdir)
+def main(run: Run) -> None:
+    """Collects comparisons, trains the reward model, and chooses the SFT checkpoint."""
+    comparisons.collect(run)
+    reward.run(run)
+    selection.select(run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from instructjax.errors import InputError
-from instructjax.stages import evaluate, workspace
+from instructjax.stages import evaluate
 from instructjax.training import parallel
 
 _STAGE = flags.DEFINE_string(
@@ -21,21 +21,21 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 
 
-def main(config, workdir):
+def main(run):
     """Prints each prompt with its answer."""
     asked = list(_prompts())
     if not asked:
         raise InputError("--prompt: expected a prompt, here or in standard input, found none")
-    with parallel.on_mesh(config.parallel):
-        _answer(config, workdir, asked)
+    with parallel.on_mesh(run.config.parallel):
+        _answer(run, asked)
 
 
-def _answer(config, workdir, asked):
-    policy, layout = workspace.open_policy(workdir, _STAGE.value)
+def _answer(run, asked):
+    policy, layout = run.open_policy(_STAGE.value)
     for where, prompt in asked:
         layout.prompt(prompt, where)  # refuses one that is too long
     prompts = [prompt for _, prompt in asked]
-    for prompt, answer in evaluate.answer(config, layout, policy, prompts, jax.random.key(_SEED.value)):
+    for prompt, answer in evaluate.answer(run, policy, layout, prompts, jax.random.key(_SEED.value)):
         print(f"{prompt}\n  -> {answer}\n")
 
 

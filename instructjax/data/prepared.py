@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, overload
 
 import tensorflow_datasets as tfds
@@ -21,7 +21,14 @@ from etils import epath
 
 from instructjax import records
 from instructjax.errors import DataError
-from instructjax.records import SPLITS, R
+from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
+
+NAMES: Mapping[type[Record], str] = {  # of the sets of a run
+    Text: "text",
+    Demonstration: "demonstrations",
+    Prompt: "prompts",
+    Ranking: "rankings",
+}
 
 _VERSION = "1.0.0"  # of the two features: a record's JSON, and where it was read
 _SHARD = 100_000  # records of one file of the set
@@ -81,6 +88,12 @@ def prepare(
     # Last, because it is the mark of a whole set.
     (home / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
+
+
+def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
+    """Returns FOLDER/SET.jsonl of a kind of records, if there is such a file."""
+    path = folder / f"{NAMES[kind]}.jsonl"
+    return [path] if path.exists() else []
 
 
 def fingerprint(directory: epath.PathLike, name: str) -> str:

@@ -21,9 +21,13 @@ from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.planning.flops import Work
-from instructjax.stages import language_model, ppo, reward, workspace
-from instructjax.training import optimizer
+from instructjax.stages import ppo
+from instructjax.stages.run import policy_config
+from instructjax.stages.stage import training_step
+from instructjax.stages.trained import random_params
+from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
+from instructjax.training.step import Loss
 
 Tree = Any  # of jax.ShapeDtypeStruct
 EOS, PAD = 1, 0  # any two ids: no shape depends on them
@@ -65,7 +69,7 @@ class Program:
 
 def shapes(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
     """The policy's shape and that of reward model and value network, with the recipe's vocabulary."""
-    shape = TransformerConfig(vocab_size=config.tokenizer.vocab_size, **config.model.to_dict())
+    shape = policy_config(config, config.tokenizer.vocab_size)
     return shape, sizes.resized(shape, config.reward.size)
 
 
@@ -88,7 +92,8 @@ def _language_model(stage: str, config: ml_collections.ConfigDict) -> Program:
     section = config[stage]
     shape, _ = shapes(config)
     length = section.length if stage == "pretrain" else config.data.max_prompt + config.data.max_response
-    step, adam = language_model.make_step(stage, config, shape, optimizer.cosine_schedule(section.learning_rate, 100))
+    model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
+    step, adam = _training_step(config, stage, objectives.language_model_loss(model))
     forward = flops.forward_flops(shape, section.batch_size, length, length)
     work = flops.update_work(shape, forward, section.batch_size, length, section.microbatches)
     return Program(
@@ -109,7 +114,8 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
     _, shape = shapes(config)
     answers = config.comparisons.max_answers
     length = config.data.max_prompt + answers * config.data.max_response
-    step, adam = reward.make_step(config, shape, 100)
+    model = ScalarModel(dataclasses.replace(shape, dropout=section.dropout))
+    step, adam = _training_step(config, "reward", objectives.ranking_loss(model))
     unit = _devices(config) * section.microbatches
     rows = -(-section.batch_size // unit) * unit  # the stage fills a batch up to what divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
@@ -136,9 +142,10 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     section, data = config.ppo, config.data
     shape, scalar_shape = shapes(config)
     policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
-    iteration, adams = ppo.make_programs(config, policy, scalar, scalar, eos_id=EOS, pad_id=PAD)
+    learners = ppo.make_learners(config, policy, scalar)
+    iteration = ppo.make_programs(config, learners, scalar, eos_id=EOS, pad_id=PAD)
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
-    state = jax.eval_shape(lambda *given: ppo.initial_state(*given, adams), *weights)
+    state = jax.eval_shape(lambda *given: ppo.initial_state(*given, learners), *weights)
     frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
     prompts = _array((section.batch_size, data.max_prompt), jnp.int32)
     prompts = PromptBatch(prompts, prompts)
@@ -283,8 +290,13 @@ def _total(phases: dict[str, Work]) -> Work:
     return sum(phases.values(), Work(0.0, 0.0, 0.0))
 
 
+def _training_step(config: ml_collections.ConfigDict, section: str, loss: Loss) -> tuple[Callable, Any]:
+    """Returns a stage's step and optimizer; no shape depends on the number of its steps."""
+    return training_step(config, section, loss, optimizer.cosine_schedule(config[section].learning_rate, 100))
+
+
 def _initial(model: Any) -> Tree:
-    return workspace.random_params(model, jax.random.key(0))
+    return random_params(model, jax.random.key(0))
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

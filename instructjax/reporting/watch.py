@@ -16,8 +16,7 @@ from instructjax import files
 from instructjax.errors import DataError
 from instructjax.reporting import curves, report
 from instructjax.reporting.figures import lookup, styles
-from instructjax.runs import metrics_file
-from instructjax.stages import workspace
+from instructjax.runs import folder, metrics_file
 
 SHOWN = {  # metrics by what to call them, the most telling first
     "true_quality": "true quality",
@@ -65,22 +64,22 @@ def stages(workdir: epath.PathLike) -> list[Stage]:
     begun = [path.parent for path in sorted(workdir.glob("*/metrics.jsonl"))]
     if not begun and not (workdir / "data").is_dir():
         raise DataError(f"{workdir}: expected the folder of a run, found no stage in it")
-    rank = {name: i for i, name in enumerate(workspace.STAGES)}
-    return [_stage(folder) for folder in sorted(begun, key=lambda folder: rank.get(folder.name, len(rank)))]
+    rank = {name: i for i, name in enumerate(folder.PAPER)}
+    return [_stage(path) for path in sorted(begun, key=lambda path: rank.get(path.name, len(rank)))]
 
 
-def _stage(folder: epath.Path) -> Stage:
-    summary = folder / "summary.json"
+def _stage(directory: epath.Path) -> Stage:
+    summary = directory / "summary.json"
     finished = summary.exists()
-    path = folder / "metrics.jsonl"
-    steps = files.read_json(summary)["steps"] if finished else _planned(folder)
-    return Stage(folder.name, metrics_file.read(path), steps, finished, time.time() - path.stat().mtime)
+    path = directory / "metrics.jsonl"
+    steps = files.read_json(summary)["steps"] if finished else _planned(directory)
+    return Stage(directory.name, metrics_file.read(path), steps, finished, time.time() - path.stat().mtime)
 
 
-def _planned(folder: epath.Path) -> int | None:
-    """The steps that a recipe states; those that follow from epochs are known at the end only."""
-    config = files.read_json(folder / "config.json")
-    section = config.get("ppo" if folder.name.startswith("ppo_ptx") else folder.name, {})
+def _planned(directory: epath.Path) -> int | None:
+    """Returns the steps that a recipe states; those that follow from epochs are known at the end only."""
+    declared = folder.began(directory.parent, directory.name).get("stage", {})
+    section = files.read_json(directory / "config.json").get(declared.get("section", directory.name), {})
     return section.get("steps", section.get("iterations"))
 
 

@@ -1,6 +1,6 @@
 """Which facts of a meaning representation a text states, by rule.
 
-A measure that no model of the E2E task (`sources/e2e.py`) is trained on. The rules know the
+A measure that no model of the E2E task (`sources/e2e_records.py`) is trained on. The rules know the
 usual ways to say each fact ("child friendly", "5 stars", "by the river"), not all of
 them, and people leave facts out, so human references score less than 1 (0.93 on the E2E
 references; 0.29 if the references are shuffled): read a policy's share beside theirs. A
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from instructjax.errors import DataError
 from instructjax.evaluation.intervals import Estimate, clustered_mean
-from instructjax.sources import e2e
+from instructjax.sources import e2e_records
 
 # Levels that writers use for each other: "more than £30" is often written "expensive".
 _LEVELS = {
@@ -121,7 +121,7 @@ def facts_stated(mr: str, text: str) -> tuple[int, int]:
 
 def slots_stated(mr: str, text: str) -> dict[str, bool]:
     """For each slot of a meaning representation, whether the text states its value; see `facts_stated`."""
-    facts = e2e.slots(mr)
+    facts = e2e_records.slots(mr)
     plain = _plain(text)
     stated = {}
     # Names first, and out of the way: "near Raja Indian Cuisine" says nothing about the food.

@@ -5,17 +5,16 @@ from __future__ import annotations
 from etils import epath
 
 from instructjax.models import huggingface, pretrained
-from instructjax.stages import workspace
+from instructjax.stages.run import Run
 from instructjax.text import tokenizer_files
 
 
-def run(stage: str, workdir: epath.PathLike, output: epath.PathLike) -> str:
+def export(run: Run, stage: str, output: epath.PathLike) -> str:
     """Writes the policy or the reward model that a stage left, with its tokenizer.
 
     Args:
-      stage: one of `workspace.STAGES`. "reward" gives a GPT2ForSequenceClassification with one label, the
-        others a GPT2LMHeadModel.
-      workdir: the run's folder, which is only read.
+      run: its folder is only read.
+      stage: "reward" gives a GPT2ForSequenceClassification with one label, any other a GPT2LMHeadModel.
       output: the folder to write; it must not exist, or be empty.
 
     Returns:
@@ -25,10 +24,7 @@ def run(stage: str, workdir: epath.PathLike, output: epath.PathLike) -> str:
       CheckpointError: the stage is not finished, its model is no GPT-2, or there are files in the folder.
     """
     is_reward_model = stage == "reward"
-    if is_reward_model:
-        trained, layout = workspace.open_reward_model(workdir)
-    else:
-        trained, layout = workspace.open_policy(workdir, stage)
+    trained, layout = run.open_reward_model() if is_reward_model else run.open_policy(stage)
     shape, tokenizer = trained.model.config, layout.tokenizer
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model

@@ -6,23 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import ml_collections
 import numpy as np
-from etils import epath
 
-from instructjax.data.layouts import Layout, TokenizedRanking
+from instructjax.data.layouts import TokenizedRanking
 from instructjax.evaluation import reward_models
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import samplers
-from instructjax.stages import prepare
-from instructjax.stages.workspace import Trained
+from instructjax.stages.run import Run
+from instructjax.stages.trained import Trained
 
 STOP = "\n"  # ends each example of a prefix, and so the answer
 
 
-def choose_prefix(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout, policy: Trained, reward: Trained
-) -> str | None:
+def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
     """Writes several prefixes and takes the one whose answers the reward model likes best.
 
     Two of the paper's authors wrote theirs by hand; here examples are drawn from the
@@ -33,8 +29,9 @@ def choose_prefix(
       The prefix, or None where the context has no room for one beside the longest prompt
       and response, or no demonstration is of a single line; what is missing is printed.
     """
+    config, layout = run.config, run.layout
     rng = np.random.default_rng([config.seed, 5])
-    found = prepare.load(config, workdir, Demonstration, "train")
+    found = run.records(Demonstration, "train")
     demonstrations = [record for record in found if STOP not in record.response]
     if not demonstrations:
         print("gpt_prompted: left out; expected a demonstration whose response is one line, found none")
@@ -54,44 +51,38 @@ def choose_prefix(
             f"(evaluate.few_shot) beside prompt and response, found {room} tokens"
         )
         return None
-    found = prepare.load(config, workdir, Prompt, "validation")
+    found = run.records(Prompt, "validation")
     prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
     key = jax.random.key(config.seed)
-    answered = [answer(config, layout, policy, prefix, prompts, key) for prefix in candidates]
-    scores = score_texts(config, layout, reward, prompts, list(zip(*answered, strict=True)))
+    answered = [sample_with_prefix(run, policy, prefix, prompts, key) for prefix in candidates]
+    scores = score_texts(run, reward, prompts, list(zip(*answered, strict=True)))
     return candidates[int(np.argmax(scores.mean(axis=0)))]
 
 
-def answer(
-    config: ml_collections.ConfigDict,
-    layout: Layout,
-    policy: Trained,
-    prefix: str,
-    prompts: Sequence[str],
-    key: jax.Array,
-) -> list[str]:
+def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence[str], key: jax.Array) -> list[str]:
     """Samples an answer to each prompt behind the prefix, cut at the line break that ends an example."""
+    layout, section = run.layout, run.config.evaluate
     wide = dataclasses.replace(layout, max_prompt=policy.model.config.max_length - layout.max_response)
-    sampler = samplers.make_sampler(
-        policy.model, wide, temperature=config.evaluate.temperature, batch_size=config.evaluate.batch_size
-    )
+    sampler = samplers.make_sampler(policy.model, wide, temperature=section.temperature, batch_size=section.batch_size)
     batches = sampler(policy.params, [prefix + prompt for prompt in prompts], key)
     return [text.partition(STOP)[0] for _, batch in batches for text in batch]
 
 
-def score_texts(
-    config: ml_collections.ConfigDict,
-    layout: Layout,
-    reward: Trained,
-    prompts: Sequence[str],
-    answered: Sequence[Sequence[str]],
-) -> np.ndarray:
+def score_texts(run: Run, reward: Trained, prompts: Sequence[str], answered: Sequence[Sequence[str]]) -> np.ndarray:
     """The reward model's scores of K texts as answers to each plain prompt, float64[n, K].
 
     A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
     """
+    layout = run.layout
     rankings = [
         TokenizedRanking(layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts])
         for prompt, texts in zip(prompts, answered, strict=True)
     ]
-    return np.stack(reward_models.rewards(reward, rankings, config.evaluate.batch_size))
+    scores = reward_models.rewards(
+        reward.model,
+        reward.params,
+        rankings,
+        pad_id=layout.tokenizer.pad_id,
+        batch_size=run.config.evaluate.batch_size,
+    )
+    return np.stack(scores)

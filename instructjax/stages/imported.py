@@ -1,75 +1,73 @@
-"""A stage that takes the weights that others trained, in the format of Hugging Face, instead of training."""
+"""Takes weights that others trained, in the format of Hugging Face, in place of training a stage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import ml_collections
-from etils import epath
+from typing import TypeVar
 
 from instructjax import files
-from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError, TokenizerError
-from instructjax.models import huggingface, pretrained
+from instructjax.models import huggingface, pretrained, sizes
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
-from instructjax.runs import checkpoint, metrics_file, processes
-from instructjax.stages import prepare, workspace
+from instructjax.runs import alarms, checkpoint, metrics_file, processes
+from instructjax.stages.run import policy_config
+from instructjax.stages.stage import Stage
 from instructjax.text import tokenizer_files
 from instructjax.text.tokenizer import Tokenizer
+from instructjax.training.state import Params
 
-Model = LanguageModel | ScalarModel
+Model = TypeVar("Model", LanguageModel, ScalarModel)
 
 
 def run(
-    stage: str,
-    config: ml_collections.ConfigDict,
-    workdir: epath.PathLike,
+    stage: Stage,
     kind: type[Model],
-    measure: Callable[[Model, Any, Layout], Mapping[str, float]],
+    measure: Callable[[Model, Params], Mapping[str, float]],
 ) -> None:
     """Leaves WORKDIR/STAGE as if it had ended with the weights in the folder `STAGE.import_from`.
 
     The weights are read, and known to fit, before the records are prepared.
 
     Args:
-      stage: "pretrain" or "reward".
-      config: a whole recipe.
-      workdir: the run's folder.
+      stage: pretrain or reward.
       kind: of the model, LanguageModel or ScalarModel.
-      measure: `measure(model, params, layout)` gives its metrics on held-out data.
+      measure: `measure(model, params)` gives its metrics on held-out data.
 
     Raises:
       CheckpointError: there is no such model in the folder, or not the recipe's.
       TokenizerError: `tokenizer.path` is not the tokenizer of these weights.
     """
+    run, config, source = stage.run, stage.config, stage.section.import_from
     check.recipe(config)
     tokenizer = tokenizer_files.load(config.tokenizer.path)
-    shape = (workspace.reward_config if stage == "reward" else workspace.model_config)(config, tokenizer)
-    model, source = kind(shape), config[stage].import_from
-    finished = workspace.is_finished(workdir, stage)
+    network = policy_config(config, tokenizer.vocab_size)
+    model = kind(sizes.resized(network, config.reward.size) if kind is ScalarModel else network)
+    finished = run.is_finished(stage.name)
     params = None if finished else read(source, model, tokenizer)
-    layout = prepare.run(config, workdir)
-    directory = workspace.begin(config, workdir, stage)
+    _ = run.layout  # prepares the records
+    stage.begin()
     if finished:
         return
-    values = measure(model, params, layout)
-    workspace.judge(config)(f"{stage}, imported from {source}", values)
-    print(f"{stage}: imported from {source}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    values = measure(model, params)
+    alarms.check_metrics(config)(f"{stage.name}, imported from {source}", dict(values))
+    print(
+        f"{stage.name}: imported from {source}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    )
 
     def note() -> None:
-        with metrics_file.MetricsWriter(directory) as writer:
+        with metrics_file.MetricsWriter(stage.directory) as writer:
             writer.write(0, values)
 
     processes.first(note)
-    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
-        checkpoints.save(0, {"params": params}, meta=workspace.describe(config, model.config, tokenizer))
-    processes.first(lambda: files.write_json(directory / "summary.json", {"steps": 0, "imported": str(source)}))
+    with checkpoint.Checkpoints(stage.directory / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": params}, meta=stage.meta(model.config, tokenizer))
+    summary = {"steps": 0, "imported": str(source)}
+    processes.first(lambda: files.write_json(stage.directory / "summary.json", summary))
 
 
-def read(source: str, model: Model, tokenizer: Tokenizer) -> Any:
-    """The parameters of the model in a folder, once they are known to fit.
+def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) -> Params:
+    """Returns the parameters of the model in a folder, once they are known to fit.
 
     Args:
       source: the folder.

@@ -10,151 +10,139 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-from etils import epath
 
-from instructjax.algorithms.ppo import Frozen, Iteration, PPOState, make_iteration
+from instructjax.algorithms import advantages
+from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
-from instructjax.data.layouts import Layout
-from instructjax.models.config import TransformerConfig
+from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt, Text
-from instructjax.reporting import curves
 from instructjax.rollout import reward_function, samplers
 from instructjax.rollout.reward_function import RewardFunction
-from instructjax.runs import loop
-from instructjax.sandbox.quality import quality
-from instructjax.stages import language_model, prepare, workspace
+from instructjax.runs.loop import Callbacks
+from instructjax.runs.schedule import Schedule
+from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
 
-Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]  # of the policy and the value network
+Scorer = ScalarModel | RewardFunction
+
+_AFTER = ("ppo_init", "reward")
 
 
-@workspace.timed("ppo")
-def run_ppo(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """PPO without pretraining text, into WORKDIR/ppo."""
-    _run("ppo", config, workdir)
+@stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema")
+def run(stage: Stage) -> None:
+    """Trains PPO without pretraining text."""
+    train(stage, lambda: _prompts(stage).map(lambda batch: (batch, None)))
 
 
-@workspace.timed("ppo_ptx")
-def run_ppo_ptx(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """PPO with the ptx term, the paper's InstructGPT, into WORKDIR/ppo_ptx."""
-    _run("ppo_ptx", config, workdir)
+@stage("ppo_ptx", after=_AFTER, uses=("prompts", "text"), policy="policy/ema", section="ppo")
+def run_with_text(stage: Stage) -> None:
+    """Trains PPO with the ptx term: the paper's InstructGPT."""
+    train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)))
 
 
-def _run(stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    section = config.ppo
-    layout = prepare.run(config, workdir)
-    shape = workspace.model_config(config, layout.tokenizer)
-    scalar_shape = workspace.reward_config(config, layout.tokenizer)
-    policy_model, scalar_model = LanguageModel(shape), ScalarModel(scalar_shape)
+def train(stage: Stage, batches: Callable[[], pipeline.Batches]) -> None:
+    """Trains the initial policy against the reward model, with a value network that starts from the reward model.
+
+    Args:
+      stage: its section is `ppo` or has the same keys.
+      batches: makes the grain dataset of pairs of a `PromptBatch` and an `LMBatch` or None.
+    """
+    run, section = stage.run, stage.section
+    policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     name = section.reward_function
-    reward_model = RewardFunction(reward_function.load(name), layout) if name else scalar_model
-    directory = workspace.begin(config, workdir, stage)
-    start = workspace.checkpoints_of(section.init_from, workdir, "ppo_init")
-    initial = workspace.load_language_model(start, shape, layout.tokenizer).params
-    start = workspace.checkpoints_of(section.reward_from, workdir, "reward")
-    reward = workspace.load_reward_model(start, scalar_shape, layout.tokenizer).params
-
-    eos_id, pad_id = layout.tokenizer.eos_id, layout.tokenizer.pad_id
-    iterate, adams = make_programs(config, policy_model, scalar_model, reward_model, eos_id=eos_id, pad_id=pad_id)
+    scorer: Scorer = RewardFunction(reward_function.load(name), run.layout) if name else scalar
+    initial = run.load_start("ppo_init", section.init_from)
+    reward = run.load_reward_model(section.reward_from).params
+    learners = make_learners(stage.config, policy, scalar)
+    iterate = make_programs(
+        stage.config, learners, scorer, eos_id=run.layout.tokenizer.eos_id, pad_id=run.layout.tokenizer.pad_id
+    )
 
     def begin(*weights: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
-        return initial_state(*jax.tree.map(jnp.copy, weights), adams)
+        return initial_state(*jax.tree.map(jnp.copy, weights), learners)
 
-    state = parallel.build(begin, initial, reward, shard_optimizer_state=config.parallel.shard_optimizer_state)
-    frozen = parallel.build(functools.partial(freeze, dtype=section.frozen_dtype or shape.param_dtype), initial, reward)
+    shard_optimizer_state = stage.config.parallel.shard_optimizer_state
+    state = parallel.build(begin, initial, reward, shard_optimizer_state=shard_optimizer_state)
+    dtype = section.frozen_dtype or policy.config.param_dtype
+    frozen = parallel.build(functools.partial(freeze, dtype=dtype), initial, reward)
     del initial, reward  # on a mesh, or in another type, the frozen weights are others
-    loop.run(
-        stage,
-        parallel.compile_step(iterate, config.parallel),
+    stage.train_with(
+        iterate,
         state,
-        lambda: _batches(stage, config, workdir, layout),
-        workspace.root_key(config, stage),
-        steps=section.iterations,
-        directory=directory,
-        meta=workspace.describe(config, shape, layout.tokenizer),
-        log=config.ppo_log,
+        batches,
+        schedule=Schedule.from_config(stage.config.ppo_log, steps=section.iterations, section="ppo_log"),
         constants=(frozen,),
-        evaluate=_measure(config, workdir, layout, shape, reward_model, frozen),
-        judge=workspace.judge(config),
-        draw=functools.partial(curves.update, directory),
+        callbacks=Callbacks(evaluate=_measure(stage, policy, scorer, frozen)),
     )
 
 
-def _batches(
-    stage: str, config: ml_collections.ConfigDict, workdir: epath.PathLike, layout: Layout
-) -> pipeline.Batches:
-    """Prompts, with pretraining text in the stage ppo_ptx."""
-    section, share = config.ppo, parallel.share_of_rows()
-    prompts = pipeline.shuffled_batches(
-        pipeline.prompt_rows(prepare.load(config, workdir, Prompt, "train"), layout),
-        batch_size=section.batch_size,
-        seed=config.seed,
-        share=share,
+def _prompts(stage: Stage) -> pipeline.Batches:
+    return pipeline.shuffled_batches(
+        pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout),
+        batch_size=stage.section.batch_size,
+        seed=stage.config.seed,
+        share=parallel.share_of_rows(),
     )
-    if stage == "ppo":
-        return prompts.map(lambda batch: (batch, None))
-    text = pipeline.text_batches(
-        prepare.load(config, workdir, Text, "train"),
-        layout.tokenizer,
+
+
+def _text(stage: Stage) -> pipeline.Batches:
+    section = stage.section
+    return pipeline.text_batches(
+        stage.run.records(Text, "train"),
+        stage.run.layout.tokenizer,
         length=section.ptx_length,
         batch_size=section.batch_size * section.ptx_examples_per_episode,
-        seed=config.seed + 1,  # another order than pretraining's
-        share=share,
+        seed=stage.config.seed + 1,  # another order than pretraining's
+        share=parallel.share_of_rows(),
     )
-    return pipeline.zip_batches(prompts, text)
+
+
+def make_learners(
+    config: ml_collections.ConfigDict, policy: LanguageModel, scalar: ScalarModel
+) -> tuple[Learner, Learner]:
+    """Returns the policy and the value network, each with its optimizer."""
+    section = config.ppo
+    updates = section.epochs * (section.batch_size // section.minibatch_size)
+
+    def learner(model: Any, rate: float) -> Learner:
+        schedule = optimizer.constant_schedule(rate, section.warmup_iterations * updates)
+        return Learner(model, optimizer.adam(config.optimizer, schedule, section.weight_decay))
+
+    return learner(policy, section.learning_rate), learner(scalar, section.value_learning_rate)
 
 
 def make_programs(
-    config: ml_collections.ConfigDict,
-    policy_model: LanguageModel,
-    scalar_model: ScalarModel,
-    reward_model: ScalarModel | RewardFunction,
-    *,
-    eos_id: int,
-    pad_id: int,
-) -> tuple[Iteration, Optimizers]:
-    """An iteration of a recipe, and the optimisers of the policy and of the value network.
+    config: ml_collections.ConfigDict, learners: tuple[Learner, Learner], scorer: Scorer, *, eos_id: int, pad_id: int
+) -> Iteration:
+    """Returns the iteration of a recipe: PPO with a value network and GAE.
 
     Args:
       config: a whole recipe.
-      policy_model: of policy and reference.
-      scalar_model: of the value.
-      reward_model: scores episodes.
+      learners: see `make_learners`.
+      scorer: scores episodes.
       eos_id: ends a response.
       pad_id: fills a row after its end.
     """
-    section = config.ppo
-    updates = section.epochs * (section.batch_size // section.minibatch_size)
-    policy_adam, value_adam = (
-        optimizer.adam(
-            config.optimizer,
-            optimizer.constant_schedule(rate, section.warmup_iterations * updates),
-            section.weight_decay,
-        )
-        for rate in (section.learning_rate, section.value_learning_rate)
-    )
-    iterate = make_iteration(
-        policy_model,
-        scalar_model,
-        policy_adam,
-        value_adam,
-        section,
-        reward_model=reward_model,
+    policy, critic = learners
+    return make_iteration(
+        policy,
+        scorer,
+        critic,
+        advantages.gae(config.ppo.discount, config.ppo.gae_lambda),
+        config.ppo,
         max_response=config.data.max_response,
         eos_id=eos_id,
         pad_id=pad_id,
         axis_name=parallel.axis_name(config.parallel.mode),
     )
-    return iterate, (policy_adam, value_adam)
 
 
 def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
-    """The weights that an iteration reads only, in the type that they are held in; the head keeps its own."""
+    """Returns the weights that an iteration only reads, in the type that they are held in; the head keeps its own."""
 
     def held(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         return x if path[0] == jax.tree_util.DictKey("head") else x.astype(dtype)
@@ -162,49 +150,33 @@ def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
     return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
 
 
-def initial_state(policy: Params, value: Params, optimizers: Optimizers) -> PPOState:
-    """The state before the first iteration, from weights that it takes over."""
+def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learner]) -> PPOState:
+    """Returns the state before the first iteration, from weights that it takes over."""
     return PPOState(
         step=jnp.zeros((), jnp.int32),
-        policy=train_state.create_averaged(policy, optimizers[0]),
-        value=train_state.create(value, optimizers[1]),
+        policy=train_state.create_averaged(policy, learners[0].optimizer),
+        value=train_state.create(value, learners[1].optimizer),
     )
 
 
-def _measure(
-    config: ml_collections.ConfigDict,
-    workdir: epath.PathLike,
-    layout: Layout,
-    shape: TransformerConfig,
-    reward_model: ScalarModel | RewardFunction,
-    frozen: Frozen,
-) -> Callable[[PPOState], dict[str, float]]:
-    """Reward, KL, true quality and loss on text of the averaged policy, on validation prompts."""
-    model = LanguageModel(shape)
-    sampler = samplers.make_sampler(
-        model,
-        layout,
-        temperature=config.evaluate.temperature,
-        batch_size=config.evaluate.batch_size,
-    )
-    scorer, divergence = samplers.make_scorer(reward_model), samplers.make_divergence(model)
-    text_loss = language_model.mean_loss(model)
-    records = prepare.load(config, workdir, Prompt, "validation")
-    prompts = [record.prompt for record in records[: config.evaluate.batch_size]]
-    text = prepare.validation_text(config, workdir, layout)
-    key = jax.random.key(config.seed)
+def _measure(stage: Stage, model: LanguageModel, scorer: Scorer, frozen: Frozen) -> Callable[[PPOState], dict]:
+    """Measures the averaged policy on validation prompts: reward, KL, loss on text, and what the source knows."""
+    run, section = stage.run, stage.config.evaluate
+    sampler = samplers.make_sampler(model, run.layout, temperature=section.temperature, batch_size=section.batch_size)
+    score, divergence = samplers.make_scorer(scorer), samplers.make_divergence(model)
+    text_loss, text = held_out_loss(model), run.validation_text()
+    prompts = [record.prompt for record in run.records(Prompt, "validation")[: section.batch_size]]
+    key = jax.random.key(stage.config.seed)
 
     def measure(state: PPOState) -> dict[str, float]:
-        params: Any = state.policy.ema
+        params = state.policy.ema
         ((episodes, texts),) = sampler(params, prompts, key)
         size = len(texts)
-        values = {
-            "validation_reward": float(np.mean(scorer(frozen.reward, episodes)[:size])),
+        return {
+            "validation_reward": float(np.mean(score(frozen.reward, episodes)[:size])),
             "validation_kl": float(np.mean(divergence(params, frozen.reference, episodes)[:size])),
             "text_loss": text_loss(params, text),
+            **run.source.measure(prompts, texts),
         }
-        if "sandbox" in config:
-            values["true_quality"] = float(np.mean([quality(p, a) for p, a in zip(prompts, texts, strict=True)]))
-        return values
 
     return measure

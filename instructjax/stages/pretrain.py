@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import ml_collections
-from etils import epath
 
 from instructjax.data import pipeline
-from instructjax.data.layouts import Layout
+from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Text
-from instructjax.stages import imported, language_model, prepare, workspace
+from instructjax.stages import imported, language_model
+from instructjax.stages.stage import Stage, stage
+from instructjax.stages.trained import initial_params
 from instructjax.training import optimizer, parallel
+from instructjax.training.state import Params
 
 
-@workspace.timed("pretrain")
-def run(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    """Trains WORKDIR/pretrain from random weights, or imports it; see configs/instructgpt.py for the keys."""
-    if not config.pretrain.import_from:
-        _train(config, workdir)
+@stage("pretrain", uses=("text",))
+def run(stage: Stage) -> None:
+    """Trains GPT from random weights, or imports it."""
+    section = stage.section
+    if section.import_from:
+        imported.run(stage, LanguageModel, lambda model, params: _text_loss(stage, model, params))
         return
-
-    def measure(model: LanguageModel, params: Any, layout: Layout) -> dict[str, float]:
-        return {"text_loss": language_model.mean_loss(model)(params, prepare.validation_text(config, workdir, layout))}
-
-    imported.run("pretrain", config, workdir, LanguageModel, measure)
-
-
-def _train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
-    layout = prepare.run(config, workdir)
-    shape = workspace.model_config(config, layout.tokenizer)
-    section = config.pretrain
-    key = jax.random.fold_in(workspace.root_key(config, "pretrain"), section.steps)
+    model = LanguageModel(stage.run.policy_config)
     language_model.train(
-        "pretrain",
-        config,
-        workdir,
-        layout,
-        shape,
-        lambda: workspace.initial_params(LanguageModel(shape), key),
+        stage,
+        initial_params(model, jax.random.fold_in(stage.key, section.steps)),
         lambda: pipeline.text_batches(
-            prepare.load(config, workdir, Text, "train"),
-            layout.tokenizer,
+            stage.run.records(Text, "train"),
+            stage.run.layout.tokenizer,
             length=section.length,
             batch_size=section.batch_size,
-            seed=config.seed,
+            seed=stage.config.seed,
             share=parallel.share_of_rows(),
         ),
-        optimizer.cosine_schedule(section.learning_rate, section.steps, section.warmup_steps, section.final_fraction),
         steps=section.steps,
-        validation={"text": prepare.validation_text(config, workdir, layout)},
+        held_out={"text": stage.run.validation_text()},
+        schedule=optimizer.cosine_schedule(
+            section.learning_rate, section.steps, section.warmup_steps, section.final_fraction
+        ),
     )
+
+
+def _text_loss(stage: Stage, model: LanguageModel, params: Params) -> dict[str, float]:
+    return {"text_loss": held_out_loss(model)(params, stage.run.validation_text())}

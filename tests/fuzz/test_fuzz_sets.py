@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructjax.records import SPLITS
-from instructjax.sources import e2e, texts
+from instructjax.sources import e2e_records, texts
 from tests.fuzz import tries
 
 REFERENCE = {"prompt": "p", "mr": "name[The Eagle], area[riverside]", "response": "The Eagle is there."}
@@ -33,11 +33,11 @@ def write(path, *lines):
 @given(reference=st.just(REFERENCE) | tries.changed_json(REFERENCE), rating=tries.changed_json(RATING))
 @example(reference=REFERENCE, rating=RATING | {"scores": [1e308, 1e308, -1e308]})
 def test_e2e(tmp_path, reference, rating):
-    for file in e2e.REFERENCES:
+    for file in e2e_records.REFERENCES:
         write(tmp_path / file, reference, REFERENCE)
     write(tmp_path / "quality.jsonl.gz", RATING, rating)
     with tries.ours_only():
-        found = e2e.load(tmp_path)
+        found = e2e_records.load(tmp_path)
         assert all(record.split in SPLITS for record in (*found.demonstrations, *found.rankings, *found.prompts))
 
 
@@ -52,6 +52,6 @@ def test_texts(tmp_path, name, line):
 
 
 def test_the_valid_ones_are_taken(tmp_path):
-    for file in (*e2e.REFERENCES, "quality.jsonl.gz"):
+    for file in (*e2e_records.REFERENCES, "quality.jsonl.gz"):
         write(tmp_path / file, json.loads(json.dumps(REFERENCE | RATING)))
-    assert len(e2e.load(tmp_path).rankings) == 1
+    assert len(e2e_records.load(tmp_path).rankings) == 1

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from instructjax.errors import DataError
-from instructjax.sources import e2e
+from instructjax.sources import e2e_records
 from instructjax.sources.facts import facts_stated, share_of_facts, slots_stated
 from tests import local_data
 
@@ -122,7 +122,7 @@ def test_share_of_facts_is_the_mean_over_texts():
 
 @pytest.mark.skipif(not local_data.E2E.is_dir(), reason=local_data.ABSENT)
 def test_people_state_the_facts_they_were_given():
-    references = e2e.load(local_data.E2E).demonstrations
+    references = e2e_records.load(local_data.E2E).demonstrations
     mrs, texts = [r.prompt for r in references], [r.response for r in references]
     shuffled = random.Random(0).sample(texts, len(texts))
     assert share_of_facts(mrs, texts).low > 0.9

@@ -8,7 +8,7 @@ import pathlib
 from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
-from instructjax.sources import e2e, texts
+from instructjax.sources import e2e_records, texts
 from instructjax.stages import prepare
 from tests.tiny_recipes import RECORDS, changed, recipe
 from tests.wrong_input.fault import fault
@@ -212,7 +212,7 @@ def test_no_split(tmp_path):
 
 @fault("an E2E folder that lacks a file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")
 def test_e2e_files(tmp_path):
-    e2e.load(tmp_path)
+    e2e_records.load(tmp_path)
 
 
 @fault("a set of texts that is not known", "texts: expected one of TEXT, found 'wikipedia'")
@@ -224,10 +224,10 @@ def test_text_set(tmp_path):
     "a meaning representation of another form", "PATH:N: mr: expected slot[value], slot[value], ..., found 'a place'"
 )
 def test_mr(tmp_path):
-    for file in (*e2e.REFERENCES, "quality.jsonl.gz"):
+    for file in (*e2e_records.REFERENCES, "quality.jsonl.gz"):
         rating = {"prompt": "p", "mr": "a place", "response": "r", "item": 1, "rater": 1, **RANKING}
         records.write(tmp_path / file, [records.from_dict(rating, Prompt)])
-    e2e.load(tmp_path)
+    e2e_records.load(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):

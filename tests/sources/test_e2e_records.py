@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from instructjax import records
 from instructjax.errors import DataError, RecordError
 from instructjax.evaluation.agreement import length_rewards, pairwise_agreement, reward_accuracy
-from instructjax.sources import e2e
+from instructjax.sources import e2e_records
 from tests import local_data
 
 PLACES = ["Aromi", "Cotto", "The Mill"]
@@ -46,18 +46,18 @@ def folder(tmp_path):
 
 
 def test_no_pattern_stands_in_two_splits(folder):
-    data = e2e.load(folder, ("quality", "naturalness"))
+    data = e2e_records.load(folder, ("quality", "naturalness"))
     splits = {}
     for record in (*data.demonstrations, *data.rankings, *data.averaged, *data.prompts):
-        splits.setdefault(e2e.pattern(record.prompt), set()).add(record.split)
+        splits.setdefault(e2e_records.pattern(record.prompt), set()).add(record.split)
     assert all(len(found) == 1 for found in splits.values())
     assert set.union(*splits.values()) == {"train", "validation", "test"}
-    ranked = {e2e.pattern(ranking.prompt) for ranking in data.rankings}
+    ranked = {e2e_records.pattern(ranking.prompt) for ranking in data.rankings}
     assert {pattern for pattern, found in splits.items() if found == {"test"}} <= ranked
 
 
 def test_everything_is_read_and_tied_rankings_are_counted(folder):
-    data = e2e.load(folder)
+    data = e2e_records.load(folder)
     assert len(data.demonstrations) == 3 * len(FOODS) * 3
     assert len(data.prompts) == len({prompt.prompt for prompt in data.prompts}) == 2 * len(FOODS) * 3
     assert len(data.rankings) == 2 * len(FOODS) * 3
@@ -67,7 +67,7 @@ def test_everything_is_read_and_tied_rankings_are_counted(folder):
 
 
 def test_records_survive_their_file(folder):
-    data = e2e.load(folder)
+    data = e2e_records.load(folder)
     for name in ("demonstrations", "rankings", "averaged", "prompts"):
         written = getattr(data, name)
         records.write(folder / f"{name}.jsonl", written)
@@ -75,7 +75,7 @@ def test_records_survive_their_file(folder):
 
 
 def test_the_average_is_of_ranks_not_of_scores(folder):
-    averaged = e2e.load(folder).averaged
+    averaged = e2e_records.load(folder).averaged
     assert len(averaged) == len(FOODS) * 3
     assert {ranking.scores for ranking in averaged} == {((1 + 1.5) / 2, (2 + 1.5) / 2, 3.0)}
     assert {ranking.extra["raters"] for ranking in averaged} == {2}
@@ -87,8 +87,8 @@ def test_the_average_does_not_depend_on_a_raters_scale(scores, scale):
         extra = {"aspect": "quality", "item": "1"}
         return records.Ranking(prompt="p", responses=tuple("abcde"), scores=tuple(s), extra=extra)
 
-    plain = e2e.average([ranking(s) for s in scores])
-    scaled = e2e.average([ranking(np.multiply(s, scale) if i == 0 else s) for i, s in enumerate(scores)])
+    plain = e2e_records.average([ranking(s) for s in scores])
+    scaled = e2e_records.average([ranking(np.multiply(s, scale) if i == 0 else s) for i, s in enumerate(scores)])
     assert [r.scores for r in plain] == [r.scores for r in scaled]
 
 
@@ -96,7 +96,7 @@ def test_answers_that_tie_on_average_have_equal_scores():
     extra = {"aspect": "quality", "item": "1"}
     three = [(1.0, 2.0, 3.0), (2.0, 1.0, 3.0), (1.0, 1.0, 3.0)]
     rankings = [records.Ranking(prompt="p", responses=tuple("abc"), scores=s, extra=extra) for s in three]
-    (averaged,) = e2e.average(rankings)
+    (averaged,) = e2e_records.average(rankings)
     assert averaged.scores[0] == averaged.scores[1] < averaged.scores[2]
 
 
@@ -106,32 +106,32 @@ def test_identical_answers_tie(folder):
         folder / "quality.jsonl.gz",
         [rating(0, 0, mr, [1, 3, 9], ["x", "x", "y"]), rating(1, 0, mr, [1, 2], ["x", "x"])],
     )
-    data = e2e.load(folder, validation=0.0, test=0.0)
+    data = e2e_records.load(folder, validation=0.0, test=0.0)
     assert [ranking.scores for ranking in data.rankings] == [(2.0, 2.0, 9.0)]
     assert data.tied == 1
 
 
 def test_slots_and_pattern():
-    assert e2e.slots("name[The Mill], priceRange[£20-25], customer rating[1 out of 5]") == {
+    assert e2e_records.slots("name[The Mill], priceRange[£20-25], customer rating[1 out of 5]") == {
         "name": "The Mill",
         "priceRange": "£20-25",
         "customer rating": "1 out of 5",
     }
-    mill = e2e.pattern("name[The Mill], near[Ranch], area[riverside]")
-    assert mill == e2e.pattern("area[riverside], near[The Vaults], name[Aromi]")
-    assert mill != e2e.pattern("name[The Mill], area[riverside]")
+    mill = e2e_records.pattern("name[The Mill], near[Ranch], area[riverside]")
+    assert mill == e2e_records.pattern("area[riverside], near[The Vaults], name[Aromi]")
+    assert mill != e2e_records.pattern("name[The Mill], area[riverside]")
     with pytest.raises(DataError, match="expected slot"):
-        e2e.slots("The Mill is a pub.")
+        e2e_records.slots("The Mill is a pub.")
 
 
 def test_a_missing_folder_or_file_is_named(folder):
     with pytest.raises(DataError, match=r"nowhere: expected the E2E files dev_references.*found no dev_references"):
-        e2e.load(folder / "nowhere")
+        e2e_records.load(folder / "nowhere")
     (folder / "quality.jsonl.gz").unlink()
     with pytest.raises(DataError, match=r"found no quality.jsonl.gz"):
-        e2e.load(folder)
+        e2e_records.load(folder)
     with pytest.raises(DataError, match="aspects: expected some of quality, naturalness, found 'beauty'"):
-        e2e.load(folder, ("beauty",))
+        e2e_records.load(folder, ("beauty",))
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_a_missing_folder_or_file_is_named(folder):
 def test_a_bad_rating_is_named(folder, row, message):
     write(folder / "quality.jsonl.gz", [row])
     with pytest.raises(RecordError, match=message):
-        e2e.load(folder)
+        e2e_records.load(folder)
 
 
 @pytest.mark.skipif(not local_data.E2E.is_dir(), reason=local_data.ABSENT)
 def test_raters_agree_as_far_as_their_authors_found():
-    quality, naturalness = (e2e.load(local_data.E2E, (aspect,)) for aspect in e2e.ASPECTS)
+    quality, naturalness = (e2e_records.load(local_data.E2E, (aspect,)) for aspect in e2e_records.ASPECTS)
     assert pairwise_agreement(quality.rankings).mean == pytest.approx(0.67, abs=0.01)
     assert pairwise_agreement(naturalness.rankings).mean == pytest.approx(0.63, abs=0.01)
     train = [ranking for ranking in quality.rankings if ranking.split == "train"]

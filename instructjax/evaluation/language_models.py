@@ -1,0 +1,29 @@
+"""The cross-entropy of a language model on held-out text or demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from instructjax.batch import LMBatch
+from instructjax.models.partitioning import constrain_rows, replicate
+from instructjax.models.transformer import LanguageModel
+from instructjax.training import objectives
+from instructjax.training.state import Params
+
+
+def held_out_loss(model: LanguageModel) -> Callable[[Params, Sequence[LMBatch]], float]:
+    """Returns `loss(params, batches)`: cross-entropy in nats per weighted token, over all batches.
+
+    Args:
+      model: without dropout.
+    """
+    objective = objectives.language_model_loss(model)
+    sums = jax.jit(lambda params, batch: replicate(objective(params, constrain_rows(batch), None)[0]))
+
+    def loss(params: Params, batches: Sequence[LMBatch]) -> float:
+        pairs = [jax.device_get(sums(params, batch)) for batch in batches]
+        return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
+
+    return loss

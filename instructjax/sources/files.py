@@ -1,0 +1,42 @@
+"""JSON lines that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_collections
+from etils import epath
+
+from instructjax.data import prepared
+from instructjax.errors import DataError
+from instructjax.records import Ranking, Record
+from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
+
+
+class Files:
+    """The user's own files; nobody judges answers to their prompts but the reward model."""
+
+    splits = SPLITS
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        """Takes a whole recipe, of which it reads the section `files`."""
+        self._named = config.files
+
+    def write(self, folder: epath.Path) -> None:
+        """Writes nothing: the files are there."""
+
+    def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
+        """Returns the files that the recipe names for a kind."""
+        return [epath.Path(name) for name in self._named[prepared.NAMES[kind]].split(",")]
+
+    def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
+        """Raises DataError: rankings come with the records."""
+        raise DataError("files.rankings: expected rankings among the records, found none, and nobody to ask")
+
+    def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+        """Returns {}."""
+        return {}
+
+    def judge(self, answers: Answers) -> Judgement:
+        """Returns nothing beyond what every run reports."""
+        return Judgement()

@@ -1,0 +1,137 @@
+"""The sandbox as a source: simulated people write and rank, and the truth about every answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from instructjax import records
+from instructjax.data import prepared
+from instructjax.evaluation import agreement, simulated
+from instructjax.records import Prompt, Ranking, Record
+from instructjax.sandbox import corpus, labelers
+from instructjax.sandbox.labelers import Labeler
+from instructjax.sandbox.quality import quality
+from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
+
+REWARD_PROMPTS = "reward_prompts.jsonl"  # prompts to collect comparisons with
+HELDOUT_RANKINGS = "heldout_rankings.jsonl"
+
+
+class Sandbox:
+    """A small world with simulated labelers."""
+
+    splits = SPLITS
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        """Takes a whole recipe, of which it reads `sandbox`, `comparisons`, `data`, `evaluate` and `seed`."""
+        self._config = config
+        section = config.sandbox
+        self._training = labelers.training_labelers(config.seed, section.labelers, section.noise, section.tie)
+        self._heldout = labelers.heldout_labelers(config.seed, section.heldout_labelers, section.noise, section.tie)
+
+    def write(self, folder: epath.Path) -> None:
+        """Writes pretraining text, demonstrations, prompts to rank answers to, and prompts for PPO."""
+        section = self._config.sandbox
+        written = corpus.write_records(
+            self._config.seed,
+            texts=section.documents,
+            demonstrations=section.demonstrations,
+            reward_prompts=section.reward_prompts,
+            ppo_prompts=section.prompts,
+            users=section.users,
+            validation=self._config.data.validation,
+            test=self._config.data.test,
+            labelers=self._training,
+        )
+        records.write(folder / "text.jsonl", written["text"])
+        records.write(folder / "demonstrations.jsonl", written["demonstrations"])
+        records.write(folder / REWARD_PROMPTS, written["reward_prompts"])
+        records.write(folder / "prompts.jsonl", written["ppo_prompts"])
+
+    def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
+        """Returns FOLDER/SET.jsonl, if it was written: rankings are collected later."""
+        return prepared.written_files(kind, folder)
+
+    def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
+        """Has one training labeler rank the answers to each training prompt, as in section 5.3.
+
+        On validation prompts, several labelers of both groups rank the same answers, to measure their agreement and
+        the reward model's accuracy.
+        """
+        section, seed = self._config.sandbox, self._config.seed
+        rng = np.random.default_rng([seed, 3])
+        drawn = records.read(folder / REWARD_PROMPTS, Prompt)
+
+        def prompts(split: str, count: int) -> list[Prompt]:
+            return [record for record in drawn if record.split == split][:count]
+
+        train = prompts("train", self._config.comparisons.prompts)
+        rankings = list(_ranked(train, sample(train, seed), self._training, 1, rng))
+        validation = prompts("validation", section.validation_prompts)
+        answered = list(sample(validation, seed + 1))
+        rankings += _ranked(validation, answered, self._training, section.raters, rng)
+        return rankings, list(_ranked(validation, answered, self._heldout, section.raters, rng))
+
+    def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+        """Returns the mean true quality."""
+        return {"true_quality": float(np.mean([quality(p, a) for p, a in zip(prompts, texts, strict=True)]))}
+
+    def judge(self, answers: Answers) -> Judgement:
+        """Has simulated labelers of both groups judge, and adds the truth and the reward model's accuracy."""
+        rng = np.random.default_rng([self._config.seed, 4])
+        groups = {"training": self._training, "heldout": self._heldout}
+        judgements = self._config.evaluate.judgements
+        models: dict[str, dict[str, Any]] = {}
+        for model, texts in answers.texts.items():
+            models[model] = {
+                "true_quality": simulated.true_quality(answers.prompts, texts).to_dict(),
+                "win_rate_vs_sft": {
+                    name: simulated.preference(
+                        answers.prompts, texts, answers.baseline, group, judgements, rng
+                    ).to_dict()
+                    for name, group in groups.items()
+                },
+            }
+            models[model] |= simulated.ratings(answers.prompts, texts, self._heldout, rng)
+        return Judgement(models, {"reward_model": _reward_model(answers)})
+
+
+def _ranked(
+    prompts: Sequence[Prompt],
+    answered: Iterable[tuple[str, list[str]]],
+    group: Sequence[Labeler],
+    raters: int,
+    rng: np.random.Generator,
+) -> Iterator[Ranking]:
+    for record, (prompt, responses) in zip(prompts, answered, strict=True):
+        for index in rng.choice(len(group), size=raters, replace=False):
+            ranking = labelers.rank(prompt, responses, group[index], rng)
+            if ranking is not None:  # None: all tied, nothing to learn
+                yield dataclasses.replace(ranking, user=record.user, split=record.split, source="sft")
+
+
+def _reward_model(answers: Answers) -> dict[str, Any]:
+    """Returns how well the reward model predicts each group of labelers, and how well they agree."""
+    rankings = {
+        "training": list(answers.load(Ranking, "validation")),
+        "heldout": records.read(answers.folder / HELDOUT_RANKINGS, Ranking),
+    }
+    rewards = {name: answers.rewards(group) for name, group in rankings.items()}
+    accuracy = {name: agreement.reward_accuracy(group, rewards[name]) for name, group in rankings.items()}
+    agreed = {name: agreement.pairwise_agreement(group) for name, group in rankings.items()}
+    return {
+        "accuracy": {f"{name}_labelers": estimate.mean for name, estimate in accuracy.items()},
+        "labeler_agreement": {name: estimate.mean for name, estimate in agreed.items()},
+        "pairs": accuracy["training"].n,
+        "calibration": {name: agreement.calibration(group, rewards[name]) for name, group in rankings.items()},
+        "intervals": {
+            "accuracy": {name: estimate.to_dict() for name, estimate in accuracy.items()},
+            "labeler_agreement": {name: estimate.to_dict() for name, estimate in agreed.items()},
+        },
+    }

@@ -1,0 +1,28 @@
+"""DPO (Rafailov et al. 2023), a guest: a policy from rankings alone, without a reward model and without sampling."""
+
+from __future__ import annotations
+
+import functools
+
+from instructjax.algorithms.dpo import dpo_loss
+from instructjax.data import pipeline
+from instructjax.data.rankings import ranking_batches, tokenize_rankings
+from instructjax.models.transformer import LanguageModel
+from instructjax.records import Ranking
+from instructjax.stages.stage import Stage, stage
+
+
+@stage("dpo", after=("sft",), uses=("rankings",))
+def run(stage: Stage) -> None:
+    """Trains the SFT policy on the rankings, with itself as the reference."""
+    run, section = stage.run, stage.section
+    reference = run.load_start("sft", section.init_from)
+    rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
+    steps = pipeline.steps(rankings, section.batch_size, section.epochs)
+    stage.train(
+        functools.partial(dpo_loss, model=LanguageModel(run.policy_config), beta=section.beta),
+        start=reference,
+        batches=lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
+        steps=steps,
+        frozen=(reference,),
+    )

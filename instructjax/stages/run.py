@@ -1,0 +1,161 @@
+"""A run: a recipe and the folder that its stages share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import ml_collections
+from etils import epath
+
+from instructjax.batch import LMBatch, RankingBatch
+from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data.layouts import Layout
+from instructjax.data.rankings import ranking_rows, tokenize_rankings
+from instructjax.models import sizes
+from instructjax.models.config import TransformerConfig
+from instructjax.records import Demonstration, R, Ranking, Text
+from instructjax.runs import folder
+from instructjax.sources import declared
+from instructjax.sources.source import Source
+from instructjax.stages import prepare, trained
+from instructjax.stages.trained import Trained
+from instructjax.training.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A recipe and the folder of its run: what every stage is a function of.
+
+    The recipe is checked and the records are prepared when `layout` is first asked for, once for all stages of a
+    process. Everything else follows from these fields and from what the stages before have left in the folder.
+
+    Attributes:
+      config: the whole recipe.
+      workdir: the folder; see `runs/folder.py`.
+      recipe: the recipe as it was named, such as "configs/sandbox.py:smoke".
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workdir", epath.Path(self.workdir))
+
+    # What the recipe describes.
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """Where the records come from, and who judges answers."""
+        return declared.source_of(self.config)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout of prompts and responses, with the tokenizer.
+
+        Raises:
+          InputError: see `prepare.prepare`.
+        """
+        return prepare.prepare(self)
+
+    @functools.cached_property
+    def policy_config(self) -> TransformerConfig:
+        """The policy's network, with the tokenizer's vocabulary and without dropout."""
+        return policy_config(self.config, self.layout.tokenizer.vocab_size)
+
+    @functools.cached_property
+    def reward_config(self) -> TransformerConfig:
+        """The network of reward model and value: the policy's, or `reward.size` with the same arithmetic."""
+        return sizes.resized(self.policy_config, self.config.reward.size)
+
+    # Prepared records. All of them need the records to be prepared first, which `layout` does.
+
+    def has(self, kind: type) -> bool:
+        """Returns whether records of a kind are prepared: rankings may be collected later."""
+        return (self.workdir / "data" / prepared.NAMES[kind]).exists()
+
+    def records(self, kind: type[R], split: str) -> Sequence[R]:
+        """Returns the prepared records of a kind and split, without those that are too long."""
+        return prepare.load(self, kind, split)
+
+    def validation_text(self) -> list[LMBatch]:
+        """Returns the first `evaluate.text_windows` windows of the validation text, in batches."""
+        rows = pipeline.text_rows(self.records(Text, "validation"), self.layout.tokenizer, self.config.pretrain.length)
+        rows = rows[: self.config.evaluate.text_windows]
+        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
+
+    def validation_demonstrations(self) -> list[LMBatch]:
+        """Returns the validation demonstrations, in batches."""
+        rows = demonstrations.rows(self.records(Demonstration, "validation"), self.layout)
+        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
+
+    def validation_rankings(self) -> list[RankingBatch]:
+        """Returns the validation rankings, in batches."""
+        tokenized = tokenize_rankings(self.records(Ranking, "validation"), self.layout)
+        rows = ranking_rows(tokenized, self.layout.tokenizer.pad_id)
+        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.reward.batch_size)))
+
+    # What stages have left.
+
+    def directory(self, stage: str) -> epath.Path:
+        """Returns WORKDIR/STAGE."""
+        return folder.stage_directory(self.workdir, stage)
+
+    def is_finished(self, stage: str) -> bool:
+        """Returns whether a stage made its last step."""
+        return folder.is_finished(self.workdir, stage)
+
+    def checkpoints(self, stage: str, elsewhere: str = "") -> epath.Path:
+        """Returns the checkpoint folder of a stage of this run, or the one that the recipe names instead.
+
+        Args:
+          stage: its name.
+          elsewhere: the value of a config key such as `sft.init_from`; "" for this run.
+
+        Raises:
+          CheckpointError: the stage of this run is not finished.
+        """
+        return epath.Path(elsewhere) if elsewhere else folder.finished_checkpoints(self.workdir, stage)
+
+    def load_start(self, stage: str, elsewhere: str = "", network: TransformerConfig | None = None) -> Params:
+        """Loads the policy that another stage starts from: the last checkpoint of a stage, or of a folder.
+
+        Args:
+          stage: its name.
+          elsewhere: see `checkpoints`.
+          network: the policy's shape, if it is not the recipe's.
+
+        Raises:
+          CheckpointError, TokenizerError: see `checkpoints` and `trained.load_policy`.
+        """
+        start = self.checkpoints(stage, elsewhere)
+        return trained.load_policy(start, network or self.policy_config, self.layout.tokenizer).params
+
+    def load_policy(self, stage: str) -> Trained:
+        """Loads the policy that a stage left: the chosen checkpoint of SFT, the moving average of PPO."""
+        step = folder.selected_step(self.workdir, stage)
+        return trained.load_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
+
+    def load_reward_model(self, elsewhere: str = "") -> Trained:
+        """Loads the reward model of this run, or of the folder in `ppo.reward_from`, its offset included."""
+        start = self.checkpoints("reward", elsewhere)
+        return trained.load_reward_model(start, self.reward_config, self.layout.tokenizer)
+
+    def open_policy(self, stage: str) -> tuple[Trained, Layout]:
+        """Loads a policy like `load_policy`, with the network and layout that its checkpoint describes."""
+        return trained.open_policy(self.checkpoints(stage), step=folder.selected_step(self.workdir, stage))
+
+    def open_reward_model(self) -> tuple[Trained, Layout]:
+        """Loads the reward model, with the network and layout that its checkpoint describes."""
+        return trained.open_reward_model(self.checkpoints("reward"))
+
+
+def policy_config(config: ml_collections.ConfigDict, vocab_size: int) -> TransformerConfig:
+    """Returns the policy's network of a recipe, without dropout.
+
+    Raises:
+      ConfigError: a value of `model` is impossible.
+    """
+    return TransformerConfig(vocab_size=vocab_size, **config.model.to_dict())

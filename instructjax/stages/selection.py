@@ -1,0 +1,109 @@
+"""The choice among the checkpoints of SFT by the reward model (appendix C.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from instructjax import files
+from instructjax.data.layouts import TokenizedRanking
+from instructjax.errors import CheckpointError
+from instructjax.evaluation import reward_models
+from instructjax.models.transformer import LanguageModel
+from instructjax.records import Prompt
+from instructjax.rollout import samplers
+from instructjax.runs import checkpoint, cost, processes
+from instructjax.stages import trained
+from instructjax.stages.run import Run
+from instructjax.training import parallel
+
+
+def candidates(config: ml_collections.ConfigDict, steps: int) -> list[int]:
+    """Returns the steps whose checkpoints are kept: multiples of `log.save_every`, and the last."""
+    even = np.linspace(0, steps, config.sft.candidates + 1)[1:-1]
+    every = config.log.save_every
+    return sorted({int(step // every) * every for step in even if step >= every} | {steps})
+
+
+def select(run: Run) -> int:
+    """Chooses the SFT checkpoint whose answers the reward model likes best.
+
+    Samples an answer to each of `sft.selection_prompts` validation prompts from each candidate and writes the mean
+    scores to WORKDIR/sft/selected.json, unless this reward model has chosen among these candidates already.
+
+    Returns:
+      The step of the chosen checkpoint.
+    """
+    _ = run.layout  # refuses a recipe or records that are not what they should be
+    reward_model = checkpoint.fingerprint(run.checkpoints("reward", run.config.ppo.reward_from))
+    run.checkpoints("sft")
+    steps = candidates(run.config, files.read_json(run.directory("sft") / "summary.json")["steps"])
+    if _selected(run).exists():
+        found = selection(run)
+        if (found.get("reward_model"), list(found["reward"])) == (reward_model, [str(step) for step in steps]):
+            return found["step"]
+    with cost.timed(run.workdir, "select"), parallel.on_mesh(run.config.parallel):
+        scores = _mean_rewards(run, steps)
+    chosen = max(scores, key=lambda step: scores[step])
+    processes.first(
+        lambda: files.write_json(_selected(run), {"step": chosen, "reward": scores, "reward_model": reward_model})
+    )
+    return chosen
+
+
+def selection(run: Run) -> dict[str, Any]:
+    """Reads what `select` wrote: {"step": the chosen, "reward": {step: mean score}, "reward_model": a fingerprint}.
+
+    Raises:
+      CheckpointError: nothing was chosen yet.
+    """
+    if not _selected(run).exists():
+        raise CheckpointError(f"{_selected(run)}: expected the choice among the checkpoints of sft, found none")
+    return files.read_json(_selected(run))
+
+
+def forget(run: Run) -> None:
+    """Removes the choice, because the checkpoints are about to change."""
+    _selected(run).unlink(missing_ok=True)
+
+
+def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
+    """Returns the mean score of the answers of each candidate."""
+    config, layout = run.config, run.layout
+    reward = run.load_reward_model(config.ppo.reward_from)
+    sampler = samplers.make_sampler(
+        LanguageModel(run.policy_config),
+        layout,
+        temperature=config.evaluate.temperature,
+        batch_size=config.evaluate.batch_size,
+    )
+    records = run.records(Prompt, "validation")
+    prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
+    answered = []  # by candidate
+    for step in steps:
+        policy = trained.load_policy(run.checkpoints("sft"), run.policy_config, layout.tokenizer, step=step)
+        sampled = sampler(policy.params, prompts, jax.random.key(config.seed))
+        answered.append(
+            [tokens for episodes, texts in sampled for tokens in samplers.responses(episodes)[: len(texts)]]
+        )
+    rankings = [
+        TokenizedRanking(layout.prompt(prompt), responses)
+        for prompt, *responses in zip(prompts, *answered, strict=True)
+    ]
+    scores = reward_models.rewards(
+        reward.model,
+        reward.params,
+        rankings,
+        pad_id=layout.tokenizer.pad_id,
+        batch_size=config.evaluate.batch_size,
+    )
+    return dict(zip(steps, np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def _selected(run: Run) -> epath.Path:
+    return run.directory("sft") / "selected.json"

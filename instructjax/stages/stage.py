@@ -1,0 +1,309 @@
+"""A stage: a function of a run that trains one network and leaves its checkpoints.
+
+    @stage("dpo", after=("sft",), uses=("rankings",))
+    def run(stage: Stage) -> None:
+        ...
+        stage.train(loss, start, batches, steps=steps)
+
+The decorator says what the rest of the package has to know: which stages come before, which prepared sets decide the
+weights, and where the policy lies in the state. It is saved with every checkpoint, so any stage's policy can be
+sampled, evaluated, exported and started from, also one that this package has never heard of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from etils import epath
+
+from instructjax import files
+from instructjax.data import pipeline
+from instructjax.models.config import TransformerConfig
+from instructjax.recipe.check import SOURCES
+from instructjax.reporting import curves
+from instructjax.runs import alarms, checkpoint, cost, folder, loop, processes, provenance
+from instructjax.runs.loop import Callbacks
+from instructjax.runs.schedule import Schedule
+from instructjax.stages.run import Run
+from instructjax.text.tokenizer import Tokenizer
+from instructjax.training import optimizer, parallel
+from instructjax.training import state as train_state
+from instructjax.training.state import Params, TrainState
+from instructjax.training.step import Loss, train_step
+
+# What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
+_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What a stage says about itself; see `stage`."""
+
+    name: str
+    after: tuple[str, ...]
+    uses: tuple[str, ...]
+    policy: str | None
+    section: str
+    sections: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFunction:
+    """A stage that can be run: `sft.run(Run(config, workdir))`.
+
+    Attributes:
+      declaration: what it says about itself.
+      function: what it does.
+    """
+
+    declaration: Declaration
+    function: Callable[[Stage], None]
+
+    def __call__(self, run: Run) -> None:
+        """Runs the stage, or the rest of it, on the mesh that the recipe describes.
+
+        Raises:
+          InputError: the recipe or the records are not what they should be, or not those that the stage began with.
+        """
+        stage = Stage(run, self.declaration)
+        with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
+            if stage.has_begun():  # what it began with is compared before anything is loaded
+                _ = run.layout
+                processes.first(stage.check_begun)
+            self.function(stage)
+
+
+def stage(
+    name: str,
+    *,
+    after: Sequence[str] = (),
+    uses: Sequence[str],
+    policy: str | None = "params",
+    section: str = "",
+    also: Sequence[str] = (),
+) -> Callable[[Callable[[Stage], None]], StageFunction]:
+    """Declares a function of a `Stage` to be a stage.
+
+    Args:
+      name: the folder in WORKDIR, and the name in reports.
+      after: the stages whose checkpoints it reads.
+      uses: the prepared sets that decide its weights, such as "rankings": with others it does not continue.
+      policy: where the policy's weights lie in its state, such as "params" or "policy/ema"; None if there is no policy.
+      section: its section of the recipe; the name if not given.
+      also: further sections that decide its weights.
+    """
+    section = section or name
+    declaration = Declaration(name, tuple(after), tuple(uses), policy, section, (*also, section))
+    return functools.partial(StageFunction, declaration)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of one run: what its function works with.
+
+    Attributes:
+      run: the recipe, the folder, the records, and the models that earlier stages left.
+      declaration: what the stage says about itself.
+    """
+
+    run: Run
+    declaration: Declaration
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.declaration.name
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The whole recipe."""
+        return self.run.config
+
+    @property
+    def section(self) -> ml_collections.ConfigDict:
+        """The stage's own section of the recipe."""
+        return self.config[self.declaration.section]
+
+    @property
+    def directory(self) -> epath.Path:
+        """WORKDIR/STAGE."""
+        return self.run.directory(self.name)
+
+    @property
+    def key(self) -> jax.Array:
+        """The root key of the stage's randomness: another for each name."""
+        order = {name: number for number, name in enumerate(folder.PAPER)}
+        number = order.get(self.name, len(order) + zlib.crc32(self.name.encode()) % 2**31)
+        return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
+    def batching(self) -> dict[str, Any]:
+        """Returns how the records of a section become global batches: keyword arguments of every `batches` function."""
+        section = self.section
+        return {
+            "batch_size": section.batch_size,
+            "seed": self.config.seed,
+            "multiple": parallel.rows_multiple(self.config.parallel, section.microbatches),
+            "share": parallel.share_of_rows(),
+        }
+
+    def train(
+        self,
+        loss: Callable[..., Any],
+        start: Params,
+        batches: Callable[[], pipeline.Batches],
+        *,
+        steps: int,
+        network: TransformerConfig | None = None,
+        frozen: Sequence[Params] = (),
+        schedule: optax.Schedule | None = None,
+        callbacks: Callbacks[TrainState] | None = None,
+        keep_steps: Sequence[int] = (),
+    ) -> None:
+        """Trains one network with Adam, from the last checkpoint if there is one.
+
+        Args:
+          loss: `loss(params, batch, key, *frozen) -> ((sum, weight), metrics)`.
+          start: the weights before the first step.
+          batches: makes the grain dataset.
+          steps: updates.
+          network: the network's shape, saved with the checkpoints; the policy's if not given.
+          frozen: weights that the loss only reads, such as a reference policy.
+          schedule: learning rate by update; if not given, the section's rate along a cosine to `final_fraction` of it.
+          callbacks: what to measure; see `loop.Callbacks`.
+          keep_steps: checkpoints to keep besides the last ones.
+        """
+        section = self.section
+        schedule = schedule or optimizer.cosine_schedule(
+            section.learning_rate, steps, final_fraction=section.final_fraction
+        )
+        step, adam = training_step(self.config, self.declaration.section, loss, schedule)
+
+        def begin(params: Params) -> TrainState:
+            # Weights that are also read must be another buffer than those that steps change in place.
+            return train_state.create(jax.tree.map(jnp.copy, params) if frozen else params, adam)
+
+        state = parallel.build(begin, start, shard_optimizer_state=self.config.parallel.shard_optimizer_state)
+        self.train_with(
+            step,
+            state,
+            batches,
+            schedule=Schedule.from_config(self.config.log, steps=steps, keep_steps=keep_steps),
+            network=network,
+            constants=frozen,
+            callbacks=callbacks,
+        )
+
+    def train_with(
+        self,
+        step: Callable[..., Any],
+        state: Any,
+        batches: Callable[[], pipeline.Batches],
+        *,
+        schedule: Schedule,
+        network: TransformerConfig | None = None,
+        constants: Sequence[Any] = (),
+        callbacks: Callbacks[Any] | None = None,
+    ) -> None:
+        """Trains with a step of one's own, such as an iteration of PPO; see `loop.run`.
+
+        Args:
+          step: a pure `step(state, batch, key, *constants) -> (state, metrics)`.
+          state: before the first step; it is donated.
+          batches: makes the grain dataset.
+          schedule: how many steps, and what is due when.
+          network: the policy's shape, saved with the checkpoints; the recipe's if not given.
+          constants: further arguments of the step.
+          callbacks: what to measure. Checks of metrics and curves are added here.
+        """
+        self.begin()
+        callbacks = dataclasses.replace(
+            callbacks or Callbacks(),
+            check_metrics=alarms.check_metrics(self.config),
+            draw=functools.partial(curves.update, self.directory),
+        )
+        loop.run(
+            parallel.compile_step(step, self.config.parallel),
+            state,
+            batches,
+            self.key,
+            directory=self.directory,
+            schedule=schedule,
+            meta=self.meta(network or self.run.policy_config, self.run.layout.tokenizer),
+            constants=constants,
+            callbacks=callbacks,
+        )
+
+    def meta(self, network: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Returns what is saved with a checkpoint: recipe, network, tokenizer, and what stage made it."""
+        described = checkpoint.describe(self.config.to_dict(), dataclasses.asdict(network), tokenizer)
+        return {**described, "stage": self._declared()}
+
+    def begin(self) -> None:
+        """Notes what the stage is begun with, unless it has a checkpoint: then it must be the same.
+
+        Raises:
+          ConfigError, DataError: see `check_begun`.
+        """
+
+        def note() -> None:
+            if self.has_begun():
+                self.check_begun()
+                return
+            self.directory.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.directory / "config.json", self.config.to_dict())
+            described = provenance.describe(self.run.workdir / "data", self.declaration.uses)
+            files.write_json(self.directory / "began.json", {**described, "stage": self._declared()})
+
+        processes.first(note)
+
+    def has_begun(self) -> bool:
+        """Returns whether the stage has a checkpoint to continue from."""
+        began = self.directory / "began.json"
+        return began.exists() and bool(checkpoint.saved_steps(self.directory / "checkpoints"))
+
+    def check_begun(self) -> None:
+        """Refuses to continue with another recipe or other records than the stage began with.
+
+        Raises:
+          ConfigError: see `provenance.check_config`; what may change is logging, evaluation and the sections of other
+            stages.
+          DataError: see `provenance.check`.
+        """
+        sections = (*_SHARED, *self.declaration.sections)
+        provenance.check_config(self.config, self.directory / "config.json", sections)
+        provenance.check(self.directory / "began.json", self.run.workdir / "data", self.declaration.uses)
+
+    def _declared(self) -> Mapping[str, Any]:
+        return dataclasses.asdict(self.declaration)
+
+
+def training_step(
+    config: ml_collections.ConfigDict, section: str, loss: Callable[..., Any], schedule: optax.Schedule
+) -> tuple[Callable[..., Any], optax.GradientTransformation]:
+    """Returns the pure step of a stage that trains one network, and its optimizer.
+
+    Args:
+      config: a whole recipe.
+      section: the name of the stage's section.
+      loss: `loss(params, batch, key, *frozen)`.
+      schedule: learning rate by update.
+    """
+    adam = optimizer.adam(config.optimizer, schedule, config[section].weight_decay)
+
+    def step(state: TrainState, batch: Any, key: jax.Array, *frozen: Params) -> Any:
+        def bound(params: Params, batch: Any, key: jax.Array) -> Any:
+            return loss(params, batch, key, *frozen)
+
+        made: Loss = bound
+        axis_name = parallel.axis_name(config.parallel.mode)
+        return train_step(made, adam, microbatches=config[section].microbatches, axis_name=axis_name)(state, batch, key)
+
+    return step, adam

@@ -1,0 +1,125 @@
+"""Models as stages left them, read from checkpoints that say what they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from instructjax.data.layouts import Layout
+from instructjax.errors import CheckpointError
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import checkpoint
+from instructjax.text import tokenizer_files
+from instructjax.text.tokenizer import Tokenizer
+from instructjax.training import parallel
+from instructjax.training.state import Params
+
+Model = TypeVar("Model", LanguageModel, ScalarModel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Generic[Model]):
+    """A model as a stage left it.
+
+    Attributes:
+      model: without dropout.
+      params: its weights.
+      tokenizer: the tokenizer that it was trained with.
+    """
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+
+
+def random_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
+    """Returns random weights, as a pure function that places nothing."""
+    token = jnp.ones((1, 1), jnp.int32)
+    return model.init(key, token, token, token * 0)["params"]
+
+
+def initial_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
+    """Returns random weights, placed on the mesh of the context."""
+    return parallel.build(functools.partial(random_params, model), key)
+
+
+def load_policy(
+    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
+) -> Trained[LanguageModel]:
+    """Loads the policy of a checkpoint, which must have the given network and tokenizer.
+
+    Where the policy lies in the saved state is written in the checkpoint by the stage that made it.
+
+    Args:
+      directory: a folder of checkpoints.
+      config: the network that the recipe describes.
+      tokenizer: the run's tokenizer.
+      step: the checkpoint to read; None for the last.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is one of another network or of none that is a policy.
+      TokenizerError: the checkpoint was trained with another tokenizer.
+    """
+    item = read_meta(directory, step)["stage"]["policy"]
+    if item is None:
+        raise CheckpointError(f"{directory}: expected the checkpoint of a policy, found one of a reward model")
+    return _load(LanguageModel(config), directory, tokenizer, item, step)
+
+
+def load_reward_model(
+    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer
+) -> Trained[ScalarModel]:
+    """Loads a reward model, its offset included; see `load_policy`."""
+    read_meta(directory, None)
+    return _load(ScalarModel(config), directory, tokenizer, "params", None)
+
+
+def open_policy(directory: epath.PathLike, *, step: int | None = None) -> tuple[Trained[LanguageModel], Layout]:
+    """Loads a policy with the network and layout that its checkpoint describes."""
+    config, layout = _described(directory, step)
+    return load_policy(directory, config, layout.tokenizer, step=step), layout
+
+
+def open_reward_model(directory: epath.PathLike) -> tuple[Trained[ScalarModel], Layout]:
+    """Loads a reward model with the network and layout that its checkpoint describes."""
+    config, layout = _described(directory, None)
+    return load_reward_model(directory, config, layout.tokenizer), layout
+
+
+def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
+    """Reads what a checkpoint says about itself; see `checkpoint.read_meta`.
+
+    Raises:
+      CheckpointError: also if an older version wrote it, which did not say what stage it is of.
+    """
+    meta = checkpoint.read_meta(directory, step=step)
+    if "stage" not in meta:
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint of instructjax 0.3 or later, which names its stage, found an older "
+            "one; train the stage again, or read it with the version that wrote it"
+        )
+    return meta
+
+
+def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained[Model]:
+    checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
+    found = read_meta(directory, step)["model"]
+    for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
+        if found[name] != (expected := getattr(model.config, name)):
+            raise CheckpointError(f"{directory}: model.{name}: expected {expected}, found a model with {found[name]}")
+    template = parallel.abstract(jax.eval_shape(lambda: random_params(model, jax.random.key(0))))
+    return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
+
+
+def _described(directory: epath.PathLike, step: int | None) -> tuple[TransformerConfig, Layout]:
+    meta = read_meta(directory, step)
+    data = meta["config"]["data"]
+    tokenizer = tokenizer_files.from_bytes(checkpoint.tokenizer_bytes(meta))
+    layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
+    return TransformerConfig(**meta["model"]), layout
