@@ -1,4 +1,4 @@
-"""What a stage was begun with: recipe, records and code; and whether it can go on with those of today."""
+"""What a stage began with: recipe, records and code. A stage continues only with the same recipe and records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -17,24 +17,17 @@ from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 
-ALL = ("text", "demonstrations", "rankings", "prompts")
-# The prepared sets that decide a stage's weights; of a stage that is no part of the paper, all.
-USES = {
-    "pretrain": ("text",),
-    "sft": ("demonstrations",),
-    "reward": ("rankings", "demonstrations"),
-    "ppo_init": ("demonstrations", "text"),
-    "ppo": ("prompts",),
-    "ppo_ptx": ("prompts", "text"),
-}
+# Keys that may change although their section may not. PPO's learning rates do not depend on the number of
+# iterations, so a finished run can be continued with more of them.
+MAY_CHANGE = frozenset({"ppo.iterations"})
 
 
 def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str]) -> None:
-    """Refuses a recipe other than the one that a folder was begun with.
+    """Raises an error if a recipe differs from the one that a folder began with.
 
     Args:
       config: a whole recipe.
-      path: the config.json of the folder.
+      path: the folder's config.json.
       sections: names of the sections that must be the same.
 
     Raises:
@@ -53,25 +46,32 @@ def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: 
         raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")
 
 
-def describe(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
-    """The fingerprints of the records that a stage uses, and the version of the code."""
-    data = epath.Path(workdir) / "data"
-    sets = {name: prepared.fingerprint(data, name) for name in USES.get(stage, ALL) if (data / name).exists()}
-    return {"records": sets, "code": code_version()}
-
-
-def check(path: epath.Path, workdir: epath.PathLike, stage: str) -> None:
-    """Refuses to go on with other records, and warns of other code.
+def describe(data: epath.PathLike, sets: Iterable[str]) -> dict[str, Any]:
+    """Returns fingerprints of prepared sets, and the version of the code, as JSON.
 
     Args:
-      path: holds what `describe` gave when the stage was begun.
-      workdir: the run's folder.
-      stage: its name.
+      data: the folder of the prepared sets.
+      sets: the names of those that a stage uses; sets that do not exist are left out.
+    """
+    data = epath.Path(data)
+    return {
+        "records": {name: prepared.fingerprint(data, name) for name in sets if (data / name).exists()},
+        "code": code_version(),
+    }
+
+
+def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str]) -> None:
+    """Raises an error if records have changed since a stage began, and prints a warning if the code has.
+
+    Args:
+      path: the file that holds what `describe` returned when the stage began.
+      data: see `describe`.
+      sets: see `describe`.
 
     Raises:
-      DataError: names the set whose records are not those that the stage was begun with.
+      DataError: names the set whose records have changed.
     """
-    began, now = files.read_json(path), describe(workdir, stage)
+    began, now = files.read_json(path), describe(data, sets)
     for name, fingerprint in began["records"].items():
         if now["records"].get(name) != fingerprint:
             raise DataError(
@@ -82,13 +82,9 @@ def check(path: epath.Path, workdir: epath.PathLike, stage: str) -> None:
         print(f"warning: {path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
 
 
-# Keys of a stage's own section that a stage may go on with other values of: PPO's rates do not depend on its length.
-MAY_CHANGE = frozenset({"ppo.iterations"})
-
-
 @functools.cache
 def code_version() -> str:
-    """The version of the package, and a hash of its source."""
+    """Returns the version of the package with a hash of its source: "0.1.0 9f3c01aa"."""
     root = pathlib.Path(instructjax.__file__).parent
     source = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -97,5 +93,5 @@ def code_version() -> str:
 
 
 def _keys(section: str, value: Any) -> dict[str, Any]:
-    """{"sft.epochs": 16, ...} of a section, {"seed": 0} of a key without one."""
+    """Returns {"sft.epochs": 16, ...} for a section, and {"seed": 0} for a key without a section."""
     return {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}

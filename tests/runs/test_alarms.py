@@ -1,0 +1,37 @@
+"""The checks of a recipe's metrics: invariants and guards together."""
+
+import math
+
+import pytest
+
+from configs import instructgpt
+from instructjax.errors import DivergenceError, InvariantError
+from instructjax.runs import alarms
+
+
+def checked(values, **changes):
+    config = instructgpt.get_config()
+    config.update_from_flattened_dict(changes)
+    alarms.check_metrics(config)("ppo, step 3", values)
+
+
+def test_sound_metrics_pass(capsys):
+    checked({"loss": 1.5, "kl": 2.0, "response_tokens": 30.0})
+    assert capsys.readouterr().out == ""
+
+
+def test_an_invariant_stops():
+    with pytest.raises(InvariantError, match="^ppo, step 3: loss: expected a finite number, found nan"):
+        checked({"loss": math.nan})
+
+
+def test_an_invariant_warns_if_the_recipe_says_so(capsys):
+    checked({"loss": math.nan}, invariants="warn")
+    assert capsys.readouterr().out.startswith("warning: ppo, step 3: loss: expected a finite number")
+
+
+def test_a_guard_warns_or_stops(capsys):
+    checked({"kl": 1e6})
+    assert capsys.readouterr().out.startswith("warning: ppo, step 3: kl is 1e+06, and guards.max_kl is reached")
+    with pytest.raises(DivergenceError, match="^ppo, step 3: kl is 1e"):
+        checked({"kl": 1e6}, **{"guards.action": "stop"})
