@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from instructjax.algorithms import advantages
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
@@ -142,8 +143,9 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     section, data = config.ppo, config.data
     shape, scalar_shape = shapes(config)
     policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
-    learners = ppo.make_learners(config, policy, scalar)
-    iteration = ppo.make_programs(config, learners, scalar, eos_id=EOS, pad_id=PAD)
+    learners = ppo.make_learners(config, section, policy, scalar)
+    estimator = advantages.gae(section.discount, section.gae_lambda)
+    iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
     state = jax.eval_shape(lambda *given: ppo.initial_state(*given, learners), *weights)
     frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from instructjax.algorithms import advantages
+from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
 from instructjax.evaluation.language_models import held_out_loss
@@ -34,21 +35,27 @@ _AFTER = ("ppo_init", "reward")
 @stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema")
 def run(stage: Stage) -> None:
     """Trains PPO without pretraining text."""
-    train(stage, lambda: _prompts(stage).map(lambda batch: (batch, None)))
+    train(stage, prompt_batches(stage), gae(stage))
 
 
 @stage("ppo_ptx", after=_AFTER, uses=("prompts", "text"), policy="policy/ema", section="ppo")
 def run_with_text(stage: Stage) -> None:
     """Trains PPO with the ptx term: the paper's InstructGPT."""
-    train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)))
+    train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)), gae(stage))
 
 
-def train(stage: Stage, batches: Callable[[], pipeline.Batches]) -> None:
-    """Trains the initial policy against the reward model, with a value network that starts from the reward model.
+def gae(stage: Stage) -> Estimator:
+    """Returns the paper's advantages, from a value network (appendix C.4)."""
+    return advantages.gae(stage.section.discount, stage.section.gae_lambda)
+
+
+def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Estimator) -> None:
+    """Trains the initial policy against the reward model.
 
     Args:
-      stage: its section is `ppo` or has the same keys.
+      stage: its section is `ppo`, or has the same keys.
       batches: makes the grain dataset of pairs of a `PromptBatch` and an `LMBatch` or None.
+      estimator: of advantages. If it needs a critic, a value network learns along, from the reward model's weights.
     """
     run, section = stage.run, stage.section
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
@@ -56,9 +63,10 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches]) -> None:
     scorer: Scorer = RewardFunction(reward_function.load(name), run.layout) if name else scalar
     initial = run.load_start("ppo_init", section.init_from)
     reward = run.load_reward_model(section.reward_from).params
-    learners = make_learners(stage.config, policy, scalar)
+    learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
+    tokenizer = run.layout.tokenizer
     iterate = make_programs(
-        stage.config, learners, scorer, eos_id=run.layout.tokenizer.eos_id, pad_id=run.layout.tokenizer.pad_id
+        stage.config, section, learners, scorer, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
 
     def begin(*weights: Params) -> PPOState:
@@ -78,6 +86,11 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches]) -> None:
         constants=(frozen,),
         callbacks=Callbacks(evaluate=_measure(stage, policy, scorer, frozen)),
     )
+
+
+def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
+    """Returns a function that makes batches of prompts without pretraining text."""
+    return lambda: _prompts(stage).map(lambda batch: (batch, None))
 
 
 def _prompts(stage: Stage) -> pipeline.Batches:
@@ -102,28 +115,46 @@ def _text(stage: Stage) -> pipeline.Batches:
 
 
 def make_learners(
-    config: ml_collections.ConfigDict, policy: LanguageModel, scalar: ScalarModel
-) -> tuple[Learner, Learner]:
-    """Returns the policy and the value network, each with its optimizer."""
-    section = config.ppo
-    updates = section.epochs * (section.batch_size // section.minibatch_size)
-
-    def learner(model: Any, rate: float) -> Learner:
-        schedule = optimizer.constant_schedule(rate, section.warmup_iterations * updates)
-        return Learner(model, optimizer.adam(config.optimizer, schedule, section.weight_decay))
-
-    return learner(policy, section.learning_rate), learner(scalar, section.value_learning_rate)
-
-
-def make_programs(
-    config: ml_collections.ConfigDict, learners: tuple[Learner, Learner], scorer: Scorer, *, eos_id: int, pad_id: int
-) -> Iteration:
-    """Returns the iteration of a recipe: PPO with a value network and GAE.
+    config: ml_collections.ConfigDict,
+    section: ml_collections.ConfigDict,
+    policy: LanguageModel,
+    critic: ScalarModel | None,
+) -> tuple[Learner, Learner | None]:
+    """Returns the policy and the value network, if there is one, each with its optimizer.
 
     Args:
       config: a whole recipe.
+      section: its section `ppo`, or one with the same keys.
+      policy: the policy's network.
+      critic: the value network.
+    """
+    updates = section.epochs * (section.batch_size // section.minibatch_size)
+
+    def learner(model: LanguageModel | ScalarModel, rate: float) -> Learner:
+        schedule = optimizer.constant_schedule(rate, section.warmup_iterations * updates)
+        return Learner(model, optimizer.adam(config.optimizer, schedule, section.weight_decay))
+
+    return learner(policy, section.learning_rate), critic and learner(critic, section.value_learning_rate)
+
+
+def make_programs(
+    config: ml_collections.ConfigDict,
+    section: ml_collections.ConfigDict,
+    learners: tuple[Learner, Learner | None],
+    scorer: Scorer,
+    estimator: Estimator,
+    *,
+    eos_id: int,
+    pad_id: int,
+) -> Iteration:
+    """Returns the iteration of a recipe.
+
+    Args:
+      config: a whole recipe.
+      section: its section `ppo`, or one with the same keys.
       learners: see `make_learners`.
       scorer: scores episodes.
+      estimator: of advantages.
       eos_id: ends a response.
       pad_id: fills a row after its end.
     """
@@ -132,8 +163,8 @@ def make_programs(
         policy,
         scorer,
         critic,
-        advantages.gae(config.ppo.discount, config.ppo.gae_lambda),
-        config.ppo,
+        estimator,
+        section,
         max_response=config.data.max_response,
         eos_id=eos_id,
         pad_id=pad_id,
@@ -150,12 +181,13 @@ def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
     return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
 
 
-def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learner]) -> PPOState:
+def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learner | None]) -> PPOState:
     """Returns the state before the first iteration, from weights that it takes over."""
+    actor, critic = learners
     return PPOState(
         step=jnp.zeros((), jnp.int32),
-        policy=train_state.create_averaged(policy, learners[0].optimizer),
-        value=train_state.create(value, learners[1].optimizer),
+        policy=train_state.create_averaged(policy, actor.optimizer),
+        value=critic and train_state.create(value, critic.optimizer),
     )
 
 
