@@ -1,15 +1,15 @@
 """Checkpoints: how a run survives an interruption, and how the stages meet.
 
-A directory of checkpoints holds one folder a step, written beside its final name
-and then renamed, so that a folder that is there is whole:
+A directory of checkpoints holds one folder per step. A folder is written under another
+name and then renamed, so a folder with a step's name is complete:
 
     DIRECTORY/STEP/state  the arrays of the training state
-    DIRECTORY/STEP/data   where the run was in its data
+    DIRECTORY/STEP/data   the position of the run in its data
     DIRECTORY/STEP/meta   what the next stage has to know, as JSON, and a digest of each array
 
-A run writes with `Checkpoints` and resumes with its `restore`. A next stage reads
-the weights alone, with `read_meta` and `restore_params`. What is read is compared with its
-digest: of a checkpoint that was damaged since, nothing is used.
+A run writes with `Checkpoints` and resumes with its `restore`. The next stage reads
+only the weights, with `read_meta` and `restore_params`. All that is read is compared with its
+digest, so a checkpoint that was damaged after it was saved is not used.
 """
 
 from __future__ import annotations
@@ -20,61 +20,55 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.runs import digest
+from instructjax.runs.checkpoint_files import (
+    pack_position,
+    read_arrays,
+    read_content,
+    read_position,
+    unpack_position,
+)
+from instructjax.text.tokenizer import Tokenizer
 
 Tree = TypeVar("Tree")
 
 
 class Resumable(Protocol):
-    """An iterator that can say where it is, such as those of grain."""
+    """An iterator that can return to an earlier position, such as those of grain."""
 
     def get_state(self) -> Any:
-        """The place in the data: bytes, or something that JSON can write."""
+        """Returns the position in the data: bytes, or something that JSON can write."""
 
     def set_state(self, state: Any) -> None:
-        """Goes to a place that `get_state` gave."""
-
-
-class Tokenizer(Protocol):
-    """The part of a tokenizer that a checkpoint keeps."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A short name of its content."""
-
-    def to_bytes(self) -> bytes:
-        """The whole tokenizer, to be read again by the next stage."""
+        """Moves to a position that `get_state` returned."""
 
 
 class Checkpoints:
-    """Writes a run's checkpoints, and reads them again when the run resumes.
+    """The checkpoints of one run, which writes them and reads them again when it resumes.
 
-    A context manager: leaving it waits for the last save. Only one process at a
-    time may write to a directory (a run of many processes counts as one).
+    A context manager: leaving it waits for the last save. Only one run at a time may
+    write to a directory.
 
     Attributes:
-      directory: the absolute path, local or of a bucket.
+      directory: the absolute path, local or in a bucket.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None, keep_steps: Collection[int] = ()):
-        """Opens a directory, creates it if needed, and removes what a killed run left unfinished.
+        """Opens a directory, creates it if needed, and removes unfinished checkpoints of a killed run.
 
         Args:
-          directory: where the checkpoints go.
+          directory: where the checkpoints are.
           keep: how many of the newest checkpoints to keep; None keeps all.
-          keep_steps: steps whose checkpoints are kept besides, such as the ends of
-            the SFT epochs, among which the reward model chooses (section 3.5).
+          keep_steps: steps whose checkpoints are kept as well, such as the ends of the
+            SFT epochs, from which the reward model selects one (section 3.5).
 
         Raises:
           ConfigError: `keep` is less than 1.
-          CheckpointError: there is a file of that name.
+          CheckpointError: the path is a file.
         """
         if keep is not None and keep < 1:
             raise ConfigError(f"keep: expected at least 1 checkpoint, or None for all, found {keep}")
@@ -93,7 +87,7 @@ class Checkpoints:
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(),  # of the first process: the place is the same in all
+                "data": ocp.JsonCheckpointHandler(),  # of the first process: the position is the same in all
             },
         )
 
@@ -104,18 +98,18 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state: Any, *, meta: Mapping[str, Any], iterator: Resumable | None = None) -> None:
-        """Starts to save; training may go on, and may donate or change all three arguments.
+        """Starts to save in the background. The caller may then donate or change all arguments.
 
-        Saving the newest step again does nothing: the state of a step is one.
+        Saving the newest step again does nothing, because a step has only one state.
 
         Args:
-          step: the number of updates made, larger than at any save before.
+          step: the number of updates made, larger than at any earlier save.
           state: a pytree of arrays.
           meta: a JSON object; see `describe`.
-          iterator: the data, to be resumed with the state.
+          iterator: the data, whose position is saved with the state.
 
         Raises:
-          CheckpointError: the directory already has a later step, or this or the last
+          CheckpointError: the directory already has a later step, or this or the previous
             save cannot be written.
           TypeError: `meta` is not JSON.
         """
@@ -127,16 +121,16 @@ class Checkpoints:
         content = {"meta": json.loads(json.dumps(meta)), "arrays": digest.digests(state)}
         items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(digest.with_checksum(content))}
         if iterator is not None:
-            items["data"] = ocp.args.JsonSave(digest.with_checksum(_pack_place(iterator.get_state())))
+            items["data"] = ocp.args.JsonSave(digest.with_checksum(pack_position(iterator.get_state())))
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def steps(self) -> list[int]:
-        """The steps that are saved or being saved, in order."""
+        """Returns the steps that are saved or being saved, in order."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The newest of `steps`, None where there is none."""
+        """Returns the newest of `steps`, or None if there is none."""
         return self._manager.latest_step()
 
     def restore(
@@ -146,11 +140,11 @@ class Checkpoints:
 
         Args:
           template: a pytree like the saved one, of arrays or `jax.ShapeDtypeStruct`.
-            Arrays come back with the sharding of the template's leaf, on the default
-            device where it has none, and as NumPy arrays where it is one.
-          step: None for the newest that is whole. Newer ones, which are damaged, are then
-            removed, and a line is printed that says so; `latest_step` tells what was read.
-          iterator: moved to the saved place in the data.
+            An array is restored with the sharding of the template's leaf, on the default
+            device if the leaf has no sharding, and as a NumPy array if the leaf is one.
+          step: None for the newest undamaged checkpoint. Newer ones are then removed, with
+            a printed line for each; afterwards `latest_step` returns the step that was read.
+          iterator: moved to the saved position in the data.
 
         Returns:
           (state, meta), bit for bit as they were saved.
@@ -158,43 +152,43 @@ class Checkpoints:
         Raises:
           CheckpointError: there is no such checkpoint, or it does not fit the
             template or the iterator.
-          DamagedCheckpointError: the checkpoint is not what was saved, or none is.
+          DamagedCheckpointError: the checkpoint is not what was saved, or all are damaged.
         """
         self.wait()
         if step is not None:
             return self._restore(_step_path(self.directory, step), template, iterator)
         damaged: dict[int, DamagedCheckpointError] = {}
-        _step_path(self.directory, None)
+        _step_path(self.directory, None)  # raises an error if there is none
         for candidate in reversed(self.steps()):
             try:
                 restored = self._restore(_step_path(self.directory, candidate), template, iterator)
             except DamagedCheckpointError as error:
                 damaged[candidate] = error
                 continue
-            for bad, error in damaged.items():
-                print(f"{error}; it is removed, and the run goes on from step {candidate}")
+            for bad, reason in damaged.items():
+                print(f"{reason}; it is removed, and the run continues from step {candidate}")
                 self._manager.delete(bad)
             return restored
         raise DamagedCheckpointError(f"{damaged[max(damaged)]}; no other checkpoint is whole: remove {self.directory}")
 
     def _restore(self, path: epath.Path, template: Tree, iterator: Resumable | None) -> tuple[Tree, dict[str, Any]]:
-        content = _read_content(path)
-        state = _read_arrays(path, content["arrays"], template, ())
+        content = read_content(path)
+        state = read_arrays(path, content["arrays"], template)
         if iterator is not None:
-            place = _read_sealed(path / "data" / "metadata")
+            position = read_position(path)
             try:
-                iterator.set_state(_unpack_place(place))
+                iterator.set_state(unpack_position(position))
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path}/data: expected a place in this data, found {error!r}") from None
         return state, content["meta"]
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; CheckpointError: it cannot be written."""
+        """Waits until the last save is on disk; raises CheckpointError if it cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the directory; CheckpointError: it cannot be written."""
+        """Waits for the last save and closes the directory; raises CheckpointError if it cannot be written."""
         with self._writing():
             self._manager.close()
 
@@ -202,22 +196,22 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # of the disk, by way of orbax and tensorstore
+        except (OSError, ValueError, RuntimeError) as error:  # from the disk, through orbax and tensorstore
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{self.directory}: expected to write a checkpoint, found {reason}") from error
 
 
 def describe(config: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the next stage has to know about a checkpoint.
+    """Describes a checkpoint for the next stage.
 
     Args:
-      config: the stage's config as plain data.
+      config: the recipe as plain data.
       model: the sizes of the network as plain data.
-      tokenizer: the tokenizer that made the training data.
+      tokenizer: the tokenizer of the training data.
 
     Returns:
       A JSON object with "config", "model", "tokenizer" (base64, see
-      `tokenizer_bytes`) and "fingerprint" (the tokenizer's).
+      `tokenizer_bytes`) and "fingerprint" (the tokenizer's). Further keys may be added.
     """
     return {
         "config": dict(config),
@@ -228,12 +222,12 @@ def describe(config: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tok
 
 
 def tokenizer_bytes(meta: Mapping[str, Any]) -> bytes:
-    """The tokenizer that `describe` put into a checkpoint, as `to_bytes` gave it."""
+    """Returns the bytes of the tokenizer that `describe` put into a meta."""
     return base64.b64decode(meta["tokenizer"])
 
 
 def read_meta(directory: epath.PathLike, *, step: int | None = None) -> dict[str, Any]:
-    """Reads what a checkpoint says about itself, and none of its arrays.
+    """Reads the meta of a checkpoint, and none of its arrays.
 
     Args:
       directory: a directory of checkpoints.
@@ -242,21 +236,21 @@ def read_meta(directory: epath.PathLike, *, step: int | None = None) -> dict[str
     Raises:
       CheckpointError: there is no such checkpoint.
     """
-    return _read_content(_step_path(directory, step))["meta"]
+    return read_content(_step_path(directory, step))["meta"]
 
 
 def fingerprint(directory: epath.PathLike) -> str:
-    """Sixteen characters that change when the newest checkpoint does: its step, meta and arrays.
+    """Returns 16 characters that change if the newest checkpoint does: its step, meta or arrays.
 
     Raises:
       CheckpointError: there is no checkpoint.
     """
     path = _step_path(directory, None)
-    return digest.with_checksum([path.name, _read_content(path)])["sha256"][:16]
+    return digest.with_checksum([path.name, read_content(path)])["sha256"][:16]
 
 
 def check_tokenizer(directory: epath.PathLike, fingerprint: str, *, step: int | None = None) -> None:
-    """Raises TokenizerError unless the checkpoint's tokenizer has this fingerprint."""
+    """Raises TokenizerError if the checkpoint's tokenizer has another fingerprint."""
     found = read_meta(directory, step=step)["fingerprint"]
     if found != fingerprint:
         raise TokenizerError(f"{directory}: expected a checkpoint with tokenizer {fingerprint}, found {found}")
@@ -265,26 +259,26 @@ def check_tokenizer(directory: epath.PathLike, fingerprint: str, *, step: int | 
 def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "params", step: int | None = None) -> Tree:
     """Reads one part of a saved state, such as the weights that the next stage starts from.
 
-    Nothing else is read, in particular no optimiser state.
+    Nothing else is read, such as the optimizer state.
 
     Args:
       directory: a directory of checkpoints.
       template: a pytree like that part; see `Checkpoints.restore`.
-      item: where the part is in the state: field names and keys joined by "/",
+      item: the path of the part in the state: field names and keys joined by "/",
         such as "params", "ema" or "policy/ema".
       step: None for the newest.
 
     Raises:
       CheckpointError: there is no such checkpoint, it has no such part, or an array
-        of it has another shape or type than the template.
+        differs from the template in shape or type.
       DamagedCheckpointError: it is not what was saved.
     """
     path = _step_path(directory, step)
-    return _read_arrays(path, _read_content(path)["arrays"], template, tuple(item.split("/")))
+    return read_arrays(path, read_content(path)["arrays"], template, item.split("/"))
 
 
 def saved_steps(directory: epath.PathLike) -> list[int]:
-    """The steps of whole checkpoints in a directory, in order; none where there is no directory."""
+    """Returns the steps of the complete checkpoints in a directory, in order; [] if there is no directory."""
     directory = epath.Path(directory)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
@@ -299,80 +293,3 @@ def _step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
     if step is not None and step not in steps:
         raise CheckpointError(f"{directory}: expected step {step}, found only {', '.join(map(str, steps))}")
     return directory / str(steps[-1] if step is None else step)
-
-
-def _read_content(path: epath.Path) -> dict[str, Any]:
-    """The "meta" that was saved with a checkpoint, and type, shape and digest of its "arrays"."""
-    return _read_sealed(path / "meta" / "metadata")
-
-
-def _read_sealed(path: epath.Path) -> Any:
-    if not path.is_file():
-        raise DamagedCheckpointError(f"{path}: expected in the checkpoint, found no such file")
-    try:
-        return digest.verify_checksum(json.loads(path.read_bytes()))
-    except ValueError as error:  # also of bytes that are no text, and of text that is no JSON
-        raise DamagedCheckpointError(f"{path}: {error}") from None
-
-
-def _read_arrays(path: epath.Path, saved: Mapping[str, str], template: Any, item: tuple[str, ...]) -> Any:
-    """Reads the part of a state that lies under the keys `item`, once it is known to fit."""
-    try:
-        saved = digest.subtree(saved, item)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {'/'.join(item)}: {error}") from None
-    try:
-        digest.check_fit(saved, template)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {'/'.join((*item, ''))}{error}") from None
-    tree = template
-    for key in reversed(item):
-        tree = {key: tree}
-    try:
-        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-            path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=tree, restore_args=jax.tree.map(_restore_args, tree), partial_restore=True
-            ),
-        )
-    except Exception as error:  # whatever its libraries make of files that are cut or missing
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedCheckpointError(f"{path}/state: expected readable arrays, found {reason}") from error
-    for key in item:
-        read = read[key]
-    read = jax.tree.map(_place, template, read)
-    for place, found in digest.digests(read).items():
-        if found != saved[place]:
-            raise DamagedCheckpointError(
-                f"{path}: {'/'.join((*item, place))}: expected the digest {saved[place]}, found {found}"
-            )
-    return read
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where the template wants the array; None where it has no wish."""
-    if isinstance(leaf, jax.Array) and not leaf.committed:
-        return None
-    return getattr(leaf, "sharding", None)
-
-
-def _restore_args(leaf: Any) -> ocp.RestoreArgs:
-    sharding = _sharding(leaf)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape)
-
-
-def _place(leaf: Any, read: Any) -> Any:
-    # Not committed to a device, so that it mixes with arrays of any mesh.
-    return read if isinstance(leaf, np.ndarray) or isinstance(read, jax.Array) else jnp.array(read)
-
-
-def _pack_place(place: Any) -> dict[str, Any]:
-    if isinstance(place, bytes):
-        return {"bytes": base64.b64encode(place).decode("ascii")}
-    return {"json": json.loads(json.dumps(place))}
-
-
-def _unpack_place(packed: Mapping[str, Any]) -> Any:
-    return base64.b64decode(packed["bytes"]) if "bytes" in packed else packed["json"]

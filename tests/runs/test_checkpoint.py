@@ -293,7 +293,7 @@ class TestDamage:
         assert_identical(restored, train_state(updates=2))
         assert meta == {"fingerprint": "abc"}
         (line,) = capsys.readouterr().out.splitlines()
-        assert str(saved / "5") in line and "removed" in line and "goes on from step 2" in line
+        assert str(saved / "5") in line and "removed" in line and "continues from step 2" in line
         assert checkpoint.read_meta(saved) == {"fingerprint": "again"}
         assert_identical(checkpoint.restore_params(saved, params()), train_state(updates=5).params)
 

@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_last(tmp_path, whole, ca
     content[len(content) // 2] ^= 0x10
     place.write_bytes(content)
     run(tmp_path, step=counting(done := []))
-    assert len(done) == STEPS - 4 and "goes on from step 4" in capsys.readouterr().out
+    assert len(done) == STEPS - 4 and "continues from step 4" in capsys.readouterr().out
     assert_same_run(tmp_path, whole)
 
 

@@ -1,0 +1,116 @@
+"""Reads the files of one checkpoint, and compares all that is read with its checksums."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from instructjax.errors import CheckpointError, DamagedCheckpointError
+from instructjax.runs import digest
+
+Tree = TypeVar("Tree")
+
+
+def read_content(path: epath.Path) -> dict[str, Any]:
+    """Reads "meta", the object that was saved with a checkpoint, and "arrays", the `digests` of its state.
+
+    Args:
+      path: DIRECTORY/STEP.
+
+    Raises:
+      DamagedCheckpointError: it is not what was saved.
+    """
+    return _read_json(path / "meta" / "metadata")
+
+
+def read_position(path: epath.Path) -> dict[str, Any]:
+    """Reads the position in the data, as `pack_position` returned it; see `read_content`."""
+    return _read_json(path / "data" / "metadata")
+
+
+def pack_position(position: Any) -> dict[str, Any]:
+    """Returns a position in the data, bytes or JSON, as a JSON object."""
+    if isinstance(position, bytes):
+        return {"bytes": base64.b64encode(position).decode("ascii")}
+    return {"json": json.loads(json.dumps(position))}
+
+
+def unpack_position(packed: Mapping[str, Any]) -> Any:
+    """Undoes `pack_position`."""
+    return base64.b64decode(packed["bytes"]) if "bytes" in packed else packed["json"]
+
+
+def read_arrays(path: epath.Path, saved: Mapping[str, str], template: Tree, item: Sequence[str] = ()) -> Tree:
+    """Reads the part of a state under the keys `item`, after comparing its types and shapes with the template.
+
+    Args:
+      path: DIRECTORY/STEP.
+      saved: "arrays" of `read_content`.
+      template: see `Checkpoints.restore`.
+      item: the keys that lead to the part, such as ("policy", "ema"); () for the whole state.
+
+    Raises:
+      CheckpointError: there is no such part, or it does not fit the template.
+      DamagedCheckpointError: it is not what was saved.
+    """
+    try:
+        saved = digest.subtree(saved, item)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {'/'.join(item)}: {error}") from None
+    try:
+        digest.check_fit(saved, template)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {'/'.join((*item, ''))}{error}") from None
+    read = _restore(path / "state", template, item)
+    for place, found in digest.digests(read).items():
+        if found != saved[place]:
+            raise DamagedCheckpointError(
+                f"{path}: {'/'.join((*item, place))}: expected the digest {saved[place]}, found {found}"
+            )
+    return read
+
+
+def _read_json(path: epath.Path) -> Any:
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: expected in the checkpoint, found no such file")
+    try:
+        return digest.verify_checksum(json.loads(path.read_bytes()))
+    except ValueError as error:  # also if the bytes are not text, or the text is not JSON
+        raise DamagedCheckpointError(f"{path}: {error}") from None
+
+
+def _restore(path: epath.Path, template: Tree, item: Sequence[str]) -> Tree:
+    tree: Any = template
+    for key in reversed(item):
+        tree = {key: tree}
+    arguments = jax.tree.map(_restore_args, tree)
+    try:
+        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            path, args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True)
+        )
+    except Exception as error:  # orbax and tensorstore raise many kinds if files are cut or missing
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedCheckpointError(f"{path}: expected readable arrays, found {reason}") from error
+    for key in item:
+        read = read[key]
+    return jax.tree.map(_like, template, read)
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = None if isinstance(leaf, jax.Array) and not leaf.committed else getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape)
+
+
+def _like(leaf: Any, read: Any) -> Any:
+    # Not committed to a device, so that it mixes with arrays of any mesh.
+    return read if isinstance(leaf, np.ndarray) or isinstance(read, jax.Array) else jnp.array(read)
