@@ -1,7 +1,7 @@
-"""Short numbers that change when a bit of an array or of a JSON object changes.
+"""Digests of arrays and checksums of JSON, which change if any bit changes.
 
-Checkpoints carry them, so that damage on a disk is found when it is read and not in the
-curves of a later run.
+Checkpoints contain them, so that damage on a disk is found when a checkpoint is read and
+not in the curves of a later run.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ Array = jax.Array
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """The type, shape and digest of each array of a tree, by its place: {"params/w": "float32[2, 3] 9f3c01aa"}.
+    """Returns the type, shape and digest of each array by its path: {"params/w": "float32[2, 3] 9f3c01aa"}.
 
-    The digest is computed where the array lies. It is a sum of integers, so that it is
-    the same however the array is spread over devices.
+    The digest is computed on the devices that hold the array. It is a sum of integers, so
+    it does not depend on the sharding.
     """
-    # One after the other: sums over many devices that nobody waits for stop each other on CPU.
+    # One after the other: on CPU, un-awaited collectives over many devices can deadlock.
     return {place: f"{_kind(leaf)} {int(_sum(_bits(leaf))):08x}" for place, leaf in _leaves(tree).items()}
 
 
 def kinds(tree: Any) -> dict[str, str]:
-    """The first part of `digests`, also for a tree of `jax.ShapeDtypeStruct`: {"params/w": "float32[2, 3]"}."""
+    """Returns types and shapes only, also of `jax.ShapeDtypeStruct`s: {"params/w": "float32[2, 3]"}."""
     return {place: _kind(leaf) for place, leaf in _leaves(tree).items()}
 
 
 def subtree(places: Mapping[str, str], item: Sequence[str]) -> dict[str, str]:
-    """The entries of `digests` under a key: {"a/b": x, "c": y} below ("a",) is {"b": x}.
+    """Returns the entries of `digests` under a path: {"a/b": x, "c": y} and ("a",) give {"b": x}.
 
     Raises:
-      ValueError: there are none.
+      ValueError: there are no such entries.
     """
     for key in item:
         found = {}
@@ -57,11 +57,11 @@ def check_fit(saved: Mapping[str, str], template: Any) -> None:
     """Compares types and shapes of saved arrays with those of a tree.
 
     Args:
-      saved: of `digests`.
-      template: of arrays or `jax.ShapeDtypeStruct`.
+      saved: what `digests` returned.
+      template: a pytree of arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-      ValueError: an array of either has no partner, or is of another type or shape.
+      ValueError: an array is missing on either side, or differs in type or shape.
     """
     expected = kinds(template)
     found = {place: text.rpartition(" ")[0] for place, text in saved.items()}
@@ -75,21 +75,21 @@ def check_fit(saved: Mapping[str, str], template: Any) -> None:
 
 
 def with_checksum(value: Any) -> dict[str, Any]:
-    """A JSON object that holds a JSON value and its hash; see `verify_checksum`."""
+    """Returns a JSON object of a JSON value and its hash; see `verify_checksum`."""
     return {"content": value, "sha256": _hash(value)}
 
 
-def verify_checksum(sealed: Any) -> Any:
-    """The value that `with_checksum` was given.
+def verify_checksum(checked: Any) -> Any:
+    """Returns the value that was given to `with_checksum`.
 
     Raises:
-      ValueError: it is not that value any more.
+      ValueError: the value or its hash has changed.
     """
-    if not isinstance(sealed, Mapping) or set(sealed) != {"content", "sha256"}:
+    if not isinstance(checked, Mapping) or set(checked) != {"content", "sha256"}:
         raise ValueError("expected content and its sha256")
-    if (found := _hash(sealed["content"])) != sealed["sha256"]:
-        raise ValueError(f"expected content with the sha256 {sealed['sha256']}, found {found}")
-    return sealed["content"]
+    if (found := _hash(checked["content"])) != checked["sha256"]:
+        raise ValueError(f"expected content with the sha256 {checked['sha256']}, found {found}")
+    return checked["content"]
 
 
 def _hash(value: Any) -> str:
@@ -109,7 +109,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _bits(leaf: Any) -> Any:
-    """The bits of an array as unsigned integers of at most 32 bits; 64 bits are two of them, in a last axis."""
+    """Returns the bits of an array as unsigned integers; 64-bit elements become two of 32 bits, in a last axis."""
     size = np.dtype(leaf.dtype).itemsize
     unsigned = np.dtype(f"u{min(size, 4)}")
     if isinstance(leaf, Array):
@@ -120,19 +120,19 @@ def _bits(leaf: Any) -> Any:
 
 @jax.jit
 def _sum(bits: Array) -> Array:
-    """sum_i m(bits_i ^ m(i)) modulo 2^32, where m mixes the bits of 32 and loses none.
+    """Computes sum_i m(bits_i ^ m(i)) modulo 2^32, where m is a bijection that mixes 32 bits.
 
-    A change of one element always changes its term, and so the sum. That i goes into the term tells
-    elements that changed places.
+    A change of one element always changes its term, and so the sum. The index i is part of the term, so
+    swapped elements change the sum as well.
     """
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(_mixed(bits.astype(jnp.uint32) ^ _mixed(index)), dtype=jnp.uint32)
+    return jnp.sum(_mix(bits.astype(jnp.uint32) ^ _mix(index)), dtype=jnp.uint32)
 
 
-def _mixed(x: Array) -> Array:
-    """Shifts and odd factors, each of which can be undone."""
+def _mix(x: Array) -> Array:
+    """Mixes bits by shifts and odd factors, each of which is invertible."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)

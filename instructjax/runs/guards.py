@@ -1,7 +1,7 @@
-"""When training runs away: limits of a recipe's own, judged from the metrics that a run reports anyway.
+"""Guards: a recipe's own limits for its metrics, to notice when training diverges.
 
-An invariant must hold in every run; what is guarded here may be fine in one recipe and a
-collapse in another, so the limits are config keys.
+An invariant must hold in every run. A value that breaks a guard may be fine in one recipe
+and a collapse in another, so the limits are config keys.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from instructjax.errors import DivergenceError
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """A range that a metric has to stay in.
+    """The range of a metric.
 
     Attributes:
-      key: the config key that has the limit.
-      least: the lowest value that is fine.
-      most: the highest.
-      meaning: of a value outside.
+      key: the config key of the limit.
+      least: the smallest allowed value.
+      most: the largest allowed value.
+      meaning: what a value outside the range means, and what to do.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Guard:
 
 
 def from_config(config: ml_collections.ConfigDict) -> dict[str, Guard]:
-    """The guards by metric.
+    """Returns the guards of a recipe by metric.
 
     Args:
       config: the `guards` section of a recipe.
@@ -41,9 +41,9 @@ def from_config(config: ml_collections.ConfigDict) -> dict[str, Guard]:
     skipped = Guard(
         "guards.max_skipped",
         -math.inf,
-        config.max_skipped - 1,  # a run of that many is the end
-        "so many updates in a row had a loss or a gradient that is not finite, and none was made; "
-        "a lower learning rate, or float32, may go on from the last checkpoint",
+        config.max_skipped - 1,  # max_skipped in a row are too many
+        "this many updates in a row were skipped because the loss or the gradient was not finite; "
+        "to continue from the last checkpoint, try a lower learning rate or float32",
     )
     return {
         "skipped_in_a_row": skipped,
@@ -52,28 +52,29 @@ def from_config(config: ml_collections.ConfigDict) -> dict[str, Guard]:
             "guards.max_kl",
             -math.inf,
             config.max_kl,
-            "the policy has left the initial policy, and with it the answers that the reward model knows",
+            "the policy is far from the initial policy, and its answers are unlike those that the reward model "
+            "was trained on",
         ),
         "response_tokens": Guard(
             "guards.min_response_tokens",
             config.min_response_tokens,
             math.inf,
-            "the policy's answers have collapsed to almost nothing",
+            "the policy's answers have collapsed to almost no tokens",
         ),
     }
 
 
 def enforce(place: str, values: Mapping[str, float], guards: Mapping[str, Guard], action: str) -> None:
-    """Stops or warns where a metric has left its range; runs of skipped updates always stop.
+    """Raises an error or prints a warning if a metric is outside its range.
 
     Args:
-      place: the stage and step, to begin the line with.
+      place: the stage and step, with which the message begins.
       values: metrics by name.
       guards: see `from_config`.
-      action: "stop" or "warn".
+      action: "stop" or "warn". Too many skipped updates always stop.
 
     Raises:
-      DivergenceError: what has left its range.
+      DivergenceError: names the metric and the key of its limit.
     """
     for name, value in values.items():
         guard = guards.get(name)

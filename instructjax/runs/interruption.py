@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop saves first, and one that is asked twice leaves at once."""
+"""SIGTERM and SIGINT. The first signal asks a run to save and stop; the second stops it at once."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A run stopped because it was asked to, and goes on when it is started again."""
+    """A run stopped because it was asked to. It continues when it is started again."""
 
 
 @contextlib.contextmanager
 def requests() -> Iterator[Callable[[bool], str | None]]:
-    """Takes the first SIGTERM or SIGINT for a request, and lets the second act as it would have.
+    """Takes the first SIGTERM or SIGINT as a request to stop. The second has its usual effect.
 
-    Only the main thread can receive signals; elsewhere nothing is changed and nothing is requested.
+    Only the main thread can receive signals. In other threads this does nothing.
 
     Yields:
-      `requested(asking)`: the name of the signal that came, such as "SIGTERM", or None. In a run of
-      several processes a signal to one of them stops all, and they speak about it only where
-      `asking` is True, which must be at the same step in each.
+      `requested(asking)`, which returns the name of the signal that was received, such as "SIGTERM", or
+      None. In a run of several processes, a signal to one of them stops all. They communicate only if
+      `asking` is True, which must be at the same steps in each of them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda _: None
         return
-    came: list[str] = []
+    received: list[str] = []
 
-    def note(number: int, _) -> None:
-        came.append(signal.Signals(number).name)
+    def note(number: int, _: object) -> None:
+        received.append(signal.Signals(number).name)
         restore()
 
     def restore() -> None:
@@ -44,12 +44,12 @@ def requests() -> Iterator[Callable[[bool], str | None]]:
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
-        yield lambda asking: _agreed(came) if asking or jax.process_count() == 1 else None
+        yield lambda asking: _agreed(received) if asking or jax.process_count() == 1 else None
     finally:
         restore()
 
 
-def _agreed(came: list[str]) -> str | None:
-    """The name of a signal that came to any process."""
-    number = processes.agreed(signal.Signals[came[0]].value if came else 0)
+def _agreed(received: list[str]) -> str | None:
+    """Returns the name of a signal that any of the processes received."""
+    number = processes.agreed(signal.Signals[received[0]].value if received else 0)
     return signal.Signals(number).name if number else None

@@ -1,8 +1,8 @@
-"""What must hold in every run, judged from the metrics that the run reports anyway.
+"""Invariants: limits of metrics that must hold in every run.
 
-The bugs of reinforcement learning are silent: the curves of a run whose reward is read
-on a pad token look like those of a bad hyperparameter. So a run stops, before it saves,
-where one of these does not hold, and says what that means. See docs/invariants.md.
+The bugs of reinforcement learning are silent. If the reward is read at a pad token, the
+curves look like those of a bad hyperparameter. So if an invariant does not hold, the run
+stops before it saves, and the error says what that means. See docs/invariants.md.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Precision = Literal["float32", "low"]
 
 @dataclasses.dataclass(frozen=True)
 class Invariant:
-    """A metric that has a limit.
+    """The limit of a metric.
 
     Attributes:
-      limit: the most it may be, where products of matrices keep the 24 bits of float32.
-      low_precision_limit: the same, where they do not; see `precision`. docs/invariants.md
-        says what both were chosen from.
-      meaning: of a value above it, and where to look.
+      limit: the largest allowed value if matmuls keep the 24 bits of float32.
+      low_precision_limit: the largest allowed value if they do not; see `precision`.
+        docs/invariants.md says how both were chosen.
+      meaning: what a larger value means, and where to look.
     """
 
     limit: float
@@ -36,23 +36,23 @@ class Invariant:
 
 
 _RATIO = (
-    "the policy's ratio is not 1 before its first update: the update computes other log-probabilities than the "
-    "rollout did; look for dropout, temperature, positions, masks, or weights that changed in between"
+    "the policy's ratio is not 1 before its first update: the update and the rollout compute different "
+    "log-probabilities; look for dropout, temperature, positions, masks, or weights that changed in between"
 )
 _SAMPLER = (
-    "tokens were drawn from another distribution than the training forward gives them; look at cache, positions, "
-    "mask and temperature of the sampler, and for old weights in it"
+    "tokens were not sampled from the distribution that the training forward computes; look at the sampler's cache, "
+    "positions, mask and temperature, and look for old weights in it"
 )
 
-# KLs are the mean of (log-ratio)² / 2 over tokens, in nats: never negative, and the same for few tokens and
-# many. A maximum finds a single wrong token, but in low precision it has to be wide.
+# A KL is the mean of (log-ratio)² / 2 over tokens, in nats: never negative, and independent of the number of
+# tokens. A maximum finds a single wrong token, but its limit must be wide in low precision.
 INVARIANTS: Mapping[str, Invariant] = {
     "first_ratio_deviation": Invariant(1e-3, 1.0, _RATIO),
     "first_approx_kl": Invariant(1e-8, 1e-2, _RATIO),
     "initial_kl": Invariant(
         1e-8,
         1e-2,
-        "the KL is not 0 at iteration 0: policy and reference are not the same network, or are not computed alike; "
+        "the KL is not 0 at iteration 0: policy and reference have different weights, or are computed differently; "
         "look at what each was loaded from",
     ),
     "sampler_deviation": Invariant(1e-3, 1.0, _SAMPLER),
@@ -60,38 +60,37 @@ INVARIANTS: Mapping[str, Invariant] = {
     "mask_mismatches": Invariant(
         0.0,
         0.0,
-        "masks, segments or positions that the update learns from disagree with the tokens; look at the sampler's, "
-        "and at what is done to episodes between rollout and update",
+        "masks, segments or positions of the update disagree with the tokens; look at the sampler, and at what is "
+        "done to episodes between rollout and update",
     ),
     "score_read_error": Invariant(
         1e-3,
         1e-3,
-        "the score was read at another token than the last that the policy produced; look at episode.at_last_token",
+        "the score was not read at the last token that the policy produced; look at episode.at_last_token",
     ),
     "reward_placement_error": Invariant(
         1e-3,
         1e-3,
-        "the score does not stand at the last token of the response, or the KL penalty not at each of its tokens; "
+        "the score is not at the last token of the response, or the KL penalty is not at each of its tokens; "
         "look at losses.kl_rewards",
     ),
     "frozen_changes": Invariant(
         0.0,
         0.0,
-        "weights that are only read, those of the reference policy or of the reward model, are not what they were "
-        "when the stage began; look for arrays that are donated or written in place",
+        "frozen weights, of the reference policy or of the reward model, have changed since the stage began; look for "
+        "arrays that are donated or written in place",
     ),
 }
 
 
 def precision(dtype: str) -> Precision:
-    """What products of matrices keep on this machine: "float32", all of its bits, or "low", fewer.
+    """Measures the precision of matmuls on this machine: "float32" if they keep all of its bits, else "low".
 
-    Not only where networks compute in bfloat16: TPUs, and GPUs that have TensorFloat32, round the factors of
-    float32 too, unless jax_default_matmul_precision is "highest". So it is tried, with a number that
-    10 bits cannot tell from 1.
+    The dtype alone does not say. TPUs, and GPUs with TensorFloat32, also round the inputs of float32 matmuls,
+    unless jax_default_matmul_precision is "highest". So this multiplies a number that rounds to 1 in 10 bits.
 
     Args:
-      dtype: what the networks compute in, such as "float32".
+      dtype: the dtype of the networks' matmuls, such as "float32".
     """
     fine = 1 + 2.0**-12
     product = jnp.full((256, 256), fine, dtype) @ jnp.eye(256, dtype=dtype)
@@ -99,11 +98,11 @@ def precision(dtype: str) -> Precision:
 
 
 def violations(values: Mapping[str, float], precision: Precision) -> list[str]:
-    """What does not hold, one line each.
+    """Returns a line for each metric that is not finite or breaks an invariant.
 
     Args:
-      values: metrics by name; those that are no invariants have to be finite only.
-      precision: which limits are meant.
+      values: metrics by name; metrics without an invariant need only be finite.
+      precision: which limits to use.
     """
     found = []
     for name, value in values.items():
@@ -120,16 +119,16 @@ def violations(values: Mapping[str, float], precision: Precision) -> list[str]:
 
 
 def enforce(place: str, values: Mapping[str, float], *, precision: Precision, action: str) -> None:
-    """Stops or warns where an invariant does not hold.
+    """Raises an error or prints a warning if an invariant does not hold.
 
     Args:
-      place: the stage and step, to begin the line with.
+      place: the stage and step, with which the message begins.
       values: see `violations`.
       precision: see `violations`.
       action: "stop" or "warn".
 
     Raises:
-      InvariantError: what does not hold, unless the action is to warn.
+      InvariantError: all violations, if the action is to stop.
     """
     found = violations(values, precision)
     if found and action == "stop":

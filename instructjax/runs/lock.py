@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on a run's folder, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from instructjax.errors import WorkdirError
 
 @contextlib.contextmanager
 def hold(workdir: epath.PathLike) -> Iterator[None]:
-    """Holds the folder of a run, which is created if needed, against other runs.
+    """Locks the folder of a run, and creates it if needed.
 
-    The kernel lets go of the lock when this process ends, however it ends. A bucket has
-    no locks: two runs in one folder of a bucket are not noticed.
+    The kernel releases the lock when this process ends, however it ends. A bucket has no
+    locks, so two runs in one folder of a bucket are not detected.
 
     Raises:
       WorkdirError: another process holds the folder, or it cannot be written to.

@@ -1,4 +1,4 @@
-"""What compiling leaves on the heap goes back to the system."""
+"""Returns memory that compiling has freed to the system."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import ctypes
 import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_SECONDS = 0.1  # what compiled faster leaves little
+_SECONDS = 0.1  # programs that compile faster leave little memory
 
 
 def trim_after_compiling() -> None:
-    """From now on, what compiling a program has freed is given back to the system when it is compiled.
+    """From now on, returns freed memory to the system each time a program has been compiled.
 
-    The C library of Linux keeps it otherwise, which for an iteration of PPO is more than the iteration itself needs.
-    Where the C library has no `malloc_trim`, nothing is done.
+    Otherwise glibc keeps it. For an iteration of PPO this is more memory than the iteration itself needs. If the C
+    library has no `malloc_trim`, this does nothing.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, TypeError):  # not glibc, or Windows
         return
 
-    def compiled(event: str, seconds: float, **_: str | int) -> None:
-        if event == _COMPILED and seconds > _SECONDS:
+    def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILED and duration_secs > _SECONDS:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(compiled)

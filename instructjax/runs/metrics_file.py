@@ -1,4 +1,4 @@
-"""What a run reports while it goes: one line of numbers at a time, in a file and in TensorBoard."""
+"""The metrics of a run, one line per reported step, in a file of JSON lines and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instructjax.runs.tensorboard import EventFile
 class MetricsWriter:
     """Writes metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
 
-    A context manager. In a run of many processes, one of them writes.
+    A context manager. In a run of several processes, only the first one writes.
 
     Attributes:
       path: the file of JSON lines: {"step": 10, "loss": 0.125, ...}.
@@ -27,9 +27,8 @@ class MetricsWriter:
 
         Args:
           workdir: the run's directory.
-          resume_step: the step that the run goes on from. What an interrupted run
-            reported about later steps is dropped, because they are made again; 0
-            starts afresh.
+          resume_step: the step from which the run continues. Lines of later steps are
+            removed, because those steps are made again. 0 starts a new file.
         """
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -49,15 +48,15 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a line, which is in both outputs when this returns.
+        """Writes a line. It is in both outputs when this returns.
 
         Args:
           step: the number of updates made, larger than at the last call.
-          scalars: names and numbers; a number that is not finite is written as NaN
-            or Infinity, which `read` understands.
+          scalars: numbers by name. A number that is not finite is written as NaN or
+            Infinity, which `read` can read.
 
         Raises:
-          ValueError: the step was reported already, or a scalar is called "step".
+          ValueError: the step was written already, or a scalar is named "step".
         """
         if "step" in scalars:
             raise ValueError('"step" is the name of the step, not of a metric')
@@ -70,7 +69,7 @@ class MetricsWriter:
         self._events.write(step, scalars)
 
     def last(self, name: str) -> float | None:
-        """The newest value of a metric, also from before the run was resumed; None if there is none."""
+        """Returns the newest value of a metric, also from before the run was resumed; None if there is none."""
         return self._last.get(name)
 
     def close(self) -> None:
@@ -79,39 +78,36 @@ class MetricsWriter:
         self._events.close()
 
 
-class Silent:
-    """Takes the place of a `MetricsWriter` in the processes that do not write."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        pass
+class NullWriter:
+    """A `MetricsWriter` that writes nothing, for the processes other than the first."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def last(self, name: str) -> None:
-        """Nothing is known."""
+        """Returns None."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads the lines of a `metrics.jsonl`, also while its run goes on.
+    """Reads the lines of a `metrics.jsonl`, also while its run is under way.
 
-    An unfinished last line, as an interrupted run leaves it, is not counted.
+    An incomplete last line, as an interrupted run leaves it, is ignored.
 
     Returns:
-      One mapping of names to numbers a line, in order; all have "step".
+      The lines in order, each a mapping of names to numbers with "step".
 
     Raises:
-      RecordError: there is no such file, or a line is not of that form.
+      RecordError: there is no such file, or a line is not such a mapping.
     """
     path = epath.Path(path)
     if not path.is_file():
         raise RecordError(f"{path}: expected a file of metrics, found no such file")
-    whole, _, _ = path.read_bytes().decode(errors="replace").rpartition("\n")
+    complete, _, _ = path.read_bytes().decode(errors="replace").rpartition("\n")
     lines = []
-    for number, text in enumerate(whole.split("\n") if whole else [], start=1):
+    for number, text in enumerate(complete.split("\n") if complete else [], start=1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError) as error:

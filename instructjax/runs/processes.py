@@ -1,7 +1,7 @@
-"""Several processes as one run: what only the first of them does, and what all of them agree on.
+"""One run of several processes.
 
-Every process runs the same program on its own devices, and all see the same folder. The first
-one writes what is not a checkpoint; the others wait for it, and end when it fails.
+Every process runs the same program on its own devices, and all see the same folder. All of them
+write checkpoints. Only the first one writes other files; the others wait for it, and end if it fails.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from instructjax.errors import InputError
 
 T = TypeVar("T")
 
-DEVICES = pathlib.Path("/dev")  # where Linux shows the chips of a TPU host
+DEVICES = pathlib.Path("/dev")  # contains the chips of a TPU host on Linux
 
-# After so long without a sign of a process, the others end; within a minute in all.
+# If a process sends no heartbeat for this long, the others end, within a minute in total.
 HEARTBEAT_SECONDS = 20
 
 
 def start(coordinator: str | None, index: int | None, count: int | None) -> None:
-    """Joins the processes of a run, before any device is used; does nothing where there is one.
+    """Connects the processes of a run, before any device is used. Does nothing if there is only one.
 
-    JAX finds all three out on TPUs, in a step of SLURM (`srun`) and under Open MPI. A count of 1
-    alone keeps a machine with TPUs from asking for others.
+    JAX detects all arguments on TPUs, in a step of SLURM (`srun`) and under Open MPI. A count of 1
+    without other arguments keeps a machine with TPUs from looking for other processes.
 
     Args:
-      coordinator: HOST:PORT of the first process, which the others reach it by.
-      index: number of this process, from 0.
-      count: how many there are.
+      coordinator: HOST:PORT of the first process, at which the others reach it.
+      index: the number of this process, from 0.
+      count: the number of processes.
 
     Raises:
-      InputError: only some of the three are given, they do not fit together, or the port is taken.
+      InputError: only some arguments are given, they are inconsistent, or the port is taken.
     """
     if count == 1 and coordinator is None and index is None:
         return
@@ -50,7 +50,7 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
         raise InputError(f"{', '.join(missing)}: expected with the other flags of several processes, found none")
     if missing and not _on_a_cluster():
         return
-    if not missing:
+    if coordinator is not None and index is not None and count is not None:
         _check(coordinator, index, count)
     jax.distributed.initialize(
         coordinator,
@@ -76,7 +76,7 @@ def _check(coordinator: str, index: int, count: int) -> None:
 
 
 def _on_a_cluster() -> bool:
-    """Whether this may be one of several processes, whose addresses JAX finds out: on TPUs, by srun, by mpirun."""
+    """Returns whether JAX may detect other processes: on TPUs, under srun, or under mpirun."""
     chips = [path for pattern in ("accel[0-9]*", "vfio/[0-9]*") for path in DEVICES.glob(pattern)]
     tpus = bool(chips) and importlib.util.find_spec("libtpu") is not None
     step = "SLURM_STEP_NODELIST" in os.environ and _tasks("SLURM_STEP_NUM_TASKS") > 1
@@ -91,7 +91,7 @@ def _tasks(name: str) -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Returns whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
@@ -99,7 +99,7 @@ def first(function: Callable[[], object]) -> None:
     """Calls a function in the first process, while the others wait.
 
     Raises:
-      InputError: in the others, if the function failed in the first, whose own error says why.
+      InputError: in the others, if the function failed in the first; the first raises the error itself.
     """
     if jax.process_count() == 1:
         function()
@@ -108,7 +108,7 @@ def first(function: Callable[[], object]) -> None:
     if is_first():
         try:
             function()
-        except BaseException as error:  # it is raised below, when the others know
+        except BaseException as error:  # raised below, after the others have been informed
             failure = error
     failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
     if failure is not None:
@@ -118,7 +118,7 @@ def first(function: Callable[[], object]) -> None:
 
 
 def first_then_others(function: Callable[[], T]) -> T:
-    """The result of a function that leaves files, for those who call it later: the first process calls it alone."""
+    """Calls a function in the first process, then in the others, which find the files that it has written."""
     if jax.process_count() == 1:
         return function()
     first(function)
@@ -126,7 +126,7 @@ def first_then_others(function: Callable[[], T]) -> T:
 
 
 def agreed(number: int) -> int:
-    """The largest of the numbers that the processes give; all get it."""
+    """Returns the maximum of a number over all processes, to all of them."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import tqdm
 from etils import epath
 
 from instructjax.runs import processes
-from instructjax.runs.metrics_file import MetricsWriter, Silent
+from instructjax.runs.metrics_file import MetricsWriter, NullWriter
 from instructjax.training.metrics import Maximum, Mean, Metrics, compute
 
 CheckMetrics = Callable[[str, Mapping[str, float]], None]
@@ -54,29 +53,25 @@ class Reporter:
         self.window = window
         self._pending: tuple[int, list[Metrics]] | None = None  # the step and window of a line that is not yet read
         self._name, self._check_metrics = directory.name, check_metrics
-        with contextlib.ExitStack() as stack:
-            self._writer = stack.enter_context(
-                MetricsWriter(directory, resume_step=done) if processes.is_first() else Silent()
-            )
-            self._bar = stack.enter_context(
-                tqdm.tqdm(
-                    total=steps,
-                    initial=done,
-                    desc=directory.name,
-                    unit="step",
-                    dynamic_ncols=True,
-                    mininterval=1.0,
-                    disable=not processes.is_first(),
-                )
-            )
-            self._stack = stack.pop_all()
+        first = processes.is_first()
+        self._writer = MetricsWriter(directory, resume_step=done) if first else NullWriter()
+        self._bar = tqdm.tqdm(
+            total=steps,
+            initial=done,
+            desc=directory.name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not first,
+        )
         self.clock = Clock(started, self._writer.last("wall_seconds"))
 
     def __enter__(self) -> Reporter:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._stack.close()
+        self._bar.close()
+        self._writer.close()
 
     def add(self, metrics: Metrics) -> None:
         """Adds the metrics of a step that was started, and reports the line that `report_later` left.

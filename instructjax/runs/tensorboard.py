@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, in a file for each life of a run."""
+"""Curves for TensorBoard, in one file for each start of a run."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from tensorboardX.record_writer import masked_crc32c
 class EventFile:
     """Writes scalars so that TensorBoard shows each step once, however often the run was killed.
 
-    TensorBoard reads the files of a folder in the order of their names, and a file hides what those before it
-    say about the steps that it makes again. So names count the lives of the run: those with the time of day,
-    which are usual, come in another order where a clock was set back. For the same reason each step is in the
-    file when `write` returns, and not after an interval.
+    TensorBoard reads the files of a folder in the order of their names. A file hides the steps of earlier files
+    from its own first step on. So names count the starts of the run. The usual names contain the time of day, and
+    would be in the wrong order if a clock was set back. For the same reason, a step is in the file when `write`
+    returns, and not after an interval.
     """
 
     def __init__(self, folder: epath.Path, *, first_step: int):
         """Begins a new file, and creates the folder if needed.
 
         Args:
-          folder: of all files of the run.
-          first_step: this step and later ones are forgotten, as far as earlier files have them.
+          folder: the folder of all files of the run.
+          first_step: this step and later ones are hidden in earlier files.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lives = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-        self._file = (folder / f"events.out.tfevents.{max(lives, default=0) + 1:010d}").open("wb")
+        starts = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+        self._file = (folder / f"events.out.tfevents.{max(starts, default=0) + 1:010d}").open("wb")
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
         self._file.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds numbers of a step by their names."""
+        """Adds the scalars of a step by name."""
         for name, value in scalars.items():
             self._add(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, float(value))))
         self._file.flush()
 
     def _add(self, event: Event) -> None:
-        """One record: length, checksum, content, checksum."""
+        """Adds a record: length, checksum, content, checksum."""
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))
         for part in (length, content):
