@@ -1,0 +1,20 @@
+"""The workflow and the hooks run what `.ci/run` runs."""
+
+import pathlib
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_the_workflow_calls_the_checks_on_each_supported_python():
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert job["strategy"]["matrix"]["python-version"] == ["3.11", "3.12"]
+
+
+def test_each_hook_is_a_check():
+    checks = (ROOT / ".ci" / "run").read_text().splitlines()
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"] for hook in repository["hooks"]]
+    assert entries == [line for line in checks if line in entries]
