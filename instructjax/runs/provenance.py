@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -17,18 +17,17 @@ from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 
-# Keys that may change although their section may not. PPO's learning rates do not depend on the number of
-# iterations, so a finished run can be continued with more of them.
-MAY_CHANGE = frozenset({"ppo.iterations"})
 
-
-def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str]) -> None:
+def check_config(
+    config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str], *, may_change: Collection[str] = ()
+) -> None:
     """Raises an error if a recipe differs from the one that a folder began with.
 
     Args:
       config: a whole recipe.
       path: the folder's config.json.
       sections: names of the sections that must be the same.
+      may_change: keys in them that need not be the same, such as "ppo.iterations".
 
     Raises:
       ConfigError: names the file and each key that differs, with both values.
@@ -40,7 +39,7 @@ def check_config(config: ml_collections.ConfigDict, path: epath.Path, sections: 
         differing += [
             f"{key}: expected {old.get(key)!r}, as the stage began with, found {new.get(key)!r}"
             for key in old | new
-            if old.get(key) != new.get(key) and key not in MAY_CHANGE
+            if old.get(key) != new.get(key) and key not in may_change
         ]
     if differing:
         raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")

@@ -30,15 +30,23 @@ from instructjax.training.state import Params
 Scorer = ScalarModel | RewardFunction
 
 _AFTER = ("ppo_init", "reward")
+# `iterations` may change: the learning rates do not depend on it, so a finished run can be continued with more.
 
 
-@stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema")
+@stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema", may_change=("iterations",))
 def run(stage: Stage) -> None:
     """Trains PPO without pretraining text."""
     train(stage, prompt_batches(stage), gae(stage))
 
 
-@stage("ppo_ptx", after=_AFTER, uses=("prompts", "text"), policy="policy/ema", section="ppo")
+@stage(
+    "ppo_ptx",
+    after=_AFTER,
+    uses=("prompts", "text"),
+    policy="policy/ema",
+    section="ppo",
+    may_change=("iterations",),
+)
 def run_with_text(stage: Stage) -> None:
     """Trains PPO with the ptx term: the paper's InstructGPT."""
     train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)), gae(stage))
@@ -96,7 +104,7 @@ def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
 def _prompts(stage: Stage) -> pipeline.Batches:
     return pipeline.shuffled_batches(
         pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout),
-        batch_size=stage.section.batch_size,
+        batch_size=stage.section.batch_size // stage.section.samples_per_prompt,
         seed=stage.config.seed,
         share=parallel.share_of_rows(),
     )
@@ -168,6 +176,7 @@ def make_programs(
         max_response=config.data.max_response,
         eos_id=eos_id,
         pad_id=pad_id,
+        samples_per_prompt=section.samples_per_prompt,
         axis_name=parallel.axis_name(config.parallel.mode),
     )
 

@@ -53,6 +53,7 @@ class Declaration:
     policy: str | None
     section: str
     sections: tuple[str, ...]
+    may_change: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,7 @@ def stage(
     policy: str | None = "params",
     section: str = "",
     also: Sequence[str] = (),
+    may_change: Sequence[str] = (),
 ) -> Callable[[Callable[[Stage], None]], StageFunction]:
     """Declares a function of a `Stage` to be a stage.
 
@@ -99,9 +101,11 @@ def stage(
       policy: where the policy's weights lie in its state, such as "params" or "policy/ema"; None if there is no policy.
       section: its section of the recipe; the name if not given.
       also: further sections that decide its weights.
+      may_change: keys of its section with which it continues although their value has changed.
     """
     section = section or name
-    declaration = Declaration(name, tuple(after), tuple(uses), policy, section, (*also, section))
+    changeable = tuple(f"{section}.{key}" for key in may_change)
+    declaration = Declaration(name, tuple(after), tuple(uses), policy, section, (*also, section), changeable)
     return functools.partial(StageFunction, declaration)
 
 
@@ -278,7 +282,8 @@ class Stage:
           DataError: see `provenance.check`.
         """
         sections = (*_SHARED, *self.declaration.sections)
-        provenance.check_config(self.config, self.directory / "config.json", sections)
+        recipe = self.directory / "config.json"
+        provenance.check_config(self.config, recipe, sections, may_change=self.declaration.may_change)
         provenance.check(self.directory / "began.json", self.run.workdir / "data", self.declaration.uses)
 
     def _declared(self) -> Mapping[str, Any]:
