@@ -1,8 +1,8 @@
-"""The page of benchmarks says what the results say."""
+"""The tables of docs/benchmarks.md are those of the results."""
 
 import json
 
-import benchmark_page
+from benchmarks import tables
 
 
 def side(rate, peak, again):
@@ -12,7 +12,7 @@ def side(rate, peak, again):
 def results(**work):
     return {
         "title": "Size T",
-        "command": "python experiments/benchmark.py --size=T",
+        "command": "python experiments/benchmarks/speed.py --size=T",
         "machine": "two cores",
         "versions": {"jax": "1.2", "trl": "3.4"},
         "load": [0.5, 1.5, 2.25],
@@ -22,23 +22,21 @@ def results(**work):
 
 def test_a_table_has_rates_ratios_and_memory(tmp_path):
     medians = {"instructjax": side(3000.0, 512.0, 256.0), "trl": side(1500.0, 1024.0, 1024.0)}
-    found = results(sft={"rounds": [], "medians": medians, "of_products": 0.456, "products": 1e11})
+    found = results(sft={"rounds": [], "medians": medians, "mfu": 0.456, "matmul_flops": 1e11})
     (tmp_path / "b.json").write_text(json.dumps(found))
-    page = benchmark_page.page(tmp_path)
+    page = tables.page(tmp_path)
     assert "### Size T" in page and "load 0.5 before, 2.2 after." in page and "trl 3.4" in page
     line = "| sft | 3,000 tokens/s | 1,500 tokens/s | **2.00** | 0.46 | 2, 2 | 512, 1,024 | 256, 1,024 | 0.50 | 0.25 |"
     assert line in page
 
 
 def test_a_side_alone_has_no_ratio(tmp_path):
-    found = results(
-        ppo={"rounds": [], "medians": {"instructjax": side(12.34, 9, 8)}, "of_products": 0.5, "products": 1e11}
-    )
+    found = results(ppo={"rounds": [], "medians": {"instructjax": side(12.34, 9, 8)}, "mfu": 0.5, "matmul_flops": 1e11})
     (tmp_path / "a.json").write_text(json.dumps(found))
-    assert "| ppo | 12.3 episodes/s | 0.50 | 2 | 9 | 8 |" in benchmark_page.page(tmp_path)
+    assert "| ppo | 12.3 episodes/s | 0.50 | 2 | 9 | 8 |" in tables.page(tmp_path)
 
 
 def test_the_page_that_is_kept_is_that_of_the_results():
-    path = benchmark_page.ROOT / "docs" / "benchmarks.md"
+    path = tables.ROOT / "docs" / "benchmarks.md"
     before = path.read_text()
-    assert benchmark_page.filled(before) == before
+    assert tables.filled(before) == before

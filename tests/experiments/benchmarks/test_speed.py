@@ -1,19 +1,18 @@
-"""The benchmark measures each kind of work, and takes turns with another side."""
+"""The speed benchmark measures each kind of work, and takes turns with a peer."""
 
 import json
 import pathlib
 import subprocess
 import sys
 
-import benchmark
-import benchmark_work
 import pytest
+from benchmarks import speed, workloads
 
 from configs import sandbox
 
-SCRIPT = pathlib.Path(benchmark.__file__)
+SCRIPT = pathlib.Path(speed.__file__)
 
-# Stands for the peer's: as fast as its name says.
+# A script of the peer that reports a fixed rate.
 PEER = """
 import json, os, pathlib, sys
 folder = pathlib.Path(os.environ["PEER_OUT"]) / "results"
@@ -23,9 +22,9 @@ row = {"tokens_per_s": 4.0, "all_median_s": 2.0, "cpu_s_median": 3.0, "peak_rss_
 """
 
 
-@pytest.mark.parametrize("work", [*benchmark_work.UNITS, "products"])
+@pytest.mark.parametrize("work", [*workloads.UNITS, "matmul"])
 def test_each_kind_is_measured(work):
-    found = benchmark_work.alone(work, sandbox.get_config(), "T", "bfloat16", 1)
+    found = workloads.measure_here(work, sandbox.get_config(), "T", "bfloat16", 1)
     assert found.keys() == {"rate", "seconds", "cpu_seconds", "peak_mb"}
     assert all(value > 0 for value in found.values())
 
@@ -44,7 +43,7 @@ def test_two_sides_take_turns(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     medians = results["work"]["sft"]["medians"]
     assert medians["trl"] == {"rate": 4.0, "seconds": 2.0, "cpu_seconds": 3.0, "peak_mb": 100, "peak_again_mb": 100}
-    assert 0 < results["work"]["sft"]["of_products"] < 1
+    assert 0 < results["work"]["sft"]["mfu"] < 1
     assert f"ratio {medians['instructjax']['rate'] / 4:.2f}, memory" in found.stdout
     assert len(results["load"]) == 2
 

@@ -1,19 +1,19 @@
-"""How time and memory grow: a PPO iteration and a step of the reward model, with one size after the other doubled.
+"""Measures how time and memory of a PPO iteration and of a reward-model step grow as one size doubles.
 
-python experiments/cost_growth.py --data=docs/cost_growth.json --picture=docs/cost_growth.png
+python experiments/benchmarks/cost_growth.py --data=docs/cost_growth.json --picture=docs/cost_growth.png
 
-Memory is what the compiled program needs beside its arguments, by XLA; time is a median over steps. An exponent is the
-slope between the two greatest sizes: 1 where twice the size costs twice as much.
+Memory is XLA's count of temporary buffers; arguments are not in it. Time is a median over steps. An exponent is the
+slope between the two largest sizes: it is 1 if twice the size costs twice as much.
 """
 
 import json
 import math
+import pathlib
 import platform
 import statistics
+import sys
 import time
 
-import benchmark_work
-import command_line
 import jax
 from absl import flags
 from etils import epath
@@ -26,37 +26,43 @@ from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
+
+from benchmarks import workloads
+
 _DATA = flags.DEFINE_string("data", None, "A JSON file to write.")
 _PICTURE = flags.DEFINE_string("picture", None, "A PNG file to write.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps of each size.", lower_bound=1)
-_DOUBLINGS = flags.DEFINE_integer("doublings", 3, "How often a size is doubled.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Steps per size.", lower_bound=1)
+_DOUBLINGS = flags.DEFINE_integer("doublings", 3, "How many times a size is doubled.", lower_bound=1)
 
 SHAPE = dict(vocab_size=1024, num_layers=2, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=1024)
-# Where each size starts. A minibatch is a quarter of the episodes, except that it stays where they do.
+# The smallest value of each size. A minibatch is 4 episodes.
 EPISODES = {"episodes": 16, "response tokens": 32, "vocabulary": 1024, "layers": 2}
 ANSWERS = {"answers K": 2}
 
 
 def iteration(config, sizes):
-    """(program, its state, its other arguments): an iteration of PPO."""
+    """Returns (program, state, other arguments) of a PPO iteration."""
     shape = {**SHAPE, "vocab_size": sizes["vocabulary"], "num_layers": sizes["layers"]}
     rows, response = sizes["episodes"], sizes["response tokens"]
-    return benchmark_work.ppo_iteration(TransformerConfig(**shape), config, rows, 4, response)
+    return workloads.ppo_iteration(TransformerConfig(**shape), config, rows, 4, response)
 
 
 def ranking(config, sizes):
-    """(program, its state, its other arguments): a step of the reward model on 4 prompts of 64 tokens."""
+    """Returns (program, state, other arguments) of a reward-model step on 4 prompts of 64 tokens."""
     shape = TransformerConfig(**SHAPE)
     model = ScalarModel(shape)
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
     params = model.init(jax.random.key(0), *[jax.numpy.ones((1, 1), jax.numpy.int32)] * 3)["params"]
-    batch = benchmark_work.ranking_batch(shape, 4, sizes["answers K"], 64)
+    batch = workloads.ranking_batch(shape, 4, sizes["answers K"], 64)
     step = jax.jit(train_step(objectives.ranking_loss(model), adam), donate_argnums=0)
     return step, train_state.create(params, adam), (batch, jax.random.key(1))
 
 
 def measure(program, state, constants, steps):
-    """{"seconds", "bytes"} of a step."""
+    """Returns {"seconds", "bytes"} of one step."""
     compiled = program.lower(state, *constants).compile()
     laps = []
     for _ in range(1 + steps):
@@ -67,7 +73,7 @@ def measure(program, state, constants, steps):
 
 
 def growth(config):
-    """For each size, what each of its values costs, and the exponents."""
+    """Returns, for each size, its values, their costs and the exponents."""
     found = {}
     for start, make in ((EPISODES, iteration), (ANSWERS, ranking)):
         for name, least in start.items():
@@ -88,7 +94,7 @@ def growth(config):
 
 
 def picture(found):
-    """Costs against sizes, both in units of their first."""
+    """Draws costs against sizes, both divided by their first value."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("seconds", "bytes"), strict=True):
         for name, of in found.items():
@@ -96,8 +102,8 @@ def picture(found):
             label = f"{name}: {of['exponents'][kind]:.2f}"
             axes.loglog(ratios, [cost[kind] / of["costs"][0][kind] for cost in of["costs"]], "o-", label=label)
         axes.loglog(ratios, ratios, color="0.7", linewidth=1, zorder=0)
-        axes.set(title={"seconds": "time", "bytes": "memory beside the arguments"}[kind])
-        axes.set(xlabel="size, times its first", ylabel="cost, times its first")
+        axes.set(title={"seconds": "time", "bytes": "temporary memory"}[kind])
+        axes.set(xlabel="size / first size", ylabel="cost / first cost")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(base=2))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -106,9 +112,9 @@ def picture(found):
     return figure
 
 
-def main(config, workdir):
-    """Measures, prints, writes."""
-    del workdir
+def main(run):
+    """Measures and prints; writes the files that the flags name."""
+    config = run.config
     found = growth(config)
     if _DATA.value:
         machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"

@@ -1,19 +1,20 @@
-"""What checkpoints cost: training with a save and without, in turn, at the sandbox's size and intervals.
+"""Measures what checkpoints cost: training with and without a save, at the sandbox's size and intervals.
 
-python experiments/save_cost.py
+python experiments/benchmarks/checkpoint_overhead.py
 
-A save hinders training twice: the main thread takes digests and copies arrays, and other threads then write.
-Both are in the difference between a stretch of steps that begins with a save, and waits for its end, and one
-without; by the clock and in seconds of the processor, which other programs do not lengthen. Prints medians
-over pairs of neighbours, the first save apart, as it compiles; and the share that all saves of a stage have
-of its training. Weights and batches are made up.
+A save slows training twice: the main thread computes digests and copies arrays, then other threads write. Both are in
+the difference between a stretch of steps that begins with a save, and waits for its end, and a stretch without one.
+Prints medians over adjacent pairs, in wall-clock seconds and in CPU seconds, which other programs do not lengthen. The
+first save is reported separately, because it compiles. Then prints the share of a stage's training time that all of
+its saves take. Parameters and batches are random.
 """
 
+import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
-import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,16 +24,20 @@ from instructjax.planning import programs
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.training import parallel
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
+
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Pairs of stretches.")
-STRETCHES = {  # the keys with the interval and with the number of steps, and the steps of a stretch
+STRETCHES = {  # the keys of the save interval and of the number of steps; steps per stretch
     "pretrain": (("log", "save_every"), ("pretrain", "steps"), 20),
     "ppo_ptx iteration": (("ppo_log", "save_every"), ("ppo", "iterations"), 1),
 }
-TOKENIZER = "x" * 18_000  # as long as the sandbox's, in base64
+TOKENIZER = "x" * 18_000  # the length of the sandbox's, in base64
 
 
 def arrays_like(tree):
-    """Arrays of these shapes: small random numbers, which no file system makes shorter, and ones."""
+    """Returns arrays of these shapes: small random floats, which no file system compresses, and integer ones."""
     random = np.random.default_rng(0)
 
     def array(shape):
@@ -44,7 +49,7 @@ def arrays_like(tree):
 
 
 def measure(name, config, folder):
-    """Prints what the saves of a stage cost."""
+    """Prints what the saves of one stage cost."""
     program = programs.build(name, config)
     (section, interval), (stage, total), steps = STRETCHES[name]
     interval, total = config[section][interval], config[stage][total]
@@ -54,7 +59,7 @@ def measure(name, config, folder):
     saves = 0
 
     def stretch(saving):
-        """Seconds of the clock, of the processor, and of the clock while the main thread was in `save`."""
+        """Returns the wall-clock seconds, the CPU seconds, and the wall-clock seconds inside `save`."""
         nonlocal state, saves
         clock, processor = time.perf_counter(), time.process_time()
         if saving:
@@ -73,21 +78,21 @@ def measure(name, config, folder):
         pairs = [(stretch(True), stretch(False)) for _ in range(_ROUNDS.value)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
     inside = statistics.median(saved[2] for saved, _ in pairs)
-    print(f"{name}: {size:.1f} MiB, {total} steps, saved each {interval}; in `save` {inside:.3f} s of the clock")
-    for unit, what in enumerate(("clock", "processor")):
+    print(f"{name}: {size:.1f} MiB, {total} steps, a save every {interval}; inside `save` {inside:.3f} s")
+    for unit, what in enumerate(("wall-clock", "CPU")):
         plain = statistics.median(without[unit] for _, without in pairs)
         later = statistics.median(saved[unit] - without[unit] for saved, without in pairs)
         opening, training = first[unit] - plain, plain * total / steps
         spent = opening + (total // interval - 1) * later
         print(
-            f"  seconds of the {what}: the first save {opening:.3f}, a later one {later:.3f}; "
+            f"  {what} seconds: the first save {opening:.3f}, a later one {later:.3f}; "
             f"all of them {100 * spent / training:.2f} % of {training:.0f} s of training"
         )
 
 
-def main(config, workdir):
+def main(run):
     """Measures pretraining and PPO-ptx."""
-    del workdir
+    config = run.config
     for name in STRETCHES:
         with tempfile.TemporaryDirectory() as folder:
             measure(name, config, folder)

@@ -1,19 +1,19 @@
-"""How fast the four kinds of work are, on random tokens, beside TRL on the same machine if asked.
+"""Measures training steps, generation and PPO iterations on random tokens, optionally in turn with TRL.
 
-python experiments/benchmark.py --size=A
-python experiments/benchmark.py --size=A --peer=trl --peer_scripts=FOLDER --peer_python=PYTHON
+python experiments/benchmarks/speed.py --size=A
+python experiments/benchmarks/speed.py --size=A --peer=trl --peer_scripts=FOLDER --peer_python=PYTHON
 
-    sft         a step on full rows                                     tokens/s
-    reward      a step on rankings of 4, half of each text the prompt   rankings/s (6 comparisons each)
-    generation  answers that never end early                            new tokens/s
-    ppo         an iteration: rollout, four networks' scores, updates   episodes/s
-    products    products of square matrices of 2048, of --factors       Gflop/s
+    sft         a step on full rows                                       tokens/s
+    reward      a step on rankings of 4; the prompt is half of each text  rankings/s (6 comparisons each)
+    generation  answers that never end early                              new tokens/s
+    ppo         an iteration: rollout, scores of four networks, updates   episodes/s
+    matmul      products of two 2048 x 2048 matrices in --matmul_dtype    Gflop/s
 
-Every measurement is a process of its own, so that its peak memory is its own, and the sides take turns, so that what
-else the machine does meets both. The first steps, which compile, do not count. Prints medians over rounds, with the
-load of the machine, and writes them as JSON where --results says. Memory is that of the first round, in which programs
-are compiled, and of the last, which finds them, as a run that is started again does. "of products" is the share of the
-rate of matrix products that the operations of the model come to, without those that are made again or hidden by masks.
+Each measurement runs in its own process, so that peak memory is its own. The sides take turns, so that other load on
+the machine slows both. The first two steps, which compile, are not counted. Prints medians over rounds and the load
+of the machine; --results writes them as JSON. Memory is reported for the first round, which compiles, and for the
+last, which finds the programs compiled, as a resumed run does. MFU is model FLOP/s divided by this machine's measured
+matmul FLOP/s. Recomputed and masked operations are not counted.
 
 FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --dtype, --warm, --steps and --budget
 (seconds), and writes $PEER_OUT/results/NAME.json with the rate and "peak_rss_mb".
@@ -22,6 +22,7 @@ FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --
 import functools
 import json
 import os
+import pathlib
 import platform
 import shlex
 import statistics
@@ -29,14 +30,18 @@ import subprocess
 import sys
 import tempfile
 
-import command_line
 import jax
 from absl import flags
-from benchmark_work import SHAPES, UNITS, alone, model_flops
 from etils import epath
 
 from instructjax.errors import ConfigError
 from instructjax.runs import provenance
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
+
+from benchmarks.workloads import SHAPES, UNITS, measure_here, model_flops
 
 PEER = {
     "sft": ("bench_sft.py", "tokens_per_s"),
@@ -45,36 +50,36 @@ PEER = {
     "ppo": ("bench_ppo.py", "episodes_per_s"),
 }
 PEER_PACKAGES = ("torch", "transformers", "trl")
-_SIZE = flags.DEFINE_enum("size", "A", sorted(SHAPES), "A: 4 layers of width 256; B: GPT-2, 124M; T: a test.")
-_WORK = flags.DEFINE_list("work", list(UNITS), "Which kinds.")
+_SIZE = flags.DEFINE_enum("size", "A", sorted(SHAPES), "A: 4 layers of width 256; B: GPT-2, 124M; T: for tests.")
+_WORK = flags.DEFINE_list("work", list(UNITS), "The kinds of work to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of each turn.", lower_bound=1)
-_RESULTS = flags.DEFINE_string("results", None, "A JSON file to write; benchmark_page.py makes a table of it.")
-_TITLE = flags.DEFINE_string("title", None, "What to call the table; the sides and the size if not given.")
-_FACTORS = flags.DEFINE_enum(
-    "factors", "float32", ["float32", "bfloat16"], "What our matrix products are made of; model.matmul_dtype."
+_RESULTS = flags.DEFINE_string("results", None, "A JSON file to write; tables.py makes a table of it.")
+_TITLE = flags.DEFINE_string("title", None, "The title of the table; by default the size and the sides.")
+_MATMUL_DTYPE = flags.DEFINE_enum(
+    "matmul_dtype", "float32", ["float32", "bfloat16"], "The dtype of our matmuls: model.matmul_dtype."
 )
-_PEER = flags.DEFINE_enum("peer", None, ["trl"], "Whom to measure in turn.")
+_PEER = flags.DEFINE_enum("peer", None, ["trl"], "The library to measure in turn.")
 _PEER_SCRIPTS = flags.DEFINE_string("peer_scripts", None, "The folder of the peer's scripts.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", None, "The Python that has the peer's packages.")
-_PEER_DTYPE = flags.DEFINE_enum("peer_dtype", "fp32", ["fp32", "bf16"], "The peer's arithmetic.")
-_PEER_ENVIRONMENT = flags.DEFINE_list("peer_environment", [], "KEY=VALUE of the peer's processes, such as threads.")
+_PEER_DTYPE = flags.DEFINE_enum("peer_dtype", "fp32", ["fp32", "bf16"], "The peer's dtype; bf16 is autocast.")
+_PEER_ENVIRONMENT = flags.DEFINE_list("peer_environment", [], "KEY=VALUE for the environment of the peer's processes.")
 _PEER_BUDGET = flags.DEFINE_integer("peer_budget", 30, "Seconds that the peer may wait for a quiet machine.")
 _ALONE = flags.DEFINE_enum(
-    "alone", None, [*UNITS, "products"], "Measures one kind in this process and prints it as JSON."
+    "alone", None, [*UNITS, "matmul"], "Measures one kind of work in this process and prints it as JSON."
 )
 
 
-def ours(folder, work):
-    """`alone` in a process of its own; compiled programs are kept in the folder, as those of a run are in its own."""
+def measure_ours(folder, work):
+    """Measures one kind of work in a new process, which keeps its compiled programs in `folder`."""
     command = [sys.executable, __file__, *sys.argv[1:], f"--alone={work}"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": os.path.join(folder, "compiled")}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peer(folder, work):
-    """The same work by the peer's script, in its own environment; it leaves what it prepares in the folder."""
+def measure_peer(folder, work):
+    """Measures the same work with the peer's script, in the peer's environment."""
     script, rate = PEER[work]
     command = [
         *(_PEER_PYTHON.value, str(epath.Path(_PEER_SCRIPTS.value) / script), f"--size={_SIZE.value}"),
@@ -94,11 +99,11 @@ def peer(folder, work):
     }
 
 
-def main(config, workdir):
-    """Takes turns, and prints a table."""
-    del workdir
+def main(run):
+    """Measures the sides in turn and prints a table."""
+    config = run.config
     if _ALONE.value:
-        print(json.dumps(alone(_ALONE.value, config, _SIZE.value, _FACTORS.value, _STEPS.value)))
+        print(json.dumps(measure_here(_ALONE.value, config, _SIZE.value, _MATMUL_DTYPE.value, _STEPS.value)))
         return
     if unknown := set(_WORK.value) - set(UNITS):
         raise ConfigError(f"--work: expected kinds among {', '.join(UNITS)}, found {', '.join(sorted(unknown))}")
@@ -109,8 +114,8 @@ def main(config, workdir):
     if _RESULTS.value and not (parent := epath.Path(_RESULTS.value).parent).is_dir():
         raise ConfigError(f"--results: expected a file in a folder that is there, found no {parent}")
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"instructjax": functools.partial(ours, folder)} | (
-            {_PEER.value: functools.partial(peer, folder)} if _PEER.value else {}
+        sides = {"instructjax": functools.partial(measure_ours, folder)} | (
+            {_PEER.value: functools.partial(measure_peer, folder)} if _PEER.value else {}
         )
         results = compare(sides)
     if _RESULTS.value:
@@ -118,15 +123,15 @@ def main(config, workdir):
 
 
 def command():
-    """The command line, without the places that files have on this machine."""
+    """Returns the command line, with the paths of this machine replaced by placeholders."""
     places = {"peer_scripts": "FOLDER", "peer_python": "PYTHON", "results": "FILE"}
     given = [flag for flag in flags.FLAGS.get_flags_for_module(__name__) if flag.present]
     shown = (f"--{flag.name}={places.get(flag.name) or flag.serialize().partition('=')[2]}" for flag in given)
-    return shlex.join(["python", "experiments/benchmark.py", *shown])
+    return shlex.join(["python", "experiments/benchmarks/speed.py", *shown])
 
 
 def peer_versions():
-    """Of the packages that the peer runs on."""
+    """Returns the versions of the packages that the peer runs on."""
     if not _PEER.value:
         return {}
     installed = (
@@ -137,7 +142,7 @@ def peer_versions():
 
 
 def compare(sides):
-    """Has the sides measure each kind in turn; prints a line for each and returns everything."""
+    """Measures each kind of work on each side in turn. Prints one line per side and returns all results."""
     results = {
         "title": _TITLE.value or f"Size {_SIZE.value}, {' and '.join(sides)}",
         "size": _SIZE.value,
@@ -150,23 +155,22 @@ def compare(sides):
     print(f"size {_SIZE.value}, {results['machine']}, load {results['load'][0]:.1f}")
     for work in _WORK.value:
         rounds = [{side: measure(work) for side, measure in sides.items()} for _ in range(_ROUNDS.value)]
-        best = sides["instructjax"]("products")["rate"] * 1e9
+        matmul = sides["instructjax"]("matmul")["rate"] * 1e9
         medians = {
             side: {name: statistics.median(turn[side][name] for turn in rounds) for name in rounds[0][side]}
             | {"peak_mb": rounds[0][side]["peak_mb"], "peak_again_mb": rounds[-1][side]["peak_mb"]}
             for side in sides
         }
-        share = model_flops(work, _SIZE.value)
-        share /= medians["instructjax"]["seconds"] * best
-        results["work"][work] = {"rounds": rounds, "medians": medians, "of_products": share, "products": best}
+        mfu = model_flops(work, _SIZE.value) / (medians["instructjax"]["seconds"] * matmul)
+        results["work"][work] = {"rounds": rounds, "medians": medians, "mfu": mfu, "matmul_flops": matmul}
         results["load"].append(os.getloadavg()[0])
         for side, found in medians.items():
             print(
-                f"{work:10}  {side:11}  {found['rate']:10.2f} {UNITS[work]}/s  {found['seconds']:8.3f} s a step  "
-                f"{found['cpu_seconds']:8.3f} s of processors  {found['peak_mb']:6.0f} MB, "
+                f"{work:10}  {side:11}  {found['rate']:10.2f} {UNITS[work]}/s  {found['seconds']:8.3f} s per step  "
+                f"{found['cpu_seconds']:8.3f} s of CPU  {found['peak_mb']:6.0f} MB, "
                 f"{found['peak_again_mb']:.0f} again"
             )
-        print(f"{work:10}  {share:.2f} of products, which are {best / 1e9:.0f} Gflop/s")
+        print(f"{work:10}  MFU {mfu:.2f}, of {matmul / 1e9:.0f} Gflop/s")
         if _PEER.value:
             one, other = medians["instructjax"], medians[_PEER.value]
             memory = (one[peak] / other[peak] for peak in ("peak_mb", "peak_again_mb"))

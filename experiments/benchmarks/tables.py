@@ -1,32 +1,35 @@
-"""The tables of docs/benchmarks.md, from the results that benchmark.py wrote into docs/benchmarks.
+"""Writes the tables of docs/benchmarks.md from the results of speed.py in docs/benchmarks.
 
-python experiments/benchmark_page.py
+python experiments/benchmarks/tables.py
 
-Each file NAME.json becomes a table under its command, in the order of their names; the text of the page stays.
+Each file NAME.json becomes a table under its command, in the order of the names. The text of the page stays.
 """
 
 import json
 import pathlib
+import sys
 
-from benchmark_work import UNITS
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from benchmarks.workloads import UNITS
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEAKS = "peak_mb", "peak_again_mb"
 MARKS = "<!-- tables -->\n", "<!-- the end of the tables -->"
 
 
 def table(results):
-    """Markdown of one file of results: a line for each kind of work."""
+    """Returns the Markdown of one file of results, one line per kind of work."""
     peer = next((side for side in next(iter(results["work"].values()))["medians"] if side != "instructjax"), None)
     sides = ["instructjax", *([peer] if peer else [])]
-    columns = ["", *sides, *(["ratio"] if peer else []), "of products", "s a step", "MB", "MB again"]
+    columns = ["", *sides, *(["ratio"] if peer else []), "MFU", "s per step", "MB", "MB again"]
     columns += ["memory", "memory again"] if peer else []
     lines = [columns, ["-"] * len(columns)]
     for work, found in results["work"].items():
         medians = [found["medians"][side] for side in sides]
         line = [work, *(f"{number(side['rate'])} {UNITS[work]}/s" for side in medians)]
         line += [f"**{medians[0]['rate'] / medians[1]['rate']:.2f}**"] if peer else []
-        line += [f"{found['of_products']:.2f}"]
+        line += [f"{found['mfu']:.2f}"]
         line += [", ".join(number(side["seconds"]) for side in medians)]
         line += [", ".join(f"{side[kind]:,.0f}" for side in medians) for kind in PEAKS]
         line += [f"{medians[0][kind] / medians[1][kind]:.2f}" for kind in PEAKS] if peer else []
@@ -35,12 +38,12 @@ def table(results):
 
 
 def number(value):
-    """Three digits, or all before the point."""
+    """Returns a number with three digits, or with all digits before the point."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def page(folder):
-    """All tables of a folder of results, with where they come from."""
+    """Returns all tables of a folder of results, each with its command, machine and versions."""
     parts = []
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text())
@@ -56,7 +59,7 @@ def page(folder):
 
 
 def filled(text):
-    """The page with the tables of docs/benchmarks between its marks."""
+    """Returns the page with the tables of docs/benchmarks between its marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     return f"{before}{MARKS[0]}\n{page(ROOT / 'docs' / 'benchmarks')}\n\n{MARKS[1]}{after}"

@@ -1,4 +1,4 @@
-"""The kinds of work that benchmark.py measures: a step of each on random tokens, and how many operations it takes."""
+"""The kinds of work that speed.py measures: a step of each on random tokens, and its number of operations."""
 
 import resource
 import statistics
@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.algorithms.ppo import Frozen, PPOState, make_iteration
+from instructjax.algorithms import advantages
+from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import flops
 from instructjax.rollout import sampling
-from instructjax.stages import workspace
+from instructjax.stages import trained
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
@@ -25,20 +26,20 @@ SHAPES = {
     "A": dict(vocab_size=2048, num_layers=4, d_model=256, num_heads=4, d_head=64, d_ff=1024, max_length=256),
     "B": dict(vocab_size=50257, num_layers=12, d_model=768, num_heads=12, d_head=64, d_ff=3072, max_length=512),
 }
-# Rows of a step; prompt tokens and prompts of generation; episodes and those of a minibatch.
+# sft, reward: rows per step; generation: prompts, tokens per prompt; ppo: episodes, episodes per minibatch.
 SIZES = {
     "T": dict(sft=2, reward=2, generation=(2, 64), ppo=(4, 2)),
     "A": dict(sft=16, reward=4, generation=(32, 64), ppo=(64, 16)),
     "B": dict(sft=4, reward=1, generation=(8, 128), ppo=(8, 4)),
 }
-ANSWERS, NEW, PROMPT = 4, 64, (32, 64)  # answers of a ranking, new tokens of an answer, tokens of PPO's prompts
+ANSWERS, NEW, PROMPT = 4, 64, (32, 64)  # answers per ranking, new tokens per answer, range of PPO's prompt lengths
 UNITS = {"sft": "tokens", "reward": "rankings", "generation": "new tokens", "ppo": "episodes"}
-OPERATIONS = 2 * 2048**3  # of a product
-NEVER = -1  # no token: answers do not end
+OPERATIONS = 2 * 2048**3  # of one matmul
+NEVER = -1  # an end token that is never sampled
 
 
 def sft(shape, config, size):
-    """(step, state, units of a step): cross-entropy of every token of full rows."""
+    """Returns (step, state, units per step): cross-entropy on every token of full rows."""
     rows, length = size["sft"], shape.max_length
     tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, length)).astype(np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
@@ -48,14 +49,14 @@ def sft(shape, config, size):
 
 
 def reward(shape, config, size):
-    """(step, state, units): rankings whose prompt is half of each text."""
+    """Returns (step, state, units per step): the ranking loss; the prompt is half of each text."""
     model = ScalarModel(shape)
     batch = ranking_batch(shape, size["reward"], ANSWERS, shape.max_length // 2)
     return *training(objectives.ranking_loss(model), model, config, batch), size["reward"]
 
 
 def ranking_batch(shape, rows, answers, length):
-    """A prompt a row with its answers, all of this many tokens."""
+    """Returns one prompt per row with its answers, each `length` tokens long."""
     texts = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, 1 + answers, length))
     made = [
         layouts.ranking_row(
@@ -68,15 +69,15 @@ def ranking_batch(shape, rows, answers, length):
 
 
 def training(loss, model, config, batch):
-    """(step, state) of an optimiser's updates on one batch."""
+    """Returns (step, state): optimizer updates on one batch."""
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
-    state = train_state.create(workspace.initial_params(model, jax.random.key(0)), adam)
+    state = train_state.create(trained.initial_params(model, jax.random.key(0)), adam)
     step = jax.jit(train_step(loss, adam), donate_argnums=0)
     return lambda state: step(state, batch, jax.random.key(1))[0], state
 
 
 def generation(shape, config, size):
-    """(step, state, units): sampling from prompts that fill their rows; the state is the weights."""
+    """Returns (step, state, units per step): sampling from prompts without padding. The state is the parameters."""
     del config
     rows, width = size["generation"]
     prompts = _prompts(shape, np.full(rows, width), width)
@@ -93,7 +94,7 @@ def generation(shape, config, size):
         jax.block_until_ready(sample(params))
         return params
 
-    return step, workspace.initial_params(model, jax.random.key(0)), rows * NEW
+    return step, trained.initial_params(model, jax.random.key(0)), rows * NEW
 
 
 def _prompts(shape, lengths, width):
@@ -102,18 +103,18 @@ def _prompts(shape, lengths, width):
 
 
 def ppo(shape, config, size):
-    """(step, state, units): an iteration without pretraining text, four networks of one shape."""
+    """Returns (step, state, units per step): a PPO iteration without pretraining text; four networks of one shape."""
     iterate, state, constants = ppo_iteration(shape, config, *size["ppo"], NEW)
     return lambda state: iterate(state, *constants)[0], state, size["ppo"][0]
 
 
 def ppo_iteration(shape, config, rows, minibatch, response):
-    """(iterate, state, the other arguments), of answers with this many tokens."""
+    """Returns (iterate, state, the other arguments) for answers of `response` tokens."""
     config.ppo.update(batch_size=rows, minibatch_size=minibatch)
     low, width = PROMPT
     prompts = _prompts(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
     policy, scalar = LanguageModel(shape), ScalarModel(shape)
-    params, head = (workspace.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
+    params, head = (trained.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
     # Copies: the state is donated.
     state = PPOState(
@@ -121,21 +122,22 @@ def ppo_iteration(shape, config, rows, minibatch, response):
         train_state.create_averaged(jax.tree.map(jnp.copy, params), adam),
         train_state.create(jax.tree.map(jnp.copy, head), adam),
     )
-    iterate = make_iteration(policy, scalar, adam, adam, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
+    parts = Learner(policy, adam), scalar, Learner(scalar, adam), advantages.gae(1.0, 0.95)
+    iterate = make_iteration(*parts, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
     frozen = Frozen(reference=params, reward=head)
     return jax.jit(iterate.step, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen)
 
 
-def products(shape, config, size):
-    """(step, state, Gflop): what XLA reaches at best on this machine, by which the other kinds are measured."""
+def matmul(shape, config, size):
+    """Returns (step, state, Gflop per step): square matmuls, whose rate is the denominator of MFU."""
     del config, size
-    mean = (jnp.ones((2048, 2048)) / 2048).astype(shape.matmul_dtype)  # times itself it stays as it is
+    mean = (jnp.ones((2048, 2048)) / 2048).astype(shape.matmul_dtype)  # its own square
     product = jax.jit(lambda x: jnp.dot(x, mean, preferred_element_type=jnp.float32).astype(x.dtype))
     return product, mean, OPERATIONS / 1e9
 
 
 def model_flops(work, size):
-    """Operations of a step of a size that the mathematics asks for; a training step takes three forward passes."""
+    """Returns the operations of one step that the model needs. A training step counts as three forward passes."""
     shape, size = TransformerConfig(**SHAPES[size]), SIZES[size]
     if work == "sft":
         rows, length = size["sft"], shape.max_length
@@ -153,11 +155,11 @@ def model_flops(work, size):
     return sampled + (2 + 3) * (language + flops.scalar_flops(shape, rows, width + NEW))
 
 
-def alone(work, config, size, factors, steps):
-    """One kind, measured in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
-    make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "products": products}[work]
+def measure_here(work, config, size, matmul_dtype, steps):
+    """Measures one kind of work in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
+    make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "matmul": matmul}[work]
     config = config.copy_and_resolve_references().unlock()
-    step, state, units = make(TransformerConfig(**SHAPES[size], matmul_dtype=factors), config, SIZES[size])
+    step, state, units = make(TransformerConfig(**SHAPES[size], matmul_dtype=matmul_dtype), config, SIZES[size])
     laps = []
     for _ in range(2 + steps):
         clock, processor = time.perf_counter(), time.process_time()

@@ -1,8 +1,8 @@
 """Growth is measured on programs that do what they say, and exponents are those of the costs."""
 
-import cost_growth
 import jax
 import jax.numpy as jnp
+from benchmarks import cost_growth
 
 from configs import sandbox
 
