@@ -23,6 +23,7 @@ from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # recipes import others from `configs`, also in a clone next to an installed wheel
 
 DEFAULT = ROOT / "configs" / "sandbox.py"
 
