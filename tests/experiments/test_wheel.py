@@ -14,16 +14,8 @@ import pytest
 from instructjax import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILT_FROM = (
-    "instructjax",
-    "configs",
-    "experiments",
-    "setup.py",
-    "pyproject.toml",
-    "MANIFEST.in",
-    "README.md",
-    "LICENSE",
-)
+FOLDERS = ("instructjax", "configs", "experiments")
+BUILT_FROM = (*FOLDERS, "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "command_line")
 
 
