@@ -26,13 +26,13 @@ def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
     example. The choice by reward on validation prompts is the paper's.
 
     Returns:
-      The prefix, or None where the context has no room for one beside the longest prompt
-      and response, or no demonstration is of a single line; what is missing is printed.
+      The prefix, or None if the context has no room for one next to the longest prompt and
+      response, or no demonstration is a single line. What is missing is printed.
     """
     config, layout = run.config, run.layout
     rng = np.random.default_rng([config.seed, 5])
-    found = run.records(Demonstration, "train")
-    demonstrations = [record for record in found if STOP not in record.response]
+    records = run.records(Demonstration, "train")
+    demonstrations = [record for record in records if STOP not in record.response]
     if not demonstrations:
         print("gpt_prompted: left out; expected a demonstration whose response is one line, found none")
         return None
@@ -69,7 +69,7 @@ def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence
 
 
 def score_texts(run: Run, reward: Trained, prompts: Sequence[str], answered: Sequence[Sequence[str]]) -> np.ndarray:
-    """The reward model's scores of K texts as answers to each plain prompt, float64[n, K].
+    """Scores K texts as answers to each plain prompt with the reward model, float64[n, K].
 
     A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
     """

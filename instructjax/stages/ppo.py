@@ -77,9 +77,10 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         stage.config, section, learners, scorer, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
 
-    def begin(*weights: Params) -> PPOState:
+    def begin(initial: Params, reward: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
-        return initial_state(*jax.tree.map(jnp.copy, weights), learners)
+        initial, reward = jax.tree.map(jnp.copy, (initial, reward))
+        return initial_state(initial, reward, learners)
 
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
     state = parallel.build(begin, initial, reward, shard_optimizer_state=shard_optimizer_state)
@@ -104,7 +105,7 @@ def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
 def _prompts(stage: Stage) -> pipeline.Batches:
     return pipeline.shuffled_batches(
         pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout),
-        batch_size=stage.section.batch_size // stage.section.samples_per_prompt,
+        batch_size=stage.section.batch_size // stage.section.get("samples_per_prompt", 1),
         seed=stage.config.seed,
         share=parallel.share_of_rows(),
     )
@@ -142,7 +143,8 @@ def make_learners(
         schedule = optimizer.constant_schedule(rate, section.warmup_iterations * updates)
         return Learner(model, optimizer.adam(config.optimizer, schedule, section.weight_decay))
 
-    return learner(policy, section.learning_rate), critic and learner(critic, section.value_learning_rate)
+    value = None if critic is None else learner(critic, section.value_learning_rate)
+    return learner(policy, section.learning_rate), value
 
 
 def make_programs(
@@ -176,7 +178,7 @@ def make_programs(
         max_response=config.data.max_response,
         eos_id=eos_id,
         pad_id=pad_id,
-        samples_per_prompt=section.samples_per_prompt,
+        samples_per_prompt=section.get("samples_per_prompt", 1),
         axis_name=parallel.axis_name(config.parallel.mode),
     )
 
@@ -196,11 +198,13 @@ def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learne
     return PPOState(
         step=jnp.zeros((), jnp.int32),
         policy=train_state.create_averaged(policy, actor.optimizer),
-        value=critic and train_state.create(value, critic.optimizer),
+        value=None if critic is None else train_state.create(value, critic.optimizer),
     )
 
 
-def _measure(stage: Stage, model: LanguageModel, scorer: Scorer, frozen: Frozen) -> Callable[[PPOState], dict]:
+def _measure(
+    stage: Stage, model: LanguageModel, scorer: Scorer, frozen: Frozen
+) -> Callable[[PPOState], dict[str, float]]:
     """Measures the averaged policy on validation prompts: reward, KL, loss on text, and what the source knows."""
     run, section = stage.run, stage.config.evaluate
     sampler = samplers.make_sampler(model, run.layout, temperature=section.temperature, batch_size=section.batch_size)
