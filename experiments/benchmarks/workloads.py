@@ -99,7 +99,8 @@ def generation(shape, config, size):
 
 def _prompts(shape, lengths, width):
     tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (len(lengths), width)).astype(np.int32)
-    return PromptBatch(tokens, (np.arange(width) >= width - lengths[:, None]).astype(np.int32))
+    segments = (np.arange(width) >= width - lengths[:, None]).astype(np.int32)
+    return PromptBatch(jnp.asarray(tokens), jnp.asarray(segments))
 
 
 def ppo(shape, config, size):
