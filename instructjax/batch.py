@@ -94,6 +94,8 @@ class Episodes:
       log_probs: [B, R] float32, of each token of the response in the distribution that the
         sampler drew it from, 0 on padding. PPO computes its own by a full forward pass;
         these are compared with them.
+      group: [B] int32, the prompt that a row answers, by its number in the global batch;
+        samples of one prompt share it.
     """
 
     tokens: Array
@@ -101,3 +103,4 @@ class Episodes:
     positions: Array
     response_mask: Array
     log_probs: Array
+    group: Array

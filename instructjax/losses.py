@@ -1,8 +1,7 @@
 """Every equation of the paper: arrays in, sums out.
 
 The paper is Ouyang et al. 2022, "Training language models to follow instructions
-with human feedback". Letters in shapes as in `batch.py`: B rows of a batch, T
-tokens of a row, R tokens of a response, K answers to a prompt, V the vocabulary.
+with human feedback". The letters in shapes are those of `typing.py`.
 
 A loss or metric is a pair (sum, weight): the value is sum / weight, but nobody
 divides before both are summed over microbatches and devices. The mean of means
@@ -15,27 +14,28 @@ even NaN there reaches neither result nor gradient.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
-Array = jax.Array
-Tree = Any  # a pytree of arrays
-Pair = tuple[Array, Array]  # (sum, weight), both scalars
-AxisName = str | tuple[str, ...] | None
+from instructjax.typing import AnyArray, Array, Scalar, Tree
+
+Pair: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, weight)
+AxisName: TypeAlias = str | tuple[str, ...] | None
 
 
 # Pairs.
 
 
-def masked_sum(x: Array, mask: Array) -> Pair:
-    """The pair of a weighted mean: (Σ mask · x, Σ mask).
+def masked_sum(x: Shaped[AnyArray, "*shape"], mask: Shaped[AnyArray, "*shape"]) -> Pair:
+    """Computes the pair of a weighted mean: (Σ mask · x, Σ mask).
 
     Args:
-      x: numbers of any shape.
-      mask: weights of the same shape, not negative.
+      x: numbers or bool.
+      mask: weights, not negative.
     """
     _same_shape(x=x, mask=mask)
     x = _float(x)
@@ -43,14 +43,14 @@ def masked_sum(x: Array, mask: Array) -> Pair:
     return jnp.sum(_where(mask, x) * mask), jnp.sum(mask)
 
 
-def mean(total: Tree, weight: Array) -> Tree:
-    """total / weight, and 0 where nothing was weighed.
+def mean(total: Tree, weight: Scalar) -> Tree:
+    """Divides a sum by its weight; the mean is 0 if the weight is 0.
 
     Args:
       total: a sum, its gradient, or a pytree of such, already summed over
         microbatches and devices. A weight does not depend on the parameters, so
         the gradient of a mean is the mean of the gradient.
-      weight: scalar, summed over the same.
+      weight: summed over the same.
     """
     return jax.tree.map(lambda leaf: leaf / jnp.where(weight > 0, weight, 1), total)
 
@@ -58,15 +58,12 @@ def mean(total: Tree, weight: Array) -> Tree:
 # Language modelling.
 
 
-def log_probs(logits: Array, tokens: Array) -> Array:
-    """Log-probabilities of given tokens: log π(token) = z_token - log Σ_v exp z_v.
+def log_probs(logits: Num[AnyArray, "*shape V"], tokens: Int[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes log-probabilities of given tokens, in nats: log π(token) = z_token - log Σ_v exp z_v.
 
     Args:
-      logits: z, [..., V].
-      tokens: [...] integers; a token outside the vocabulary yields NaN.
-
-    Returns:
-      [...], in nats.
+      logits: z.
+      tokens: a token outside the vocabulary yields NaN.
     """
     _same_shape(**{"logits without its last axis": logits[..., 0], "tokens": tokens})
     shifted = _shifted(logits)
@@ -74,14 +71,11 @@ def log_probs(logits: Array, tokens: Array) -> Array:
     return chosen - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
 
 
-def entropy(logits: Array) -> Array:
-    """Entropy of the next token: H = -Σ_v π_v log π_v, where 0 log 0 = 0.
+def entropy(logits: Num[AnyArray, "*shape V"]) -> Float[Array, "*shape"]:
+    """Computes the entropy of the next token, in nats: H = -Σ_v π_v log π_v, where 0 log 0 = 0.
 
     Args:
-      logits: [..., V], -inf for a token that cannot occur.
-
-    Returns:
-      [...], in nats.
+      logits: -inf for a token that cannot occur.
     """
     shifted = _shifted(logits)
     log_pi = shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
@@ -89,18 +83,18 @@ def entropy(logits: Array) -> Array:
     return -jnp.sum(pi * _where(pi, log_pi), axis=-1)
 
 
-def is_most_likely(logits: Array, tokens: Array) -> Array:
-    """Whether a given token is the most likely one, [...] bool; arguments as in `log_probs`."""
+def is_most_likely(logits: Num[AnyArray, "*shape V"], tokens: Int[AnyArray, "*shape"]) -> Bool[Array, "*shape"]:
+    """Returns whether a given token is the most likely one. Takes the arguments of `log_probs`."""
     _same_shape(**{"logits without its last axis": logits[..., 0], "tokens": tokens})
     return jnp.argmax(logits, axis=-1) == tokens
 
 
-def cross_entropy(log_probs: Array, weights: Array) -> Pair:
-    """Loss of pretraining, supervised fine-tuning and the ptx term: (Σ -w log π(token), Σ w), over tokens.
+def cross_entropy(log_probs: Num[AnyArray, "*shape"], weights: Shaped[AnyArray, "*shape"]) -> Pair:
+    """Computes the loss of pretraining, SFT and the ptx term: (Σ -w log π(token), Σ w), over tokens.
 
     Args:
-      log_probs: log π, [...].
-      weights: w, [...].
+      log_probs: log π.
+      weights: w.
     """
     return masked_sum(-_float(log_probs), weights)
 
@@ -108,8 +102,8 @@ def cross_entropy(log_probs: Array, weights: Array) -> Pair:
 # The reward model.
 
 
-def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
-    """Loss of the reward model (section 3.5, equation 1; appendix C.2).
+def ranking_loss(rewards: Num[AnyArray, "B K"], scores: Num[AnyArray, "B K"], valid: Shaped[AnyArray, "B K"]) -> Pair:
+    """Computes the loss of the reward model (section 3.5, equation 1; appendix C.2).
 
     For each prompt, over the pairs (w, l) in which answer w is preferred to l:
 
@@ -122,9 +116,9 @@ def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
     prompt without a preference has weight 0.
 
     Args:
-      rewards: r, [B, K], from the model.
-      scores: [B, K], from the labeler; higher is better, equal is a tie.
-      valid: [B, K], 0 where a prompt has fewer than K answers.
+      rewards: r, from the model.
+      scores: from the labeler; higher is better, equal is a tie.
+      valid: 0 where a prompt has fewer than K answers.
     """
     margins, preferred = _comparisons(rewards, scores, valid)
     losses = jnp.sum(_where(preferred, jax.nn.softplus(-margins)), axis=(1, 2))
@@ -133,12 +127,14 @@ def ranking_loss(rewards: Array, scores: Array, valid: Array) -> Pair:
     return masked_sum(losses / jnp.maximum(pairs, 1), preferred.any(axis=(1, 2)))
 
 
-def ranking_accuracy(rewards: Array, scores: Array, valid: Array) -> Pair:
-    """How often the reward model prefers what the labeler prefers (appendix E.2).
+def ranking_accuracy(
+    rewards: Num[AnyArray, "B K"], scores: Num[AnyArray, "B K"], valid: Shaped[AnyArray, "B K"]
+) -> Pair:
+    """Computes how often the reward model prefers what the labeler prefers (appendix E.2).
 
-    (number of pairs ranked rightly, number of pairs), over the pairs that the
-    labeler did not tie. Equal rewards are right by half, the score of a guess.
-    Arguments as in `ranking_loss`.
+    The pair is (number of comparisons ranked correctly, number of comparisons). Ties
+    of the labeler are not counted. Equal rewards count one half, the score of a guess.
+    Takes the arguments of `ranking_loss`.
     """
     margins, preferred = _comparisons(rewards, scores, valid)
     return masked_sum(jnp.heaviside(margins, 0.5), preferred)
@@ -147,8 +143,14 @@ def ranking_accuracy(rewards: Array, scores: Array, valid: Array) -> Pair:
 # Reinforcement learning: from scores to advantages, on whole batches.
 
 
-def kl_rewards(scores: Array, log_probs: Array, ref_log_probs: Array, mask: Array, beta: Array | float) -> Array:
-    """Rewards of the tokens of a response (section 3.5, equation 2).
+def kl_rewards(
+    scores: Num[AnyArray, "B"],
+    log_probs: Num[AnyArray, "B R"],
+    ref_log_probs: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    beta: Scalar,
+) -> Float[Array, "B R"]:
+    """Computes the rewards of the tokens of a response (section 3.5, equation 2).
 
       r_t = -β (log π(a_t) - log π_ref(a_t)) + [t is the last token] score
 
@@ -156,14 +158,14 @@ def kl_rewards(scores: Array, log_probs: Array, ref_log_probs: Array, mask: Arra
     paper's reward of an episode. A response without tokens has rewards 0.
 
     Args:
-      scores: [B], the reward model's.
-      log_probs: log π, [B, R], of the policy that sampled the tokens.
-      ref_log_probs: log π_ref, [B, R], of the policy at the start.
-      mask: [B, R], 1 on the tokens of the response.
+      scores: of the reward model.
+      log_probs: log π, of the policy that sampled the tokens.
+      ref_log_probs: log π_ref, of the policy at the start.
+      mask: 1 on the tokens of the response.
       beta: β, the KL coefficient; 0.02 in the paper.
 
     Returns:
-      [B, R], 0 outside the mask.
+      r, 0 outside the mask.
     """
     _same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs, mask=mask)
     _same_shape(**{"scores": scores, "log_probs[:, 0]": log_probs[:, 0]})
@@ -174,9 +176,13 @@ def kl_rewards(scores: Array, log_probs: Array, ref_log_probs: Array, mask: Arra
 
 
 def gae(
-    rewards: Array, values: Array, mask: Array, discount: Array | float, gae_lambda: Array | float
-) -> tuple[Array, Array]:
-    """Generalised advantage estimates (Schulman et al. 2016, equation 16).
+    rewards: Num[AnyArray, "B R"],
+    values: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    discount: Scalar,
+    gae_lambda: Scalar,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Computes generalized advantage estimates (Schulman et al. 2016, equation 16).
 
       δ_t = r_t + γ V_t+1 - V_t
       A_t = δ_t + γλ A_t+1
@@ -184,15 +190,15 @@ def gae(
     where V and A are 0 after the last token: the episode ends there.
 
     Args:
-      rewards: r, [B, R].
-      values: V, [B, R]; V_t is the value before token t is taken.
-      mask: [B, R], 1 on the tokens of the response, which start at the left.
+      rewards: r.
+      values: V; V_t is the value before token t is taken.
+      mask: 1 on the tokens of the response, which start at the left.
       discount: γ; 1 in the paper (appendix C.4).
       gae_lambda: λ; not in the paper, 0.95 in the authors' earlier code.
 
     Returns:
-      advantages: A, [B, R], 0 outside the mask.
-      returns: A + V, [B, R], the targets of the value function.
+      advantages: A, 0 outside the mask.
+      returns: A + V, the targets of the value function.
     """
     _same_shape(rewards=rewards, values=values, mask=mask)
     rewards, values = _where(mask, _float(rewards)), _where(mask, _float(values))
@@ -207,12 +213,14 @@ def gae(
     return advantages.T, advantages.T + values
 
 
-def masked_moments(x: Array, mask: Array, axis_name: AxisName = None) -> tuple[Array, Array]:
-    """Mean and variance: μ = Σ m x / Σ m, σ² = Σ m (x - μ)² / Σ m; both 0 on an empty mask.
+def masked_moments(
+    x: Shaped[AnyArray, "*shape"], mask: Shaped[AnyArray, "*shape"], axis_name: AxisName = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes mean and variance: μ = Σ m x / Σ m, σ² = Σ m (x - μ)² / Σ m; both 0 on an empty mask.
 
     Args:
-      x: numbers of any shape.
-      mask: m, of the same shape.
+      x: numbers or bool.
+      mask: m.
       axis_name: name of a mapped axis (of pmap, shard_map or vmap) over which the
         batch is split; the moments are those of the whole batch.
     """
@@ -220,35 +228,42 @@ def masked_moments(x: Array, mask: Array, axis_name: AxisName = None) -> tuple[A
     return average, _mean_over(jnp.square(_where(mask, _float(x)) - average), mask, axis_name)
 
 
-def whiten(x: Array, mask: Array, axis_name: AxisName = None, shift_mean: bool = True) -> Array:
+def whiten(
+    x: Num[AnyArray, "B R"], mask: Shaped[AnyArray, "B R"], axis_name: AxisName = None, shift_mean: bool = True
+) -> Float[Array, "B R"]:
     """Scales to variance 1 over the whole batch: (x - μ) / √(σ² + 1e-8), plus μ if not shift_mean.
 
     As in the authors' earlier code (Ziegler et al. 2019): advantages are shifted to
     mean 0, rewards keep their mean. The paper does not mention it.
 
     Args:
-      x: [B, R].
-      mask: [B, R].
+      x: advantages or rewards.
+      mask: 1 on the tokens of the response.
       axis_name: as in `masked_moments`.
       shift_mean: whether the result has mean 0; else it keeps its mean.
 
     Returns:
-      [B, R], 0 outside the mask.
+      The scaled numbers, 0 outside the mask.
     """
     average, variance = masked_moments(x, mask, axis_name)
     scaled = (_where(mask, _float(x)) - average) * lax.rsqrt(variance + 1e-8)
     return _where(mask, scaled if shift_mean else scaled + average)
 
 
-def explained_variance(values: Array, returns: Array, mask: Array, axis_name: AxisName = None) -> Array:
-    """How much of the returns the values knew: 1 - Var(returns - V) / Var(returns).
+def explained_variance(
+    values: Num[AnyArray, "B R"],
+    returns: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    axis_name: AxisName = None,
+) -> Float[Array, ""]:
+    """Computes how much of the returns the values predict: 1 - Var(returns - V) / Var(returns).
 
-    1 is perfect, 0 no better than a constant; also 0 where the returns are constant.
+    1 is perfect, and 0 is no better than a constant. It is also 0 if the returns are constant.
 
     Args:
-      values: V, [B, R], of the rollout.
-      returns: [B, R].
-      mask: [B, R].
+      values: V, of the rollout.
+      returns: the targets of the value function.
+      mask: 1 on the tokens of the response.
       axis_name: as in `masked_moments`.
     """
     _same_shape(values=values, returns=returns, mask=mask)
@@ -261,9 +276,13 @@ def explained_variance(values: Array, returns: Array, mask: Array, axis_name: Ax
 
 
 def policy_loss(
-    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array, clip: Array | float
+    log_probs: Num[AnyArray, "B R"],
+    old_log_probs: Num[AnyArray, "B R"],
+    advantages: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    clip: Scalar,
 ) -> tuple[Pair, dict[str, Pair]]:
-    """PPO's clipped loss of the policy (Schulman et al. 2017, equation 7, as a loss).
+    """Computes PPO's clipped loss of the policy (Schulman et al. 2017, equation 7, as a loss).
 
       ρ_t = π(a_t) / π_old(a_t)
       max(-ρ_t A_t, -clip(ρ_t, 1 - ε, 1 + ε) A_t)
@@ -271,10 +290,10 @@ def policy_loss(
     No gradient flows into old_log_probs or advantages.
 
     Args:
-      log_probs: log π, [B, R].
-      old_log_probs: log π_old, [B, R], of the policy that sampled the tokens.
-      advantages: A, [B, R].
-      mask: [B, R], 1 on the tokens of the response.
+      log_probs: log π.
+      old_log_probs: log π_old, of the policy that sampled the tokens.
+      advantages: A.
+      mask: 1 on the tokens of the response.
       clip: ε; 0.2 in the paper (appendix C.4).
 
     Returns:
@@ -295,21 +314,27 @@ def policy_loss(
     return masked_sum(jnp.maximum(plain, clipped), mask), metrics
 
 
-def ratio_deviation(log_probs: Array, old_log_probs: Array, mask: Array) -> Array:
-    """The largest |ρ_t - 1| of the tokens in the mask, 0 on an empty mask.
+def ratio_deviation(
+    log_probs: Num[AnyArray, "B R"], old_log_probs: Num[AnyArray, "B R"], mask: Shaped[AnyArray, "B R"]
+) -> Float[Array, ""]:
+    """Computes the largest |ρ_t - 1| of the tokens in the mask, 0 on an empty mask.
 
-    0, up to rounding, at the first minibatch of an iteration; else sampling and
-    update disagree about the policy. A maximum: reduced over microbatches and
-    devices by the maximum, not by sums. Arguments as in `policy_loss`.
+    It is 0, up to rounding, at the first minibatch of an iteration; else sampling and
+    update disagree about the policy. Reduce it over microbatches and devices by the
+    maximum, not by sums. Takes the arguments of `policy_loss`.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     return jnp.max(jnp.abs(jnp.expm1(_log_ratio(log_probs, old_log_probs, mask))))
 
 
 def value_loss(
-    values: Array, old_values: Array, returns: Array, mask: Array, clip: Array | float
+    values: Num[AnyArray, "B R"],
+    old_values: Num[AnyArray, "B R"],
+    returns: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    clip: Scalar,
 ) -> tuple[Pair, dict[str, Pair]]:
-    """Loss of the value function, clipped around the old values.
+    """Computes the loss of the value function, clipped around the old values.
 
       ½ max((V - G)², (clip(V, V_old - ε, V_old + ε) - G)²)
 
@@ -317,10 +342,10 @@ def value_loss(
     one. No gradient flows into old_values or returns.
 
     Args:
-      values: V, [B, R].
-      old_values: V_old, [B, R], of the rollout.
-      returns: G, [B, R].
-      mask: [B, R], 1 on the tokens of the response.
+      values: V.
+      old_values: V_old, of the rollout.
+      returns: G.
+      mask: 1 on the tokens of the response.
       clip: ε, in units of reward; infinity does not clip.
 
     Returns:
@@ -336,8 +361,8 @@ def value_loss(
     return masked_sum(0.5 * jnp.maximum(plain, clipped), mask), {"clip_fraction": masked_sum(clipped > plain, mask)}
 
 
-def ppo_ptx(policy: tuple[Tree, Array], pretraining: tuple[Tree, Array], gamma: Array | float) -> Tree:
-    """The policy's objective with pretraining mixed in (section 3.5, equation 2; appendix C.4).
+def ppo_ptx(policy: tuple[Tree, Scalar], pretraining: tuple[Tree, Scalar], gamma: Scalar) -> Tree:
+    """Mixes pretraining into the objective of the policy (section 3.5, equation 2; appendix C.4).
 
       L = Σ L_ppo / W_ppo + γ Σ L_ptx / W_ptx
 
@@ -359,43 +384,45 @@ def ppo_ptx(policy: tuple[Tree, Array], pretraining: tuple[Tree, Array], gamma: 
     return jax.tree.map(lambda ppo, ptx: ppo + gamma * ptx, mean(*policy), mean(*pretraining))
 
 
-def _float(x: Array) -> Array:
+def _float(x: AnyArray) -> Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _where(mask: Array, x: Array) -> Array:
-    """x where the mask is set, else 0. Multiplying by 0 would let NaN and infinity through."""
+def _where(mask: AnyArray, x: AnyArray) -> Array:
+    """Returns x where the mask is set, else 0. Multiplying by 0 would let NaN and infinity through."""
     return jnp.where(jnp.asarray(mask) > 0, x, 0)
 
 
-def _shifted(logits: Array) -> Array:
-    """Logits less their maximum: the same distribution, without overflow."""
+def _shifted(logits: AnyArray) -> Array:
+    """Subtracts the maximum from logits: the same distribution, without overflow."""
     logits = _float(logits)
     return logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
 
 
-def _log_ratio(log_probs: Array, old_log_probs: Array, mask: Array) -> Array:
+def _log_ratio(log_probs: AnyArray, old_log_probs: AnyArray, mask: AnyArray) -> Array:
     return _where(mask, _float(log_probs) - lax.stop_gradient(_float(old_log_probs)))
 
 
-def _comparisons(rewards: Array, scores: Array, valid: Array) -> tuple[Array, Array]:
-    """[B, K, K]: r_w - r_l, and whether the labeler prefers w to l. Each untied pair is there once."""
+def _comparisons(
+    rewards: AnyArray, scores: AnyArray, valid: AnyArray
+) -> tuple[Float[Array, "B K K"], Bool[Array, "B K K"]]:
+    """Returns r_w - r_l, and whether the labeler prefers w to l. Each untied pair is there once."""
     _same_shape(rewards=rewards, scores=scores, valid=valid)
     rewards, scores, valid = _float(rewards), jnp.asarray(scores), jnp.asarray(valid) > 0
     preferred = (scores[:, :, None] > scores[:, None, :]) & valid[:, :, None] & valid[:, None, :]
     return _where(preferred, rewards[:, :, None] - rewards[:, None, :]), preferred
 
 
-def _mean_over(x: Array, mask: Array, axis_name: AxisName) -> Array:
+def _mean_over(x: AnyArray, mask: AnyArray, axis_name: AxisName) -> Array:
     total, weight = masked_sum(x, mask)
     if axis_name is not None:
         total, weight = lax.psum((total, weight), axis_name)
     return mean(total, weight)
 
 
-def _same_shape(**arrays: Array) -> None:
-    """Broadcasting a mask or a score by accident would be a wrong number, not an error."""
+def _same_shape(**arrays: AnyArray) -> None:
+    """Raises an error where JAX would broadcast a mask or a score by accident."""
     if len({jnp.shape(array) for array in arrays.values()}) > 1:
         found = ", ".join(f"{name} {jnp.shape(array)}" for name, array in arrays.items())
         raise ValueError(f"expected arrays of one shape, found {found}")

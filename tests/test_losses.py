@@ -529,7 +529,7 @@ def test_an_empty_mask_gives_zeros():
     lambda x: losses.log_probs(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
     lambda x: losses.is_most_likely(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
 ])  # fmt: skip
-def test_shapes_that_would_broadcast_are_refused(call):
+def test_shapes_that_would_broadcast_are_refused(call, unchecked_shapes):
     with pytest.raises(ValueError, match=r"expected arrays of one shape, found .*\("):
         call(jnp.ones((B, R)))
 

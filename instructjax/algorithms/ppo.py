@@ -1,20 +1,28 @@
-"""PPO and PPO-ptx as one pure function (sections 3.5 and appendix C.4).
-
-An iteration samples a response to each prompt, scores it, spreads the score and the
-KL penalty over its tokens, computes advantages, and updates the policy and the value
-network on minibatches:
+"""PPO and PPO-ptx as one pure function (section 3.5 and appendix C.4).
 
     objective = E[ clipped surrogate of (r(x, y) - beta log pi(y|x) / pi_init(y|x)) ]
                 + gamma E_text[ log pi(text) ]
 
-The expectations are means over tokens. The paper does not say how it normalises the
+The expectations are means over tokens. The paper does not say how it normalizes the
 second term; gamma is a config key.
+
+`Iteration.step` is the algorithm, top to bottom:
+
+    1. sample     responses to prompts
+    2. read       episodes with policy, reference, critic and scorer
+    3. score      each response at its last token
+    4. reward     each token: the KL penalty, and the score at the end
+    5. estimate   advantages, and returns for the critic
+    6. update     policy and critic on minibatches, for some epochs
+    7. average    the policy's weights
+
+Steps 2 to 5 are `observe`. The critic and the estimator of advantages are arguments:
+with no critic and `per_response(leave_one_out)` the same function is RLOO.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -24,27 +32,26 @@ import ml_collections
 import optax
 
 from instructjax import losses
+from instructjax.algorithms import ppo_metrics
+from instructjax.algorithms.advantages import Estimator
+from instructjax.algorithms.ppo_metrics import Readings
 from instructjax.batch import Episodes, LMBatch, PromptBatch
+from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import consistency, episode, refilling, sampling
 from instructjax.rollout.episode import Experience
-from instructjax.training import objectives
+from instructjax.rollout.reward_function import RewardFunction
+from instructjax.training import metrics as metrics_lib
+from instructjax.training import objectives, rows
 from instructjax.training import state as train_state
+from instructjax.training.metrics import Metrics
+from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.training.state import Params, TrainState
-from instructjax.training.step import (
-    Loss,
-    Maximum,
-    Metrics,
-    finite_update,
-    gather_rows,
-    merge_interleaved,
-    over_devices,
-    own_rows,
-    split_interleaved,
-    summed_gradient,
-)
+from instructjax.training.step import Loss, finite_update, summed_gradient
 
 Array = jax.Array
+Batch = tuple[PromptBatch, LMBatch | None]
 
 
 @flax.struct.dataclass
@@ -53,22 +60,22 @@ class PPOState:
 
     Attributes:
       step: int32 scalar, the number of iterations made.
-      policy: the policy with its moving average, which is what is evaluated.
-      value: the value network, started from the reward model.
+      policy: the policy, with the moving average that is evaluated and exported.
+      value: the critic, started from the reward model; None without a critic.
     """
 
     step: Array
     policy: TrainState
-    value: TrainState
+    value: TrainState | None
 
 
 @flax.struct.dataclass
 class Frozen:
-    """What an iteration reads only.
+    """Weights that an iteration only reads.
 
     Attributes:
-      reference: the initial policy's weights, which the KL penalty is taken to.
-      reward: the reward model's weights, its offset included.
+      reference: the initial policy's, to which the KL penalty is taken.
+      reward: the reward model's, its offset included.
     """
 
     reference: Params
@@ -76,232 +83,274 @@ class Frozen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Iteration:
-    """`iterate(state, (prompts, text), key, frozen) -> (state, metrics)`, and the three parts that it has.
+class Learner:
+    """A network and what updates it.
 
     Attributes:
-      step: the iteration itself.
-      rollout: `rollout(policy, prompts, key) -> (episodes, tokens decoded)`, those of rows that were done included.
-      observe: `observe(state, frozen, episodes) -> (experience, metrics)`.
-      update: `update(state, experience, text, key) -> (state, metrics)`, of one minibatch.
+      model: a LanguageModel (policy) or a ScalarModel (critic).
+      optimizer: makes one update per minibatch.
     """
 
-    step: Callable[[PPOState, tuple[PromptBatch, LMBatch | None], Array, Frozen], tuple[PPOState, Metrics]]
-    rollout: Callable[[Params, PromptBatch, Array], tuple[Episodes, Array]]
-    observe: Callable[[PPOState, Frozen, Episodes], tuple[Experience, Metrics]]
-    update: Callable[[PPOState, Experience, LMBatch | None, Array], tuple[PPOState, Metrics]]
-
-    def __call__(
-        self, state: PPOState, batch: tuple[PromptBatch, LMBatch | None], key: Array, frozen: Frozen
-    ) -> tuple[PPOState, Metrics]:
-        """The whole iteration."""
-        return self.step(state, batch, key, frozen)
+    model: LanguageModel | ScalarModel | Any
+    optimizer: optax.GradientTransformation
 
 
-def make_iteration(
-    policy_model: Any,
-    scalar_model: Any,
-    policy_optimizer: optax.GradientTransformation,
-    value_optimizer: optax.GradientTransformation,
-    config: ml_collections.ConfigDict,
-    *,
-    reward_model: Any = None,
-    max_response: int,
-    eos_id: int,
-    pad_id: int,
-    axis_name: str | None = None,
-) -> Iteration:
-    """Builds `iterate(state, (prompts, text), key, frozen) -> (state, metrics)`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iteration:
+    """A pure function `iterate(state, (prompts, text), key, frozen) -> (state, metrics)`, and its three parts.
 
-    With text, the policy learns from the ptx term too (PPO-ptx); with None it does not
-    (PPO, gamma = 0). The key is the run's root key.
-
-    Args:
-      policy_model: a LanguageModel, for policy and reference.
-      scalar_model: a ScalarModel, for the value and, as in the paper, the reward.
-      policy_optimizer: makes one update per minibatch.
-      value_optimizer: the same for the value network.
+    Attributes:
+      policy: the policy; its model reads the reference, too.
+      scorer: the reward model, or a reward function in its place.
+      critic: the value network; None if the estimator needs none.
+      advantages: the estimator of advantages.
       config: the `ppo` section of a recipe.
-      reward_model: scores episodes in its place, such as a `RewardFunction`; None is `scalar_model`.
       max_response: R, tokens.
       eos_id: ends a response.
       pad_id: fills a row after its end.
+      samples_per_prompt: responses to each prompt of the batch.
       axis_name: the mapped axis, under pmap; statistics and minibatches are global all the same.
     """
-    minibatches = config.batch_size // config.minibatch_size
-    reward_model = reward_model or scalar_model
 
-    ends = {"max_response": max_response, "eos_id": eos_id, "pad_id": pad_id}
+    policy: Learner
+    scorer: ScalarModel | RewardFunction | Any
+    critic: Learner | None
+    advantages: Estimator
+    config: ml_collections.ConfigDict
+    max_response: int
+    eos_id: int
+    pad_id: int
+    samples_per_prompt: int
+    axis_name: str | None
 
-    def rollout(policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
-        rows = prompts.tokens.shape[0]
-        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-        batch = prompts, sampling.row_keys(key, rows, first)
-        choose, at_once = sampling.categorical(config.temperature), rows // config.rollout_parts
-        if config.rollout_refill:
-            refill = config.rollout_refill
-            return refilling.sample(policy_model, policy, *batch, choose, rows=at_once, refill=refill, **ends)
+    @property
+    def minibatches(self) -> int:
+        """Updates per epoch."""
+        return self.config.batch_size // self.config.minibatch_size
 
-        def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
-            return sampling.sample(policy_model, policy, *constrain_rows(part), choose, **ends)
+    def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
+        """Makes one iteration; see `step`."""
+        return self.step(state, batch, key, frozen)
 
-        episodes, decoded = jax.lax.map(sample, split_interleaved(batch, config.rollout_parts))
-        return merge_interleaved(episodes), decoded.sum()
+    def step(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
+        """Makes one iteration (algorithm of appendix C.4).
 
-    def forward(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Array, Array, Array, Array, Array]:
-        """All four networks over some episodes: log π, log π_ref, values, reward model, entropy."""
-
-        def read(logits: Array, tokens: Array) -> tuple[Array, Array]:
-            logits /= config.temperature
-            return losses.log_probs(logits, tokens), losses.entropy(logits)
-
-        log_probs, entropy = episode.read_response(policy_model, state.policy.params, episodes, read)
-        ref_log_probs = episode.response_log_probs(policy_model, frozen.reference, episodes, config.temperature)
-        values = episode.response_values(scalar_model, state.value.params, episodes)
-        outputs = reward_model.apply({"params": frozen.reward}, episodes.tokens, episodes.segments, episodes.positions)
-        return log_probs, ref_log_probs, values, outputs, entropy
-
-    def observe(state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
-        """What the four networks say of this device's episodes, and what follows from it.
-
-        As many rows at a time as a microbatch has: logits of the whole batch are never held, and
-        the products of matrices have the shapes of the update's, which round alike.
+        Args:
+          state: before the iteration.
+          batch: prompts, `config.batch_size / samples_per_prompt` of them over all devices, and pretraining text
+            for the ptx term (PPO-ptx) or None (PPO).
+          key: the run's root key; the iteration's number is folded in, so that a resumed run repeats itself.
+          frozen: reference and reward model.
         """
-        hands = split_interleaved(episodes, minibatches * config.microbatches)
-        parts = jax.lax.map(lambda part: forward(state, frozen, constrain_rows(part)), hands)
-        log_probs, ref_log_probs, values, outputs, entropy = merge_interleaved(parts)
-        mask = episodes.response_mask
-        scores = episode.at_last_token(outputs, episodes.segments)
-        consistency.require_floating(scores=scores)
-        score_read_error = consistency.score_read_error(scores, outputs, episodes, eos_id)
-        ended = episode.ended(episodes, eos_id)
-        scores = jnp.where(ended, scores, scores - config.missing_eos_penalty)
-        rewards = losses.kl_rewards(scores, log_probs, ref_log_probs, mask, config.kl_coefficient)
-        advantages, returns = losses.gae(rewards, values, mask, config.discount, config.gae_lambda)
-        advantages = losses.whiten(advantages, mask, axis_name=axis_name)
-        consistency.require_floating(values=values, rewards=rewards, advantages=advantages, returns=returns)
-        log_ratio = (log_probs - ref_log_probs) * mask
-        sampler_log_ratio = (log_probs - episodes.log_probs) * mask
-        kl = log_ratio.sum(axis=1)
-        one = jnp.ones_like(scores)
-        metrics = {
-            "reward": (scores.sum(), one.sum()),
-            "kl": (kl.sum(), one.sum()),  # nats per episode
-            "max_abs_kl": Maximum(jnp.abs(kl).max()),
-            # What must be 0; see runs/invariants.py.
-            "initial_kl": jax.tree.map(
-                lambda x: jnp.where(state.step == 0, x, 0.0), losses.masked_sum(0.5 * jnp.square(log_ratio), mask)
-            ),
-            "sampler_deviation": Maximum(jnp.abs(sampler_log_ratio).max()),
-            "sampler_kl": losses.masked_sum(0.5 * jnp.square(sampler_log_ratio), mask),
-            "score_read_error": Maximum(score_read_error),
-            "reward_placement_error": Maximum(
-                consistency.reward_placement_error(rewards, scores, config.kl_coefficient * log_ratio, episodes, eos_id)
-            ),
-            "entropy": ((entropy * mask).sum(), mask.sum()),
-            "response_tokens": (mask.sum(), one.sum()),
-            "padding": objectives.padding(episodes.segments),
-            "missing_eos": ((~ended).sum().astype(jnp.float32), one.sum()),
-            "value": (values.sum(), mask.sum()),
-            "return": ((returns * mask).sum(), mask.sum()),
-            "explained_variance": (
-                losses.explained_variance(values, returns, mask, axis_name) * one.sum(),
-                one.sum(),
-            ),
-        }
-        return (
-            Experience(
-                episodes=episodes,
-                log_probs=log_probs,
-                ref_log_probs=ref_log_probs,
-                values=values,
-                scores=scores,
-                advantages=advantages,
-                returns=returns,
-            ),
-            metrics,
-        )
-
-    def policy_loss(params: Params, batch: Experience, key: Array):
-        del key  # no dropout in PPO: the ratio must be 1 before any update
-        mask = batch.episodes.response_mask
-        log_probs = episode.response_log_probs(policy_model, params, batch.episodes, config.temperature)
-        pair, metrics = losses.policy_loss(log_probs, batch.log_probs, batch.advantages, mask, config.clip_ratio)
-        return pair, {
-            **metrics,
-            "max_ratio_deviation": Maximum(losses.ratio_deviation(log_probs, batch.log_probs, mask)),
-            "mask_mismatches": Maximum(consistency.mask_mismatches(batch.episodes, eos_id)),
-        }
-
-    def value_loss(params: Params, batch: Experience, key: Array):
-        del key
-        values = episode.response_values(scalar_model, params, batch.episodes)
-        return losses.value_loss(values, batch.values, batch.returns, batch.episodes.response_mask, config.clip_value)
-
-    ptx_loss = objectives.language_model_loss(policy_model)
-
-    def update(state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        def over_episodes(loss: Loss, params: Params) -> tuple[tuple[Params, Array], Metrics]:
-            return summed_gradient(loss, params, batch, key, microbatches=config.microbatches, axis_name=axis_name)
-
-        pair, metrics = over_episodes(policy_loss, state.policy.params)
-        gradient, loss = losses.mean(*pair), metrics["loss"][0]
-        if text is not None:
-            ptx_pair, ptx_metrics = summed_gradient(
-                ptx_loss, state.policy.params, text, key, microbatches=config.ptx_microbatches, axis_name=axis_name
-            )
-            gradient, loss = losses.ppo_ptx(pair, ptx_pair, config.ptx_coefficient), loss + ptx_metrics["loss"][0]
-            metrics["ptx_loss"] = ptx_metrics["loss"]
-        policy, metrics = finite_update(state.policy, gradient, loss, metrics, policy_optimizer)
-        pair, value_metrics = over_episodes(value_loss, state.value.params)
-        loss = value_metrics["loss"][0]
-        value, value_metrics = finite_update(state.value, losses.mean(*pair), loss, value_metrics, value_optimizer)
-        metrics = {f"policy_{name}" if name == "loss" else name: metric for name, metric in metrics.items()}
-        metrics.update({f"value_{name}": metric for name, metric in value_metrics.items()})
-        return state.replace(policy=policy, value=value), metrics
-
-    def iterate(
-        state: PPOState, batch: tuple[PromptBatch, LMBatch | None], key: Array, frozen: Frozen
-    ) -> tuple[PPOState, Metrics]:
         prompts, text = batch
         sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        episodes, decoded = rollout(state.policy.params, prompts, sample_key)
-        experience, rollout_metrics = observe(state, frozen, episodes)
-        # The first token of a response comes from its prompt.
-        needed = (episodes.response_mask.sum(axis=1) - 1).sum()
-        rollout_metrics["rollout_padding"] = decoded - needed, jnp.maximum(decoded, 1).astype(jnp.float32)
-        rollout_metrics = over_devices(rollout_metrics, axis_name)
-        experience = gather_rows(experience, axis_name)
-        # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
-        windows = split_interleaved(text, minibatches)
+        # 1. The environment is a bandit: a random prompt, one response to it (section 3.5, "Reinforcement learning").
+        episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
+        # 2. to 5. What was sampled is read once; log-probabilities, values and advantages then stay as they are.
+        experience, metrics = self.observe(state, frozen, episodes)
+        metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
+        # 6. Minibatches are drawn from the rows of all devices (appendix C.4: 8 minibatches, a single epoch).
+        experience = rows.gather_rows(experience, self.axis_name)
+        state, updates = self._epochs(state, experience, text, shuffle_key, update_key)
+        # 7. The average is what is evaluated (appendix C.4: decay 0.992), one step per iteration.
+        policy = train_state.update_average(state.policy, self.config.ema_decay)
+        return state.replace(step=state.step + 1, policy=policy), metrics | ppo_metrics.updates(updates)
 
-        def minibatch(state, rows_and_windows):
-            rows, windows, number = rows_and_windows
-            part = constrain_rows(jax.tree.map(lambda x: x[own_rows(rows, axis_name)], experience))
-            return update(state, part, constrain_rows(windows), jax.random.fold_in(update_key, number))
+    def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
+        """Samples `samples_per_prompt` responses to each prompt, from the softmax without top-k or top-p.
 
-        def epoch(state, number):
-            order = jax.random.permutation(jax.random.fold_in(shuffle_key, number), config.batch_size)
-            numbers = number * minibatches + jnp.arange(minibatches)
-            return jax.lax.scan(minibatch, state, (order.reshape(minibatches, -1), windows, numbers))
+        A row's tokens depend on its number in the global batch, not on devices, parts or neighbors.
 
-        state, updates = jax.lax.scan(epoch, state, jnp.arange(config.epochs))
-        first = jax.tree.map(lambda x: x[0, 0], updates)
-        metrics = {
-            **rollout_metrics,
-            **_total(updates),
-            "first_ratio_deviation": first["max_ratio_deviation"],
-            "first_approx_kl": first["approx_kl"],
+        Returns:
+          Episodes, in which responses to one prompt are next to each other, and the number of decoded tokens, those
+          of idle rows included.
+        """
+        config = self.config
+        if self.samples_per_prompt > 1:
+            prompts = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, self.samples_per_prompt, axis=0), prompts))
+        size = prompts.tokens.shape[0]
+        first = rows.first_row(size, self.axis_name)
+        batch = prompts, sampling.row_keys(key, size, first)
+        choose, at_once = sampling.categorical(config.temperature), size // config.rollout_parts
+        ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
+
+        def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
+            return sampling.sample(self.policy.model, policy, *constrain_rows(part), choose, **ends)
+
+        if config.rollout_refill:
+            refill = {"rows": at_once, "refill": config.rollout_refill}
+            episodes, decoded = refilling.sample(self.policy.model, policy, *batch, choose, **refill, **ends)
+        else:
+            episodes, decoded = jax.lax.map(sample, split_interleaved(batch, config.rollout_parts))
+            episodes, decoded = merge_interleaved(episodes), decoded.sum()
+        group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
+        return episodes.replace(group=group), decoded
+
+    def observe(self, state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
+        """Reads, scores and rewards this device's episodes, and estimates their advantages: steps 2 to 5."""
+        config, mask = self.config, episodes.response_mask
+        # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
+        readings = self._read(state, frozen, episodes)
+        # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
+        outcome = episode.at_last_token(readings.rewards, episodes.segments)
+        consistency.require_floating(scores=outcome)
+        ended = episode.ended(episodes, self.eos_id)
+        scores = jnp.where(ended, outcome, outcome - config.missing_eos_penalty)
+        # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
+        log_probs = readings.log_probs, readings.ref_log_probs
+        rewards = losses.kl_rewards(scores, *log_probs, mask, config.kl_coefficient)
+        # 5. Over the whole batch, before it is cut into minibatches.
+        advantages, returns = self.advantages.estimate(rewards, mask, readings.values, episodes.group, self.axis_name)
+        critic = {} if self.critic is None else {"values": readings.values, "returns": returns}
+        consistency.require_floating(rewards=rewards, advantages=advantages, **critic)
+        experience = Experience(
+            episodes=episodes,
+            log_probs=readings.log_probs,
+            ref_log_probs=readings.ref_log_probs,
+            values=readings.values,
+            scores=scores,
+            advantages=advantages,
+            returns=returns,
+        )
+        beta, first = config.kl_coefficient, state.step == 0
+        return experience, {
+            **ppo_metrics.rollout(experience, readings, self.eos_id, self.axis_name),
+            **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
         }
-        policy = train_state.update_average(state.policy, config.ema_decay)
-        return state.replace(step=state.step + 1, policy=policy), metrics
 
-    return Iteration(step=iterate, rollout=rollout, observe=observe, update=update)
+    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes) -> Readings:
+        """Reads episodes with all networks, as many rows at a time as a microbatch has.
+
+        So the logits of the whole batch are never held, and matmuls have the shapes of the update's, which round alike.
+        """
+
+        def of_policy(logits: Array, tokens: Array) -> tuple[Array, Array]:
+            logits /= self.config.temperature
+            return losses.log_probs(logits, tokens), losses.entropy(logits)
+
+        def read(part: Episodes) -> Readings:
+            part = constrain_rows(part)
+            model, temperature = self.policy.model, self.config.temperature
+            log_probs, entropy = episode.read_response(model, state.policy.params, part, of_policy)
+            ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
+            values = self.critic and episode.response_values(self.critic.model, state.value.params, part)
+            rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
+            return Readings(log_probs, ref_log_probs, entropy, values, rewards)
+
+        parts = split_interleaved(episodes, self.minibatches * self.config.microbatches)
+        return merge_interleaved(jax.lax.map(read, parts))
+
+    def _epochs(
+        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
+    ) -> tuple[PPOState, Metrics]:
+        """Updates on all minibatches, in another order each epoch; metrics are [epochs, minibatches]."""
+        # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
+        windows = split_interleaved(text, self.minibatches)
+
+        def minibatch(state: PPOState, given: tuple[Array, LMBatch | None, Array]) -> tuple[PPOState, Metrics]:
+            chosen, windows, number = given
+            own = rows.own_rows(chosen, self.axis_name)
+            part = constrain_rows(jax.tree.map(lambda x: x[own], experience))
+            return self.update(state, part, constrain_rows(windows), jax.random.fold_in(update_key, number))
+
+        def epoch(state: PPOState, number: Array) -> tuple[PPOState, Metrics]:
+            order = jax.random.permutation(jax.random.fold_in(shuffle_key, number), self.config.batch_size)
+            numbers = number * self.minibatches + jnp.arange(self.minibatches)
+            return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows, numbers))
+
+        return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
+
+    def update(self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
+        """Makes one update of the policy and one of the critic, on a minibatch: step 6."""
+        policy, metrics = self._update_policy(state.policy, batch, text, key)
+        metrics["policy_loss"] = metrics.pop("loss")
+        if self.critic is None:
+            return state.replace(policy=policy), metrics
+        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
+        loss, gradient = value_metrics["loss"].total, losses.mean(*pair)
+        value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
+        metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
+        return state.replace(policy=policy, value=value), metrics
+
+    def _update_policy(
+        self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
+    ) -> tuple[TrainState, Metrics]:
+        """Makes one update by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
+        pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
+        gradient, loss = losses.mean(*pair), metrics["loss"].total
+        if text is not None:
+            ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
+            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
+            gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
+            loss = loss + ptx_metrics["loss"].total
+            metrics["ptx_loss"] = ptx_metrics["loss"]
+        return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
+
+    def _gradient(
+        self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
+    ) -> tuple[tuple[Params, Array], Metrics]:
+        microbatches = microbatches or self.config.microbatches
+        return summed_gradient(loss, params, batch, key, microbatches=microbatches, axis_name=self.axis_name)
+
+    def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+        del key  # no dropout in PPO: the ratio must be 1 before any update
+        mask = batch.episodes.response_mask
+        log_probs = episode.response_log_probs(self.policy.model, params, batch.episodes, self.config.temperature)
+        ratio = log_probs, batch.log_probs
+        pair, metrics = losses.policy_loss(*ratio, batch.advantages, mask, self.config.clip_ratio)
+        return pair, ppo_metrics.policy_update(log_probs, batch, metrics, self.eos_id)
+
+    def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+        del key
+        values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
+        pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
+        return pair, ppo_metrics.means(metrics)
 
 
-def _total(stacked: Metrics) -> Metrics:
-    """Sums of pairs and maxima of maxima over [epochs, minibatches]."""
-    return {
-        name: Maximum(value.value.max()) if isinstance(value, Maximum) else (value[0].sum(), value[1].sum())
-        for name, value in stacked.items()
-    }
+def make_iteration(
+    policy: Learner,
+    scorer: ScalarModel | RewardFunction | Any,
+    critic: Learner | None,
+    advantages: Estimator,
+    config: ml_collections.ConfigDict,
+    *,
+    max_response: int,
+    eos_id: int,
+    pad_id: int,
+    samples_per_prompt: int = 1,
+    axis_name: str | None = None,
+) -> Iteration:
+    """Builds an iteration from parts that fit together; see the attributes of `Iteration`.
+
+        make_iteration(policy, reward_model, critic, gae(1.0, 0.95), config.ppo, ...)                              # PPO
+        make_iteration(policy, reward_model, None, per_response(leave_one_out), ..., samples_per_prompt=4)        # RLOO
+        make_iteration(policy, reward_model, None, per_response(group_relative), ..., samples_per_prompt=16)      # GRPO
+
+    Raises:
+      ConfigError: the estimator needs a critic or several samples, or the batch does not divide.
+    """
+    if advantages.needs_critic != (critic is not None):
+        wanted, found = ("a", "none") if critic is None else ("no", "one")
+        raise ConfigError(f"critic: expected {wanted} critic for this estimator of advantages, found {found}")
+    if samples_per_prompt < 1 + advantages.needs_groups:
+        raise ConfigError(
+            f"samples_per_prompt: expected at least {1 + advantages.needs_groups} for this estimator of advantages, "
+            f"found {samples_per_prompt}"
+        )
+    if config.batch_size % samples_per_prompt:
+        raise ConfigError(
+            f"samples_per_prompt: expected a divisor of ppo.batch_size ({config.batch_size}), "
+            f"found {samples_per_prompt}"
+        )
+    return Iteration(
+        policy=policy,
+        scorer=scorer,
+        critic=critic,
+        advantages=advantages,
+        config=config,
+        max_response=max_response,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        samples_per_prompt=samples_per_prompt,
+        axis_name=axis_name,
+    )

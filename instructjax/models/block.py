@@ -1,26 +1,29 @@
-"""One layer of the decoder: attention and a feed-forward network, each behind a layer norm.
-
-Letters in shapes: B rows, T tokens given, S slots of a cache, L layers, H heads, D width of a head.
-"""
+"""One layer of the decoder: attention and a feed-forward network, each behind a layer norm."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import flax.linen as nn
-import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float, Int
 
 from instructjax.models import matmul
-from instructjax.models.attention import attention
-from instructjax.models.cache import append
+from instructjax.models.attention import Visible, attention
+from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
+from instructjax.typing import Array
+
+Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
+Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys and values of a cache
 
 TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
 DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
 
 
 class Dense(nn.Module):
-    """x W + b over the last axis: [B, T, d] to [B, T, features].
+    """Computes x W + b over the last axis.
 
     Attributes:
       scale: of the kernel's start, in units of `config.init_std`; the bias starts at 0.
@@ -31,8 +34,9 @@ class Dense(nn.Module):
     scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T features"]:
         config, width = self.config, x.shape[-1]
+        kernel: Array
         if self.has_variable("params", TRANSPOSED):
             spec, kernel = "td,fd->tf", self.get_variable("params", TRANSPOSED)
         else:
@@ -46,21 +50,29 @@ class Dense(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of one layer; see `Block` for the arguments."""
+    """Multi-head attention of one layer."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, keys, values, layer, start, visible):
+    def __call__(
+        self,
+        x: Hidden,
+        keys: Slots | None,
+        values: Slots | None,
+        layer: Int[Array, ""] | int,
+        start: Int[Array, ""],
+        visible: Visible,
+    ) -> Carry:
         config = self.config
         heads = (*x.shape[:2], config.num_heads, config.d_head)
 
-        def project(name):
+        def project(name: str) -> Float[Array, "B H T D"]:
             flat = Dense(config, config.num_heads * config.d_head, name=name)(x)
             return flat.reshape(heads).swapaxes(1, 2)
 
         query, key, value = project("query"), project("key"), project("value")
-        if keys is not None:
+        if keys is not None and values is not None:
             keys, key = append(keys, key, layer, start)
             values, value = append(values, value, layer, start)
         mixed = (
@@ -72,12 +84,12 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU (the tanh form of GPT-2) between: [B, T, d] to [B, T, d]."""
+    """Two dense layers with GELU (the tanh form of GPT-2) between them."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Hidden) -> Hidden:
         config = self.config
         hidden = nn.gelu(Dense(config, config.d_ff, name="in")(x), approximate=True)
         return Dense(config, config.d_model, _residual_scale(config), name="out")(hidden)
@@ -86,16 +98,17 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    The carry is (x [B, T, d], keys, values), where keys and values are the whole
-    cache [L, B, H, S, D], or that of this layer [B, H, S, D], or both None. The whole
-    is carried, not scanned over, so that a decoding loop updates it in place instead
-    of copying it.
+    The keys and values of the carry are the cache of all layers, or of this layer, or
+    None. The cache of all layers is carried, not scanned over, so that a decoding loop
+    updates it in place instead of copying it.
     """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, carry, layer, start, visible, deterministic):
+    def __call__(
+        self, carry: Carry, layer: Int[Array, ""] | int, start: Int[Array, ""], visible: Visible, deterministic: bool
+    ) -> tuple[Carry, None]:
         x, keys, values = carry
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
         normed = layer_norm(self.config, "attention_norm")(x)
@@ -106,13 +119,13 @@ class Block(nn.Module):
         return (between_blocks(self.config, x), keys, values), None
 
 
-def between_blocks(config: TransformerConfig, x: jax.Array) -> jax.Array:
-    """The residual stream [B, T, d] where the backward pass finds it in memory, cut by rows and by position."""
+def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:
+    """Cuts the residual stream by rows and by position, where it is kept for the backward pass."""
     return constrain(x, "batch", "length" if config.shard_length else None, None)
 
 
 def layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
-    """Layer norm with the epsilon of GPT-2."""
+    """Builds a layer norm with the epsilon of GPT-2."""
     return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
 
 

@@ -1,16 +1,22 @@
-"""The key-value cache of a decoder: what is kept of the tokens seen so far.
-
-Letters in shapes: L layers, B rows, H heads, S slots, D width of a head, T tokens that are appended.
-"""
+"""The key-value cache of a decoder: what is kept of the tokens seen so far."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
+from instructjax.typing import Array
+
+Slots: TypeAlias = Float[
+    Array, "*L B H S D"
+]  # keys or values of one layer, or of all; the slots of a head lie together
 
 
 @flax.struct.dataclass
@@ -18,28 +24,28 @@ class Cache:
     """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
 
     Attributes:
-      keys: [L, B, H, S, D], so that the keys of a head lie together; or of each layer [B, H, S, D].
+      keys: of all layers in one array, or an array for each layer.
       values: like `keys`.
-      segments: [B, S] int32, 0 on padding and on unused slots.
-      positions: [B, S] int32.
-      length: int32 scalar, the slot that is written next: the number of slots used, by tokens and by padding, unless
+      segments: 0 on padding and on unused slots.
+      positions: of each token in its segment.
+      length: the slot that is written next: the number of slots used, by tokens and by padding, unless
         the caller has turned back to the first.
     """
 
-    keys: jax.Array | tuple[jax.Array, ...]
-    values: jax.Array | tuple[jax.Array, ...]
-    segments: jax.Array
-    positions: jax.Array
-    length: jax.Array
+    keys: Slots | tuple[Slots, ...]
+    values: Slots | tuple[Slots, ...]
+    segments: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    length: Int[Array, ""]
 
 
 def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
-    """An empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
+    """Returns an empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
 
-    def empty(*layers):
+    def empty(*layers: int) -> Slots:
         return _cached(jnp.zeros((*layers, batch_size, config.num_heads, max_length, config.d_head), config.dtype))
 
-    def slots():
+    def slots() -> Slots | tuple[Slots, ...]:
         return tuple(empty() for _ in range(config.num_layers)) if config.cache_by_layer else empty(config.num_layers)
 
     return Cache(
@@ -51,24 +57,25 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
     )
 
 
-def written(cache: Cache, rows: jax.Array, slots: jax.Array, others: Cache) -> Cache:
-    """A cache with rows of another in the place of what some of its rows have in some slots.
+def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], others: Cache) -> Cache:
+    """Scatters `others` into the given rows and slots of `cache`.
 
     Args:
       cache: of B rows.
-      rows: [K] int32, the row that each row of the other goes to; B or more: nowhere.
-      slots: [S'] int32, the slots that its slots go to.
-      others: of K rows and S' slots.
+      rows: the row of `cache` that each row of `others` goes to; rows from B on are dropped.
+      slots: the slot of `cache` that each slot of `others` goes to.
+      others: of N rows and M slots.
     """
 
-    def tokens(into: jax.Array, new: jax.Array) -> jax.Array:
+    def tokens(into: Array, new: Array) -> Array:
         return into.at[rows[:, None], slots].set(new, mode="drop")
 
-    def heads(into: jax.Array, new: jax.Array) -> jax.Array:
+    def heads(into: Array, new: Array) -> Array:
         place = (slice(None),) * (into.ndim - 4) + (rows[:, None, None], jnp.arange(into.shape[-3])[:, None], slots)
         return _cached(into.at[place].set(new, mode="drop"))
 
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         keys=jax.tree.map(heads, cache.keys, others.keys),
         values=jax.tree.map(heads, cache.values, others.values),
         segments=tokens(cache.segments, others.segments),
@@ -76,8 +83,10 @@ def written(cache: Cache, rows: jax.Array, slots: jax.Array, others: Cache) -> C
     )
 
 
-def append(cached: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cache with T tokens of a layer [B, H, T, D] written behind the others, and that layer of it."""
+def append(
+    cached: Slots, new: Float[Array, "B H T D"], layer: Int[Array, ""] | int, start: Int[Array, ""]
+) -> tuple[Slots, Float[Array, "B H S D"]]:
+    """Writes T tokens of a layer at slot `start`; returns the cache, and that layer of it."""
     if cached.ndim == new.ndim:
         cached = _cached(jax.lax.dynamic_update_slice(cached, new, (0, 0, start, 0)))
         return cached, cached
@@ -85,6 +94,6 @@ def append(cached: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array
     return cached, jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
 
 
-def _cached(x: jax.Array) -> jax.Array:
-    """Keys or values [..., B, H, S, D] of a cache, cut by rows and by heads."""
+def _cached(x: Slots) -> Slots:
+    """Cuts keys or values by rows and by heads."""
     return constrain(x, *[None] * (x.ndim - 4), "batch", "heads", None, None)

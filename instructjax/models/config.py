@@ -90,10 +90,10 @@ class TransformerConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ConfigError(f"model.{name}: expected one of {', '.join(DTYPES)}, found {getattr(self, name)!r}")
-            if getattr(self, name) == "float64" and not jax.config.jax_enable_x64:
+            if getattr(self, name) == "float64" and not jax.config.read("jax_enable_x64"):
                 raise ConfigError(f"model.{name}: expected JAX_ENABLE_X64=1 with float64, found it off")
 
     @property
     def resolved_matmul_dtype(self) -> str:
-        """`matmul_dtype`, or `dtype` if that is not given."""
+        """Returns `matmul_dtype`, or `dtype` if that is not given."""
         return self.matmul_dtype or self.dtype

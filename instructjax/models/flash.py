@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jaxtyping import Bool, Float, Int
 
 from instructjax.models import partitioning
+from instructjax.typing import Array
 
-Array = jax.Array
 BLOCK = 128  # queries and keys of a tile at least; lengths are multiples of it
 MAX_BLOCK = 512  # larger tiles read the keys less often, and this many fit into the memory of a core
 
 
-def why_not(query: Array, key: Array) -> str | None:
-    """Why the kernel does not take arrays [B, H, T, D], or None if it does."""
+def why_not(query: Float[Array, "B H T D"], key: Float[Array, "B H S D"]) -> str | None:
+    """Returns why the kernel does not take these arrays, or None if it does."""
     if query.shape[2] != key.shape[2]:
         return "queries of a cache"
     if query.shape[2] % BLOCK:
@@ -26,31 +29,31 @@ def why_not(query: Array, key: Array) -> str | None:
 
 
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    segments: Array,
-    banded: Array | None,
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H T D"],
+    value: Float[Array, "B H T D"],
+    segments: Int[Array, "B T"],
+    banded: Bool[Array, ""] | None,
     window: int | None,
     *,
     interpret: bool = False,
-) -> Array:
-    """Causal attention within segments, like `models.attention.attention` with the mask that it makes of them.
+) -> Float[Array, "B H T D"]:
+    """Computes causal attention within segments, like `models.attention.attention` with a mask of these segments.
 
     On a mesh each device computes its own rows and heads.
 
     Args:
-      query: [B, H, T, D].
-      key: [B, H, T, D].
-      value: [B, H, T, D].
-      segments: [B, T] int32. Padding (0) sees padding.
-      banded: None, or a bool scalar: whether to see the last `window` columns only.
-      window: how many, the query's own included; None where `banded` is.
+      query: q.
+      key: k.
+      value: v.
+      segments: 0 on padding, which sees padding.
+      banded: whether to see the last `window` columns only; None if no layer does.
+      window: how many, including the query's own; None if `banded` is.
       interpret: computes what the kernel does without a TPU, for tests.
     """
     heads, length = query.shape[1:3]
 
-    def kernel(mask: masks.Mask, heads: int):
+    def kernel(mask: masks.Mask, heads: int) -> Callable[..., Array]:
         size = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, BLOCK) if length % size == 0)
         sizes = splash.BlockSizes(
             block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
@@ -63,7 +66,7 @@ def attention(
     def local(query: Array, key: Array, value: Array, segments: Array, *banded: Array) -> Array:
         arrays = query * query.shape[-1] ** -0.5, key, value, segments
         dense = kernel(masks.CausalMask((length, length)), query.shape[1])
-        if not banded:
+        if not banded or window is None:
             return dense(*arrays)
         near = kernel(masks.LocalMask((length, length), (window - 1, 0), 0), query.shape[1])
         return jax.lax.cond(banded[0], near, dense, *arrays)

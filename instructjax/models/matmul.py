@@ -7,35 +7,42 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-Array = jax.Array
+from instructjax.typing import Array
+
+Dtype = str | jnp.dtype
 FEW = 64  # rows of the first array up to which, on a CPU, the second goes first
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def einsum(spec: str, x: Array, y: Array, matmul_dtype: jnp.dtype, dtype: jnp.dtype) -> Array:
-    """`jnp.einsum` of two arrays rounded to one dtype, with sums in float32 at least (Micikevicius et al. 2018).
+def einsum(
+    spec: str, x: Float[Array, "..."], y: Float[Array, "..."], matmul_dtype: Dtype, dtype: Dtype
+) -> Float[Array, "..."]:
+    """Computes `jnp.einsum` of two arrays rounded to one dtype, with sums in float32 at least.
 
-    The gradients are products of factors rounded likewise, and each sum is rounded once, to the dtype of what it
-    belongs to: those of float32 parameters are never rounded to bfloat16. Left to `jnp.einsum`, they would multiply
-    a float32 array with a bfloat16 one, which no processor does fast.
+    The scheme is that of Micikevicius et al. (2018). The gradients are products of factors rounded likewise. Each
+    sum is rounded once, to the dtype of the array it belongs to, so gradients of float32 parameters are never
+    rounded to bfloat16. `jnp.einsum` would multiply a float32 array with a bfloat16 one, which is slow everywhere.
 
     Args:
       spec: of two arrays that share one letter not in the result, "td,df->tf", perhaps behind the same letters of a
         batch, "btd,bdf->btf".
-      x: of any floating dtype.
-      y: of any floating dtype.
+      x: the first factor.
+      y: the second factor.
       matmul_dtype: the dtype that x, y and the cotangent are rounded to.
       dtype: of the result.
     """
     return _product(spec, x.astype(matmul_dtype), y.astype(matmul_dtype)).astype(dtype)
 
 
-def _forward(spec, x, y, matmul_dtype, dtype):
+def _forward(spec: str, x: Array, y: Array, matmul_dtype: Dtype, dtype: Dtype) -> tuple[Array, tuple[Array, Array]]:
     return einsum(spec, x, y, matmul_dtype, dtype), (x, y)
 
 
-def _backward(spec, matmul_dtype, dtype, residuals, cotangent):
+def _backward(
+    spec: str, matmul_dtype: Dtype, dtype: Dtype, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     del dtype
     x, y = residuals
     one, other, out = _terms(spec)
@@ -49,7 +56,7 @@ einsum.defvjp(_forward, _backward)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:
-    """The einsum of two arrays of one dtype, in float32 at least."""
+    """Computes the einsum of two arrays of one dtype, in float32 at least."""
     one, other, _ = _terms(spec)
     if x.ndim == y.ndim == 2 and x.shape[0] <= FEW and one[-1] == other[-1]:
         on_cpu = _product_of_few_rows
@@ -95,13 +102,13 @@ def _terms(spec: str) -> tuple[str, str, str]:
 
 
 def _free(term: str, other: str) -> str:
-    """The letter of a term that the other term has not."""
+    """Returns the letter of a term that the other term does not have."""
     (letter,) = set(term) - set(other)
     return letter
 
 
 def _moved_last(x: Array, axis: int) -> Array:
-    """`moveaxis(x, axis, -1)`, in a form that XLA does not merge into the product."""
+    """Computes `moveaxis(x, axis, -1)` in a form that XLA does not merge into the product."""
     size = x.shape[axis]
     inner = math.gcd(size, 8)
     cut = x.reshape(*x.shape[:axis], size // inner, inner, *x.shape[axis + 1 :])

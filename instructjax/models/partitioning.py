@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
+
+from instructjax.typing import Array, Tree
+
+AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -52,14 +56,14 @@ WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
 }
 
 
-def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> P:
-    """The partition of one array.
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> P:
+    """Returns the partition of one array.
 
     Args:
       axes: a name of RULES for each axis, or None for one that is whole.
       shape: of the array. An axis that does not divide over its mesh axes is cut over the first of
         them, as far as it divides, or whole: one token while decoding, or a vocabulary of 50,257.
-      mesh: a Mesh or AbstractMesh with MESH_AXES.
+      mesh: has MESH_AXES.
     """
     parts = []
     for name, size in zip(axes, shape, strict=True):
@@ -70,8 +74,8 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> P:
     return P(*parts)
 
 
-def tree_specs(tree: Any, mesh: Any, *, shard_optimizer_state: bool = False) -> Any:
-    """The partition of every leaf of a tree that holds weights, moments of weights, and counters.
+def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False) -> Tree:
+    """Returns the partition of every leaf of a tree that holds weights, moments of weights, and counters.
 
     Args:
       tree: arrays or shapes, such as a TrainState; leaves are known by the end of their path.
@@ -79,7 +83,7 @@ def tree_specs(tree: Any, mesh: Any, *, shard_optimizer_state: bool = False) -> 
       shard_optimizer_state: whether an optimiser's moments are cut over "data" too.
     """
 
-    def leaf(path, x):
+    def leaf(path: tuple[Any, ...], x: Array | jax.ShapeDtypeStruct) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next((axes for end, axes in WEIGHTS.items() if name.endswith(end)), (None,) * len(x.shape))
         if shard_optimizer_state and "opt_state/" in name:
@@ -89,24 +93,24 @@ def tree_specs(tree: Any, mesh: Any, *, shard_optimizer_state: bool = False) -> 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Holds an array inside a compiled program to its partition on the mesh of the context, if there is one."""
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Constrains an array inside a compiled program to its partition on the mesh of the context, if there is one."""
     mesh = mesh_of_context()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
-def constrain_rows(tree: Any) -> Any:
-    """`constrain` for arrays [B, ...] that are cut by rows."""
+def constrain_rows(tree: Tree) -> Tree:
+    """Applies `constrain` to arrays [B, ...] that are cut by rows."""
     return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Tree) -> Tree:
     """Replicates arrays of a compiled program on all devices: results that the host reads."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * jnp.ndim(x)), tree)
 
 
 def devices_of_rows(rows: int) -> int:
-    """Over how many devices `constrain_rows` cuts so many rows: 1 without a mesh, and under `pmap`."""
+    """Returns over how many devices `constrain_rows` cuts so many rows: 1 without a mesh, and under `pmap`."""
     mesh = mesh_of_context()
     if mesh is None:
         return 1
@@ -115,7 +119,7 @@ def devices_of_rows(rows: int) -> int:
 
 
 def mesh_of_context() -> AbstractMesh | None:
-    """The mesh that arrays are cut over by the compiler; None without one, and under `pmap`."""
+    """Returns the mesh that the compiler cuts arrays over; None without one, and under `pmap`."""
     mesh = jax.sharding.get_abstract_mesh()
     automatic = not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if automatic and set(MESH_AXES) <= set(mesh.axis_names) else None

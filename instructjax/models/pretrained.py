@@ -1,6 +1,6 @@
-"""The folder of a model as Hugging Face keeps it: config.json and safetensors files.
+"""Reads and writes the folder of a model in the format of Hugging Face: config.json and safetensors files.
 
-Files of pickled objects (.bin, .pt) can run code when they are read, and are refused.
+Pickle files (.bin, .pt) can run code when they are read, and are rejected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
     """Reads the config.json of a folder.
 
     Raises:
-      CheckpointError: there is no such folder, or no JSON object in the file.
+      CheckpointError: there is no such folder, or the file does not hold a JSON object.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -40,7 +40,7 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
     """Reads all tensors of a folder, from one file or from those that an index names.
 
     Raises:
-      CheckpointError: a file is missing, is no safetensors file, or is a pickle.
+      CheckpointError: a file is missing, is not a safetensors file, or is a pickle.
     """
     folder = epath.Path(folder)
     if (folder / INDEX).is_file():
@@ -51,7 +51,8 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
         pickles = [path.name for path in folder.iterdir() if path.suffix in _PICKLES]
         also = f"{', '.join(pickles)}, which is a pickle and can run code: convert it first" if pickles else "none"
         raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {also}")
-    package, tensors = _safetensors(), {}
+    package = _safetensors()
+    tensors: dict[str, jax.Array] = {}
     for file in files:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
@@ -69,12 +70,12 @@ def write(
 
     Args:
       folder: is created; must not exist, or be empty.
-      described: of `describe`.
-      tensors: of `tensors_of`.
+      described: the config.json, from `huggingface.describe`.
+      tensors: from `huggingface.tensors_of`.
       files: other files by name, such as the tokenizer's.
 
     Raises:
-      CheckpointError: there is something in the folder.
+      CheckpointError: the folder is not empty.
     """
     folder = epath.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -84,8 +85,8 @@ def write(
     unfinished = folder.parent / f".{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    tensors = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-    _safetensors().save_file(tensors, str(unfinished / WEIGHTS), metadata={"format": "pt"})
+    arrays = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    _safetensors().save_file(arrays, str(unfinished / WEIGHTS), metadata={"format": "pt"})
     (unfinished / "config.json").write_text(json.dumps(dict(described), indent=2) + "\n")
     for name, content in files.items():
         (unfinished / name).write_bytes(content)
@@ -95,7 +96,7 @@ def write(
 
 
 def _indexed(path: epath.Path) -> list[str]:
-    """The files that an index names, which lie beside it."""
+    """Returns the files that an index names, which are in its folder."""
     places = _json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path}: weight_map: expected a file for each tensor, found {reprlib.repr(places)}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from typing import Any
 
 from instructjax.errors import ConfigError
 from instructjax.models.config import TransformerConfig
@@ -58,8 +59,8 @@ SIZES = types.MappingProxyType(
 )
 
 
-def gpt3_config(size: str, **changes: object) -> TransformerConfig:
-    """The model of one row of Table 2.1, with d_ff = 4 d_model.
+def gpt3_config(size: str, **changes: Any) -> TransformerConfig:
+    """Returns the model of one row of Table 2.1, with d_ff = 4 d_model.
 
     Args:
       size: a key of `SIZES`.
@@ -89,7 +90,7 @@ def gpt3_config(size: str, **changes: object) -> TransformerConfig:
 
 
 def resized(config: TransformerConfig, size: str) -> TransformerConfig:
-    """A model of another size, with the vocabulary, context and arithmetic of this one.
+    """Changes the size of a model, and keeps its vocabulary, context and arithmetic.
 
     Args:
       config: the model.
@@ -106,7 +107,7 @@ def resized(config: TransformerConfig, size: str) -> TransformerConfig:
 
 
 def count_parameters(config: TransformerConfig) -> int:
-    """The number of parameters of a `LanguageModel`: embeddings, blocks, norms.
+    """Counts the parameters of a `LanguageModel`: embeddings, blocks, norms.
 
     A `ScalarModel` has d_model + 1 more.
     """

@@ -3,27 +3,26 @@
 Pre-norm blocks of GPT-2 with learned positions (Brown et al. 2020, section 2.1).
 The layers are one scanned block, so that every parameter of a block is stacked
 [L, ...]. A model takes its key-value cache as an argument and returns it.
-
-Letters in shapes: B rows, T tokens given, L layers, d width of the residual stream, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from instructjax.errors import CheckpointError
 from instructjax.models import matmul
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
-from instructjax.models.block import DENSE, TRANSPOSED, Block, between_blocks, layer_norm
-from instructjax.models.cache import Cache
+from instructjax.models.block import DENSE, TRANSPOSED, Block, Hidden, between_blocks, layer_norm
+from instructjax.models.cache import Cache, Slots
 from instructjax.models.config import TransformerConfig
-
-Params = Any  # a tree of arrays
+from instructjax.typing import AnyArray, Array, Params
 
 
 class Trunk(nn.Module):
@@ -31,7 +30,7 @@ class Trunk(nn.Module):
 
     config: TransformerConfig
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         init = nn.initializers.normal(config.init_std)
         shape = (config.vocab_size, config.d_model)
@@ -55,25 +54,26 @@ class Trunk(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         cache: Cache | None = None,
         *,
-        branches: jax.Array | None = None,
+        branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states [B, T, d] after the final norm, and the cache with the tokens appended."""
+    ) -> tuple[Hidden, Cache | None]:
+        """Computes hidden states after the final norm, and the cache with the tokens appended."""
         config = self.config
+        tokens, segments, positions = (jnp.asarray(x) for x in (tokens, segments, positions))
         if cache is not None and (branches is not None or not deterministic):
             raise ValueError("expected a cache alone, found branches or dropout with it")
         x = self._embed(tokens, positions)
         x = between_blocks(config, self.dropout(x, deterministic=deterministic))
         if cache is None:
-            start, keys, values = jnp.zeros((), jnp.int32), None, None
+            start = jnp.zeros((), jnp.int32)
             key_segments, key_positions = segments, positions
         else:
-            start, keys, values = cache.length, cache.keys, cache.values
+            start = cache.length
             key_segments = jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), (0, start))
             key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
         # In a row that is whole, columns tell what comes before; in a cache, positions.
@@ -81,43 +81,60 @@ class Trunk(nn.Module):
         order = (columns, columns) if cache is None else (positions, key_positions)
         mask = attention_mask(*order, segments, key_segments)
         if branches is not None:
+            branches = jnp.asarray(branches)
             mask &= branch_mask(branches, branches)
         banded = None
         if config.local_window is not None:
             banded = mask & band_mask(positions, key_positions, config.local_window)
         alone = segments if cache is None and branches is None else None
         visible = Visible(mask, banded, alone, config.local_window)
+        keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys
+        values: Slots | tuple[Slots, ...] | None = None if cache is None else cache.values
         if isinstance(keys, tuple):
+            assert isinstance(values, tuple)
             x, keys, values = self._each_block(x, keys, values, start, visible)
         else:
+            assert not isinstance(values, tuple)
             layers = jnp.arange(config.num_layers)
             (x, keys, values), _ = self.blocks((x, keys, values), layers, start, visible, deterministic)
-        if cache is not None:
+        if keys is not None and values is not None:
             cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
         return self.final_norm(x), cache
 
-    def _each_block(self, x, keys, values, start, visible):
-        """The blocks one after the other, each with a cache of its own."""
-        stacked, carries = self.blocks.variables["params"], []
+    def _each_block(
+        self, x: Hidden, keys: tuple[Slots, ...], values: tuple[Slots, ...], start: Int[Array, ""], visible: Visible
+    ) -> tuple[Hidden, tuple[Slots, ...], tuple[Slots, ...]]:
+        """Computes the blocks one after the other, each with a cache of its own."""
+        stacked = self.blocks.variables["params"]
+        new_keys, new_values = [], []
         for layer, cached in enumerate(zip(keys, values, strict=True)):
             params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
             block = Block(self.config, parent=None)
-            (x, *cached), _ = block.apply({"params": params}, (x, *cached), layer, start, visible, True)
-            carries.append(cached)
-        return x, *zip(*carries, strict=True)
+            (x, *new), _ = block.apply({"params": params}, (x, *cached), layer, start, visible, True)
+            new_keys.append(new[0])
+            new_values.append(new[1])
+        return x, tuple(new_keys), tuple(new_values)
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def _embed(self, tokens: Array, positions: Array) -> Hidden:
         dtype = self.config.dtype
         token = jnp.take(self.token_embedding, tokens, axis=0).astype(dtype)
         return token + jnp.take(self.position_embedding, positions, axis=0).astype(dtype)
 
 
-class LanguageModel(nn.Module):
+class _Model(nn.Module):
+    """What tokens go into, and arrays come out of."""
+
+    if TYPE_CHECKING:  # flax declares what `apply` returns if it is also given `mutable`
+
+        def apply(self, variables: Mapping[str, Params], *args: Any, **kwargs: Any) -> Any: ...
+
+
+class LanguageModel(_Model):
     """Predicts the next token. Parameters: {"trunk"}, and {"unembedding"} if it is not the token embedding."""
 
     config: TransformerConfig
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         self.trunk = Trunk(config)
         if not config.tied:
@@ -127,55 +144,54 @@ class LanguageModel(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         cache: Cache | None = None,
         *,
-        branches: jax.Array | None = None,
+        branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Logits of the token after each token.
+    ) -> tuple[Float[Array, "B T V"], Cache | None]:
+        """Computes logits of the token after each token.
 
         Args:
-          tokens: [B, T] int32.
-          segments: [B, T] int32; a token sees the tokens before it in its segment. The
-            results on padding (0) mean nothing, but are finite.
-          positions: [B, T] int32, below `max_length`.
+          tokens: token ids.
+          segments: a token sees the tokens before it in its segment. The results on
+            padding (0) mean nothing, but are finite.
+          positions: below `max_length`.
           cache: None, or what came before: the tokens are appended at `cache.length`,
             and there must be room for them (a cache does not notice that it is full).
-          branches: None, or [B, T] int32 where several continuations of one prefix share a
-            segment: 0 on the prefix, another number on each of them. A token sees the prefix
-            and its own branch. Positions of each branch go on where the prefix's end. Not
-            with a cache.
+          branches: given if several continuations of one prefix share a segment: 0 on the
+            prefix, another number on each of them. A token sees the prefix and its own
+            branch. Positions of each branch continue those of the prefix. Not with a cache.
           deterministic: False applies dropout, with the random key "dropout".
 
         Returns:
-          Logits [B, T, V], float32 at least, and the cache with the T tokens appended (or None).
+          Logits, float32 at least, and the cache with the T tokens appended (or None).
         """
         hidden, cache = self.hidden(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
         return self.unembed(hidden), cache
 
     def hidden(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         cache: Cache | None = None,
         *,
-        branches: jax.Array | None = None,
+        branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Like `__call__`, but hidden states [B, T, d] that `unembed` turns into logits.
+    ) -> tuple[Hidden, Cache | None]:
+        """Computes hidden states, which `unembed` turns into logits. Takes the arguments of `__call__`.
 
         A caller that needs the logits of a few positions selects them between the two.
         """
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def decoding_params(self, params: Params) -> Params:
-        """The parameters with the kernels rounded once, and not by each step that reads them; changes no result.
+        """Rounds the kernels once, instead of in each step that reads them; changes no result.
 
-        What is rounded is a copy, and is transposed with it, as products of few tokens are then faster on a CPU.
+        The rounded copy is transposed, too: products of few tokens are then faster on a CPU.
         """
         matmul_dtype, flat = self.config.resolved_matmul_dtype, flax.traverse_util.flatten_dict(params)
         for path, leaf in list(flat.items()):
@@ -183,33 +199,33 @@ class LanguageModel(nn.Module):
                 flat[(*path[:-1], TRANSPOSED)] = flat.pop(path).astype(matmul_dtype).swapaxes(-1, -2)
         return flax.traverse_util.unflatten_dict(flat)
 
-    def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V], float32 at least, of hidden states [..., d]."""
+    def unembed(self, hidden: Float[Array, "*shape d"]) -> Float[Array, "*shape V"]:
+        """Computes logits, float32 at least, of hidden states."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
         flat = hidden.reshape(-1, self.config.d_model)
         logits = matmul.einsum("td,vd->tv", flat, matrix, self.config.resolved_matmul_dtype, _at_least_float32(hidden))
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
-class ScalarModel(nn.Module):
+class ScalarModel(_Model):
     """One scalar for each token: a reward or a value (section 3.5). Parameters: {"trunk", "head"}."""
 
     config: TransformerConfig
 
-    def setup(self):
+    def setup(self) -> None:
         self.trunk = Trunk(self.config)
         self.head = ScalarHead(self.config)
 
     def __call__(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         *,
-        branches: jax.Array | None = None,
+        branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
-        """Scalars [B, T], float32 at least, of the text up to each token; for the arguments see `LanguageModel`."""
+    ) -> Float[Array, "B T"]:
+        """Computes scalars, float32 at least, of the text up to each token. For the arguments see `LanguageModel`."""
         hidden, _ = self.trunk(tokens, segments, positions, branches=branches, deterministic=deterministic)
         return self.head(hidden)
 
@@ -225,7 +241,7 @@ class ScalarHead(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> jax.Array:
+    def __call__(self, hidden: Hidden) -> Float[Array, "B T"]:
         width, dtype = self.config.d_model, self.config.param_dtype
         kernel = self.param("kernel", nn.initializers.normal((width + 1) ** -0.5), (width,), dtype)
         bias = self.param("bias", nn.initializers.zeros, (), dtype)
@@ -234,7 +250,7 @@ class ScalarHead(nn.Module):
 
 
 def graft_trunk(target_params: Params, source_params: Params) -> Params:
-    """The parameters of one model with the trunk of another: SFT to reward model to value network.
+    """Replaces the trunk of one model by that of another: SFT to reward model to value network.
 
     Args:
       target_params: a tree with "trunk", as `init(...)["params"]` gives it.
@@ -242,7 +258,7 @@ def graft_trunk(target_params: Params, source_params: Params) -> Params:
 
     Returns:
       `target_params` with a copy of the trunk of `source_params`. It is a copy so that
-      a step that donates the one model's buffers does not delete the other's.
+      a step that donates the buffers of one model does not delete those of the other.
 
     Raises:
       CheckpointError: the trunks differ; names the parameters on both sides.
@@ -263,5 +279,5 @@ def _shapes(tree: Params) -> dict[str, str]:
     }
 
 
-def _at_least_float32(x: jax.Array) -> jnp.dtype:
+def _at_least_float32(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)

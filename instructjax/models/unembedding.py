@@ -1,51 +1,52 @@
-"""What logits say of given tokens, without ever holding the logits of all of them."""
+"""Reads logits without ever holding the logits of all tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from instructjax.models import partitioning
 from instructjax.models.transformer import LanguageModel
+from instructjax.typing import AnyArray, Array, Params, Tree
 
-Array = jax.Array
-Tree = Any  # a pytree of arrays
+# read(logits, tokens) -> a pytree of arrays like `tokens`, such as `losses.log_probs`
+Read: TypeAlias = Callable[[Float[Array, "B T V"], Int[Array, "B T"]], Tree]
 
 
 def read_logits(
     model: LanguageModel,
-    params: Any,
-    hidden: Array,
-    tokens: Array,
-    weights: Array,
-    read: Callable[[Array, Array], Tree],
-) -> Tree:
-    """`read` of each token's logits, some columns at a time, forward and backward.
+    params: Params,
+    hidden: Float[Array, "B T d"],
+    tokens: Int[AnyArray, "B T"],
+    weights: Shaped[AnyArray, "B T"],
+    read: Read,
+) -> PyTree[Shaped[Array, "B T"]]:
+    """Applies `read` to the logits of each token, some columns at a time, forward and backward.
 
     As many columns are computed together as hold `model.config.logits_chunk` tokens on each
     device. The backward pass computes their logits once more. Columns in which no row has a
     weight are not computed.
 
     Args:
-      model: unembeds.
+      model: computes the logits.
       params: its weights.
-      hidden: [B, T, d], from `LanguageModel.hidden`; the logits of each column are to say
-        something of the token in the same column.
-      tokens: [B, T] int32.
-      weights: [B, T]; what is read where a weight is 0 does not matter.
-      read: `read(logits [B, C, V], tokens [B, C])` -> a pytree of arrays [B, C].
+      hidden: from `LanguageModel.hidden`; column t gives the logits for token t.
+      tokens: the tokens to read the logits of.
+      weights: what is read where a weight is 0 does not matter.
+      read: is given some columns at a time; see `Read`.
 
     Returns:
-      The pytree with arrays [B, T], 0 where the weight is 0.
+      The pytree that `read` returns, 0 where the weight is 0.
     """
     rows, length = tokens.shape
     size = min(-(-model.config.logits_chunk * partitioning.devices_of_rows(rows) // rows), length)
     count = -(-length // size)
 
-    def cut(x: Array) -> Array:
+    def cut(x: AnyArray) -> Array:
         x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
@@ -63,19 +64,17 @@ def read_logits(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], parts)
 
 
-def weighted_first(weights: Array, *arrays: Array) -> tuple[Array, ...]:
-    """Moves what has a weight to the left of each row, in its order, so that `read_logits` leaves out the rest.
-
-    Args:
-      weights: [B, T].
-      *arrays: [B, T, ...].
+def weighted_first(
+    weights: Shaped[AnyArray, "B T"], *arrays: Shaped[AnyArray, "B T ..."]
+) -> tuple[Shaped[Array, "B T ..."], ...]:
+    """Moves columns with a weight to the left of each row, in their order, so that `read_logits` skips the rest.
 
     Returns:
       The weights and the arrays.
     """
     order = jnp.argsort(weights == 0, axis=1, stable=True)
 
-    def move(x: Array) -> Array:
+    def move(x: AnyArray) -> Array:
         return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
 
     return move(weights), *map(move, arrays)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models import partitioning
-from instructjax.models.cache import Cache, init_cache, written
+from instructjax.models.cache import Cache, init_cache, scatter_rows
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import sampling
 from instructjax.rollout.sampling import Choose
@@ -135,7 +135,7 @@ def sample(
             count=state.count.at[place].set(1, mode="drop"),
             token=state.token.at[place].set(token, mode="drop"),
             length=state.length.at[place].set(lengths[prompt], mode="drop"),
-            cache=written(state.cache, place, (state.cache.length - width + jnp.arange(width)) % slots, fresh),
+            cache=scatter_rows(state.cache, place, (state.cache.length - width + jnp.arange(width)) % slots, fresh),
             queue=state.queue + jnp.sum(taken, axis=1),
             tokens=state.tokens.at[into, 0].set(token, mode="drop"),
             log_probs=state.log_probs.at[into, 0].set(log_prob, mode="drop"),

@@ -165,6 +165,7 @@ def episodes(prompts: PromptBatch, tokens: Array, log_probs: Array, eos_id: int)
         positions=positions_of(segments),
         response_mask=response_mask.astype(jnp.float32),
         log_probs=log_probs,
+        group=jnp.arange(tokens.shape[0], dtype=jnp.int32),
     )
 
 

@@ -1,4 +1,4 @@
-"""Losses of whole batches: a model, a batch from `batch.py`, an equation from `losses.py`."""
+"""Losses of whole batches: a model, a batch from `batch.py` and an equation from `losses.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
 from instructjax.models import unembedding
 from instructjax.rollout import consistency
+from instructjax.training.metrics import Mean
 from instructjax.training.step import Loss
 
 
 def language_model_loss(model: Any) -> Loss:
-    """Cross-entropy of each token given those before it: pretraining, SFT and the ptx term.
+    """Builds the cross-entropy of each token given those before it: pretraining, SFT and the ptx term.
 
     Args:
       model: a LanguageModel; its dropout is applied if its rate is above 0.
@@ -41,14 +42,16 @@ def language_model_loss(model: Any) -> Loss:
         log_probs, right = unembedding.read_logits(
             model, params, hidden, tokens, weights, lambda *z: (losses.log_probs(*z), losses.is_most_likely(*z))
         )
-        metrics = {"token_accuracy": losses.masked_sum(right, weights), "padding": padding(batch.segments)}
+        metrics = {"token_accuracy": Mean(*losses.masked_sum(right, weights)), "padding": padding(batch.segments)}
         return losses.cross_entropy(log_probs, weights), metrics
 
     return loss
 
 
 def ranking_loss(model: Any) -> Loss:
-    """-log sigmoid(r_w - r_l) over all pairs of a prompt's answers, one forward pass for all of them (section 3.5).
+    """Builds the reward model's loss: -log sigmoid(r_w - r_l) over all pairs of a prompt's answers (section 3.5).
+
+    All answers to a prompt take one forward pass.
 
     Args:
       model: a ScalarModel; its dropout is applied if its rate is above 0.
@@ -60,21 +63,21 @@ def ranking_loss(model: Any) -> Loss:
     def loss(params: Any, batch: RankingBatch, key: jax.Array):
         rewards = rewards_of(model, params, batch, deterministic=model.config.dropout == 0, key=key)
         ranked = by_prompt(rewards, batch.scores, batch.valid)
-        metrics = {"accuracy": losses.ranking_accuracy(*ranked), "padding": padding(batch.segments)}
+        metrics = {"accuracy": Mean(*losses.ranking_accuracy(*ranked)), "padding": padding(batch.segments)}
         return losses.ranking_loss(*ranked), metrics
 
     return loss
 
 
-def padding(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The share of a batch that is computed in vain, as a pair (sum, weight): columns [B, T] of no segment."""
-    return jnp.sum(segments == 0).astype(jnp.float32), jnp.asarray(segments.size, jnp.float32)
+def padding(segments: jax.Array) -> Mean:
+    """Measures the share of the columns [B, T] that are padding, and so are computed in vain."""
+    return Mean(jnp.sum(segments == 0).astype(jnp.float32), jnp.asarray(segments.size, jnp.float32))
 
 
 def rewards_of(
     model: Any, params: Any, batch: RankingBatch, *, deterministic: bool = True, key: jax.Array | None = None
 ) -> jax.Array:
-    """The reward [B, S, K] of each answer, read at its last token (EOS)."""
+    """Computes the reward [B, S, K] of each answer, read at its last token (EOS)."""
     outputs = model.apply(
         {"params": params},
         batch.tokens,
@@ -90,12 +93,12 @@ def rewards_of(
 
 
 def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
-    """log pi(answer | prompt), [B, S, K]: the sum over the answer's tokens, 0 where there is no answer.
+    """Computes log pi(answer | prompt), [B, S, K]: the sum over the answer's tokens, 0 if there is no answer.
 
     Args:
       model: a LanguageModel; its dropout is not applied.
       params: its weights.
-      batch: what it is asked about.
+      batch: prompts with their answers.
     """
     hidden, _ = model.apply(
         {"params": params}, batch.tokens, batch.segments, batch.positions, branches=batch.branches, method="hidden"
@@ -103,14 +106,14 @@ def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
     before = jax.vmap(lambda row, columns: row[columns])(hidden, predictors(batch))
     log_probs = unembedding.read_logits(model, params, before, batch.tokens, batch.branches, losses.log_probs)
     _, prompts, answers = batch.valid.shape
-    # Each answer has a number in its row; 0 is for what belongs to none.
+    # Number the answers of a row from 1; number 0 collects the tokens that belong to none.
     number = jnp.where(batch.branches > 0, (batch.segments - 1) * answers + batch.branches, 0)
     total = functools.partial(jax.ops.segment_sum, num_segments=prompts * answers + 1)
     return jax.vmap(total)(log_probs, number)[:, 1:].reshape(batch.valid.shape)
 
 
 def predictors(batch: RankingBatch) -> jax.Array:
-    """The column [B, T] of the token before each: for the first token of an answer, the last of the prompt."""
+    """Returns the column [B, T] before each token; before an answer's first token that is the end of the prompt."""
     columns = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
     prompt_end = jax.lax.cummax(jnp.where(batch.branches == 0, columns, 0), axis=1)
     first = batch.branches != jnp.pad(batch.branches, ((0, 0), (1, 0)))[:, :-1]
@@ -118,5 +121,5 @@ def predictors(batch: RankingBatch) -> jax.Array:
 
 
 def by_prompt(*arrays: jax.Array) -> list[jax.Array]:
-    """Arrays [B, S, K] of answers as [B S, K], a prompt a row, for the equations of `losses.py`."""
+    """Reshapes arrays [B, S, K] to [B S, K], one prompt per row, as the equations of `losses.py` take them."""
     return [array.reshape(-1, array.shape[-1]) for array in arrays]

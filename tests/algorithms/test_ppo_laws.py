@@ -40,7 +40,7 @@ def batch(prompt_width=9, response_width=5, pad=PAD):
     mask = segments[:, prompt_width:].astype(float)
     noise = np.pad(NOISE, [(0, 0), (0, response_width - 5), (0, 0)], constant_values=9.0)
     positions = np.asarray(sampling.positions_of(segments))
-    return Episodes(tokens, segments, positions, mask, log_probs=np.zeros_like(mask)), noise
+    return Episodes(tokens, segments, positions, mask, log_probs=np.zeros_like(mask), group=np.arange(4)), noise
 
 
 def policy_loss(config):

@@ -38,7 +38,7 @@ def sound(draw):
         segments[row, inside] = 1
         positions[row, inside] = np.arange(len(prompt) + size)
         mask[row, :size] = 1
-    return Episodes(tokens, segments, positions, mask, np.zeros((B, R), np.float32))
+    return Episodes(tokens, segments, positions, mask, np.zeros((B, R), np.float32), np.arange(B))
 
 
 cells = st.tuples(st.integers(0, B - 1), st.integers(0, P + R - 1))

@@ -28,6 +28,7 @@ def episodes():
         positions=sampling.positions_of(jnp.asarray(segments)),
         response_mask=jnp.asarray(segments[:, P:], jnp.float32),
         log_probs=jnp.zeros((4, R)),
+        group=jnp.arange(4),
     )
 
 

@@ -29,7 +29,7 @@ def episodes(layout):
         segments[row, 16 - len(before) : 16 + len(after)] = 1
     positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
     mask = segments[:, 16:].astype(np.float32)
-    return Episodes(*map(jnp.asarray, (tokens, segments, positions, mask, 0 * mask)))
+    return Episodes(*map(jnp.asarray, (tokens, segments, positions, mask, 0 * mask, np.arange(len(tokens)))))
 
 
 def test_it_sees_the_texts_and_gives_the_rewards(layout):

@@ -65,7 +65,7 @@ def test_a_text_is_the_response_without_eos_and_padding():
     tokens, mask = zip(row([*fox, TOKENIZER.eos_id], len(fox) + 1), row([*fox, *fox[:2]], size), strict=True)
     tokens, mask = jnp.array(tokens), jnp.array(mask, jnp.float32)
     segments = jnp.concatenate([jnp.ones((2, 1), jnp.int32), mask.astype(jnp.int32)], axis=1)
-    episodes = Episodes(tokens, segments, segments, mask, log_probs=0.0 * mask)
+    episodes = Episodes(tokens, segments, segments, mask, log_probs=0.0 * mask, group=np.arange(2))
     assert samplers.texts(TOKENIZER, episodes) == ["the fox", "the fox" + TOKENIZER.decode(fox[:2])]
 
 

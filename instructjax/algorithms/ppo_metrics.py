@@ -1,0 +1,148 @@
+"""What a PPO iteration reports about itself, and the checks of its consistency.
+
+The checks are numbers that are 0, up to rounding, if rollout and update agree; `runs/invariants.py`
+says what each means and stops a run above its limit.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from instructjax import losses
+from instructjax.batch import Episodes
+from instructjax.rollout import consistency, episode
+from instructjax.rollout.episode import Experience
+from instructjax.training import metrics as metrics_lib
+from instructjax.training import objectives
+from instructjax.training.metrics import Maximum, Mean, Metrics
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Readings:
+    """What the networks say about some episodes.
+
+    Attributes:
+      log_probs: [B, R] of the response's tokens under the policy.
+      ref_log_probs: [B, R] the same under the reference.
+      entropy: [B, R] of the policy before each token, in nats.
+      values: [B, R] the critic's value before each token; None without a critic.
+      rewards: [B, P + R] the scorer's output for the text up to each token.
+    """
+
+    log_probs: Array
+    ref_log_probs: Array
+    entropy: Array
+    values: Array | None
+    rewards: Array
+
+
+def rollout(experience: Experience, readings: Readings, eos_id: int, axis_name: str | None) -> Metrics:
+    """Measures the episodes of an iteration: reward, KL, entropy, lengths, and the critic if there is one."""
+    episodes, mask = experience.episodes, experience.episodes.response_mask
+    episode_kl = ((experience.log_probs - experience.ref_log_probs) * mask).sum(axis=1)
+    rows = jnp.ones_like(experience.scores).sum()
+    metrics = {
+        "reward": Mean(experience.scores.sum(), rows),
+        "kl": Mean(episode_kl.sum(), rows),  # nats per episode
+        "max_abs_kl": Maximum(jnp.abs(episode_kl).max()),
+        "entropy": Mean((readings.entropy * mask).sum(), mask.sum()),
+        "response_tokens": Mean(mask.sum(), rows),
+        "padding": objectives.padding(episodes.segments),
+        "missing_eos": Mean((~episode.ended(episodes, eos_id)).sum().astype(jnp.float32), rows),
+    }
+    if experience.values is not None:
+        explained = losses.explained_variance(experience.values, experience.returns, mask, axis_name)
+        metrics |= {
+            "value": Mean(experience.values.sum(), mask.sum()),
+            "return": Mean((experience.returns * mask).sum(), mask.sum()),
+            "explained_variance": Mean(explained * rows, rows),
+        }
+    return metrics
+
+
+def decoding(episodes: Episodes, decoded: Array) -> Metrics:
+    """Measures the share of the decoded tokens that no response needed.
+
+    Args:
+      episodes: as sampled.
+      decoded: tokens that the sampler decoded, those of idle rows included.
+    """
+    # The first token of a response comes from the prefill of its prompt.
+    needed = (episodes.response_mask.sum(axis=1) - 1).sum()
+    return {"rollout_padding": Mean(decoded - needed, jnp.maximum(decoded, 1).astype(jnp.float32))}
+
+
+def checks(
+    experience: Experience,
+    readings: Readings,
+    rewards: Array,
+    outcome: Array,
+    *,
+    beta: float,
+    eos_id: int,
+    first: Array,
+) -> Metrics:
+    """Measures whether sampler, networks, scores and rewards of a rollout agree with each other.
+
+    Args:
+      experience: of the rollout.
+      readings: what it was computed from.
+      rewards: [B, R], of the tokens.
+      outcome: [B], the scores as they were read, without the penalty for a missing EOS.
+      beta: β, the KL coefficient.
+      eos_id: ends a response.
+      first: bool scalar, whether this is the first iteration, in which policy and reference are the same.
+    """
+    episodes, mask = experience.episodes, experience.episodes.response_mask
+    log_ratio = (experience.log_probs - experience.ref_log_probs) * mask
+    sampler_log_ratio = (experience.log_probs - episodes.log_probs) * mask
+    initial_kl = Mean(*losses.masked_sum(0.5 * jnp.square(log_ratio), mask))
+    return {
+        "initial_kl": jax.tree.map(lambda x: jnp.where(first, x, 0.0), initial_kl),
+        "sampler_deviation": Maximum(jnp.abs(sampler_log_ratio).max()),
+        "sampler_kl": Mean(*losses.masked_sum(0.5 * jnp.square(sampler_log_ratio), mask)),
+        "score_read_error": Maximum(consistency.score_read_error(outcome, readings.rewards, episodes, eos_id)),
+        "reward_placement_error": Maximum(
+            consistency.reward_placement_error(rewards, experience.scores, beta * log_ratio, episodes, eos_id)
+        ),
+    }
+
+
+def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair], eos_id: int) -> Metrics:
+    """Adds to the metrics of `losses.policy_loss` the checks of ratio and masks.
+
+    Args:
+      log_probs: [B, R], of the policy that is updated.
+      batch: of the minibatch.
+      metrics: of the loss.
+      eos_id: ends a response.
+    """
+    deviation = losses.ratio_deviation(log_probs, batch.log_probs, batch.episodes.response_mask)
+    return {
+        **means(metrics),
+        "max_ratio_deviation": Maximum(deviation),
+        "mask_mismatches": Maximum(consistency.mask_mismatches(batch.episodes, eos_id)),
+    }
+
+
+def means(pairs: dict[str, losses.Pair]) -> Metrics:
+    """Turns the pairs that a loss returns into metrics."""
+    return {name: Mean(*pair) for name, pair in pairs.items()}
+
+
+def updates(stacked: Metrics) -> Metrics:
+    """Summarizes the updates of an iteration, and its first one apart, at which the ratio must be 1.
+
+    Args:
+      stacked: metrics of arrays [epochs, minibatches].
+    """
+    first = jax.tree.map(lambda x: x[0, 0], stacked)
+    return {
+        **metrics_lib.collapse(stacked),
+        "first_ratio_deviation": first["max_ratio_deviation"],
+        "first_approx_kl": first["approx_kl"],
+    }

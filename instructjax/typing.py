@@ -1,0 +1,31 @@
+"""Types of arrays, for signatures.
+
+`Float[Array, "B T"]` is a JAX array of floating-point numbers with B rows of T tokens. A letter stands for one size
+within one call. `Shaped` is any dtype, `*shape` any number of axes, `#B` is B or 1, and "" is a scalar. The tests check
+dtypes and shapes (`tests/shape_checks.py`); nothing else does.
+
+    B  rows of a batch              V  vocabulary
+    T  tokens of a row              L  layers
+    S  prompts in a row             H  heads
+    K  answers to a prompt          D  width of a head
+    P  tokens of a prompt           d  width of the residual stream
+    R  tokens of a response
+
+In `models`, S is the number of keys that a query may see: the slots of a cache, or T without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Num
+
+Array: TypeAlias = jax.Array
+AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
+Scalar: TypeAlias = Num[Array, ""] | float
+
+Tree: TypeAlias = Any  # a pytree of arrays
+Params: TypeAlias = Mapping[str, Any]  # nested mappings from names to arrays
