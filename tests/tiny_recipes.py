@@ -5,7 +5,9 @@ import json
 from configs import instructgpt
 from instructjax.models.transformer import LanguageModel
 from instructjax.runs import checkpoint
-from instructjax.stages import workspace
+from instructjax.stages import dpo, ppo, ppo_init, pretrain, reward, sft
+from instructjax.stages.run import Run, policy_config
+from instructjax.stages.stage import Stage
 from tests import tiny_models
 
 WORDS = "the fox and the owl sleep in a red forest by night".split()
@@ -16,6 +18,9 @@ RECORDS = {
     "prompts": [{"prompt": line} for line in LINES],
     "rankings": [{"prompt": line, "responses": [line[:4], line[:6]], "scores": [1, 0]} for line in LINES],
 }
+
+STAGES = (pretrain.run, sft.run, reward.run, ppo_init.run, ppo.run, ppo.run_with_text, dpo.run)
+DECLARATIONS = {stage.declaration.name: stage.declaration for stage in STAGES}
 
 
 def recipe(tmp_path, **changes):
@@ -42,11 +47,33 @@ def recipe(tmp_path, **changes):
 
 def save_stage(config, workdir, stage, tokenizer, seed=0):
     """One checkpoint of random weights, and the mark of a finished stage."""
-    shape = workspace.model_config(config, tokenizer)
-    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-        params = tiny_models.params(LanguageModel(shape), seed=seed)
-        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
+    shape = policy_config(config, tokenizer.vocab_size)
+    params = tiny_models.params(LanguageModel(shape), seed=seed)
+    save_checkpoint(config, workdir, stage, tokenizer, shape, _state(stage, params))
     (workdir / stage / "summary.json").write_text('{"steps": 1}')
+
+
+def save_checkpoint(config, workdir, stage, tokenizer, shape, state, step=1):
+    """One checkpoint of a stage, with what it says about itself."""
+    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+        checkpoints.save(step, state, meta=opened(config, workdir, stage).meta(shape, tokenizer))
+
+
+def opened(config, workdir, stage):
+    """The `Stage` of a name."""
+    return Stage(Run(config, workdir), DECLARATIONS[stage])
+
+
+def begin(config, workdir, stage):
+    """Notes what a stage is begun with, or refuses."""
+    opened(config, workdir, stage).begin()
+
+
+def _state(stage, params):
+    """A state with the weights at the place that the stage declares; a reward model's are its params."""
+    for key in reversed((DECLARATIONS[stage].policy or "params").split("/")):
+        params = {key: params}
+    return params
 
 
 def changed(config, **changes):

@@ -1,14 +1,11 @@
 """Rewards of several answers to a prompt are those of each answer alone, in the order of the prompts."""
 
-import types
-
 import numpy as np
 import pytest
 
 from instructjax.data.layouts import TokenizedRanking
 from instructjax.evaluation import reward_models
 from instructjax.rollout import episode
-from instructjax.stages.workspace import Trained
 from tests import tiny_models
 
 RNG = np.random.default_rng(0)
@@ -19,7 +16,7 @@ RANKINGS = [TokenizedRanking(RNG.integers(1, 16, p), [RNG.integers(1, 16, r) for
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_rewards_are_those_of_each_answer_alone(batch_size):
     model, params = tiny_models.scalar_model()
-    found = reward_models.rewards(Trained(model, params, types.SimpleNamespace(pad_id=0)), RANKINGS, batch_size)
+    found = reward_models.rewards(model, params, RANKINGS, pad_id=0, batch_size=batch_size)
     assert [rewards.dtype for rewards in found] == [np.float64] * len(RANKINGS)
     for ranking, rewards in zip(RANKINGS, found, strict=True):
         assert len(rewards) == len(ranking.responses)

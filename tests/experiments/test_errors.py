@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError
-from instructjax.stages import ppo, prepare, pretrain, reward, sft
+from instructjax.stages import ppo, pretrain, reward, sft
+from instructjax.stages.run import Run
 from tests.tiny_recipes import RECORDS, recipe, save_stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def pretrained(tmp_path_factory):
     """(config, workdir): data are prepared, and pretraining looks finished."""
     folder = tmp_path_factory.mktemp("pretrained")
     config, workdir = recipe(folder), folder / "run"
-    layout = prepare.run(config, workdir)
+    layout = Run(config, workdir).layout
     save_stage(config, workdir, "pretrain", layout.tokenizer)
     return config, workdir
 

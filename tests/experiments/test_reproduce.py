@@ -13,8 +13,9 @@ import pytest
 
 from configs import sandbox
 from instructjax.records import Demonstration
-from instructjax.runs import metrics_file
-from instructjax.stages import few_shot, prepare, workspace
+from instructjax.runs import cost, metrics_file
+from instructjax.stages import few_shot, trained
+from instructjax.stages.run import Run, policy_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = "configs/sandbox.py:smoke"
@@ -123,10 +124,10 @@ class TestResults:
 
     def test_demonstrations_score_zero_on_average(self, run):
         workdir, config = run[0], sandbox.get_config("smoke")
-        layout = prepare.run(config, workdir)
-        shape = workspace.model_config(config, layout.tokenizer)
-        model = workspace.load_reward_model(workdir / "reward" / "checkpoints", shape, layout.tokenizer)
-        records = prepare.load(config, workdir, Demonstration, "train")
+        layout = Run(config, workdir).layout
+        shape = policy_config(config, layout.tokenizer.vocab_size)
+        model = trained.load_reward_model(workdir / "reward" / "checkpoints", shape, layout.tokenizer)
+        records = Run(config, workdir).records(Demonstration, "train")
         prompts, responses = zip(*((record.prompt, record.response) for record in records), strict=True)
         scores = few_shot.score_texts(config, layout, model, prompts, [[text] for text in responses])
         assert abs(scores.mean()) < 1e-4 < scores.std()
@@ -157,7 +158,7 @@ class TestReport:
         assert any("step" in name for name in kept) and ".in_use" not in kept
         for stage in STAGES:
             summary = json.loads((run[0] / stage / "summary.json").read_text())
-            assert 0 < summary["first_step_seconds"] < sum(workspace.cost(run[0])[0].values())
+            assert 0 < summary["first_step_seconds"] < sum(cost.total(run[0])[0].values())
 
     def test_every_prompt_has_an_answer_of_every_model(self, run, results):
         rows = [json.loads(line) for line in (run[0] / "evaluate" / "answers.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from instructjax.runs import metrics_file
-from instructjax.stages.workspace import STAGES
+from instructjax.runs.folder import PAPER
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {
@@ -76,7 +76,7 @@ def test_two_processes_make_the_recipe_of_one(tmp_path):
     one = start(tmp_path / "one", 1)
     output, error = one.communicate(timeout=600)
     assert one.returncode == 0, error[-2000:]
-    for stage in STAGES:
+    for stage in PAPER:
         found, expected = (metrics_file.read(tmp_path / name / stage / "metrics.jsonl") for name in ("two", "one"))
         assert [line["step"] for line in found] == [line["step"] for line in expected]
         names = {"loss", "accuracy", "validation_loss", "reward", "response_tokens", "policy_loss", "ptx_loss"}

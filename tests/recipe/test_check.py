@@ -8,7 +8,7 @@ import pytest
 from configs import e2e, gpt2, instructgpt, sandbox
 from instructjax.errors import ConfigError
 from instructjax.recipe import check
-from instructjax.stages import prepare
+from instructjax.stages.run import Run
 from tests.tiny_recipes import changed, recipe
 
 
@@ -70,7 +70,7 @@ def test_a_value_that_is_impossible_is_named(tmp_path, key, value, message):
     config = sandbox.get_config("smoke")
     check.recipe(config)
     with pytest.raises(ConfigError) as error:
-        prepare.run(changed(config, **{key: value}), tmp_path / "run")
+        Run(changed(config, **{key: value}), tmp_path / "run").layout
     assert str(error.value).startswith(f"{key.replace('__', '.')}: {message}")
     assert not (tmp_path / "run").exists()
 
@@ -82,7 +82,7 @@ def test_text_is_not_needed_in_every_batch():
 @pytest.mark.parametrize("name", ["text", "demonstrations", "prompts", "rankings"])
 def test_every_stages_records_are_asked_for_at_once(tmp_path, name):
     with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
-        prepare.run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run")
+        Run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run").layout
 
 
 def leaves(config, prefix=""):

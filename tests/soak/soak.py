@@ -22,12 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from instructjax.runs import checkpoint, metrics_file  # noqa: E402
-from instructjax.stages.workspace import STAGES  # noqa: E402
+from instructjax.runs.folder import PAPER  # noqa: E402
 
 RECIPE = "configs/sandbox.py:smoke"
 CLOCKS = ("wall_seconds", "peak_rss_gib")
 # Comparisons are collected at the end of the part "sft", the SFT checkpoint is chosen at the end of "reward".
-PARTS = ("start", *STAGES, "evaluate")
+PARTS = ("start", *PAPER, "evaluate")
 GLANCE = 0.05  # seconds between looks at what a run has written
 
 
@@ -47,7 +47,7 @@ def start(workdir, folder, overrides):
 def signs(workdir):
     """When the files were written that show where a run is: a stage's metrics, and the ends of stages."""
     found = {}
-    for path in (workdir / stage / name for stage in STAGES for name in ("metrics.jsonl", "summary.json")):
+    for path in (workdir / stage / name for stage in PAPER for name in ("metrics.jsonl", "summary.json")):
         if path.exists():
             found[str(path.relative_to(workdir))] = path.stat().st_mtime_ns
     return found
@@ -64,14 +64,14 @@ def is_there(part, found, before):
     if part == "start":
         return True
     if part == "evaluate":
-        return f"{STAGES[-1]}/summary.json" in found
+        return f"{PAPER[-1]}/summary.json" in found
     began = f"{part}/metrics.jsonl"
     return f"{part}/summary.json" in found or found.get(began) != before.get(began)
 
 
 def unfinished(workdir):
     """The first stage that a run has not finished, or else its evaluation."""
-    return next((stage for stage in STAGES if not (workdir / stage / "summary.json").exists()), "evaluate")
+    return next((stage for stage in PAPER if not (workdir / stage / "summary.json").exists()), "evaluate")
 
 
 def durations(workdir, folder, overrides):
@@ -90,7 +90,7 @@ def durations(workdir, folder, overrides):
 def end_of(workdir):
     """Everything that a run ends with, without its clocks: digests of all arrays, curves, choices, results."""
     found = {}
-    for stage in STAGES:
+    for stage in PAPER:
         directory = workdir / stage
         steps = checkpoint.saved_steps(directory / "checkpoints")
         for step in steps:

@@ -5,14 +5,15 @@ import json
 import numpy as np
 
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.stages import few_shot, prepare, workspace
-from instructjax.stages.workspace import Trained
+from instructjax.stages import few_shot
+from instructjax.stages.run import Run, policy_config
+from instructjax.stages.trained import Trained
 from tests import tiny_models
 from tests.tiny_recipes import RECORDS, changed, recipe
 
 
 def models(config, layout):
-    shape = workspace.model_config(config, layout.tokenizer)
+    shape = policy_config(config, layout.tokenizer.vocab_size)
     return [
         Trained(kind(shape), tiny_models.params(kind(shape)), layout.tokenizer) for kind in (LanguageModel, ScalarModel)
     ]
@@ -28,16 +29,16 @@ def demonstrations(response):
 
 def test_without_room_there_is_no_prefix(tmp_path, capsys):
     config = recipe(tmp_path)  # max_length 32: four tokens beside prompt and response
-    layout = prepare.run(config, tmp_path / "run")
-    assert few_shot.choose_prefix(config, tmp_path / "run", layout, *models(config, layout)) is None
+    run = Run(config, tmp_path / "run")
+    assert few_shot.choose_prefix(run, *models(config, run.layout)) is None
     assert "gpt_prompted: left out; model.max_length: expected room for 2 examples" in capsys.readouterr().out
 
 
 def test_examples_are_of_one_line(tmp_path):
     config = recipe(tmp_path, demonstrations=demonstrations("a\nb"))
     config = changed(config, model__max_length=64, evaluate__few_shot_candidates=2, evaluate__batch_size=4)
-    layout = prepare.run(config, tmp_path / "run")
-    prefix = few_shot.choose_prefix(config, tmp_path / "run", layout, *models(config, layout))
+    run = Run(config, tmp_path / "run")
+    prefix = few_shot.choose_prefix(run, *models(config, run.layout))
     lines = prefix.split("\n")
     assert len(lines) == 5 and lines[-1] == ""  # two of prompt, separator, response, stop
     assert {(lines[0], lines[1]), (lines[2], lines[3])} <= {
@@ -48,19 +49,20 @@ def test_examples_are_of_one_line(tmp_path):
 def test_without_an_example_of_one_line_there_is_no_prefix(tmp_path, capsys):
     lines = [json.dumps({"prompt": "a", "response": "b\nc", "split": ("train", "validation")[i % 2]}) for i in range(4)]
     config = recipe(tmp_path, demonstrations=lines)
-    layout = prepare.run(config, tmp_path / "run")
-    assert few_shot.choose_prefix(config, tmp_path / "run", layout, *models(config, layout)) is None
+    run = Run(config, tmp_path / "run")
+    assert few_shot.choose_prefix(run, *models(config, run.layout)) is None
     assert "expected a demonstration whose response is one line, found none" in capsys.readouterr().out
 
 
 def test_an_answer_that_is_too_long_is_scored_as_it_is_cut(tmp_path):
     config = changed(recipe(tmp_path), evaluate__batch_size=2)
-    layout = prepare.run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run")
+    layout = run.layout
     _, reward = models(config, layout)
     long = "xyzzy " * 20
     cut = layout.capped(long)
     assert long.startswith(cut) and len(layout.tokenizer.encode(cut)) == layout.max_response - 1
-    found = few_shot.score_texts(config, layout, reward, ["the fox", "an owl"], [[long, cut, "owl"]] * 2)
+    found = few_shot.score_texts(run, reward, ["the fox", "an owl"], [[long, cut, "owl"]] * 2)
     assert found.shape == (2, 3) and np.isfinite(found).all()
     np.testing.assert_allclose(found[:, 0], found[:, 1], rtol=1e-5)
     assert (abs(found[:, 0] - found[:, 2]) > 1e-3).all()

@@ -14,13 +14,13 @@ from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration
 from instructjax.rollout import episode
-from instructjax.runs import checkpoint
-from instructjax.stages import exported, pretrain, reward, workspace
+from instructjax.stages import exported, pretrain, reward, trained
+from instructjax.stages.run import Run, policy_config
 from instructjax.text import tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
-from tests.tiny_recipes import LINES, changed, recipe
+from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
@@ -38,7 +38,7 @@ PIECES, PAIRS = SentencePieceTokenizer.train(LINES, 290), byte_pairs()
 
 def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_changes):
     """(parameters, the folder with them); `changes` are of config.json."""
-    shape = dataclasses.replace(workspace.model_config(config, tokenizer), **config_changes)
+    shape = dataclasses.replace(policy_config(config, tokenizer.vocab_size), **config_changes)
     params = tiny_models.params(kind(shape), noise=0.2)
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=kind is ScalarModel
@@ -63,18 +63,18 @@ def run(request, tmp_path_factory):
     config = changed(recipe(folder), data__separator="\n\n", data__drop_long=True)
     params = folder_of(folder / "gpt2", config, request.param)
     config = importing(config, "pretrain", folder / "gpt2")
-    pretrain.run(config, folder / "run")
+    pretrain.run(Run(config, folder / "run"))
     return config, folder / "run", params
 
 
 def test_the_stage_has_the_weights_and_the_tokenizer(run, tmp_path):
     config, workdir, params = run
-    trained, layout = workspace.open_policy(workdir, "pretrain")
-    assert_identical(trained.params, params)
+    found, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
+    assert_identical(found.params, params)
     assert layout.tokenizer.fingerprint == tokenizer_files.load(config.tokenizer.path).fingerprint
     (line,) = [json.loads(line) for line in (workdir / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(line["text_loss"])
-    exported.run("pretrain", workdir, tmp_path / "out")
+    exported.export(Run(config, workdir), "pretrain", tmp_path / "out")
     before, after = (pretrained.read_tensors(path) for path in (config.pretrain.import_from, tmp_path / "out"))
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -85,17 +85,17 @@ def test_an_import_that_was_interrupted_goes_on(run):
     config, workdir, _ = run
     summary = workdir / "pretrain" / "summary.json"
     before = summary.read_bytes()
-    pretrain.run(config, workdir)  # it is finished
+    pretrain.run(Run(config, workdir))  # it is finished
     summary.unlink()
-    pretrain.run(config, workdir)
+    pretrain.run(Run(config, workdir))
     assert summary.read_bytes() == before
 
 
 def scores(workdir, prompt, responses):
-    trained, layout = workspace.open_reward_model(workdir)
+    found, layout = trained.open_reward_model(workdir / "reward" / "checkpoints")
     rows = [layouts.demonstrations([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    return np.asarray(episode.score(trained.model, trained.params, batch.tokens, batch.segments, batch.positions))
+    return np.asarray(episode.score(found.model, found.params, batch.tokens, batch.segments, batch.positions))
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,10 @@ def rewarded(run):
     """The same, with a reward model whose offset is not 0."""
     config, workdir, _ = run
     tokenizer = tokenizer_files.load(config.tokenizer.path)
-    shape = workspace.model_config(config, tokenizer)
+    shape = policy_config(config, tokenizer.vocab_size)
     params = tiny_models.params(ScalarModel(shape))
     params["head"]["bias"] = jnp.float32(-2.5)
-    with checkpoint.Checkpoints(workdir / "reward" / "checkpoints") as checkpoints:
-        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
+    save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": params})
     (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
     return config, workdir
 
@@ -117,8 +116,8 @@ TEXTS = ["the fox", "the owl in a red", "by night\n\n"]
 
 def test_a_reward_model_goes_out_and_comes_in_with_the_same_scores(rewarded, tmp_path):
     config, workdir = rewarded
-    exported.run("reward", workdir, tmp_path / "out")
-    reward.run(importing(changed(config, pretrain__import_from=""), "reward", tmp_path / "out"), tmp_path / "run")
+    exported.export(Run(config, workdir), "reward", tmp_path / "out")
+    reward.run(Run(importing(changed(config, pretrain__import_from=""), "reward", tmp_path / "out"), tmp_path / "run"))
     found, expected = (scores(folder, "the forest", TEXTS) for folder in (tmp_path / "run", workdir))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.ptp(expected) > 0.01
@@ -139,7 +138,7 @@ def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path, 
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     config, workdir = rewarded
-    exported.run("reward", workdir, tmp_path / "out")
+    exported.export(Run(config, workdir), "reward", tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval().double()
     texts = [f"the forest{config.data.separator}{text}{tokenizer.eos_token}" for text in TEXTS]
@@ -153,16 +152,16 @@ def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path, capsys)
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     config, workdir, _ = run
-    exported.run("pretrain", workdir, tmp_path / "out")
+    exported.export(Run(config, workdir), "pretrain", tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval().double()
-    trained, layout = workspace.open_policy(workdir, "pretrain")
+    found, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
     text = f"the forest{config.data.separator}the owl{tokenizer.eos_token}"
     with torch.no_grad():
         expected = theirs(**tokenizer(text, return_tensors="pt")).logits[0].numpy()
     ids = np.array([[*layout.prompt("the forest"), *layout.response("the owl")]], np.int32)
-    found, _ = trained.model.apply({"params": trained.params}, ids, np.ones_like(ids), np.arange(ids.size)[None])
-    report(capsys, "logits of a text", np.asarray(found[0]), expected)
+    logits, _ = found.model.apply({"params": found.params}, ids, np.ones_like(ids), np.arange(ids.size)[None])
+    report(capsys, "logits of a text", np.asarray(logits[0]), expected)
 
 
 def refused(kind, function, *arguments):
@@ -191,7 +190,7 @@ def refused(kind, function, *arguments):
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, error, given, message):
     config = recipe(tmp_path)
     folder_of(tmp_path / "gpt2", config, PIECES, **given)
-    found = refused(error, pretrain.run, importing(config, "pretrain", tmp_path / "gpt2"), tmp_path / "run")
+    found = refused(error, pretrain.run, Run(importing(config, "pretrain", tmp_path / "gpt2"), tmp_path / "run"))
     assert message in found and f"{tmp_path}/gpt2" in found
     assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "run" / "pretrain").exists()
 
@@ -199,25 +198,25 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, error, given, me
 def test_a_language_model_is_no_reward_model(tmp_path):
     config = recipe(tmp_path)
     folder_of(tmp_path / "gpt2", config, PIECES)
-    found = refused(CheckpointError, reward.run, importing(config, "reward", tmp_path / "gpt2"), tmp_path / "run")
+    found = refused(CheckpointError, reward.run, Run(importing(config, "reward", tmp_path / "gpt2"), tmp_path / "run"))
     assert found.endswith("expected a reward model, with score.weight, found a language model, without score.weight")
 
 
 def test_imported_weights_need_their_tokenizer(tmp_path):
     config = changed(recipe(tmp_path), pretrain__import_from="anywhere")
-    found = refused(ConfigError, pretrain.run, config, tmp_path / "run")
+    found = refused(ConfigError, pretrain.run, Run(config, tmp_path / "run"))
     assert found == "tokenizer.path: expected the tokenizer that pretrain.import_from comes with, found none"
 
 
 def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path):
     config = recipe(tmp_path)
-    shape = workspace.model_config(config, PIECES)
+    shape = policy_config(config, PIECES.vocab_size)
     params = tiny_models.params(LanguageModel(shape))
     params["trunk"]["final_norm"]["bias"] = jnp.full(8, jnp.nan)
     described = huggingface.describe(shape, eos_id=PIECES.eos_id, pad_id=PIECES.pad_id)
     files = tokenizer_files.pretrained_files(PIECES, shape.max_length)
     pretrained.write(tmp_path / "gpt2", described, huggingface.tensors_of(params, shape), files)
     config = importing(config, "pretrain", tmp_path / "gpt2")
-    found = refused(CheckpointError, pretrain.run, config, tmp_path / "run")
+    found = refused(CheckpointError, pretrain.run, Run(config, tmp_path / "run"))
     assert found == f"{tmp_path}/gpt2: transformer.ln_f.bias: expected finite numbers, found NaN or infinity"
     assert not (tmp_path / "run").exists()

@@ -4,10 +4,11 @@ import pytest
 
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import ScalarModel
-from instructjax.runs import checkpoint, metrics_file
-from instructjax.stages import ppo, prepare, workspace
+from instructjax.runs import metrics_file
+from instructjax.stages import ppo
+from instructjax.stages.run import Run, policy_config
 from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_stage
+from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +20,10 @@ def before(tmp_path_factory):
     workdir = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        tokenizer = prepare.run(config, workdir).tokenizer
+        tokenizer = Run(config, workdir).layout.tokenizer
     save_stage(config, workdir, "ppo_init", tokenizer)
-    shape = workspace.model_config(config, tokenizer)
-    with checkpoint.Checkpoints(workdir / "reward" / "checkpoints") as checkpoints:
-        params = tiny_models.params(ScalarModel(shape))
-        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, tokenizer))
+    shape = policy_config(config, tokenizer.vocab_size)
+    save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": tiny_models.params(ScalarModel(shape))})
     (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
     return config, workdir
 
@@ -32,7 +31,7 @@ def before(tmp_path_factory):
 def test_its_scores_are_the_rewards(before, monkeypatch):
     config, workdir = before
     monkeypatch.chdir(workdir.parent)
-    ppo.run_ppo(config, workdir)
+    ppo.run(Run(config, workdir))
     start, *lines = metrics_file.read(workdir / "ppo" / "metrics.jsonl")
     assert [line["reward"] for line in lines] == [7.0, 7.0]
     assert [line["validation_reward"] for line in (start, lines[-1])] == [7.0, 7.0]
@@ -41,5 +40,5 @@ def test_its_scores_are_the_rewards(before, monkeypatch):
 def test_one_that_is_not_there_stops_before_any_work(before):
     config, workdir = before
     with pytest.raises(ConfigError, match="^ppo.reward_function: expected 'math:sevn' to be found"):
-        ppo.run_ppo_ptx(changed(config, ppo__reward_function="math:sevn"), workdir)
+        ppo.run_with_text(Run(changed(config, ppo__reward_function="math:sevn"), workdir))
     assert not (workdir / "ppo_ptx").exists()

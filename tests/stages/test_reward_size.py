@@ -10,10 +10,11 @@ import pytest
 
 from instructjax.models import sizes
 from instructjax.models.transformer import ScalarModel
-from instructjax.runs import checkpoint
-from instructjax.stages import ppo, prepare, workspace
+from instructjax.runs import checkpoint, folder
+from instructjax.stages import ppo
+from instructjax.stages.run import Run, policy_config
 from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_stage
+from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
 
 
 @pytest.fixture
@@ -22,20 +23,19 @@ def prepared(tmp_path, monkeypatch):
     row = dataclasses.replace(sizes.SIZES["small"], num_layers=2, d_model=16, num_heads=2, d_head=8)
     monkeypatch.setattr(sizes, "SIZES", {**sizes.SIZES, "tiny": row})
     config = changed(recipe(tmp_path), ppo__iterations=2, ppo_log__save_every=1, ppo_log__evaluate_every=2)
-    config = changed(config, reward__size="tiny", ppo__reward_from=str(tmp_path / "6b"))
-    layout = prepare.run(config, tmp_path / "run")
+    config = changed(config, reward__size="tiny", ppo__reward_from=str(tmp_path / "6b" / "reward" / "checkpoints"))
+    layout = Run(config, tmp_path / "run").layout
     save_stage(config, tmp_path / "run", "ppo_init", layout.tokenizer)
-    shape = workspace.reward_config(config, layout.tokenizer)
-    with checkpoint.Checkpoints(tmp_path / "6b") as checkpoints:
-        params = tiny_models.params(ScalarModel(shape), seed=3)
-        checkpoints.save(1, {"params": params}, meta=workspace.describe(config, shape, layout.tokenizer))
+    shape = sizes.resized(policy_config(config, layout.tokenizer.vocab_size), config.reward.size)
+    params = tiny_models.params(ScalarModel(shape), seed=3)
+    save_checkpoint(config, tmp_path / "6b", "reward", layout.tokenizer, shape, {"params": params})
     return config, tmp_path / "run", shape
 
 
 def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
     config, workdir, shape = prepared
     assert (shape.num_layers, shape.d_model, shape.d_ff, config.model.d_model) == (2, 16, 64, 8)
-    ppo.run_ppo(config, workdir)
+    ppo.run(Run(config, workdir))
     template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
     found = checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
     assert found["trunk"]["token_embedding"].shape[1] == 16
@@ -49,20 +49,20 @@ def test_a_finished_stage_goes_on_to_more_iterations(prepared):
     def value():
         return checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
 
-    ppo.run_ppo(changed(config, ppo__iterations=1), workdir)
+    ppo.run(Run(changed(config, ppo__iterations=1), workdir))
     shorter = value()
-    ppo.run_ppo(config, workdir)
+    ppo.run(Run(config, workdir))
     longer = value()
     shutil.rmtree(workdir / "ppo")
-    ppo.run_ppo(config, workdir)
+    ppo.run(Run(config, workdir))
     jax.tree.map(np.testing.assert_array_equal, longer, value())
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (shorter, longer)), strict=True))
 
 
 def test_frozen_weights_can_be_held_in_half_precision(prepared):
     config, workdir, _ = prepared
-    ppo.run_ppo(changed(config, model__dtype="bfloat16", ppo__frozen_dtype="bfloat16"), workdir)
-    assert workspace.is_finished(workdir, "ppo")
+    ppo.run(Run(changed(config, model__dtype="bfloat16", ppo__frozen_dtype="bfloat16"), workdir))
+    assert folder.is_finished(workdir, "ppo")
 
 
 def test_freezing_changes_the_type_only():

@@ -4,13 +4,12 @@ import ml_collections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructjax.stages import sft
+from instructjax.stages import selection
 
 
 def candidates(count, save_every, steps):
-    return sft.candidates(
-        ml_collections.ConfigDict({"sft": {"candidates": count}, "log": {"save_every": save_every}}), steps
-    )
+    config = ml_collections.ConfigDict({"sft": {"candidates": count}, "log": {"save_every": save_every}})
+    return selection.candidates(config, steps)
 
 
 @given(st.integers(1, 12), st.integers(1, 300), st.integers(1, 2000))

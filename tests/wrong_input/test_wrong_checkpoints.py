@@ -1,5 +1,6 @@
 """Checkpoints and the folder of a run"""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ from instructjax import files
 from instructjax.models.transformer import LanguageModel
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint
-from instructjax.stages import evaluate, prepare, pretrain, sft, workspace
+from instructjax.stages import evaluate, pretrain, sft, trained
+from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import small_disks, tiny_models
 from tests.scripts import run
-from tests.tiny_recipes import LINES, changed, recipe, save_stage
+from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint, save_stage
 from tests.wrong_input.fault import fault
 
 
@@ -22,7 +24,7 @@ from tests.wrong_input.fault import fault
 def pretrained(tmp_path):
     """(config, workdir): data are prepared, and pretraining looks finished."""
     config, workdir = recipe(tmp_path), tmp_path / "run"
-    layout = prepare.run(config, workdir)
+    layout = Run(config, workdir).layout
     save_stage(config, workdir, "pretrain", layout.tokenizer)
     return config, workdir
 
@@ -35,7 +37,7 @@ def damage(path, change):
 
 @fault("a stage whose predecessor is missing", "PATH: expected the finished stage pretrain, found none")
 def test_no_stage(tmp_path):
-    sft.run(recipe(tmp_path), tmp_path / "run")
+    sft.run(Run(recipe(tmp_path), tmp_path / "run"))
 
 
 @fault(
@@ -44,18 +46,18 @@ def test_no_stage(tmp_path):
 def test_unfinished_stage(pretrained):
     config, workdir = pretrained
     (workdir / "pretrain" / "summary.json").unlink()
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault("an evaluation before the choice of SFT", "PATH: expected the choice among the checkpoints of sft, found none")
 def test_no_selection(pretrained):
-    evaluate.run(*pretrained, "name")
+    evaluate.evaluate(Run(*pretrained, "name"))
 
 
 @fault("a folder of checkpoints that is not there", "PATH: expected a directory of checkpoints, found none")
 def test_no_directory(pretrained):
     config, workdir = pretrained
-    sft.run(changed(config, sft__init_from=str(workdir / "nowhere")), workdir)
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "nowhere")), workdir))
 
 
 @fault("an empty folder of checkpoints", "PATH: expected a checkpoint, found an empty directory")
@@ -81,29 +83,57 @@ def test_a_file(tmp_path):
 )
 def test_size(pretrained):
     config, workdir = pretrained
-    sft.run(changed(config, model__d_model=16), workdir)
+    sft.run(Run(changed(config, model__d_model=16), workdir))
 
 
 @fault("a checkpoint of other heads", "PATH: model.num_heads: expected 2, found a model with 1")
 def test_heads(pretrained):
     config, workdir = pretrained
-    sft.run(changed(config, model__num_heads=2, model__d_head=4), workdir)
+    sft.run(Run(changed(config, model__num_heads=2, model__d_head=4), workdir))
 
 
 @fault("a checkpoint of a language model for a reward model", "PATH: params/TEXT: expected TEXT, found nothing; TEXT")
 def test_kind(pretrained):
     config, workdir = pretrained
-    _, layout = workspace.open_policy(workdir, "pretrain")
-    shape = workspace.model_config(config, layout.tokenizer)
-    workspace.load_reward_model(workdir / "pretrain" / "checkpoints", shape, layout.tokenizer)
+    _, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
+    shape = policy_config(config, layout.tokenizer.vocab_size)
+    trained.load_reward_model(workdir / "pretrain" / "checkpoints", shape, layout.tokenizer)
 
 
 @fault("a part that the state has not", "PATH: policy/ema: expected policy in the state, found only params")
 def test_part(pretrained):
     config, workdir = pretrained
-    _, layout = workspace.open_policy(workdir, "pretrain")
-    save_stage(config, workdir, "ppo", layout.tokenizer)
-    workspace.open_policy(workdir, "ppo")
+    _, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
+    shape = policy_config(config, layout.tokenizer.vocab_size)
+    save_checkpoint(
+        config, workdir, "ppo", layout.tokenizer, shape, {"params": tiny_models.params(LanguageModel(shape))}
+    )
+    trained.open_policy(workdir / "ppo" / "checkpoints")
+
+
+@fault(
+    "a checkpoint of an older version, which does not name its stage",
+    "PATH: expected a checkpoint of instructjax 0.3 or later, which names its stage, found an older one; train the "
+    "stage again, or read it with the version that wrote it",
+)
+def test_older_version(pretrained):
+    config, workdir = pretrained
+    layout = Run(config, workdir).layout
+    shape = policy_config(config, layout.tokenizer.vocab_size)
+    meta = checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), layout.tokenizer)
+    with checkpoint.Checkpoints(workdir / "old") as checkpoints:
+        checkpoints.save(1, {"params": tiny_models.params(LanguageModel(shape))}, meta=meta)
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "old")), workdir))
+
+
+@fault(
+    "a reward model where a policy is needed", "PATH: expected the checkpoint of a policy, found one of a reward model"
+)
+def test_reward_model_as_policy(pretrained):
+    config, workdir = pretrained
+    layout = Run(config, workdir).layout
+    save_stage(config, workdir, "reward", layout.tokenizer)
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "reward" / "checkpoints")), workdir))
 
 
 @fault("a checkpoint of another tokenizer", "PATH: expected a checkpoint with tokenizer HASH, found HASH")
@@ -112,7 +142,7 @@ def test_tokenizer(pretrained, tmp_path):
     SentencePieceTokenizer.train(["other words of another text"] * 9, 290).save(tmp_path / "other.model")
     given = {"tokenizer__path": str(tmp_path / "other.model")}
     start = str(workdir / "pretrain" / "checkpoints")
-    sft.run(changed(config, sft__init_from=start, **given), tmp_path / "other")
+    sft.run(Run(changed(config, sft__init_from=start, **given), tmp_path / "other"))
 
 
 @fault(
@@ -123,10 +153,10 @@ def test_other_tokenizer(tmp_path):
     path = tmp_path / "tokenizer.model"
     SentencePieceTokenizer.train(LINES, 290).save(path)
     config = changed(recipe(tmp_path), tokenizer__path=str(path), pretrain__steps=1, pretrain__warmup_steps=1)
-    pretrain.run(config, tmp_path / "run")
+    pretrain.run(Run(config, tmp_path / "run"))
     (tmp_path / "run" / "pretrain" / "summary.json").unlink()  # as if it had been killed
     SentencePieceTokenizer.train(["other words of another text"] * 9, 290).save(path)
-    pretrain.run(config, tmp_path / "run")
+    pretrain.run(Run(config, tmp_path / "run"))
 
 
 @fault("a flipped bit in the arrays", "PATH: params/TEXT: expected the digest TEXT HASH, found TEXT HASH")
@@ -153,7 +183,7 @@ def test_flipped_bit(tmp_path):
 def test_cut(pretrained):
     config, workdir = pretrained
     damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault("a change in what a checkpoint says of itself", "PATH: expected content with the sha256 HASH, found HASH")
@@ -163,14 +193,14 @@ def test_meta(pretrained):
         workdir / "pretrain" / "checkpoints" / "1" / "meta",
         lambda content: content.replace(b'"num_layers": 1', b'"num_layers": 2'),
     )
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault("a checkpoint without a file", "PATH: expected in the checkpoint, found no such file")
 def test_missing_file(pretrained):
     config, workdir = pretrained
     (workdir / "pretrain" / "checkpoints" / "1" / "meta" / "metadata").unlink()
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault(
@@ -180,7 +210,7 @@ def test_missing_file(pretrained):
 def test_none_whole(pretrained):
     config, workdir = pretrained
     damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
-    shape = workspace.model_config(config, SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model"))
+    shape = policy_config(config, SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model").vocab_size)
     template = {"params": tiny_models.params(LanguageModel(shape))}
     with checkpoint.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
         checkpoints.restore(template)
@@ -195,7 +225,7 @@ def test_other_records(pretrained):
     save_stage(config, workdir, "sft", SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model"))
     files.write_json(workdir / "sft" / "config.json", config.to_dict())
     files.write_json(workdir / "sft" / "began.json", {"records": {"demonstrations": "0" * 16}, "code": "0"})
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault(
@@ -204,14 +234,14 @@ def test_other_records(pretrained):
 )
 def test_other_values(pretrained):
     config, workdir = pretrained
-    sft.run(changed(config, tokenizer__vocab_size=291), workdir)
+    sft.run(Run(changed(config, tokenizer__vocab_size=291), workdir))
 
 
 @fault("a small file of a run that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
 def test_cut_json(pretrained):
     config, workdir = pretrained
     (workdir / "data" / "checked.json").write_text('{"demonstrations": {"wh')
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault("a line of metrics that is damaged", "PATH:N: expected a JSON object, found TEXT")
@@ -227,7 +257,7 @@ def test_metrics(pretrained):
 def test_damaged_records(pretrained):
     config, workdir = pretrained
     (workdir / "data" / "prompts" / "1.0.0" / "dataset_info.json").write_text("{")
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault(
@@ -238,7 +268,7 @@ def test_cut_records(pretrained):
     config, workdir = pretrained
     for file in (workdir / "data" / "demonstrations").rglob("*.array_record*"):
         file.write_bytes(file.read_bytes()[:100])
-    sft.run(config, workdir)
+    sft.run(Run(config, workdir))
 
 
 @fault("the account of a run's cost that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
@@ -246,7 +276,7 @@ def test_cut_cost(pretrained):
     config, workdir = pretrained
     (workdir / "cost.json").write_text('{"pretrain": {"sec')
     try:
-        sft.run(config, workdir)
+        sft.run(Run(config, workdir))
     finally:
         assert not (workdir / "sft").exists()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instructjax.stages import prepare
+from instructjax.stages.run import Run
 from tests.scripts import run
 from tests.tiny_recipes import changed, recipe
 from tests.wrong_input.fault import fault
@@ -25,7 +25,7 @@ def begin_with(tmp_path, statements, *flags):
 
 def run_with(tmp_path, **changes):
     """The first stage of a small recipe with other values."""
-    prepare.run(changed(recipe(tmp_path), **changes), tmp_path / "run")
+    Run(changed(recipe(tmp_path), **changes), tmp_path / "run").layout
 
 
 @fault("a file that is not there", "--config: expected a recipe, found no file configs/none.py")
@@ -171,7 +171,7 @@ def test_no_e2e(tmp_path):
 def test_two_sources(tmp_path):
     config = recipe(tmp_path).unlock()
     config.sandbox = {}
-    prepare.run(config, tmp_path / "run")
+    Run(config, tmp_path / "run").layout
 
 
 @fault(

@@ -9,7 +9,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
-from instructjax.stages import prepare
+from instructjax.stages.run import Run
 from tests.tiny_recipes import RECORDS, changed, recipe
 from tests.wrong_input.fault import fault
 
@@ -31,7 +31,7 @@ def prepared(tmp_path, name, index=4, changes=(), **values):
     lines = [{**record, "split": ("train", "validation", "test")[i % 3]} for i, record in enumerate(RECORDS[name])]
     lines[index] |= values
     config = recipe(tmp_path, **{name: [json.dumps(line) for line in lines]})
-    return prepare.run(changed(config, **dict(changes)), tmp_path / "run")
+    return Run(changed(config, **dict(changes)), tmp_path / "run").layout
 
 
 @fault("a file that is not there", "PATH: expected a file of Text records, found no such file")
@@ -207,7 +207,7 @@ def test_many_answers(tmp_path):
 )
 def test_no_split(tmp_path):
     lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
-    prepare.run(recipe(tmp_path, prompts=lines), tmp_path / "run")
+    Run(recipe(tmp_path, prompts=lines), tmp_path / "run").layout
 
 
 @fault("an E2E folder that lacks a file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")

@@ -5,7 +5,7 @@ import json
 
 import sentencepiece
 
-from instructjax.stages import prepare
+from instructjax.stages.run import Run
 from instructjax.text import tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
@@ -42,7 +42,7 @@ def load(tmp_path, content, name="tokenizer.model"):
 
 @fault("a file that is not there", "PATH: expected a tokenizer, found no such file")
 def test_no_such_file(tmp_path):
-    prepare.run(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run")
+    Run(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run").layout
 
 
 @fault("a folder without one", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")

@@ -7,12 +7,12 @@ import numpy as np
 
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.runs import checkpoint
-from instructjax.stages import exported, pretrain, workspace
+from instructjax.stages import exported, pretrain
+from instructjax.stages.run import Run, policy_config
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
-from tests.tiny_recipes import LINES, changed, recipe, save_stage
+from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint, save_stage
 from tests.wrong_input.fault import fault
 
 TOKENIZER = SentencePieceTokenizer.train(LINES, 290)
@@ -22,7 +22,7 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     """Imports GPT from a folder in which something differs: of config.json, the tensors, or whole files."""
     recipe_ = recipe(tmp_path)
     folder = tmp_path / "gpt2"
-    shape = workspace.model_config(recipe_, TOKENIZER)
+    shape = policy_config(recipe_, TOKENIZER.vocab_size)
     described = huggingface.describe(
         shape, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id, is_reward_model=model is ScalarModel
     )
@@ -34,7 +34,7 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     for name, content in dict(files).items():
         (folder / name).write_bytes(content((folder / name).read_bytes()) if callable(content) else content)
     given = {"pretrain__import_from": str(folder), "tokenizer__path": str(folder)} | changes
-    pretrain.run(changed(recipe_, **given), tmp_path / "run")
+    pretrain.run(Run(changed(recipe_, **given), tmp_path / "run"))
 
 
 @fault("no such folder", "PATH: expected the folder of a model, found none")
@@ -185,14 +185,13 @@ def test_no_tokenizers(tmp_path, monkeypatch):
 
 def exporting(tmp_path, stage, params=None, **changes):
     config = changed(recipe(tmp_path), **changes)
-    shape, workdir = workspace.model_config(config, TOKENIZER), tmp_path / "run"
+    shape, workdir = policy_config(config, TOKENIZER.vocab_size), tmp_path / "run"
     if params is None:
         save_stage(config, workdir, stage, TOKENIZER)
     else:
-        with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-            checkpoints.save(1, {"params": params(shape)}, meta=workspace.describe(config, shape, TOKENIZER))
+        save_checkpoint(config, workdir, stage, TOKENIZER, shape, {"params": params(shape)})
         (workdir / stage / "summary.json").write_text('{"steps": 1}')
-    exported.run(stage, workdir, tmp_path / "out")
+    exported.export(Run(config, workdir), stage, tmp_path / "out")
 
 
 @fault(

@@ -1,27 +1,36 @@
-"""A folder belongs to the recipe that it was begun with."""
+"""A stage and its folder: recipe and records must be those that it began with, and any stage can be a guest."""
 
+import dataclasses
 import json
 import pathlib
-import time
 
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import sandbox
+from instructjax.data import pipeline
 from instructjax.errors import ConfigError, DataError
-from instructjax.runs import provenance
-from instructjax.stages import prepare, workspace
-from tests.tiny_recipes import changed, recipe, save_stage
+from instructjax.records import Prompt
+from instructjax.runs import folder
+from instructjax.runs.schedule import Schedule
+from instructjax.stages import evaluate
+from instructjax.stages.run import Run
+from instructjax.stages.stage import Stage, stage
+from instructjax.training.metrics import Mean
+from tests.tiny_recipes import DECLARATIONS, begin, changed, recipe, save_stage
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """(config, workdir): data are prepared, and all stages have begun."""
-    folder = tmp_path_factory.mktemp("begun")
-    config, workdir = recipe(folder), folder / "run"
-    layout = prepare.run(config, workdir)
-    for stage in workspace.STAGES:
-        workspace.begin(config, workdir, stage)
-        save_stage(config, workdir, stage, layout.tokenizer)
+    home = tmp_path_factory.mktemp("begun")
+    config, workdir = recipe(home), home / "run"
+    layout = Run(config, workdir).layout
+    for name in folder.PAPER:
+        begin(config, workdir, name)
+        save_stage(config, workdir, name, layout.tokenizer)
     return config, workdir
 
 
@@ -44,7 +53,7 @@ def test_a_stage_goes_on_only_with_the_recipe_it_began_with(begun, stage, change
     path = workdir / stage / "config.json"
     before = path.read_text()
     with pytest.raises(ConfigError) as error:
-        workspace.begin(changed(config, **changes), workdir, stage)
+        begin(changed(config, **changes), workdir, stage)
     assert str(error.value).startswith(f"{path}: {message}")
     assert str(error.value).endswith("; choose another --workdir")
     assert path.read_text() == before
@@ -54,7 +63,7 @@ def test_every_key_that_differs_is_told(begun):
     config, workdir = begun
     changes = {"seed": 1, "sft__learning_rate": 0.5, "model__num_heads": 2, "log__every": 10}
     with pytest.raises(ConfigError) as error:
-        workspace.begin(changed(config, **changes), workdir, "sft")
+        begin(changed(config, **changes), workdir, "sft")
     assert str(error.value).count("as the stage began with") == 3
 
 
@@ -64,22 +73,22 @@ def test_every_key_that_differs_is_told(begun):
 )
 def test_a_stage_goes_on_only_with_the_records_it_began_with(tmp_path, stage, name):
     config, workdir = recipe(tmp_path), tmp_path / "run"
-    layout = prepare.run(config, workdir)
-    workspace.begin(config, workdir, stage)
+    layout = Run(config, workdir).layout
+    begin(config, workdir, stage)
     save_stage(config, workdir, stage, layout.tokenizer)
     file = pathlib.Path(config.files[name])
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[3], *lines[1:]]) + "\n")
-    prepare.run(config, workdir)
+    Run(config, workdir).layout
     with pytest.raises(DataError) as error:
-        workspace.begin(config, workdir, stage)
+        begin(config, workdir, stage)
     assert str(error.value).startswith(f"{workdir}/{stage}/began.json: {name}: expected the records that the stage")
     other = "prompts" if stage == "pretrain" else "text"
-    if other not in provenance.USES[stage]:  # what a stage does not use may change
+    if other not in DECLARATIONS[stage].uses:  # what a stage does not use may change
         file.write_text("\n".join(lines) + "\n")
         pathlib.Path(config.files[other]).write_text("\n".join(lines_of(config, other)[::-1]) + "\n")
-        prepare.run(config, workdir)
-        workspace.begin(config, workdir, stage)
+        Run(config, workdir).layout
+        begin(config, workdir, stage)
 
 
 def lines_of(config, name):
@@ -91,11 +100,11 @@ def test_other_code_is_a_warning(begun, capsys):
     path = workdir / "sft" / "began.json"
     began = json.loads(path.read_text())
     path.write_text(json.dumps({**began, "code": "0.0.1 abcdef01"}))
-    workspace.begin(config, workdir, "sft")
+    begin(config, workdir, "sft")
     line = capsys.readouterr().out
     assert line.startswith(f"warning: {path}: begun with instructjax 0.0.1 abcdef01, this is ")
     path.write_text(json.dumps(began))
-    workspace.begin(config, workdir, "sft")
+    begin(config, workdir, "sft")
     assert capsys.readouterr().out == ""
 
 
@@ -112,38 +121,14 @@ def test_other_code_is_a_warning(begun, capsys):
 def test_what_does_not_matter_to_a_stage_may_change(begun, stage, changes):
     config, workdir = begun
     before = (workdir / stage / "config.json").read_text()
-    workspace.begin(changed(config, **changes), workdir, stage)
+    begin(changed(config, **changes), workdir, stage)
     assert (workdir / stage / "config.json").read_text() == before
-
-
-def test_only_work_is_added_to_the_cost(tmp_path):
-    def seconds():
-        return json.loads((tmp_path / "cost.json").read_text())["sft"]["seconds"]
-
-    config = sandbox.get_config()
-
-    def fail(config, workdir):
-        raise ConfigError("seed: expected another, found this")
-
-    run = workspace.timed("sft")(lambda config, workdir: time.sleep(0.01))
-    with pytest.raises(ConfigError):
-        workspace.timed("sft")(fail)(config, tmp_path)
-    assert not (tmp_path / "cost.json").exists()
-    run(config, tmp_path)
-    first = seconds()
-    run(config, tmp_path)  # it was interrupted, and goes on
-    assert first >= 0.01 and seconds() >= first + 0.01
-    (tmp_path / "sft").mkdir()
-    (tmp_path / "sft" / "summary.json").write_text("{}")
-    before = seconds()
-    run(config, tmp_path)
-    assert seconds() == before
 
 
 def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
     config = recipe(tmp_path)
-    workspace.begin(config, tmp_path, "sft")
-    workspace.begin(changed(config, sft__epochs=3), tmp_path, "sft")
+    begin(config, tmp_path, "sft")
+    begin(changed(config, sft__epochs=3), tmp_path, "sft")
     assert json.loads((tmp_path / "sft" / "config.json").read_text())["sft"]["epochs"] == 3
 
 
@@ -159,12 +144,63 @@ def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
 def test_prepared_data_are_of_one_recipe(begun, changes, key):
     config, workdir = begun
     with pytest.raises(ConfigError, match=f"run/data/config.json: {key}: expected .*; choose another --workdir"):
-        prepare.run(changed(config, **changes), workdir)
+        Run(changed(config, **changes), workdir).layout
 
 
 def test_data_that_were_not_finished_are_made_anew(tmp_path):
     config = recipe(tmp_path)
-    prepare.run(config, tmp_path / "run")
+    Run(config, tmp_path / "run").layout
     (tmp_path / "run" / "data" / "config.json").unlink()
-    layout = prepare.run(changed(config, tokenizer__vocab_size=280), tmp_path / "run")
+    layout = Run(changed(config, tokenizer__vocab_size=280), tmp_path / "run").layout
     assert layout.tokenizer.vocab_size == 280
+
+
+def test_each_name_has_a_root_key_of_its_own(tmp_path):
+    config = recipe(tmp_path)
+    declarations = [dataclasses.replace(DECLARATIONS["dpo"], name=name) for name in (*folder.PAPER, "dpo", "rloo", "")]
+    keys = [jax.random.key_data(Stage(Run(config, tmp_path), found).key).tolist() for found in declarations]
+    assert len({tuple(key) for key in keys}) == len(keys)
+    root = jax.random.key(config.seed)
+    paper = [jax.random.key_data(jax.random.fold_in(root, number)).tolist() for number in range(len(folder.PAPER))]
+    assert keys[: len(paper)] == paper
+
+
+@flax.struct.dataclass
+class Pair:
+    step: jax.Array
+    first: dict
+    second: dict
+
+
+@stage("guest", after=("pretrain",), uses=("prompts",), policy="second/ema", section="sft")
+def guest(stage):
+    """Two networks, of which the second has an average: what is sampled is that average."""
+    start = stage.run.load_start("pretrain")
+    second = {"params": jax.tree.map(jnp.copy, start), "ema": jax.tree.map(lambda x: x + 1, start)}
+    state = {"step": jnp.zeros((), jnp.int32), "first": start, "second": second}
+
+    def step(state, batch, key):
+        return state.replace(step=state.step + 1), {"loss": Mean(jnp.ones(()), jnp.ones(()))}
+
+    prompts = pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout)
+    stage.train_with(
+        step,
+        Pair(**state),
+        lambda: pipeline.shuffled_batches(prompts, batch_size=8, seed=0),
+        schedule=Schedule.from_config(stage.config.log, steps=2),
+    )
+
+
+def test_any_stage_says_where_its_policy_lies(tmp_path):
+    config = changed(recipe(tmp_path), evaluate__batch_size=8)
+    run = Run(config, tmp_path / "run")
+    save_stage(config, run.workdir, "pretrain", run.layout.tokenizer)
+    guest(run)
+    start, found = run.load_start("pretrain"), run.load_policy("guest").params
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), start, found)
+    opened, layout = run.open_policy("guest")
+    jax.tree.map(np.testing.assert_array_equal, opened.params, found)
+    ((prompt, _),) = evaluate.answer(run, opened, layout, ["the fox"], jax.random.key(0))
+    assert prompt == "the fox"
+    further = run.load_start("sft", str(run.checkpoints("guest")))  # as sft.init_from would name it
+    jax.tree.map(np.testing.assert_array_equal, further, found)
