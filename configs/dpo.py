@@ -17,21 +17,13 @@ Equations are those of Rafailov et al. 2023 (arXiv 2305.18290).
 from ml_collections import ConfigDict
 
 from configs import sandbox
+from instructjax.recipe import declared, stages
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The sandbox with a section `dpo`, whose policy is judged beside the others."""
     config = sandbox.get_config(variant).unlock()
 
-    dpo = config.dpo = ConfigDict()
-    dpo.init_from = ""  # a checkpoint folder, start and reference; "" is WORKDIR/sft, whose answers were ranked
-    dpo.beta = 0.1  # section 6; the weight of the KL divergence from the reference
-    dpo.epochs = 1
-    dpo.batch_size = 32  # prompts, with all pairs of their answers; the paper has 64 pairs
-    dpo.learning_rate = 1e-4  # a tenth of SFT's here; the paper has 1e-6 for models of billions
-    dpo.final_fraction = 0.1  # cosine to 10 %, as the other stages have
-    dpo.weight_decay = 0.0
-    dpo.microbatches = 1
-
+    config.dpo = declared.defaults(stages.DPO)
     config.evaluate.guests = ("dpo",)
     return config.lock()

@@ -20,6 +20,7 @@ Values that are not explained here are the paper's; see configs/instructgpt.py.
 from ml_collections import ConfigDict
 
 from configs import instructgpt
+from instructjax.recipe import declared, stages
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,10 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = instructgpt.get_config().unlock()
     del config.files
 
-    e2e = config.e2e = ConfigDict()
-    e2e.directory = ""  # the folder of the data sets; it has no default
-    e2e.texts = ("storybooks",)  # sets to pretrain on: plain short sentences, near the task's
-    e2e.aspects = ("quality",)  # naturalness was judged without the MR, and prefers the shorter text
+    config.e2e = declared.defaults(stages.E2E)
 
     config.data.separator = "\n"
     config.data.max_prompt = 44  # tokens; all prompts fit

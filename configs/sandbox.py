@@ -17,6 +17,7 @@ Values that are not explained here are the paper's; see configs/instructgpt.py.
 from ml_collections import ConfigDict
 
 from configs import instructgpt
+from instructjax.recipe import declared, stages
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,18 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = instructgpt.get_config().unlock()
     del config.files
 
-    sandbox = config.sandbox = ConfigDict()
-    sandbox.documents = 24_000  # of pretraining text
-    sandbox.demonstrations = 3_000
-    sandbox.users = 2_000  # who send prompts, and are split
-    sandbox.reward_prompts = 8_000  # for comparisons
-    sandbox.prompts = 8_000  # for PPO, and of test users for evaluation
-    sandbox.labelers = 40  # who write demonstrations and rank; section 3.4: about 40
-    sandbox.heldout_labelers = 20  # who only judge
-    sandbox.validation_prompts = 250  # ranked by `raters` of each group, to measure accuracy and agreement
-    sandbox.raters = 3
-    sandbox.noise = 0.18  # standard deviation of a judgement, in units of quality; sets the labelers' agreement
-    sandbox.tie = 0.05  # answers closer than this, as a labeler sees them, are tied
+    sandbox = config.sandbox = declared.defaults(stages.SANDBOX)
 
     config.data.separator = "\n"
     config.data.max_prompt = 24

@@ -5,15 +5,15 @@ Needs WORKDIR/sft, its start and reference; where labelers are simulated, their 
 
 import command_line
 
-from instructjax.errors import ConfigError
+from instructjax.recipe import check
+from instructjax.recipe.stages import DPO
 from instructjax.stages import comparisons, dpo
 from instructjax.stages.run import Run
 
 
 def main(run: Run) -> None:
     """Collects comparisons, if there are none, and runs DPO."""
-    if "dpo" not in run.config:
-        raise ConfigError("dpo: expected a section of the recipe, as configs/dpo.py has it, found none")
+    check.section(run.config, "dpo", DPO)
     comparisons.collect(run)
     dpo.run(run)
 

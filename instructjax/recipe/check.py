@@ -1,12 +1,9 @@
-"""What is wrong about a recipe that can be known before any work starts, for all of its stages at once."""
+"""Refuses what is wrong about a recipe before any work starts, for all of its stages at once."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import operator
 import reprlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,168 +14,21 @@ import ml_collections
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
 from instructjax.models.config import DTYPES, TransformerConfig
+from instructjax.recipe import program
+from instructjax.recipe.declared import REQUIRED, SECTIONS, SOURCES, unknown
+from instructjax.recipe.key import Key, Section
 from instructjax.records import MAX_RESPONSES
 from instructjax.rollout import reward_function
 from instructjax.training import parallel
-
-SOURCES = ("files", "sandbox", "e2e")  # sections of which a recipe declares one: where its records come from
 
 # With virtual CPU devices, collectives hang when about 33 steps are in flight un-awaited.
 MAX_STEPS_IN_FLIGHT = 31
 
 
-def _keys(*sections: str) -> tuple[str, ...]:
-    """("sft.epochs", ...) of "sft: epochs ..."; a section without a name is the recipe itself."""
-    split = (section.partition(":") for section in sections)
-    return tuple(f"{name}.{key}".removeprefix(".") for name, _, rest in split for key in rest.split())
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-# What each key of a recipe must be, whatever the others are. The sections of guests check their own.
-_RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    (
-        "0 to 2**32 - 2",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 - 1,
-        _keys(": seed"),
-    ),
-    (
-        "an integer, at least 1",
-        lambda value: _is_count(value, 1),
-        _keys(
-            "data: max_prompt max_response",
-            "tokenizer: vocab_size max_documents",
-            "model: num_layers d_model num_heads d_head d_ff max_length unroll logits_chunk",
-            "guards: max_skipped",
-            "parallel: fsdp tensor",
-            "log: every save_every evaluate_every keep",
-            "ppo_log: every save_every evaluate_every keep",
-            "pretrain: steps batch_size length microbatches",
-            "sft: batch_size microbatches candidates selection_prompts",
-            "comparisons: prompts min_answers max_answers",
-            "reward: batch_size microbatches",
-            "ppo_init: batch_size microbatches",
-            "ppo: iterations batch_size minibatch_size microbatches rollout_parts epochs",
-            "ppo: ptx_examples_per_episode ptx_microbatches ptx_length",
-            "evaluate: prompts judgements few_shot_candidates batch_size text_windows",
-            "sandbox: documents demonstrations users reward_prompts prompts labelers heldout_labelers",
-            "sandbox: validation_prompts raters",
-        ),
-    ),
-    (
-        "an integer, at least 0",
-        lambda value: _is_count(value, 0),
-        _keys("pretrain: warmup_steps", "ppo: warmup_iterations rollout_refill", "evaluate: few_shot"),
-    ),
-    (
-        "an integer, at least 1, or -1",
-        lambda value: _is_count(value, -1) and value != 0,
-        _keys("parallel: data"),
-    ),
-    (
-        "None or an integer, at least 1",
-        lambda value: value is None or _is_count(value, 1),
-        _keys("model: local_window"),
-    ),
-    (
-        "more than 0",
-        lambda value: _is_number(value) and value > 0,
-        _keys(
-            "model: init_std",
-            "optimizer: epsilon clip_norm",
-            "sft: epochs",
-            "reward: epochs",
-            "ppo_init: epochs",
-            "ppo: temperature clip_ratio clip_value",
-        ),
-    ),
-    (
-        "at least 0",
-        lambda value: _is_number(value) and value >= 0,
-        _keys(
-            "pretrain: learning_rate weight_decay",
-            "sft: learning_rate weight_decay prompt_weight",
-            "comparisons: temperature",
-            "reward: learning_rate weight_decay",
-            "ppo_init: learning_rate weight_decay prompt_weight",
-            "ppo: learning_rate value_learning_rate weight_decay kl_coefficient missing_eos_penalty ptx_coefficient",
-            "evaluate: temperature",
-            "sandbox: noise tie",
-        ),
-    ),
-    (
-        "at least 0, or infinity",
-        lambda value: value == math.inf or _is_number(value) and value >= 0,
-        _keys("guards: max_kl min_response_tokens"),
-    ),
-    (
-        "from 0 to below 1",
-        lambda value: _is_number(value) and 0 <= value < 1,
-        _keys(
-            "data: validation test",
-            "model: dropout",
-            "optimizer: beta1 beta2",
-            "pretrain: dropout",
-            "sft: dropout",
-            "reward: dropout",
-            "ppo_init: dropout text_share",
-        ),
-    ),
-    (
-        "from 0 to 1",
-        lambda value: _is_number(value) and 0 <= value <= 1,
-        _keys(
-            "pretrain: final_fraction",
-            "sft: final_fraction",
-            "reward: final_fraction",
-            "ppo_init: final_fraction",
-            "ppo: discount gae_lambda ema_decay",
-        ),
-    ),
-    (
-        "True or False",
-        lambda value: isinstance(value, bool),
-        _keys("data: drop_long", "model: tied remat shard_length cache_by_layer", "parallel: shard_optimizer_state"),
-    ),
-    (
-        "one of stop, warn",
-        lambda value: value in ("stop", "warn"),
-        _keys(": invariants", "guards: action"),
-    ),
-    (
-        "text",
-        lambda value: isinstance(value, str) and "\0" not in value,
-        _keys(
-            "files: text demonstrations rankings prompts",
-            "e2e: directory",
-            "data: separator",
-            "tokenizer: path",
-            "model: dtype matmul_dtype param_dtype",
-            "parallel: mode",
-            "pretrain: import_from",
-            "sft: init_from",
-            "reward: import_from init_from size",
-            "ppo_init: init_from",
-            "ppo: init_from reward_from reward_function frozen_dtype",
-        ),
-    ),
-    (
-        "a list of names",
-        lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value),
-        _keys("e2e: texts aspects", "evaluate: guests"),
-    ),
-)
-_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)} - {"vocab_size"}
-
-
 def keys(config: ml_collections.ConfigDict) -> None:
-    """Refuses a recipe without one of the keys, or with a value that is impossible whatever the others are.
+    """Refuses a recipe without one of the declared keys, with one that is not declared, or with an impossible value.
+
+    Sections that this package does not declare belong to guests: their stages declare and check them.
 
     Args:
       config: a whole recipe.
@@ -186,22 +36,41 @@ def keys(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: names the key, what was expected and what was found.
     """
-    for expected, good, names in _RULES:
-        for key in names:
-            section, _, name = key.rpartition(".")
-            if section in SOURCES and section not in config:
-                continue
-            inner = config.get(section) if section else config
-            if not isinstance(inner, ml_collections.ConfigDict):
-                raise ConfigError(f"{section}: expected a section of the recipe, found {_brief(inner)}")
-            if name not in inner:
-                if key == "model.dropout":  # the stage's own
-                    continue
-                raise ConfigError(f"{key}: expected {expected}, found no such key in the recipe")
-            if not good(inner[name]):
-                raise ConfigError(f"{key}: expected {expected}, found {_brief(inner[name])}")
-    if unknown := sorted(set(config.model) - _FIELDS):
-        raise ConfigError(f"model.{unknown[0]}: expected one of {', '.join(sorted(_FIELDS))}, found no such key")
+    for name, key in program.ROOT.keys.items():
+        _key(config, config, name, name, key)
+    for name, declared in SECTIONS.items():
+        if name in config or name in REQUIRED:
+            section(config, name, declared)
+
+
+def section(config: ml_collections.ConfigDict, name: str, declared: Section) -> None:
+    """Refuses a section without one of its declared keys, with one that is not declared, or with an impossible value.
+
+    Args:
+      config: a whole recipe.
+      name: of the section.
+      declared: its keys.
+
+    Raises:
+      ConfigError: names the key, what was expected and what was found.
+    """
+    if name not in config:
+        raise ConfigError(f"{name}: expected a section of the recipe, found None")
+    found = config[name]
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise ConfigError(f"{name}: expected a section of the recipe, found {_brief(found)}")
+    for key, range_ in declared.keys.items():
+        _key(config, found, f"{name}.{key}", key, range_)
+    for key in found:
+        if key not in declared.keys and f"{name}.{key}" != "model.dropout":  # the stage's own
+            raise ConfigError(unknown(f"{name}.{key}", config))
+
+
+def _key(config: ml_collections.ConfigDict, found: ml_collections.ConfigDict, place: str, name: str, key: Key) -> None:
+    if name not in found:
+        raise ConfigError(f"{place}: expected {key.range.expected}, found no such key in the recipe")
+    if not key.range.contains(found[name]):
+        raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:

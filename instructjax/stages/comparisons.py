@@ -28,7 +28,6 @@ def collect(run: Run) -> None:
     Raises:
       DataError: the source has no labelers.
     """
-    _ = run.layout  # prepares rankings that come with the records
     if run.has(Ranking):
         return
     with cost.timed(run.workdir, "comparisons"), parallel.on_mesh(run.config.parallel):

@@ -15,14 +15,14 @@ from instructjax.stages.stage import Stage, stage
 @stage("dpo", after=("sft",), uses=("rankings",))
 def run(stage: Stage) -> None:
     """Trains the SFT policy on the rankings, with itself as the reference."""
-    run, section = stage.run, stage.section
+    run, section, batching = stage.run, stage.section, stage.batching()
     reference = run.load_start("sft", section.init_from)
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     stage.train(
         functools.partial(dpo_loss, model=LanguageModel(run.policy_config), beta=section.beta),
         start=reference,
-        batches=lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
+        batches=lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **batching),
         steps=steps,
         frozen=(reference,),
     )

@@ -105,7 +105,7 @@ def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
 def _prompts(stage: Stage) -> pipeline.Batches:
     return pipeline.shuffled_batches(
         pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout),
-        batch_size=stage.section.batch_size // stage.section.get("samples_per_prompt", 1),
+        batch_size=stage.section.batch_size // stage.section.samples_per_prompt,
         seed=stage.config.seed,
         share=parallel.share_of_rows(),
     )
@@ -178,7 +178,7 @@ def make_programs(
         max_response=config.data.max_response,
         eos_id=eos_id,
         pad_id=pad_id,
-        samples_per_prompt=section.get("samples_per_prompt", 1),
+        samples_per_prompt=section.samples_per_prompt,
         axis_name=parallel.axis_name(config.parallel.mode),
     )
 

@@ -28,8 +28,8 @@ from instructjax.training.state import Params
 class Run:
     """A recipe and the folder of its run: what every stage is a function of.
 
-    The recipe is checked and the records are prepared when `layout` is first asked for, once for all stages of a
-    process. Everything else follows from these fields and from what the stages before have left in the folder.
+    The recipe is checked and the records are prepared when `layout` or records are first asked for, once for all stages
+    of a process. Everything else follows from these fields and from what the stages before have left in the folder.
 
     Attributes:
       config: the whole recipe.
@@ -70,14 +70,16 @@ class Run:
         """The network of reward model and value: the policy's, or `reward.size` with the same arithmetic."""
         return sizes.resized(self.policy_config, self.config.reward.size)
 
-    # Prepared records. All of them need the records to be prepared first, which `layout` does.
+    # Prepared records. Whatever is asked for first prepares them all.
 
     def has(self, kind: type) -> bool:
         """Returns whether records of a kind are prepared: rankings may be collected later."""
+        _ = self.layout
         return (self.workdir / "data" / prepared.NAMES[kind]).exists()
 
     def records(self, kind: type[R], split: str) -> Sequence[R]:
         """Returns the prepared records of a kind and split, without those that are too long."""
+        _ = self.layout
         return prepare.load(self, kind, split)
 
     def validation_text(self) -> list[LMBatch]:

@@ -27,7 +27,9 @@ from etils import epath
 from instructjax import files
 from instructjax.data import pipeline
 from instructjax.models.config import TransformerConfig
-from instructjax.recipe.check import SOURCES
+from instructjax.recipe import check
+from instructjax.recipe.declared import SECTIONS, SOURCES
+from instructjax.recipe.key import Section
 from instructjax.reporting import curves
 from instructjax.runs import alarms, checkpoint, cost, folder, loop, processes, provenance
 from instructjax.runs.loop import Callbacks
@@ -62,10 +64,12 @@ class StageFunction:
 
     Attributes:
       declaration: what it says about itself.
+      keys: the declared keys of its section; None if they are declared nowhere.
       function: what it does.
     """
 
     declaration: Declaration
+    keys: Section | None
     function: Callable[[Stage], None]
 
     def __call__(self, run: Run) -> None:
@@ -75,6 +79,8 @@ class StageFunction:
           InputError: the recipe or the records are not what they should be, or not those that the stage began with.
         """
         stage = Stage(run, self.declaration)
+        if self.keys:
+            check.section(run.config, self.declaration.section, self.keys)
         with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
             if stage.has_begun():  # what it began with is compared before anything is loaded
                 _ = run.layout
@@ -91,6 +97,7 @@ def stage(
     section: str = "",
     also: Sequence[str] = (),
     may_change: Sequence[str] = (),
+    keys: Section | None = None,
 ) -> Callable[[Callable[[Stage], None]], StageFunction]:
     """Declares a function of a `Stage` to be a stage.
 
@@ -102,11 +109,12 @@ def stage(
       section: its section of the recipe; the name if not given.
       also: further sections that decide its weights.
       may_change: keys of its section with which it continues although their value has changed.
+      keys: the declared keys of its section, with their ranges; not needed for sections of `recipe/declared.py`.
     """
     section = section or name
     changeable = tuple(f"{section}.{key}" for key in may_change)
     declaration = Declaration(name, tuple(after), tuple(uses), policy, section, (*also, section), changeable)
-    return functools.partial(StageFunction, declaration)
+    return functools.partial(StageFunction, declaration, keys or SECTIONS.get(section))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +157,13 @@ class Stage:
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
 
     def batching(self) -> dict[str, Any]:
-        """Returns how the records of a section become global batches: keyword arguments of every `batches` function."""
-        section = self.section
+        """Returns how the records of a section become global batches: keyword arguments of every `batches` function.
+
+        Raises:
+          ConfigError: the batch does not divide over devices and microbatches.
+        """
+        section, name = self.section, f"{self.declaration.section}.batch_size"
+        parallel.check_batch_size(section.batch_size, name, self.config.parallel, section.microbatches)
         return {
             "batch_size": section.batch_size,
             "seed": self.config.seed,

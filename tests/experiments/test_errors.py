@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError
-from instructjax.stages import ppo, pretrain, reward, sft
+from instructjax.stages import ppo, pretrain, reward, selection
 from instructjax.stages.run import Run
 from tests.tiny_recipes import RECORDS, recipe, save_stage
 
@@ -53,7 +53,7 @@ def trained(workdir):
 )
 def test_a_wrong_line_is_named(tmp_path, name, line, message):
     config = recipe(tmp_path, **{name: [json.dumps(RECORDS[name][0]), line]})
-    found = refused(RecordError, pretrain.run, config, tmp_path / "run")
+    found = refused(RecordError, pretrain.run, Run(config, tmp_path / "run"))
     assert found.startswith(f"{tmp_path}/{name}.jsonl:2: {message}")
     assert not trained(tmp_path / "run")
 
@@ -63,7 +63,7 @@ def test_a_prompt_that_is_too_long_is_named(tmp_path, name):
     splits = ("train", "validation", "test")
     lines = [json.dumps({**record, "split": splits[i % 3]}) for i, record in enumerate(RECORDS[name])]
     lines[4] = json.dumps({**RECORDS[name][4], "prompt": "a fox " * 40, "split": "train"})
-    message = refused(DataError, pretrain.run, recipe(tmp_path, **{name: lines}), tmp_path / "run")
+    message = refused(DataError, pretrain.run, Run(recipe(tmp_path, **{name: lines}), tmp_path / "run"))
     assert message.startswith(
         f"{tmp_path}/{name}.jsonl:5: prompt: expected at most 16 tokens (data.max_prompt), found "
     )
@@ -82,12 +82,12 @@ def pretrained(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("stage", "missing"),
-    [(reward.run, "sft"), (ppo.run_ppo, "ppo_init"), (ppo.run_ppo_ptx, "ppo_init"), (sft.select, "reward")],
+    [(reward.run, "sft"), (ppo.run, "ppo_init"), (ppo.run_with_text, "ppo_init"), (selection.select, "reward")],
     ids=["reward", "ppo", "ppo_ptx", "select"],
 )
 def test_a_missing_stage_is_named(pretrained, stage, missing):
     config, workdir = pretrained
-    message = refused(CheckpointError, stage, config, workdir)
+    message = refused(CheckpointError, stage, Run(config, workdir))
     assert message == f"{workdir}/{missing}: expected the finished stage {missing}, found none"
     assert trained(workdir) == ["pretrain"]
 

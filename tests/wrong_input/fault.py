@@ -61,7 +61,7 @@ def fault(wrong, message):
 def _in_a_script(error):
     """How a script leaves in which this error is raised."""
 
-    def main(config, workdir):
+    def main(run):
         raise error
 
     with pytest.raises(Left) as left:
