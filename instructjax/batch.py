@@ -1,7 +1,7 @@
-"""What a device sees: batches as pytrees of arrays, with their shapes.
+"""What a device sees: batches as pytrees of arrays.
 
-Letters in shapes: B rows of a batch, T tokens of a row, S prompts in a row, K answers
-to a prompt, P tokens of a prompt, R tokens of a response.
+The letters in shapes are those of `typing.py`. No shape is checked when a batch is made:
+under `jax.eval_shape` and `jax.vmap` a pytree also holds objects that are not arrays.
 
 Masks are carried, never recomputed from token ids. `segments` says which tokens
 belong together: 0 is padding, and a token sees only tokens of its own segment.
@@ -11,11 +11,10 @@ change no output. `branches` part a segment that holds several answers to one pr
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.struct
+from jaxtyping import Bool, Float32, Int32
 
-Array = Any  # a NumPy array on the host, a JAX array on a device
+from instructjax.typing import AnyArray
 
 
 @flax.struct.dataclass
@@ -23,18 +22,18 @@ class LMBatch:
     """Rows of tokens to predict: pretraining text, or prompts with responses.
 
     Attributes:
-      tokens: [B, T] int32.
-      segments: [B, T] int32, 0 on padding.
-      positions: [B, T] int32, from 0 in each segment.
-      weights: [B, T] float32; `weights[b, t]` is the weight of predicting
-        `tokens[b, t]` from the tokens before it, 0 where nothing is to be learned
-        (prompts, padding, the first token of a segment).
+      tokens: token ids.
+      segments: 0 on padding.
+      positions: from 0 in each segment.
+      weights: `weights[b, t]` is the weight of predicting `tokens[b, t]` from the tokens
+        before it, 0 where nothing is to be learned (prompts, padding, the first token of
+        a segment).
     """
 
-    tokens: Array
-    segments: Array
-    positions: Array
-    weights: Array
+    tokens: Int32[AnyArray, "B T"]
+    segments: Int32[AnyArray, "B T"]
+    positions: Int32[AnyArray, "B T"]
+    weights: Float32[AnyArray, "B T"]
 
 
 @flax.struct.dataclass
@@ -46,24 +45,23 @@ class RankingBatch:
     compute if the answer were alone behind the prompt. A cut along B parts no ranking.
 
     Attributes:
-      tokens: [B, T] int32; the prompt, then each answer, ended by EOS.
-      segments: [B, T] int32, 0 on padding, else the number of the prompt in its row, from 1.
-      branches: [B, T] int32, 0 on a prompt and on padding, else the number of the answer to
-        its prompt, from 1.
-      positions: [B, T] int32; each answer's go on where its prompt's end.
-      ends: [B, S, K] int32, the column of each answer's last token.
-      scores: [B, S, K] float32, higher is better, equal is a tie.
-      valid: [B, S, K] bool, False where a row has fewer than S prompts or a prompt fewer
-        than K answers.
+      tokens: the prompt, then each answer, ended by EOS.
+      segments: 0 on padding, else the number of the prompt in its row, from 1.
+      branches: 0 on a prompt and on padding, else the number of the answer to its prompt,
+        from 1.
+      positions: those of each answer continue those of its prompt.
+      ends: the column of each answer's last token.
+      scores: higher is better, equal is a tie.
+      valid: False where a row has fewer than S prompts or a prompt fewer than K answers.
     """
 
-    tokens: Array
-    segments: Array
-    branches: Array
-    positions: Array
-    ends: Array
-    scores: Array
-    valid: Array
+    tokens: Int32[AnyArray, "B T"]
+    segments: Int32[AnyArray, "B T"]
+    branches: Int32[AnyArray, "B T"]
+    positions: Int32[AnyArray, "B T"]
+    ends: Int32[AnyArray, "B S K"]
+    scores: Float32[AnyArray, "B S K"]
+    valid: Bool[AnyArray, "B S K"]
 
 
 @flax.struct.dataclass
@@ -71,12 +69,12 @@ class PromptBatch:
     """Prompts to answer, padded on the left so that all of them end together.
 
     Attributes:
-      tokens: [B, P] int32.
-      segments: [B, P] int32, 1 on tokens and 0 on padding.
+      tokens: token ids.
+      segments: 1 on tokens and 0 on padding.
     """
 
-    tokens: Array
-    segments: Array
+    tokens: Int32[AnyArray, "B P"]
+    segments: Int32[AnyArray, "B P"]
 
 
 @flax.struct.dataclass
@@ -87,20 +85,20 @@ class Episodes:
     last R (padded on the right, after EOS), T = P + R.
 
     Attributes:
-      tokens: [B, T] int32.
-      segments: [B, T] int32, 1 on tokens and 0 on padding.
-      positions: [B, T] int32.
-      response_mask: [B, R] float32, 1 on the tokens of the response, EOS included.
-      log_probs: [B, R] float32, of each token of the response in the distribution that the
-        sampler drew it from, 0 on padding. PPO computes its own by a full forward pass;
-        these are compared with them.
-      group: [B] int32, the prompt that a row answers, by its number in the global batch;
-        samples of one prompt share it.
+      tokens: token ids.
+      segments: 1 on tokens and 0 on padding.
+      positions: of each token in its row, from 0.
+      response_mask: 1 on the tokens of the response, EOS included.
+      log_probs: of each token of the response in the distribution that the sampler drew it
+        from, 0 on padding. PPO computes its own by a full forward pass; these are compared
+        with them.
+      group: the prompt that a row answers, by its number in the global batch; samples of
+        one prompt share it.
     """
 
-    tokens: Array
-    segments: Array
-    positions: Array
-    response_mask: Array
-    log_probs: Array
-    group: Array
+    tokens: Int32[AnyArray, "B T"]
+    segments: Int32[AnyArray, "B T"]
+    positions: Int32[AnyArray, "B T"]
+    response_mask: Float32[AnyArray, "B R"]
+    log_probs: Float32[AnyArray, "B R"]
+    group: Int32[AnyArray, "B"]

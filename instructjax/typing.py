@@ -21,10 +21,11 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 Array: TypeAlias = jax.Array
 AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
+Index: TypeAlias = Int[Array, ""] | int
 Scalar: TypeAlias = Num[Array, ""] | float
 
 Tree: TypeAlias = Any  # a pytree of arrays

@@ -6,10 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from instructjax.models import flash, matmul
-from instructjax.typing import Array
+from instructjax.typing import Array, Index
 
 MASKED = -1e30  # finite, so that a row of padding gives an average and not a NaN
 
@@ -86,8 +87,8 @@ def attention(
     key: Float[Array, "B H S D"],
     value: Float[Array, "B H S D"],
     visible: Visible,
-    layer: Int[Array, ""] | int = 0,
-    matmul_dtype: str | None = None,
+    layer: Index = 0,
+    matmul_dtype: DTypeLike | None = None,
 ) -> Float[Array, "B H T D"]:
     """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, softmax in float32 at least.
 

@@ -6,14 +6,14 @@ from typing import TypeAlias
 
 import flax.linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from instructjax.models import matmul
 from instructjax.models.attention import Visible, attention
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
-from instructjax.typing import Array
+from instructjax.typing import Array, Index
 
 Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
 Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys and values of a cache
@@ -60,8 +60,8 @@ class SelfAttention(nn.Module):
         x: Hidden,
         keys: Slots | None,
         values: Slots | None,
-        layer: Int[Array, ""] | int,
-        start: Int[Array, ""],
+        layer: Index,
+        start: Index,
         visible: Visible,
     ) -> Carry:
         config = self.config
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: Carry, layer: Int[Array, ""] | int, start: Int[Array, ""], visible: Visible, deterministic: bool
+        self, carry: Carry, layer: Index, start: Index, visible: Visible, deterministic: bool
     ) -> tuple[Carry, None]:
         x, keys, values = carry
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain
-from instructjax.typing import Array
+from instructjax.typing import Array, Index
 
 Slots: TypeAlias = Float[
     Array, "*L B H S D"
@@ -84,7 +84,7 @@ def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], ot
 
 
 def append(
-    cached: Slots, new: Float[Array, "B H T D"], layer: Int[Array, ""] | int, start: Int[Array, ""]
+    cached: Slots, new: Float[Array, "B H T D"], layer: Index, start: Index
 ) -> tuple[Slots, Float[Array, "B H S D"]]:
     """Writes T tokens of a layer at slot `start`; returns the cache, and that layer of it."""
     if cached.ndim == new.ndim:

@@ -1,8 +1,8 @@
-"""Weights in and out: the GPT-2 family in the format of Hugging Face.
+"""Converts weights of the GPT-2 family from and to the format of Hugging Face.
 
-Here are the names and shapes of both sides; `pretrained` reads and writes the files. The
-arithmetic of both sides is the same, so a model that goes out and comes back is the same,
-bit for bit, and gives the same logits.
+This module knows the names and shapes of both formats; `pretrained` reads and writes the
+files. Both sides compute the same, so a model that is exported and imported again has the
+same bits and gives the same logits.
 
     theirs                          ours, of layer i
     transformer.wte.weight          trunk/token_embedding
@@ -14,7 +14,7 @@ bit for bit, and gives the same logits.
     transformer.h.i.mlp.c_fc        trunk/blocks/feed_forward/in[i]
     transformer.h.i.mlp.c_proj      trunk/blocks/feed_forward/out[i]
     transformer.ln_f                trunk/final_norm
-    lm_head.weight                  unembedding, where it is not wte
+    lm_head.weight                  unembedding, if it is not wte
     score.weight                    head/kernel of a reward model
 """
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,13 @@ import numpy as np
 
 from instructjax.errors import CheckpointError
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import Params
+from instructjax.typing import AnyArray, Array, Params
 
-Tensors = Mapping[str, Any]  # arrays by their names in a safetensors file
+Tensors: TypeAlias = Mapping[str, AnyArray]  # by their names in a safetensors file
 
 _BUFFERS = re.compile(r".*\.attn\.(masked_)?bias$")  # masks that old files keep beside the weights
 
-# What a GPT-2 config may say, where only one answer is our arithmetic.
+# The values of a GPT-2 config that our arithmetic supports.
 _REQUIRED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -60,10 +60,10 @@ _DEFAULTS = {
 
 
 def config_of(described: Mapping[str, Any], where: str = "config.json") -> TransformerConfig:
-    """The shape that a config.json describes, computing in float32.
+    """Converts a config.json to the config of a model that computes in float32.
 
     Raises:
-      CheckpointError: a key is missing, or asks for another arithmetic than GPT-2's.
+      CheckpointError: a key is missing, or asks for arithmetic that is not GPT-2's.
     """
     described = {**_DEFAULTS, **described}
     for key, allowed in _REQUIRED.items():
@@ -96,10 +96,10 @@ def _size(found: Any, where: str) -> int:
 
 
 def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_model: bool = False) -> dict[str, Any]:
-    """The config.json of a model of ours; the inverse of `config_of`.
+    """Converts the config of a model to a config.json; the inverse of `config_of`.
 
     Raises:
-      CheckpointError: GPT-2 has no such model: banded attention, or heads that do not make up the width.
+      CheckpointError: GPT-2 has no such model: attention is banded, or num_heads * d_head is not d_model.
     """
     if config.local_window is not None:
         raise CheckpointError(f"model.local_window: expected None, as GPT-2 has no bands, found {config.local_window}")
@@ -132,16 +132,16 @@ def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_m
 
 
 def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.safetensors") -> Params:
-    """The parameters of a LanguageModel, or of a ScalarModel where there is a `score.weight`.
+    """Converts tensors to the parameters of a LanguageModel, or of a ScalarModel if there is a `score.weight`.
 
     Args:
       tensors: by name, with or without the prefix "transformer.", of any float type.
-      config: the shape of the model. Its vocabulary may be smaller than theirs, which is often
-        filled up to a round number: what no text is encoded to is left out.
+      config: of the model. Its vocabulary may be smaller than theirs, which is often padded to
+        a round number: rows that no text is encoded to are left out.
       where: the file, for errors.
 
     Raises:
-      CheckpointError: a name is missing or too many, or a shape is another; both sides are told.
+      CheckpointError: a name is missing or unknown, or a shape does not fit. The error shows both sides.
     """
     found = {
         name if name.startswith(("lm_head.", "score.")) else f"transformer.{name.removeprefix('transformer.')}": tensor
@@ -161,16 +161,16 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
         if not np.isfinite(np.asarray(tensor, np.float32)).all():
             raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
 
-    def take(name: str) -> jax.Array:
+    def take(name: str) -> Array:
         return jnp.asarray(found[name], config.param_dtype)
 
-    def layers(name: str) -> jax.Array:
+    def layers(name: str) -> Array:
         return jnp.stack([take(f"transformer.h.{i}.{name}") for i in range(config.num_layers)])
 
-    def dense(name: str) -> dict[str, jax.Array]:
+    def dense(name: str) -> dict[str, Array]:
         return {"kernel": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
 
-    def norm(name: str) -> dict[str, jax.Array]:
+    def norm(name: str) -> dict[str, Array]:
         return {"scale": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
 
     joined = {key: jnp.split(value, 3, axis=-1) for key, value in dense("attn.c_attn").items()}
@@ -196,10 +196,10 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
 
 
 def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """The tensors of a LanguageModel or ScalarModel, in float32; the inverse of `params_of`.
+    """Converts the parameters of a LanguageModel or ScalarModel to float32 tensors; the inverse of `params_of`.
 
     Their reward model has no bias. The score is w h + c with h = s x + b after the last
-    norm, and nothing else reads h there: with b + c w / |w|^2 for b, w h is that score.
+    norm, and nothing else reads h there: if b is replaced by b + c w / |w|^2, w h is that score.
 
     Raises:
       CheckpointError: w is 0, or so small that no b gives the score c.
@@ -245,10 +245,10 @@ def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarra
 
 
 def check_fit(found: TransformerConfig, expected: TransformerConfig, where: str) -> None:
-    """Compares the shape of a folder's model with that of a recipe.
+    """Checks that the model of a folder has the shape that a recipe expects.
 
     Raises:
-      CheckpointError: they differ, in more than a vocabulary that is filled up; both sides are told.
+      CheckpointError: they differ, in more than a padded vocabulary. The error shows both sides.
     """
     names = ("num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "local_window", "tied")
     wrong = [name for name in names if getattr(found, name) != getattr(expected, name)]

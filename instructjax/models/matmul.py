@@ -7,17 +7,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from instructjax.typing import Array
 
-Dtype = str | jnp.dtype
 FEW = 64  # rows of the first array up to which, on a CPU, the second goes first
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def einsum(
-    spec: str, x: Float[Array, "..."], y: Float[Array, "..."], matmul_dtype: Dtype, dtype: Dtype
+    spec: str, x: Float[Array, "..."], y: Float[Array, "..."], matmul_dtype: DTypeLike, dtype: DTypeLike
 ) -> Float[Array, "..."]:
     """Computes `jnp.einsum` of two arrays rounded to one dtype, with sums in float32 at least.
 
@@ -36,12 +36,14 @@ def einsum(
     return _product(spec, x.astype(matmul_dtype), y.astype(matmul_dtype)).astype(dtype)
 
 
-def _forward(spec: str, x: Array, y: Array, matmul_dtype: Dtype, dtype: Dtype) -> tuple[Array, tuple[Array, Array]]:
+def _forward(
+    spec: str, x: Array, y: Array, matmul_dtype: DTypeLike, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
     return einsum(spec, x, y, matmul_dtype, dtype), (x, y)
 
 
 def _backward(
-    spec: str, matmul_dtype: Dtype, dtype: Dtype, residuals: tuple[Array, Array], cotangent: Array
+    spec: str, matmul_dtype: DTypeLike, dtype: DTypeLike, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     del dtype
     x, y = residuals

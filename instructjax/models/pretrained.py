@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from instructjax.errors import CheckpointError
+from instructjax.typing import AnyArray
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -64,7 +64,7 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
 
 
 def write(
-    folder: epath.PathLike, described: Mapping[str, Any], tensors: Mapping[str, np.ndarray], files: Mapping[str, bytes]
+    folder: epath.PathLike, described: Mapping[str, Any], tensors: Mapping[str, AnyArray], files: Mapping[str, bytes]
 ) -> None:
     """Writes a folder, whole or not at all.
 

@@ -22,7 +22,7 @@ from instructjax.models.attention import Visible, attention_mask, band_mask, bra
 from instructjax.models.block import DENSE, TRANSPOSED, Block, Hidden, between_blocks, layer_norm
 from instructjax.models.cache import Cache, Slots
 from instructjax.models.config import TransformerConfig
-from instructjax.typing import AnyArray, Array, Params
+from instructjax.typing import AnyArray, Array, Index, Params
 
 
 class Trunk(nn.Module):
@@ -102,7 +102,7 @@ class Trunk(nn.Module):
         return self.final_norm(x), cache
 
     def _each_block(
-        self, x: Hidden, keys: tuple[Slots, ...], values: tuple[Slots, ...], start: Int[Array, ""], visible: Visible
+        self, x: Hidden, keys: tuple[Slots, ...], values: tuple[Slots, ...], start: Index, visible: Visible
     ) -> tuple[Hidden, tuple[Slots, ...], tuple[Slots, ...]]:
         """Computes the blocks one after the other, each with a cache of its own."""
         stacked = self.blocks.variables["params"]

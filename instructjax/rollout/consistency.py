@@ -1,23 +1,23 @@
-"""What must hold between a rollout and the update that learns from it, as numbers that are 0 if it does.
+"""Checks that a rollout and the update that learns from it agree, as numbers that are 0 if they do.
 
-Each is computed from the sampled token ids alone, beside the code that it watches: a
-mask that is shifted there is not shifted here. They cost a few reductions over [B, T].
+Each number is computed from the sampled token ids alone, independently of the code that
+it checks: a mask that is shifted there is not shifted here. The checks cost a few
+reductions over [B, T].
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from instructjax.batch import Episodes
 from instructjax.errors import InvariantError
 from instructjax.rollout import episode
+from instructjax.typing import AnyArray, Array
 
-Array = jax.Array
 
-
-def require_floating(**arrays: Array) -> None:
-    """Refuses integers where a score, an advantage or a loss is expected, when the program is traced.
+def require_floating(**arrays: Shaped[AnyArray, "..."]) -> None:
+    """Rejects integers where a score, an advantage or a loss is expected, when the program is traced.
 
     Rewards of 0 and 1 as integers would be whitened and clipped as integers.
 
@@ -29,16 +29,16 @@ def require_floating(**arrays: Array) -> None:
             raise InvariantError(f"{name}: expected floating-point numbers, found {array.dtype}")
 
 
-def last_columns(episodes: Episodes, eos_id: int) -> Array:
-    """The column [B] of the last token that the policy produced: its first EOS, or else the last of all."""
+def last_columns(episodes: Episodes, eos_id: int) -> Int[Array, "B"]:
+    """Returns the column of the last token that the policy produced: its first EOS, or else the last of all."""
     is_eos = episode.response_tokens(episodes) == eos_id
     size = is_eos.shape[1]
     last = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1), size - 1)
     return episodes.tokens.shape[1] - size + last
 
 
-def mask_mismatches(episodes: Episodes, eos_id: int) -> Array:
-    """How many cells of masks, segments and positions disagree with the tokens, or with each other.
+def mask_mismatches(episodes: Episodes, eos_id: int) -> Float[Array, ""]:
+    """Counts the cells of masks, segments and positions that disagree with the tokens, or with each other.
 
     A response goes from the first column after the prompt to its first EOS; before it
     the row holds one segment, padded on the left; positions count its tokens from 0.
@@ -57,32 +57,40 @@ def mask_mismatches(episodes: Episodes, eos_id: int) -> Array:
         (columns >= start[:, None])[:, :-size] != prompt,  # padding only before the prompt
         (episodes.positions != positions) & inside,
     ]
-    return sum(cells.sum() for cells in wrong).astype(jnp.float32)
+    return sum((cells.sum() for cells in wrong), start=jnp.zeros((), jnp.int32)).astype(jnp.float32)
 
 
-def score_read_error(scores: Array, outputs: Array, episodes: Episodes, eos_id: int) -> Array:
-    """The largest difference between the scores and the reward model's output at the last token that was produced.
+def score_read_error(
+    scores: Float[AnyArray, "B"], outputs: Float[AnyArray, "B T"], episodes: Episodes, eos_id: int
+) -> Float[Array, ""]:
+    """Returns the largest difference between the scores and the reward model's output at the last produced token.
 
     Args:
-      scores: [B], as they were read.
-      outputs: [B, P + R], the reward model's output for the text up to each token.
-      episodes: [B, P + R].
+      scores: as they were read.
+      outputs: of the reward model, for the text up to each token.
+      episodes: what was scored.
       eos_id: ends a response.
     """
     last = last_columns(episodes, eos_id)
     return jnp.abs(scores - outputs[jnp.arange(last.shape[0]), last]).max()
 
 
-def reward_placement_error(rewards: Array, scores: Array, penalties: Array, episodes: Episodes, eos_id: int) -> Array:
-    """The largest difference, in units of reward, between the rewards and what they should be.
+def reward_placement_error(
+    rewards: Float[AnyArray, "B R"],
+    scores: Float[AnyArray, "B"],
+    penalties: Float[AnyArray, "B R"],
+    episodes: Episodes,
+    eos_id: int,
+) -> Float[Array, ""]:
+    """Returns the largest difference, in units of reward, between the rewards and what they should be.
 
     They should be the KL penalty on each token of the response, and the score on its last one.
 
     Args:
-      rewards: [B, R], as advantages are computed from them.
-      scores: [B].
-      penalties: [B, R], beta times the log-ratio of each token.
-      episodes: [B, P + R].
+      rewards: as advantages are computed from them.
+      scores: of the reward model.
+      penalties: beta times the log-ratio of each token.
+      episodes: what was scored.
       eos_id: ends a response.
     """
     size = rewards.shape[1]

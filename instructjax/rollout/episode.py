@@ -7,19 +7,36 @@ same function that the update differentiates. So the ratio at the first minibatc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 
 from instructjax import losses
 from instructjax.batch import Episodes
 from instructjax.models import unembedding
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.unembedding import Read
+from instructjax.typing import AnyArray, Array, Params
 
-Array = jax.Array
-Params = Any
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Reads a reward from tokens: a `ScalarModel`, or what stands in for one."""
+
+    def apply(
+        self,
+        variables: Mapping[str, Params],
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        *,
+        deterministic: bool = True,
+        rngs: Mapping[str, Key[Array, ""]] | None = None,
+    ) -> Float[Array, "B T"]:
+        """Computes a scalar of the text up to each token."""
 
 
 @flax.struct.dataclass
@@ -27,31 +44,31 @@ class Experience:
     """Episodes with everything an update needs, fixed at the time of the rollout.
 
     Attributes:
-      episodes: prompts and responses, [B, P + R].
-      log_probs: [B, R] of the response's tokens under the policy that sampled them.
-      ref_log_probs: [B, R] the same under the initial policy.
-      values: [B, R] the value network before each token of the response.
-      scores: [B] the reward model's, with the penalty for a missing EOS.
-      advantages: [B, R] whitened over the whole batch.
-      returns: [B, R] targets of the value network.
+      episodes: prompts and responses.
+      log_probs: of the response's tokens under the policy that sampled them.
+      ref_log_probs: the same under the initial policy.
+      values: of the value network before each token of the response.
+      scores: of the reward model, with the penalty for a missing EOS.
+      advantages: whitened over the whole batch.
+      returns: targets of the value network.
     """
 
     episodes: Episodes
-    log_probs: Array
-    ref_log_probs: Array
-    values: Array
-    scores: Array
-    advantages: Array
-    returns: Array
+    log_probs: Float[Array, "B R"]
+    ref_log_probs: Float[Array, "B R"]
+    values: Float[Array, "B R"]
+    scores: Float[Array, "B"]
+    advantages: Float[Array, "B R"]
+    returns: Float[Array, "B R"]
 
 
-def response_tokens(episodes: Episodes) -> Array:
-    """The response's tokens [B, R], padded on the right."""
+def response_tokens(episodes: Episodes) -> Int[AnyArray, "B R"]:
+    """Returns the tokens of the responses, padded on the right."""
     return episodes.tokens[:, -episodes.response_mask.shape[1] :]
 
 
-def read_response(model: Any, params: Params, episodes: Episodes, read: Callable[[Array, Array], Any]) -> Any:
-    """What `read(logits [..., V], tokens [...])` says of each token of the response, a pytree of [B, R]; 0 on padding.
+def read_response(model: LanguageModel, params: Params, episodes: Episodes, read: Read) -> PyTree[Shaped[Array, "B R"]]:
+    """Applies `read` to the logits of each token of the response; 0 on padding.
 
     The token in column P + t is predicted at column P + t - 1.
     """
@@ -61,47 +78,49 @@ def read_response(model: Any, params: Params, episodes: Episodes, read: Callable
     return unembedding.read_logits(model, params, before, tokens, episodes.response_mask, read)
 
 
-def response_log_probs(model: Any, params: Params, episodes: Episodes, temperature: float = 1.0) -> Array:
-    """log pi(token | what precedes it), [B, R], of the policy at this temperature; 0 on padding."""
+def response_log_probs(
+    model: LanguageModel, params: Params, episodes: Episodes, temperature: float = 1.0
+) -> Float[Array, "B R"]:
+    """Computes log pi(token | what precedes it) of the policy at this temperature; 0 on padding."""
     return read_response(model, params, episodes, lambda logits, tokens: losses.log_probs(logits / temperature, tokens))
 
 
-def response_values(model: Any, params: Params, episodes: Episodes) -> Array:
-    """The value network's estimates [B, R] before each token of the response; 0 on padding."""
+def response_values(model: ScalarModel, params: Params, episodes: Episodes) -> Float[Array, "B R"]:
+    """Computes the value network's estimates before each token of the response; 0 on padding."""
     values = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions)
     return values[:, -episodes.response_mask.shape[1] - 1 : -1] * episodes.response_mask
 
 
-def last_token(segments: Array) -> Array:
-    """The column of each row's last real token, [...] from [..., T]; -1 in an empty row."""
+def last_token(segments: Int[AnyArray, "*shape T"]) -> Int[Array, "*shape"]:
+    """Returns the column of each row's last real token; -1 in an empty row."""
     columns = jnp.arange(segments.shape[-1])
     return jnp.max(jnp.where(segments > 0, columns, -1), axis=-1)
 
 
 def score(
-    model: Any,
+    model: Scorer,
     params: Params,
-    tokens: Array,
-    segments: Array,
-    positions: Array,
+    tokens: Int[AnyArray, "B T"],
+    segments: Int[AnyArray, "B T"],
+    positions: Int[AnyArray, "B T"],
     *,
     deterministic: bool = True,
-    rngs: dict[str, Array] | None = None,
-) -> Array:
-    """The reward model's output at the last real token of each row, [B] from [B, T].
+    rngs: Mapping[str, Key[Array, ""]] | None = None,
+) -> Float[Array, "B"]:
+    """Computes the reward model's output at the last real token of each row.
 
     The same function scores answers in the reward model's training and in PPO, on the
-    very token ids that the policy produced.
+    token ids that the policy produced.
     """
     outputs = model.apply({"params": params}, tokens, segments, positions, deterministic=deterministic, rngs=rngs)
     return at_last_token(outputs, segments)
 
 
-def at_last_token(outputs: Array, segments: Array) -> Array:
-    """What a ScalarModel says of each whole row [B], of its outputs [B, T] for the text up to each token."""
+def at_last_token(outputs: Float[AnyArray, "B T"], segments: Int[AnyArray, "B T"]) -> Float[Array, "B"]:
+    """Selects the output of a `ScalarModel` for the whole of each row."""
     return jnp.take_along_axis(outputs, last_token(segments)[:, None], axis=1)[:, 0]
 
 
-def ended(episodes: Episodes, eos_id: int) -> Array:
-    """True where the response ends with EOS, [B]."""
+def ended(episodes: Episodes, eos_id: int) -> Bool[Array, "B"]:
+    """Returns whether each response ends with EOS."""
     return jnp.any((response_tokens(episodes) == eos_id) & (episodes.response_mask > 0), axis=1)

@@ -1,18 +1,19 @@
-"""Sampling in which a row that is done takes the next prompt, so that no row waits for the longest response.
+"""Sampling with continuous batching: an idle row takes the next prompt instead of waiting for the longest response.
 
-The rows decode together and write their tokens into the same slot of the cache, which is a ring: a row needs the
-slots behind the current one only, as many as its prompt and its response have tokens. A prompt that takes over a row
-is computed apart and written into the slots just before the current one; what the row held there before has another
-segment, so that nobody sees it.
+The rows decode together and write their tokens into the same slot of the cache, which is a ring buffer: a row needs
+only as many slots before the current one as its prompt and its response have tokens. The prefill of a new prompt is
+computed apart and written into the slots just before the current one. What the row held there before has another
+segment, so it is never seen.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models import partitioning
@@ -20,43 +21,43 @@ from instructjax.models.cache import Cache, init_cache, scatter_rows
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import sampling
 from instructjax.rollout.sampling import Choose
+from instructjax.typing import AnyArray, Array, Params
 
-Array = jax.Array
-NOBODY = -1  # the prompt of a row that is done
+NOBODY = -1  # the prompt of an idle row
 
 
 @flax.struct.dataclass
 class _Rows:
-    """What decoding carries: B rows in G groups, each group with a queue of prompts of its own.
+    """What decoding carries: B rows in G groups, each group with its own queue of prompts, N prompts in all.
 
     Attributes:
-      prompt: [B] int32, the prompt that each row continues, or NOBODY.
-      count: [B] int32, how many tokens its response has.
-      token: [B] int32, the last of them.
-      length: [B] int32, tokens of its prompt.
-      cache: of S slots; its length is the current slot.
-      queue: [G] int32, how many prompts of each group have been taken.
-      tokens: [N, R] int32, the responses.
-      log_probs: [N, R].
-      computed: int32 scalar, tokens that rows have decoded, those of rows that are done included.
+      prompt: the prompt that each row continues, or NOBODY.
+      count: how many tokens its response has.
+      token: the last of them.
+      length: tokens of its prompt.
+      cache: a ring buffer; its length is the current slot.
+      queue: how many prompts of each group have been taken.
+      tokens: the responses.
+      log_probs: of the tokens, as they were drawn.
+      computed: decoded tokens, including those of idle rows.
     """
 
-    prompt: Array
-    count: Array
-    token: Array
-    length: Array
+    prompt: Int[Array, "B"]
+    count: Int[Array, "B"]
+    token: Int[Array, "B"]
+    length: Int[Array, "B"]
     cache: Cache
-    queue: Array
-    tokens: Array
-    log_probs: Array
-    computed: Array
+    queue: Int[Array, "G"]
+    tokens: Int[Array, "N R"]
+    log_probs: Float[Array, "N R"]
+    computed: Int[Array, ""]
 
 
 def sample(
     model: LanguageModel,
-    params: Any,
+    params: Params,
     prompts: PromptBatch,
-    keys: Array,
+    keys: Key[Array, "N"],
     choose: Choose,
     *,
     rows: int,
@@ -64,26 +65,26 @@ def sample(
     max_response: int,
     eos_id: int,
     pad_id: int,
-) -> tuple[Episodes, Array]:
-    """Like `sampling.sample`, with the same tokens, in fewer rows than there are prompts.
+) -> tuple[Episodes, Int[Array, ""]]:
+    """Samples the same tokens as `sampling.sample`, in fewer rows than there are prompts.
 
-    On a mesh every device has a queue of its own: its share of the prompts.
+    On a mesh every device has its own queue: its share of the prompts.
 
     Args:
-      model: see `sampling.sample`, as for what is not here.
+      model: the language model.
       params: its weights.
-      prompts: [N, P], padded on the left.
-      keys: [N].
-      choose: how a token is picked.
+      prompts: N prompts, padded on the left.
+      keys: of each prompt.
+      choose: picks a token from the logits.
       rows: B, prompts that are continued at a time, a divisor of N.
-      refill: how many rows of a device are done before as many prompts take their places; more than it has are as
-        many as it has. Their prompts are computed at once, always as many as this.
+      refill: refills a device once this many of its rows are idle, or all of them if it has fewer. Each prefill
+        computes this many prompts at once.
       max_response: R.
       eos_id: ends a response.
       pad_id: fills a row after its end.
 
     Returns:
-      Episodes of N rows, and how many tokens were decoded, those of rows that were done included.
+      Episodes of N rows, and the number of decoded tokens, including those of idle rows.
     """
     total, width = prompts.tokens.shape
     groups = partitioning.devices_of_rows(rows)
@@ -92,7 +93,7 @@ def sample(
     params = model.decoding_params(params)
     lengths = jnp.sum(prompts.segments > 0, axis=1)
 
-    def grouped(x: Array) -> Array:
+    def grouped(x: AnyArray) -> Array:
         return partitioning.constrain_rows(x.reshape(groups, -1, *x.shape[1:]))
 
     def choose_for(hidden: Array, prompt: Array, count: Array) -> tuple[Array, Array]:
@@ -103,7 +104,7 @@ def sample(
         return share - state.queue
 
     def due(state: _Rows) -> Array:
-        """Whether a group has as many rows that are done as take prompts at once, or as prompts are left."""
+        """Returns whether a group has as many idle rows as take prompts at once, or as prompts are left."""
         done = jnp.sum(grouped(state.prompt == NOBODY), axis=1)
         return jnp.any((waiting(state) > 0) & (done >= jnp.minimum(refill, waiting(state))))
 
@@ -112,7 +113,7 @@ def sample(
         place = jnp.argsort(~done, axis=1, stable=True)[:, :refill]
         number = state.queue[:, None] + jnp.arange(refill)
         taken = jnp.take_along_axis(done, place, axis=1) & (number < share)
-        # Prompts and rows by their numbers in the whole; those that are not taken are out of bounds, where nothing is
+        # Prompts and rows by their numbers among all; those that are not taken are out of bounds, where nothing is
         # written.
         group = jnp.arange(groups)[:, None]
         prompt = jnp.where(taken, group * share + number, 0).reshape(-1)
@@ -130,7 +131,8 @@ def sample(
         )
         count = jnp.zeros_like(prompt)
         token, log_prob = choose_for(hidden, prompt, count)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             prompt=state.prompt.at[place].set(jnp.where(_ends(token, count), NOBODY, prompt), mode="drop"),
             count=state.count.at[place].set(1, mode="drop"),
             token=state.token.at[place].set(token, mode="drop"),
@@ -157,11 +159,12 @@ def sample(
         prompt = jnp.where(running, state.prompt, 0)
         token, log_prob = choose_for(hidden, prompt, state.count)
         into = jnp.where(running, prompt, total)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             prompt=jnp.where(running & ~_ends(token, state.count), prompt, NOBODY),
             count=state.count + running,
             token=token,
-            cache=cache.replace(length=cache.length % slots),
+            cache=dataclasses.replace(cache, length=cache.length % slots),
             tokens=state.tokens.at[into, state.count].set(token, mode="drop"),
             log_probs=state.log_probs.at[into, state.count].set(log_prob, mode="drop"),
             computed=state.computed + rows,
@@ -174,12 +177,13 @@ def sample(
         return jax.lax.while_loop(lambda state: busy(state) & ~due(state), decode, take(state))
 
     nothing = jnp.zeros(rows, jnp.int32)
+    cache = init_cache(model.config, rows, slots)
     start = _Rows(
         prompt=nothing + NOBODY,
         count=nothing,
         token=nothing,
         length=nothing,
-        cache=init_cache(model.config, rows, slots).replace(length=jnp.asarray(width % slots, jnp.int32)),
+        cache=dataclasses.replace(cache, length=jnp.asarray(width % slots, jnp.int32)),
         queue=jnp.zeros(groups, jnp.int32),
         tokens=jnp.full((total, max_response), pad_id, jnp.int32),
         log_probs=jnp.zeros((total, max_response)),

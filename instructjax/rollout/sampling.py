@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
-from instructjax.models.cache import init_cache
+from instructjax.models.cache import Cache, init_cache
 from instructjax.models.transformer import LanguageModel
+from instructjax.typing import AnyArray, Array, Index, Params
 
-Array = jax.Array
-Cache = Any
+AnyCache = TypeVar("AnyCache")  # any pytree
+_Carry: TypeAlias = tuple[Array, Array, Array, Array, Array, AnyCache]  # step, tokens, log_probs, token, done, cache
 
-# forward(tokens [B, t], segments [B, t], positions [B, t], cache) -> (logits [B, V], cache):
-# appends t tokens to the cache and returns the logits after the last of them.
-Forward = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
+# forward(tokens, segments, positions, cache) -> (logits, cache): appends tokens to the cache and returns the logits
+# after the last of them.
+Forward: TypeAlias = Callable[
+    [Int[AnyArray, "B T"], Int[AnyArray, "B T"], Int[Array, "B T"], AnyCache], tuple[Float[Array, "B V"], AnyCache]
+]
 
-# choose(logits [B, V], keys [B], steps [B]) -> (tokens [B], the log-probability [B] that each had): token number
-# `step` of each row's response, with the row's own key.
-Choose = Callable[[Array, Array, Array], tuple[Array, Array]]
+# choose(logits, keys, steps) -> (tokens, the log-probability that each had): token number `step` of each row's
+# response, with the row's own key.
+Choose: TypeAlias = Callable[
+    [Float[Array, "B V"], Key[Array, "B"], Int[Array, "B"]], tuple[Int[Array, "B"], Float[Array, "B"]]
+]
 
 
-def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
-    """One key per row, [rows]: fold_in(key, first + row).
+def row_keys(key: Key[Array, ""], rows: int, first: Index = 0) -> Key[Array, "B"]:
+    """Makes one key per row: fold_in(key, first + row).
 
     A row's tokens then depend on the key and the row's number in the global batch, not
     on its neighbours or on how the batch is laid out over devices.
@@ -36,7 +42,7 @@ def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
 
 
 def categorical(temperature: float = 1.0) -> Choose:
-    """Draws each row's token from softmax(logits / temperature), with the row's key and the step folded in.
+    """Draws each row's token from softmax(logits / temperature), with the step folded into the row's key.
 
     Args:
       temperature: 1 in PPO's rollouts; above 0.
@@ -50,18 +56,15 @@ def categorical(temperature: float = 1.0) -> Choose:
     return choose
 
 
-def quantile(logits: Array, uniform: Array) -> Array:
-    """The token at which the cumulative probability of those up to it exceeds a number: inverse transform sampling.
+def quantile(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+    """Returns the first token whose cumulative probability exceeds a number: inverse transform sampling.
 
-    A number for each row, where `jax.random.categorical` draws one for each logit. A token of probability 0 is
+    It needs one number per row, while `jax.random.categorical` draws one per logit. A token of probability 0 is
     never chosen.
 
     Args:
-      logits: [B, V] float.
-      uniform: [B], from 0 to below 1.
-
-    Returns:
-      [B] int32.
+      logits: of the next token.
+      uniform: from 0 to below 1.
     """
     rows, vocabulary = logits.shape
     # Two searches among some sqrt(V), first for a block of tokens and then in it.
@@ -77,52 +80,54 @@ def quantile(logits: Array, uniform: Array) -> Array:
 
 
 def _first_above(totals: Array, target: Array) -> Array:
-    """The first column of rising totals [B, N] that is above the target [B], or else the first of the greatest."""
+    """Returns the first column of rising totals that is above the target, or else the first of the greatest."""
     last = totals[:, -1]
     return jnp.sum(totals <= jnp.minimum(target, jnp.nextafter(last, 0.0))[:, None], axis=1, dtype=jnp.int32)
 
 
-def greedy(logits: Array, keys: Array, steps: Array) -> tuple[Array, Array]:
-    """Takes each row's most likely token: a `Choose` without randomness, so that each is certain."""
+def greedy(
+    logits: Float[AnyArray, "B V"], keys: Key[Array, "B"] | None, steps: Int[Array, "B"] | None
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Takes each row's most likely token: a `Choose` without randomness, so each token has log-probability 0."""
     del keys, steps
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0])
 
 
-def positions_of(segments: Array) -> Array:
-    """Positions [B, T] of rows with one segment each: the exclusive cumulative sum of the mask."""
+def positions_of(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
+    """Computes the positions of rows with one segment each: the exclusive cumulative sum of the mask."""
     return jnp.maximum(jnp.cumsum(segments > 0, axis=-1) - 1, 0).astype(jnp.int32)
 
 
 def generate(
-    forward: Forward,
-    cache: Cache,
+    forward: Forward[AnyCache],
+    cache: AnyCache,
     prompts: PromptBatch,
-    keys: Array,
+    keys: Key[Array, "B"],
     choose: Choose,
     *,
     max_response: int,
     eos_id: int,
     pad_id: int,
-) -> tuple[Episodes, Array]:
+) -> tuple[Episodes, Int[Array, ""]]:
     """Continues each prompt until EOS or `max_response` tokens.
 
     Args:
       forward: the model with its cache; see `Forward`.
       cache: an empty cache for P + max_response tokens.
-      prompts: [B, P], padded on the left.
-      keys: [B], of each row.
-      choose: how a token is picked from the logits.
+      prompts: padded on the left.
+      keys: of each row.
+      choose: picks a token from the logits.
       max_response: R, the most tokens a response may have, EOS included.
       eos_id: ends a response; it belongs to the response.
       pad_id: fills a row after its end.
 
     Returns:
-      Episodes with T = P + R; `response_mask` covers the response and its EOS. And how many tokens were decoded,
-      those of rows that were done included.
+      Episodes with T = P + R, whose `response_mask` covers the response and its EOS; and the number of decoded
+      tokens, including those of idle rows.
     """
     batch = prompts.tokens.shape[0]
 
-    def chosen(logits, step):
+    def chosen(logits: Array, step: Array) -> tuple[Array, Array]:
         return choose(logits, keys, jnp.full(batch, step))
 
     positions = positions_of(prompts.segments)
@@ -132,13 +137,13 @@ def generate(
     tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
     log_probs = jnp.zeros((batch, max_response)).at[:, 0].set(log_prob)
 
-    def running(carry):
+    def running(carry: _Carry[AnyCache]) -> Array:
         step, _, _, _, done, _ = carry
         return (step < max_response) & ~jnp.all(done)
 
-    def advance(carry):
+    def advance(carry: _Carry[AnyCache]) -> _Carry[AnyCache]:
         step, tokens, log_probs, token, done, cache = carry
-        # Rows that are done go on computing; as padding, nobody sees what they compute.
+        # Rows that are done continue to compute; as padding, what they compute is never seen.
         segments = jnp.where(done, 0, 1)[:, None]
         logits, cache = forward(token[:, None], segments, (lengths + step - 1)[:, None], cache)
         token, log_prob = chosen(logits, step)
@@ -152,8 +157,10 @@ def generate(
     return episodes(prompts, tokens, log_probs, eos_id), (steps - 1) * batch
 
 
-def episodes(prompts: PromptBatch, tokens: Array, log_probs: Array, eos_id: int) -> Episodes:
-    """Prompts [B, P] and sampled tokens [B, R], whatever stands behind the first EOS, as Episodes."""
+def episodes(
+    prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: int
+) -> Episodes:
+    """Makes episodes of prompts and sampled tokens. Tokens after the first EOS must be padding."""
     ended = jnp.cumsum(tokens == eos_id, axis=1)
     before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
     # A row without EOS fills all R columns, so what follows the first EOS is all its padding.
@@ -171,20 +178,20 @@ def episodes(prompts: PromptBatch, tokens: Array, log_probs: Array, eos_id: int)
 
 def sample(
     model: LanguageModel,
-    params: Any,
+    params: Params,
     prompts: PromptBatch,
-    keys: Array,
+    keys: Key[Array, "B"],
     choose: Choose,
     *,
     max_response: int,
     eos_id: int,
     pad_id: int,
-) -> tuple[Episodes, Array]:
-    """`generate` with a `LanguageModel`, which computes logits only where they are needed."""
+) -> tuple[Episodes, Int[Array, ""]]:
+    """Calls `generate` with a `LanguageModel`, and computes logits only where they are needed."""
     batch, width = prompts.tokens.shape
     params = model.decoding_params(params)
 
-    def forward(tokens, segments, positions, cache):
+    def forward(tokens: AnyArray, segments: AnyArray, positions: Array, cache: Cache) -> tuple[Array, Cache]:
         hidden, cache = model.apply({"params": params}, tokens, segments, positions, cache, method="hidden")
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
