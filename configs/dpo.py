@@ -17,13 +17,13 @@ Equations are those of Rafailov et al. 2023 (arXiv 2305.18290).
 from ml_collections import ConfigDict
 
 from configs import sandbox
-from instructjax.recipe import declared, stages
+from instructjax.recipe import declared, stage_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The sandbox with a section `dpo`, whose policy is judged beside the others."""
     config = sandbox.get_config(variant).unlock()
 
-    config.dpo = declared.defaults(stages.DPO)
+    config.dpo = declared.defaults(stage_keys.DPO)
     config.evaluate.guests = ("dpo",)
     return config.lock()

@@ -20,7 +20,7 @@ Values that are not explained here are the paper's; see configs/instructgpt.py.
 from ml_collections import ConfigDict
 
 from configs import instructgpt
-from instructjax.recipe import declared, stages
+from instructjax.recipe import declared, run_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = instructgpt.get_config().unlock()
     del config.files
 
-    config.e2e = declared.defaults(stages.E2E)
+    config.e2e = declared.defaults(run_keys.E2E)
 
     config.data.separator = "\n"
     config.data.max_prompt = 44  # tokens; all prompts fit

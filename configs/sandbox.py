@@ -17,7 +17,7 @@ Values that are not explained here are the paper's; see configs/instructgpt.py.
 from ml_collections import ConfigDict
 
 from configs import instructgpt
-from instructjax.recipe import declared, stages
+from instructjax.recipe import declared, run_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = instructgpt.get_config().unlock()
     del config.files
 
-    sandbox = config.sandbox = declared.defaults(stages.SANDBOX)
+    sandbox = config.sandbox = declared.defaults(run_keys.SANDBOX)
 
     config.data.separator = "\n"
     config.data.max_prompt = 24

@@ -6,7 +6,7 @@ Needs WORKDIR/sft, its start and reference; where labelers are simulated, their 
 import command_line
 
 from instructjax.recipe import check
-from instructjax.recipe.stages import DPO
+from instructjax.recipe.stage_keys import DPO
 from instructjax.stages import comparisons, dpo
 from instructjax.stages.run import Run
 

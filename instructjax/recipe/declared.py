@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ml_collections
 
-from instructjax.recipe import program, stages
+from instructjax.errors import ConfigError
+from instructjax.recipe import run_keys, stage_keys
 from instructjax.recipe.key import Key, Section
 
 SOURCES = ("files", "sandbox", "e2e")  # where records come from: a recipe declares exactly one of these sections
 
 # Sections that every recipe has, in the order in which they are shown.
 REQUIRED: Mapping[str, Section] = {
-    "guards": program.GUARDS,
-    "data": program.DATA,
-    "tokenizer": program.TOKENIZER,
-    "model": program.MODEL,
-    "optimizer": program.OPTIMIZER,
-    "parallel": program.PARALLEL,
-    "log": program.LOG,
-    "ppo_log": program.PPO_LOG,
-    "pretrain": stages.PRETRAIN,
-    "sft": stages.SFT,
-    "comparisons": stages.COMPARISONS,
-    "reward": stages.REWARD,
-    "ppo_init": stages.PPO_INIT,
-    "ppo": stages.PPO,
-    "evaluate": program.EVALUATE,
+    "guards": run_keys.GUARDS,
+    "data": run_keys.DATA,
+    "tokenizer": run_keys.TOKENIZER,
+    "model": run_keys.MODEL,
+    "optimizer": run_keys.OPTIMIZER,
+    "parallel": run_keys.PARALLEL,
+    "log": run_keys.LOG,
+    "ppo_log": run_keys.PPO_LOG,
+    "pretrain": stage_keys.PRETRAIN,
+    "sft": stage_keys.SFT,
+    "comparisons": stage_keys.COMPARISONS,
+    "reward": stage_keys.REWARD,
+    "ppo_init": stage_keys.PPO_INIT,
+    "ppo": stage_keys.PPO,
+    "evaluate": stage_keys.EVALUATE,
 }
 # Sections that a recipe may have: sources, and guests of this package.
 OPTIONAL: Mapping[str, Section] = {
-    "files": program.FILES,
-    "sandbox": stages.SANDBOX,
-    "e2e": stages.E2E,
-    "dpo": stages.DPO,
+    "files": run_keys.FILES,
+    "sandbox": run_keys.SANDBOX,
+    "e2e": run_keys.E2E,
+    "dpo": stage_keys.DPO,
 }
 SECTIONS: Mapping[str, Section] = {**REQUIRED, **OPTIONAL}
 
@@ -52,32 +54,59 @@ def defaults(section: Section) -> ml_collections.ConfigDict:
 
 def paper() -> ml_collections.ConfigDict:
     """Returns the paper's recipe for 1.3B on files of records, unlocked."""
-    config = ml_collections.ConfigDict({name: key.value for name, key in program.ROOT.keys.items()})
-    for name, section in {"files": program.FILES, **REQUIRED}.items():
+    config = ml_collections.ConfigDict({name: key.value for name, key in run_keys.ROOT.keys.items()})
+    for name, section in {"files": run_keys.FILES, **REQUIRED}.items():
         config[name] = defaults(section)
     return config
 
 
-def declared_keys(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Key]]:
-    """Yields the declared keys of the sections that a recipe has, by their dotted names."""
-    yield from program.ROOT.keys.items()
+def declared_keys(config: ml_collections.ConfigDict | None = None) -> Iterator[tuple[str, Key]]:
+    """Yields the declared keys of the sections that a recipe has, or of all sections, by their dotted names."""
+    yield from run_keys.ROOT.keys.items()
     for name, section in SECTIONS.items():
-        if name in REQUIRED or name in config:
+        if config is None or name in REQUIRED or name in config:
             yield from ((f"{name}.{key}", declared) for key, declared in section.keys.items())
 
 
-def unknown(key: str, config: ml_collections.ConfigDict) -> str:
+def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
     """Returns an error's text for a key that no section declares: its new name, or the nearest one.
 
     Args:
       key: dotted, such as "ppo.kl_coeficient".
-      config: the recipe whose keys are candidates.
+      config: the recipe that has it; None to look in all sections.
     """
     if key in RENAMED:
-        return f"{key}: expected {RENAMED[key]}, which is its name now"
-    names = [name for name, _ in declared_keys(config)]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
-    last = difflib.get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in names], n=1)
-    if last and (same := [name for name in names if name.rpartition(".")[2] == last[0]]):
-        near = difflib.get_close_matches(key, same, n=1, cutoff=0.0)
-    return f"{key}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"
+        return f"{key}: expected {RENAMED[key]}, its new name, found the old one"
+    names = [*dict(declared_keys(config)), *SECTIONS]
+    section, _, last = key.rpartition(".")
+    siblings = [name for name in names if name.rpartition(".")[0] == section]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last]
+    near = (
+        difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
+        or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
+        or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+    )
+    if near:
+        return f"{key}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"
+    return f"{key}: expected one of {', '.join(siblings or names)}, found no such key"
+
+
+def check_names(values: Mapping[str, Any], place: str, prefix: str = "") -> None:
+    """Raises an error if a recipe that an earlier version wrote has a key under its old name.
+
+    Args:
+      values: the recipe as nested dictionaries, or one section of it.
+      place: the file that has it, for the error.
+      prefix: "model." if `values` is the section `model`.
+
+    Raises:
+      ConfigError: names the file, the old key and the new one.
+    """
+    for old, new in RENAMED.items():
+        section, _, name = old.removeprefix(prefix).rpartition(".")
+        found = values.get(section) if section else values
+        if old.startswith(prefix) and isinstance(found, Mapping) and name in found:
+            raise ConfigError(
+                f"{place}: {old}: expected {new}, its new name, found the old one; continue with the version of "
+                "instructjax that wrote it, or choose another --workdir"
+            )

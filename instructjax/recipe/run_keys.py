@@ -1,0 +1,154 @@
+"""The keys that all stages share: the run, its records, its model and its devices.
+
+Each is declared once: the paper's value for 1.3B (or the default, if the paper does not have the key), the range, the
+unit, the meaning, and where the value comes from.
+"""
+
+from __future__ import annotations
+
+from instructjax.models.config import DTYPES
+from instructjax.recipe.key import (
+    AT_LEAST_0,
+    AT_LEAST_0_OR_INFINITY,
+    BELOW_1,
+    INTEGER_FROM_1,
+    INTEGER_OR_NONE,
+    INTEGER_OR_REST,
+    NAMES,
+    POSITIVE,
+    SEED,
+    TEXT,
+    TRUE_OR_FALSE,
+    Key,
+    Section,
+    integers,
+    one_of,
+    section,
+)
+
+# With virtual CPU devices, collectives hang when about 33 steps are in flight and nobody waits for them. A line of
+# metrics is read while the step after it runs.
+MAX_STEPS_IN_FLIGHT = 31
+
+STOP_OR_WARN = one_of("stop", "warn")
+DTYPE = one_of(*DTYPES)
+STEPS_BETWEEN_LINES = integers(f"1 to {MAX_STEPS_IN_FLIGHT - 1} steps", 1, MAX_STEPS_IN_FLIGHT - 1)
+
+ROOT = section(
+    "the run as a whole; keys without a section",
+    seed=Key(0, SEED, "", "of weights, shuffles, dropout, samples and simulated people"),
+    invariants=Key("stop", STOP_OR_WARN, "", 'if an invariant does not hold: "stop" before saving, or "warn"'),
+)
+
+GUARDS = section(
+    "when a run counts as diverged",
+    max_skipped=Key(10, INTEGER_FROM_1, "updates", "skipped in a row because loss or gradient is not finite", "silent"),
+    action=Key("warn", STOP_OR_WARN, "", 'at the limits below: "stop", with exit code 4, or "warn"', "silent"),
+    max_kl=Key(100.0, AT_LEAST_0_OR_INFINITY, "nats per episode", "mean KL of a batch to the start of PPO", "silent"),
+    min_response_tokens=Key(
+        1.5, AT_LEAST_0_OR_INFINITY, "tokens", "mean length of answers, EOS included; 1 is an empty answer", "silent"
+    ),
+)
+
+FILES = section(
+    "records from files: .jsonl or .jsonl.gz, several separated by commas",
+    text=Key("", TEXT, "paths", "Text records, to pretrain on"),
+    demonstrations=Key("", TEXT, "paths", "Demonstration records"),
+    rankings=Key("", TEXT, "paths", "Ranking records"),
+    prompts=Key("", TEXT, "paths", "Prompt records, for PPO and evaluation"),
+)
+
+SANDBOX = section(
+    "records from a simulated world, whose labelers are simulated too",
+    documents=Key(24_000, INTEGER_FROM_1, "documents", "pretraining text"),
+    demonstrations=Key(3_000, INTEGER_FROM_1, "demonstrations", "written by labelers"),
+    users=Key(2_000, INTEGER_FROM_1, "users", "who send prompts; splits are by user"),
+    reward_prompts=Key(8_000, INTEGER_FROM_1, "prompts", "for comparisons"),
+    prompts=Key(8_000, INTEGER_FROM_1, "prompts", "for PPO, and of test users for evaluation"),
+    labelers=Key(40, INTEGER_FROM_1, "labelers", "who write demonstrations and rank", "3.4: about 40"),
+    heldout_labelers=Key(20, INTEGER_FROM_1, "labelers", "who only judge"),
+    validation_prompts=Key(250, INTEGER_FROM_1, "prompts", "ranked by `raters` of each group, to measure agreement"),
+    raters=Key(3, INTEGER_FROM_1, "labelers", "per validation prompt and group"),
+    noise=Key(0.18, AT_LEAST_0, "quality", "standard deviation of a judgment; sets how often labelers agree"),
+    tie=Key(0.05, AT_LEAST_0, "quality", "answers that a labeler sees closer than this are tied"),
+)
+
+E2E = section(
+    "records that people wrote and judged: the E2E NLG Challenge",
+    directory=Key("", TEXT, "path", "the folder of the data sets; it has no default"),
+    texts=Key(("storybooks",), NAMES, "sets", "to pretrain on: plain short sentences, near the task's"),
+    aspects=Key(("quality",), NAMES, "aspects", "used as scores; naturalness prefers the shorter text"),
+)
+
+DATA = section(
+    "prompts, responses and splits",
+    separator=Key("\n\n", TEXT, "", "stands between prompt and response", "silent"),
+    max_prompt=Key(
+        1024, INTEGER_FROM_1, "tokens", "longest prompt, separator included", "C: prompts above 1k filtered"
+    ),
+    max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, EOS included", "C: capped at 1k"),
+    drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first", "C"),
+    validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
+    test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
+)
+
+TOKENIZER = section(
+    "the tokenizer",
+    path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
+    vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
+    max_documents=Key(100_000, INTEGER_FROM_1, "texts", "that the tokenizer is trained on"),
+)
+
+MODEL = section(
+    "the policy's network: fields of models/config.py::TransformerConfig",
+    num_layers=Key(24, INTEGER_FROM_1, "layers", "L", "GPT-3, table 2.1"),
+    d_model=Key(2048, INTEGER_FROM_1, "units", "width of the residual stream", "GPT-3, table 2.1"),
+    num_heads=Key(16, INTEGER_FROM_1, "heads", "H", "GPT-3, table 2.1"),
+    d_head=Key(128, INTEGER_FROM_1, "units", "D", "GPT-3, table 2.1"),
+    d_ff=Key(8192, INTEGER_FROM_1, "units", "width of the feed-forward layer", "GPT-3: 4 d_model"),
+    max_length=Key(2048, INTEGER_FROM_1, "tokens", "context", "GPT-3, 2.1"),
+    local_window=Key(256, INTEGER_OR_NONE, "tokens", "that odd layers see; None: dense", "GPT-3: banded; width silent"),
+    dtype=Key("bfloat16", DTYPE, "", "of activations and of the cache", "C: fp16"),
+    matmul_dtype=Key(
+        "", one_of(*DTYPES[:-1], f"{DTYPES[-1]} or ''"), "", 'operands of matmuls are rounded to it; "": model.dtype'
+    ),
+    param_dtype=Key("float32", DTYPE, "", "of parameters and optimizer state", "C: fp32 master weights"),
+    tied=Key(True, TRUE_OR_FALSE, "", "logits use the token embedding", "GPT-3"),
+    remat=Key(True, TRUE_OR_FALSE, "", "recompute each layer's activations in the backward pass"),
+    unroll=Key(1, INTEGER_FROM_1, "layers", "per turn of the scan over layers"),
+    cache_by_layer=Key(False, TRUE_OR_FALSE, "", "decode without a scan: compiles slower, copies no cache"),
+    shard_length=Key(True, TRUE_OR_FALSE, "", 'shard the residual stream by position over the mesh axis "tensor"'),
+    logits_chunk=Key(4096, INTEGER_FROM_1, "tokens", "whose logits a device holds at a time in a loss"),
+    init_std=Key(0.02, POSITIVE, "", "standard deviation of initial weights", "GPT, 4.1"),
+)
+
+OPTIMIZER = section(
+    "Adam, in all stages",
+    beta1=Key(0.9, BELOW_1, "", "decay of the first moment", "C"),
+    beta2=Key(0.95, BELOW_1, "", "decay of the second moment", "C"),
+    epsilon=Key(1e-8, POSITIVE, "", "added to the root of the second moment", "silent; GPT-3, B"),
+    clip_norm=Key(1.0, POSITIVE, "", "largest norm of a gradient", "silent; GPT-3, B"),
+)
+
+PARALLEL = section(
+    "how devices share the work; changes no result",
+    mode=Key("jit", one_of("jit", "pmap"), "", '"jit" over the mesh below, or "pmap" with data parallelism only'),
+    data=Key(-1, INTEGER_OR_REST, "devices", "that share batches and replicate weights; -1: all that are left"),
+    fsdp=Key(1, INTEGER_FROM_1, "devices", "that share batches and weights"),
+    tensor=Key(1, INTEGER_FROM_1, "devices", "that share heads, hidden units and the vocabulary"),
+    shard_optimizer_state=Key(False, TRUE_OR_FALSE, "", 'shard Adam\'s moments over "data" too (ZeRO-1)'),
+)
+
+
+def _intervals(unit: str, about: str, every: int, save_every: int, evaluate_every: int) -> Section:
+    return section(
+        about,
+        every=Key(every, STEPS_BETWEEN_LINES, unit, "between lines of metrics.jsonl"),
+        save_every=Key(save_every, INTEGER_FROM_1, unit, "between checkpoints"),
+        evaluate_every=Key(evaluate_every, INTEGER_FROM_1, unit, "between evaluations, a multiple of `every`"),
+        keep=Key(2, INTEGER_FROM_1, "checkpoints", "kept, besides those that a stage needs later"),
+    )
+
+
+LOG = _intervals("steps", "what the stages before PPO write", every=20, save_every=100, evaluate_every=100)
+PPO_LOG = _intervals("iterations", "what the PPO stages write", every=1, save_every=10, evaluate_every=10)
