@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
-from instructjax.recipe import check
+from instructjax.recipe import check, declared
 from instructjax.runs import lock, malloc_trim, processes
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
@@ -192,8 +192,7 @@ def _parse(arguments: list[str]) -> list[str]:
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:
-        expected = "get_config()" if "get_config" in str(error) else "keys that the recipe declares"
-        raise InputError(f"--config: expected {expected}, found {_one_line(error)}") from None
+        raise InputError(_unknown_key(error, given)) from None
     except Exception as error:  # of a recipe, which is a program
         found = f"{type(error).__name__}: {_one_line(error)} ({_place(error)})"
         raise InputError(f"--config: expected a recipe, found {found}") from None
@@ -204,6 +203,27 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(f"--config: expected get_config() of {file} to give a ConfigDict, found {found}")
     check.keys(_CONFIG.value)
     return rest
+
+
+def _unknown_key(error: Exception, given: Sequence[str]) -> str:
+    """Returns an error's text for a key that the recipe does not have, on the command line or in its file."""
+    found = _one_line(error)
+    if "get_config" in str(error):
+        return f"--config: expected get_config(), found {found}"
+    if "Traceback" not in str(error):  # not of the file
+        keys = re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+        names = {name for name, _ in declared.declared_keys()}
+        for key in keys:
+            if key not in names and ("." not in key or key.partition(".")[0] in declared.SECTIONS):
+                return declared.unknown(key)
+        for key in keys:
+            if (section := key.partition(".")[0]) in declared.OPTIONAL:
+                return f"{key}: expected a recipe with a section {section}, found one without"
+    for old in declared.RENAMED:
+        if re.search(rf"[\"']{old.rpartition('.')[2]}[\"']", found):
+            return declared.unknown(old)
+    found = found.partition(" Other fields present")[0].removesuffix(".")
+    return f"--config: expected keys that the recipe declares, found {found}"
 
 
 def _is_file(path: str | os.PathLike) -> bool:

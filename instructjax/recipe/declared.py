@@ -79,16 +79,16 @@ def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
         return f"{key}: expected {RENAMED[key]}, its new name, found the old one"
     names = [*dict(declared_keys(config)), *SECTIONS]
     section, _, last = key.rpartition(".")
-    siblings = [name for name in names if name.rpartition(".")[0] == section]
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
     elsewhere = [name for name in names if name.rpartition(".")[2] == last]
     near = (
-        difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
+        [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1)]
         or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
         or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     )
     if near:
         return f"{key}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"
-    return f"{key}: expected one of {', '.join(siblings or names)}, found no such key"
+    return f"{key}: expected one of {', '.join(siblings or SECTIONS)}, found no such key"
 
 
 def check_names(values: Mapping[str, Any], place: str, prefix: str = "") -> None:

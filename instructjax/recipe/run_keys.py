@@ -21,6 +21,7 @@ from instructjax.recipe.key import (
     TRUE_OR_FALSE,
     Key,
     Section,
+    empty_or_one_of,
     integers,
     one_of,
     section,
@@ -109,9 +110,7 @@ MODEL = section(
     max_length=Key(2048, INTEGER_FROM_1, "tokens", "context", "GPT-3, 2.1"),
     local_window=Key(256, INTEGER_OR_NONE, "tokens", "that odd layers see; None: dense", "GPT-3: banded; width silent"),
     dtype=Key("bfloat16", DTYPE, "", "of activations and of the cache", "C: fp16"),
-    matmul_dtype=Key(
-        "", one_of(*DTYPES[:-1], f"{DTYPES[-1]} or ''"), "", 'operands of matmuls are rounded to it; "": model.dtype'
-    ),
+    matmul_dtype=Key("", empty_or_one_of(*DTYPES), "", 'operands of matmuls are rounded to it; "": model.dtype'),
     param_dtype=Key("float32", DTYPE, "", "of parameters and optimizer state", "C: fp32 master weights"),
     tied=Key(True, TRUE_OR_FALSE, "", "logits use the token embedding", "GPT-3"),
     remat=Key(True, TRUE_OR_FALSE, "", "recompute each layer's activations in the backward pass"),

@@ -16,6 +16,7 @@ import instructjax
 from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
+from instructjax.recipe import declared
 
 
 def check_config(
@@ -33,6 +34,7 @@ def check_config(
       ConfigError: names the file and each key that differs, with both values.
     """
     began, now = files.read_json(path), json.loads(json.dumps(config.to_dict()))
+    declared.check_names({section: began.get(section) for section in sections}, str(path))
     differing = []
     for section in sections:
         old, new = _keys(section, began.get(section)), _keys(section, now.get(section))
