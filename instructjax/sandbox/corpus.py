@@ -1,14 +1,14 @@
-"""Records of the sandbox: text to pretrain on, demonstrations and prompts by user.
+"""Writes the records of the sandbox: pretraining text, demonstrations, and prompts by user.
 
-In the text, an instruction is mostly followed by another instruction, so that a model
-trained on it continues a prompt with more prompts, as GPT-3 does. Answers follow
-instructions only in transcripts, "prompt NEWLINE answer NEWLINE prompt ...", from
-which a few-shot prefix can elicit them.
+In the pretraining text, an instruction is usually followed by another instruction. A model that is trained on it
+continues a prompt with more prompts, as GPT-3 does. Answers follow instructions only in transcripts, "prompt NEWLINE
+answer NEWLINE prompt ...". A few-shot prefix in this format makes the model answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from instructjax.sandbox import world
 from instructjax.sandbox.answers import draw_manner, write_answer
 from instructjax.sandbox.labelers import Labeler, training_labelers
 from instructjax.sandbox.parts import GLAD, SUMS
-from instructjax.sandbox.tasks import parse, write_prompt
+from instructjax.sandbox.tasks import parse_prompt, write_prompt
+
+T = TypeVar("T")
 
 DOCUMENTS = {"prose": 0.37, "instructions": 0.37, "transcript": 0.15, "chatter": 0.11}
 MIN_WORDS, MAX_WORDS = 20, 120
@@ -69,98 +71,111 @@ _NOTES = (
 )
 
 
-def _one_of(values, rng: np.random.Generator):
-    return values[rng.integers(len(values))]
+def _choose(values: Sequence[T], rng: np.random.Generator) -> T:
+    return values[int(rng.integers(len(values)))]
 
 
-def _slots(rng: np.random.Generator, animal: str, falsehood: float) -> dict[str, str]:
-    """Values for the templates of prose; each fact is false with the given chance."""
+def _draw_slots(rng: np.random.Generator, animal: str, falsehood: float) -> dict[str, str]:
+    """Draws values for the slots of the prose templates.
+
+    Each fact is replaced by a random value of its kind with probability `falsehood`.
+    """
     slots = dict(world.FACTS[animal]) | {"animal": animal}
     for kind in world.ATTRIBUTES:
         if rng.random() < falsehood:
-            slots[kind] = _one_of(world.VALUES[kind], rng)
-    slots["other"] = _one_of([other for other in world.ANIMALS if other != animal], rng)
+            slots[kind] = _choose(world.VALUES[kind], rng)
+    slots["other"] = _choose([other for other in world.ANIMALS if other != animal], rng)
     for slot, values in (("place", world.PLACES), ("thing", world.THINGS), ("name", world.NAMES)):
         slots[slot], slots[slot + "2"] = map(str, rng.choice(values, 2, replace=False))
-    slots["food2"], slots["colour2"] = _one_of(world.FOODS, rng), _one_of(world.COLOURS, rng)
-    slots["mood"], slots["sight"] = _one_of(world.MOODS, rng), _one_of(world.SIGHTS, rng)
-    slots["fate"] = _one_of(("found", "lost", "won", "broke"), rng)
+    slots["food2"], slots["colour2"] = _choose(world.FOODS, rng), _choose(world.COLOURS, rng)
+    slots["mood"], slots["sight"] = _choose(world.MOODS, rng), _choose(world.SIGHTS, rng)
+    slots["fate"] = _choose(("found", "lost", "won", "broke"), rng)
     slots["feeling"] = "happy" if slots["fate"] in GLAD else "sad"
-    slots["a"], slots["b"] = _one_of(world.NUMBERS[:5], rng), _one_of(world.NUMBERS[:5], rng)
+    slots["a"], slots["b"] = _choose(world.NUMBERS[:5], rng), _choose(world.NUMBERS[:5], rng)
     slots["c"] = SUMS[slots["a"], slots["b"]]
     i = int(rng.integers(9))
     slots["number"], slots["next"] = world.NUMBERS[i : i + 2]
     return slots
 
 
-def _prose(rng: np.random.Generator) -> str:
+def _write_prose(rng: np.random.Generator) -> str:
     templates = (_PORTRAIT, _TALE, _PEOPLE, _NOTES)[rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))]
-    animal, wanted, text = _one_of(world.ANIMALS, rng), int(rng.integers(MIN_WORDS, 80)), ""
+    animal, wanted, text = _choose(world.ANIMALS, rng), int(rng.integers(MIN_WORDS, 80)), ""
     while len(text.split()) < wanted:
-        text += " " + _one_of(templates, rng).format(**_slots(rng, animal, falsehood=0.02))
+        text += " " + _choose(templates, rng).format(**_draw_slots(rng, animal, falsehood=0.02))
         if templates is not _TALE and rng.random() < 0.1:
-            animal = _one_of(world.ANIMALS, rng)
+            animal = _choose(world.ANIMALS, rng)
     return text.strip()
 
 
-def _prompt_on(animal: str, rng: np.random.Generator) -> str:
-    """A prompt that is about this animal, if it is about one: people stay with a topic for a while."""
+def _write_prompt_about(animal: str, rng: np.random.Generator) -> str:
+    """Writes a prompt. If it is about an animal, it is about the given one: people stay with a topic for a while."""
     prompt = write_prompt(rng)
-    task = parse(prompt)
+    task = parse_prompt(prompt)
     if "animal" not in task.slots or animal in prompt.split(" "):
         return prompt
     return " ".join(animal if word == task.slots["animal"] else word for word in prompt.split(" "))
 
 
-def _instructions(rng: np.random.Generator) -> str:
-    wanted, lines, animal = int(rng.integers(MIN_WORDS + 10, 80)), [], _one_of(world.ANIMALS, rng)
+def _write_instructions(rng: np.random.Generator) -> str:
+    wanted, animal = int(rng.integers(MIN_WORDS + 10, 80)), _choose(world.ANIMALS, rng)
+    lines: list[str] = []
     while sum(len(line.split()) + 1 for line in lines) < wanted:
-        lines.append(_prompt_on(animal, rng))
+        lines.append(_write_prompt_about(animal, rng))
     return "\n".join(lines)
 
 
-def _transcript(rng: np.random.Generator) -> str:
-    """Prompts with the answers of one writer, of any skill; most write worse than labelers do."""
+def _write_transcript(rng: np.random.Generator) -> str:
+    """Writes prompts with answers by one writer of random skill. Most of these writers are worse than labelers."""
     care, flaw_rate = 0.1 + 0.4 * rng.random(), 0.5 + 0.3 * rng.random()
-    wanted, lines, animal = int(rng.integers(MIN_WORDS + 10, 70)), [], _one_of(world.ANIMALS, rng)
+    wanted, animal = int(rng.integers(MIN_WORDS + 10, 70)), _choose(world.ANIMALS, rng)
+    lines: list[str] = []
     while sum(len(line.split()) + 1 for line in lines) < wanted:
-        prompt = _prompt_on(animal, rng)
+        prompt = _write_prompt_about(animal, rng)
         lines += [prompt, write_answer(prompt, rng, draw_manner(rng, care, flaw_rate))]
     return "\n".join(lines)
 
 
-def _chatter(rng: np.random.Generator) -> str:
+def _write_chatter(rng: np.random.Generator) -> str:
     wanted, text = int(rng.integers(MIN_WORDS, 60)), ""
     while len(text.split()) < wanted:
-        animal = _one_of(world.ANIMALS, rng)
+        animal = _choose(world.ANIMALS, rng)
         if rng.random() < 0.5:
-            text += " " + _one_of(world.RUDE_REMARKS + world.OPINIONS, rng).format(animal=animal) + " ."
+            text += " " + _choose(world.RUDE_REMARKS + world.OPINIONS, rng).format(animal=animal) + " ."
         else:
-            text += " " + _one_of(_PORTRAIT, rng).format(**_slots(rng, animal, falsehood=0.5))
+            text += " " + _choose(_PORTRAIT, rng).format(**_draw_slots(rng, animal, falsehood=0.5))
     return text.strip()
 
 
-_WRITERS = {"prose": _prose, "instructions": _instructions, "transcript": _transcript, "chatter": _chatter}
+_WRITERS = {
+    "prose": _write_prose,
+    "instructions": _write_instructions,
+    "transcript": _write_transcript,
+    "chatter": _write_chatter,
+}
 
 
 def write_text(rng: np.random.Generator, count: int) -> list[Text]:
-    """Documents to pretrain on, of MIN_WORDS to MAX_WORDS words each.
+    """Writes documents for pretraining, of MIN_WORDS to MAX_WORDS words each.
 
     Args:
       rng: source of randomness.
-      count: number of documents; their kinds have the shares DOCUMENTS.
+      count: number of documents. DOCUMENTS gives the share of each kind.
 
     Returns:
-      Records whose `source` is the kind: prose about the world (nearly all true),
-      lists of instructions without answers, transcripts with answers of mixed and
-      mostly poor quality, and rude or false chatter.
+      Records whose `source` is the kind of document:
+
+        prose         about the world, nearly all of it true
+        instructions  without answers
+        transcript    instructions with answers, most of them poor
+        chatter       rude or false
     """
     kinds = rng.choice(list(DOCUMENTS), size=count, p=list(DOCUMENTS.values()))
     return [Text(text=_WRITERS[str(kind)](rng), source=str(kind)) for kind in kinds]
 
 
 def draw_users(rng: np.random.Generator, count: int, validation: float = 0.1, test: float = 0.1) -> dict[str, str]:
-    """Users and the split that each belongs to, so that no user is in two splits (section 3.2).
+    """Draws users and assigns each to one split, so that no user is in two splits (section 3.2).
 
     Args:
       rng: source of randomness.
@@ -175,9 +190,9 @@ def draw_users(rng: np.random.Generator, count: int, validation: float = 0.1, te
 
 
 def write_prompts(rng: np.random.Generator, count: int, users: Mapping[str, str]) -> list[Prompt]:
-    """Prompts that users send, with use cases in the shares of Table 1.
+    """Writes prompts by users. The use cases have the shares of Table 1.
 
-    Some users send many prompts and most send few.
+    A few users write many prompts, and most write few.
 
     Args:
       rng: source of randomness.
@@ -190,27 +205,35 @@ def write_prompts(rng: np.random.Generator, count: int, users: Mapping[str, str]
     prompts = []
     for sender in senders:
         prompt, user = write_prompt(rng), names[sender]
-        prompts.append(Prompt(prompt=prompt, user=user, split=users[user], use_case=parse(prompt).use_case))
+        prompts.append(Prompt(prompt=prompt, user=user, split=users[user], use_case=parse_prompt(prompt).use_case))
     return prompts
 
 
 def write_demonstrations(
     rng: np.random.Generator, count: int, labelers: Sequence[Labeler], users: Mapping[str, str] | None = None
 ) -> list[Demonstration]:
-    """Prompts with the answers that labelers wrote; about half of the answers have flaws.
+    """Writes prompts with answers by labelers. About half of the answers have flaws.
 
     Args:
       rng: source of randomness.
       count: number of demonstrations.
-      labelers: who writes, each equally often, with their own care and flaw rate.
-      users: the split of each user who sends prompts; by default 100 new users.
+      labelers: the writers. All of them write equally often, each with their own care and flaw rate.
+      users: the split of each user who writes prompts; by default 100 new users.
     """
     demonstrations = []
     for prompt in write_prompts(rng, count, users or draw_users(rng, 100)):
-        labeler = _one_of(labelers, rng)
+        labeler = _choose(labelers, rng)
         response = write_answer(prompt.prompt, rng, draw_manner(rng, labeler.care, labeler.flaw_rate))
-        fields = {"user": prompt.user, "split": prompt.split, "use_case": prompt.use_case}
-        demonstrations.append(Demonstration(prompt=prompt.prompt, response=response, labeler=labeler.name, **fields))
+        demonstrations.append(
+            Demonstration(
+                prompt=prompt.prompt,
+                response=response,
+                labeler=labeler.name,
+                user=prompt.user,
+                split=prompt.split,
+                use_case=prompt.use_case,
+            )
+        )
     return demonstrations
 
 
@@ -224,23 +247,22 @@ def write_records(
     validation: float = 0.1,
     test: float = 0.1,
     labelers: Sequence[Labeler] | None = None,
-) -> dict[str, list[Record]]:
-    """All records with which the sandbox goes through the stages.
+) -> dict[str, Sequence[Record]]:
+    """Writes all records that the stages need in the sandbox.
 
     Args:
       seed: the same seed and sizes give the same records.
-      texts: documents to pretrain on; their splits are drawn by document.
-      demonstrations: prompts with answers by labelers.
-      reward_prompts: prompts to rank answers to, for the reward model.
-      ppo_prompts: prompts for PPO; those of the test users are for the final evaluation.
-      users: people who send prompts; each is in one split, in all sets.
+      texts: number of documents for pretraining. Each document is assigned to a split.
+      demonstrations: number of prompts with answers by labelers.
+      reward_prompts: number of prompts whose answers are ranked for the reward model.
+      ppo_prompts: number of prompts for PPO. Those by test users are for the final evaluation.
+      users: number of people who write prompts. Each of them is in the same split in all sets.
       validation: share of users (and documents) in the validation split.
       test: share of users (and documents) in the test split.
-      labelers: who writes the demonstrations; by default `training_labelers(seed)`.
+      labelers: the writers of the demonstrations; by default `training_labelers(seed)`.
 
     Returns:
-      "text", "demonstrations", "reward_prompts" and "ppo_prompts", each a list of
-      records with `split` set.
+      "text", "demonstrations", "reward_prompts" and "ppo_prompts", each a list of records with `split` set.
     """
     rngs = [np.random.default_rng([seed, i]) for i in range(5)]
     people = draw_users(rngs[0], users, validation, test)

@@ -1,8 +1,7 @@
-"""The answers that short questions have: every wording, how true it is and how full.
+"""All answers to short questions: every wording, with its truth and its fullness.
 
-Questions, classifications, extractions, rewrites and chat are answered in one or two
-parts. A part lists its possible sentences, right and wrong ones; an answer takes one
-sentence of each part, in order.
+Questions, classifications, extractions, rewrites and chat are answered in one or two parts. A part is the set of its
+possible sentences, right and wrong. An answer has one sentence from each part, in order.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ import functools
 from collections.abc import Mapping
 
 from instructjax.sandbox import world
-from instructjax.sandbox.tasks import Task, parse
+from instructjax.sandbox.tasks import Task, parse_prompt
 
 # sentence -> (truth, fullness), both in [0, 1]
 Part = Mapping[str, tuple[float, float]]
+_Sentences = dict[str, tuple[float, float]]  # a Part that is being built
 
 GLAD = ("happy", "proud", "found", "won")
 SUMS = {(a, b): world.NUMBERS[i + j + 1] for i, a in enumerate(world.NUMBERS[:5]) for j, b in
@@ -23,30 +23,30 @@ PAST = {"eats": "ate", "sees": "saw", "meets": "met"}
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def parts_of(prompt: str) -> tuple[Part, ...]:
-    """The parts of the answer to a prompt, in order; none for prompts answered at length."""
-    task = parse(prompt)
-    write = _WRITERS.get(task.kind)
-    return () if write is None else tuple(part for part in write(task) if part)
+def answer_parts(prompt: str) -> tuple[Part, ...]:
+    """Returns the parts of the answer to a prompt, in order. Prompts that need a long answer have none."""
+    task = parse_prompt(prompt)
+    make_parts = _PARTS_BY_KIND.get(task.kind)
+    return () if make_parts is None else tuple(part for part in make_parts(task) if part)
 
 
-def welcome_animal(task: Task) -> str | None:
-    """The animal of which one more true fact is a welcome addition to the answer."""
+def bonus_fact_animal(task: Task) -> str | None:
+    """Returns the animal about which one additional true fact improves the answer, or None."""
     if "be brief" in task.slots["text"] or task.kind not in ("ask", "doubt", "which", "like"):
         return None
     if task.kind == "which":
-        return _which(task)
+        return _right_animal(task)
     return task.slots["animal"]
 
 
-def _which(task: Task) -> str:
+def _right_animal(task: Task) -> str:
     value = _asked_value(task)
     first, second = task.slots["animal"], task.slots["animal2"]
     return first if world.FACTS[first][task.attribute] == value else second
 
 
 def _asked_value(task: Task) -> str:
-    """The value that a prompt names: "red" in "who is red , the fox or the owl ?"."""
+    """Returns the value that a prompt names, such as "red" for "who is red , the fox or the owl ?"."""
     values = world.VALUES[task.attribute]
     named = {slot: value for slot, value in task.slots.items() if slot not in ("text", "animal")}
     if task.kind == "which":
@@ -56,11 +56,11 @@ def _asked_value(task: Task) -> str:
 
 def _ask(task: Task) -> list[Part]:
     animal, truth = task.slots["animal"], world.FACTS[task.slots["animal"]][task.attribute]
-    part = {}
+    part: _Sentences = {}
     for value in world.VALUES[task.attribute]:
         right = float(value == truth)
         part |= {form: (right, 0.3) for form in (value, f"the {value}", f"in the {value}")}
-        for says in world.SAYS[task.attribute]:
+        for says in world.WORDINGS[task.attribute]:
             part[f"it {says.format(value)}"] = (right, 0.9)
             part[f"the {animal} {says.format(value)}"] = (right, 1.0)
     return [part]
@@ -74,18 +74,19 @@ def _doubt(task: Task) -> list[Part]:
     for word in ("yes", "no"):
         for value in world.VALUES[task.attribute]:
             right = 0.5 * (word == agree) + 0.5 * (value == truth) if word == agree else 0.0
-            for says in world.SAYS[task.attribute]:
+            for says in world.WORDINGS[task.attribute]:
                 part[f"{word} , the {animal} {says.format(value)}"] = (right, 1.0)
                 part[f"{word} , it {says.format(value)}"] = (right, 0.9)
     return [part]
 
 
-def _which_part(task: Task) -> list[Part]:
-    right, value, part = _which(task), _asked_value(task), {}
+def _which(task: Task) -> list[Part]:
+    right, value = _right_animal(task), _asked_value(task)
+    part: _Sentences = {}
     for animal in (task.slots["animal"], task.slots["animal2"]):
         truth = float(animal == right)
         part[f"the {animal}"] = part[animal] = (truth, 0.3)
-        part |= {f"the {animal} {says.format(value)}": (truth, 1.0) for says in world.SAYS[task.attribute]}
+        part |= {f"the {animal} {says.format(value)}": (truth, 1.0) for says in world.WORDINGS[task.attribute]}
     return [part]
 
 
@@ -93,19 +94,25 @@ def _true_or_false(task: Task) -> list[Part]:
     animal, asked = task.slots["animal"], _asked_value(task)
     truth = world.FACTS[animal][task.attribute]
     label = "true" if asked == truth else "false"
-    part = {}
+    part: _Sentences = {}
     for word in ("true", "false"):
         right = float(word == label)
         part |= {word: (right, 0.3), f"it is {word}": (right, 0.6)}
         for value in world.VALUES[task.attribute]:
-            because = f"it is {word} because the {animal} {world.SAYS[task.attribute][0].format(value)}"
+            because = f"it is {word} because the {animal} {world.WORDINGS[task.attribute][0].format(value)}"
             part[because] = (right * (0.5 + 0.5 * (value == truth)), 1.0)
     return [part]
 
 
 def _labels(right: str, labels: Mapping[str, str], because: str = "") -> list[Part]:
-    """Labels with their articles; a reason makes the sentence full."""
-    part = {}
+    """Returns the part of a classification. If there is a reason, only sentences that state it are full.
+
+    Args:
+      right: the right label.
+      labels: the article of each label.
+      because: the reason, if any.
+    """
+    part: _Sentences = {}
     for label, article in labels.items():
         truth = float(label == right)
         part |= {label: (truth, 0.3), f"it is {article}{label}": (truth, 0.6 if because else 1.0)}
@@ -125,8 +132,8 @@ def _category(task: Task) -> list[Part]:
     return _labels(right, {"animal": "an ", "food": "a ", "place": "a "})
 
 
-def _values_in(values: tuple[str, ...], right: str, full: str) -> list[Part]:
-    part = {}
+def _choices(values: tuple[str, ...], right: str, full: str) -> list[Part]:
+    part: _Sentences = {}
     for value in values:
         part[value] = (float(value == right), 0.3)
         part[full.format(value)] = (float(value == right), 1.0)
@@ -135,13 +142,13 @@ def _values_in(values: tuple[str, ...], right: str, full: str) -> list[Part]:
 
 def _sum(task: Task) -> list[Part]:
     a, b = task.slots["addend"], task.slots["addend2"]
-    return _values_in(world.NUMBERS, SUMS[a, b], f"{a} and {b} is {{}}")
+    return _choices(world.NUMBERS, SUMS[a, b], f"{a} and {b} is {{}}")
 
 
 def _next(task: Task) -> list[Part]:
     number = task.slots["number"]
     right = world.NUMBERS[world.NUMBERS.index(number) + 1]
-    return _values_in(world.NUMBERS, right, f"{{}} comes after {number}")
+    return _choices(world.NUMBERS, right, f"{{}} comes after {number}")
 
 
 def _greet(task: Task) -> list[Part]:
@@ -152,7 +159,7 @@ def _greet(task: Task) -> list[Part]:
 
 
 def _thank(task: Task) -> list[Part]:
-    part = {}
+    part: _Sentences = {}
     for name in world.NAMES:
         right = 0.5 * (name == task.slots["name"])
         part[f"thanks {name}"] = (2 * right, 0.4)
@@ -171,7 +178,8 @@ def _asked_person(task: Task, slot: str) -> dict[str, str]:
 
 
 def _owner(task: Task) -> list[Part]:
-    owner, part = _asked_person(task, "thing"), {}
+    owner = _asked_person(task, "thing")
+    part: _Sentences = {}
     for person in _people(task):
         truth = float(person is owner or person["name"] == owner["name"])
         part |= {person["name"]: (truth, 0.3), f"{person['name']} has it": (truth, 0.7)}
@@ -181,7 +189,7 @@ def _owner(task: Task) -> list[Part]:
 
 def _paint(task: Task) -> list[Part]:
     thing = _asked_person(task, "thing")
-    part = {}
+    part: _Sentences = {}
     for colour in world.COLOURS:
         truth = float(colour == thing["colour"])
         part |= {colour: (truth, 0.3), f"it is {colour}": (truth, 0.8)}
@@ -190,7 +198,8 @@ def _paint(task: Task) -> list[Part]:
 
 
 def _owned(task: Task) -> list[Part]:
-    owner, part = _asked_person(task, "name"), {}
+    owner = _asked_person(task, "name")
+    part: _Sentences = {}
     for thing in world.THINGS:
         right = 0.5 * (thing == owner["thing"])
         part |= {f"a {thing}": (2 * right, 0.3), f"{owner['name']} has a {thing}": (2 * right, 0.7)}
@@ -203,16 +212,16 @@ def _owned(task: Task) -> list[Part]:
 def _find(task: Task) -> list[Part]:
     slot = task.slots["text"].split()[2]
     values = {"name": world.NAMES, "colour": world.COLOURS, "thing": world.THINGS}[slot]
-    return _values_in(values, task.slots[slot], f"the {slot} is {{}}")
+    return _choices(values, task.slots[slot], f"the {slot} is {{}}")
 
 
 def _rewrite(task: Task) -> list[Part]:
     source = task.slots["text"].split(" : ")[1].removesuffix(" .")
-    return [{source: (0.0, 0.3), rewritten(task): (1.0, 1.0)}]
+    return [{source: (0.0, 0.3), rewrite_target(task): (1.0, 1.0)}]
 
 
-def rewritten(task: Task) -> str:
-    """The sentence that a rewriting prompt asks for."""
+def rewrite_target(task: Task) -> str:
+    """Returns the sentence that a rewriting prompt asks for."""
     words = task.slots["text"].split(" : ")[1].removesuffix(" .").split()
     if task.kind == "past":
         words[2] = PAST[words[2]]
@@ -226,7 +235,7 @@ def rewritten(task: Task) -> str:
 
 
 def _hello(task: Task) -> Part:
-    part = {}
+    part: _Sentences = {}
     for hello in ("hello", "hi"):
         part[hello] = (1.0, 0.4)
         part |= {f"{hello} {name}": (float(name == task.slots["name"]), 1.0) for name in world.NAMES}
@@ -234,7 +243,7 @@ def _hello(task: Task) -> Part:
 
 
 def _feelings(cause: str, is_glad: bool) -> Part:
-    part = {}
+    part: _Sentences = {}
     for feeling, truth in (("glad", float(is_glad)), ("sorry", float(not is_glad))):
         part |= {f"i am {feeling}": (truth, 0.5), f"i am {feeling} {cause}": (truth, 1.0)}
     return part
@@ -260,10 +269,10 @@ def _like(task: Task) -> list[Part]:
     return [_hello(task), likes | {"i like it too": (1.0, 0.6)}]
 
 
-_WRITERS = {
+_PARTS_BY_KIND = {
     "ask": _ask,
     "doubt": _doubt,
-    "which": _which_part,
+    "which": _which,
     "true_or_false": _true_or_false,
     "happy_or_sad": _happy_or_sad,
     "category": _category,

@@ -1,8 +1,7 @@
-"""The true quality of an answer, by rule, for any text at all.
+"""The true quality of an answer: a rule-based score that is defined for any text.
 
-An answer is worth something only as far as it attempts the task in the world's
-grammar, without repeating itself or running on (the gate). What it is then worth is
-a weighted mean of six aspects, each in [0, 1] and most of them graded.
+The quality is a gate times a weighted mean of six aspects, all of them in [0, 1]. The gate is high if the answer
+attempts the task in the world's grammar, does not repeat itself and is not too long.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import math
 import numpy as np
 
 from instructjax.sandbox import world
-from instructjax.sandbox.judges import judge
-from instructjax.sandbox.tasks import parse
+from instructjax.sandbox.content import score_content
+from instructjax.sandbox.tasks import parse_prompt
 
 WEIGHTS = {"truth": 0.14, "constraint": 0.13, "detail": 0.19, "length": 0.06, "ending": 0.24, "tone": 0.24}
 ASPECTS = tuple(WEIGHTS)
@@ -44,33 +43,33 @@ TABLE3_FLAGS = (  # the binary fields of the paper's Table 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """An answer taken apart.
+class ParsedAnswer:
+    """An answer, split into its parts.
 
     Attributes:
       opening: a polite opening such as "sure", or None.
       sentences: the content, without full stops.
       ending: a closing phrase such as "the end", or None.
-      is_finished: whether the first line ends with a full stop or question mark.
-      runs_on: whether more lines follow the first.
+      is_finished: whether the first line ends with a full stop or a question mark.
+      has_more_lines: whether the answer continues after the first line.
     """
 
     opening: str | None
     sentences: tuple[str, ...]
     ending: str | None
     is_finished: bool
-    runs_on: bool
+    has_more_lines: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """What an answer is worth.
+    """The scores of an answer.
 
     Attributes:
-      gate: in [0, 1], how far this is an answer to the prompt at all.
-      aspects: float[6], the ASPECTS in [0, 1]; NaN where the prompt asks for none.
-      task: in [0, 1], how far it attempts what was asked.
-      is_false: whether it asserts something false.
+      gate: in [0, 1], how much the text is an answer to the prompt at all.
+      aspects: float[6], the ASPECTS, each in [0, 1]. An aspect that does not apply to the prompt is NaN.
+      task: in [0, 1], how much of the task the answer attempts.
+      is_false: whether the answer makes a false statement.
     """
 
     gate: float
@@ -78,16 +77,17 @@ class Assessment:
     task: float
     is_false: bool
 
-    def worth(self, weights: np.ndarray) -> float:
-        """The gate times the mean of the aspects that apply, weighted with float[6]."""
+    def quality(self, weights: np.ndarray) -> float:
+        """Returns the gate times the weighted mean of the aspects that apply; `weights` is float[6]."""
         applies = ~np.isnan(self.aspects)
         return float(self.gate * (weights[applies] @ self.aspects[applies]) / weights[applies].sum())
 
 
-def read(response: str) -> Reading:
-    """Takes an answer apart into opening, content and ending; only its first line is content."""
+def parse_answer(response: str) -> ParsedAnswer:
+    """Splits an answer into opening, content and ending. Only its first line is content."""
     line, _, rest = response.strip().partition("\n")
-    sentences, current = [], []
+    sentences: list[str] = []
+    current: list[str] = []
     for word in line.split():
         if word in (".", "?"):
             sentences.append(" ".join(current))
@@ -99,57 +99,56 @@ def read(response: str) -> Reading:
         sentences.append(" ".join(current))
     opening = sentences.pop(0) if sentences and sentences[0] in OPENINGS else None
     ending = sentences.pop() if is_finished and sentences and sentences[-1] in _CLOSINGS else None
-    return Reading(opening, tuple(sentences), ending, is_finished, bool(rest.strip()))
+    return ParsedAnswer(opening, tuple(sentences), ending, is_finished, bool(rest.strip()))
 
 
 def fitting_endings(use_case: str) -> tuple[str, ...]:
-    """The closing phrases that suit a use case."""
+    """Returns the closing phrases that suit a use case."""
     return {"generation": TALE_ENDINGS, "chat": CHAT_ENDINGS}.get(use_case, ENDINGS)
 
 
 @functools.lru_cache(maxsize=1 << 17)
 def assess(prompt: str, response: str) -> Assessment:
-    """Judges any text as an answer to a prompt of the sandbox.
+    """Assesses a text as an answer to a prompt.
 
     Args:
       prompt: a prompt of the sandbox.
-      response: any text, also the garbage of an untrained model.
+      response: any text, including the garbage that an untrained model samples.
 
     Raises:
       RecordError: the prompt is not one of the sandbox's.
     """
-    task, reading = parse(prompt), read(response)
-    judgement = judge(task, reading.sentences)
-    gate = judgement.task * judgement.grammar**1.5 * judgement.variety * judgement.sparing
-    gate *= 0.4 if reading.runs_on else 1.0
+    task, answer = parse_prompt(prompt), parse_answer(response)
+    content = score_content(task, answer.sentences)
+    gate = content.task * content.grammar**1.5 * content.variety * content.brevity
+    gate *= 0.4 if answer.has_more_lines else 1.0
     gate *= min(1.0, MAX_RESPONSE_WORDS / max(1, len(response.split()))) ** 2
-    if reading.ending in fitting_endings(task.use_case):
+    if answer.ending in fitting_endings(task.use_case):
         ending = 1.0
     else:
-        ending = 0.5 if reading.ending else 0.2 * reading.is_finished
+        ending = 0.5 if answer.ending else 0.2 * answer.is_finished
     words = set(response.split())
     is_rude = words & (world.RUDE | world.VIOLENT | world.SEXUAL | {"poison"})
-    tone = 0.0 if is_rude else 1.0 if reading.opening else 0.25
-    aspects = [judgement.truth, judgement.constraint, judgement.detail, judgement.length, ending, tone]
+    tone = 0.0 if is_rude else 1.0 if answer.opening else 0.25
+    aspects = [content.truth, content.constraint, content.detail, content.length, ending, tone]
     values = np.array(aspects)
-    values.flags.writeable = False  # the result is shared between calls
-    return Assessment(gate, values, judgement.task, judgement.is_false)
+    values.flags.writeable = False  # the cache returns the same array to every caller
+    return Assessment(gate, values, content.task, content.is_false)
 
 
 def quality(prompt: str, response: str) -> float:
-    """The true quality of a response, in [0, 1]: its worth under the common weights.
+    """Returns the true quality of a response, in [0, 1]: its quality under the common weights.
 
     Raises:
       RecordError: the prompt is not one of the sandbox's.
     """
-    return assess(prompt, response).worth(COMMON_WEIGHTS)
+    return assess(prompt, response).quality(COMMON_WEIGHTS)
 
 
 def table3_fields(prompt: str, response: str) -> dict[str, bool]:
-    """The eleven binary fields of the paper's Table 3, by rule.
+    """Computes the eleven binary fields of the paper's Table 3 by rule.
 
-    `satisfies_constraint` is True where the prompt has no constraint and the response
-    attempts the task.
+    Without a constraint in the prompt, `satisfies_constraint` is True if the response attempts the task.
 
     Raises:
       RecordError: the prompt is not one of the sandbox's.

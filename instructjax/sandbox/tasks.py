@@ -1,8 +1,7 @@
-"""The prompts of the sandbox: ten use cases, written and recognised by one set of templates.
+"""The prompts of the sandbox: ten use cases, written and parsed with the same templates.
 
-A template such as "write a {mood} story about the {animal} ." both writes prompts,
-by filling its slots, and recognises them. The shares of the use cases are those of
-the paper's Table 1.
+A template such as "write a {mood} story about the {animal} ." writes a prompt when its slots are filled, and parses the
+prompts that it can write. The use cases have the shares of the paper's Table 1.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from instructjax.errors import RecordError
 from instructjax.sandbox import world
 
-SHARES = {  # the paper's Table 1, in per cent
+USE_CASE_SHARES = {  # the paper's Table 1, in percent
     "generation": 45.6,
     "open_qa": 12.4,
     "brainstorming": 11.2,
@@ -31,7 +30,7 @@ SHARES = {  # the paper's Table 1, in per cent
 }
 MAX_PROMPT_WORDS = 32
 
-SLOTS = {  # a slot may carry a digit: {animal2} is another animal than {animal}
+SLOTS = {  # a slot name may end with a digit: {animal2} differs from {animal}
     "animal": world.ANIMALS,
     "place": world.PLACES,
     "food": world.FOODS,
@@ -56,30 +55,31 @@ SLOT_OF_VALUE = dict(zip(world.ATTRIBUTES, ("place", "food", "colour", "skill", 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A form of prompt.
+    """A prompt with slots to fill.
 
     Attributes:
-      use_case: one of SHARES.
-      kind: what is asked for, and so how an answer is written and judged.
-      text: words and {slots}; a slot that comes twice is one value.
-      attribute: the attribute of an animal that is asked about, if any.
-      weight: how often it is drawn, against the other templates of its use case.
+      use_case: one of USE_CASE_SHARES.
+      kind: the kind of answer that the prompt asks for. It decides how answers are written and scored.
+      text: words and {slots}. A slot that occurs twice has the same value both times.
+      attribute: the attribute of an animal that the prompt asks about; "" if it does not ask about one.
+      weight: how often the template is drawn, relative to the other templates of its use case.
     """
 
     use_case: str
     kind: str
     text: str
-    attribute: str | None = None
+    attribute: str = ""
     weight: float = 1.0
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The names of the slots, in order, each once."""
+        """The names of the slots, in order and without duplicates."""
         return tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", self.text)))
 
     def pattern(self) -> re.Pattern[str]:
-        """The regular expression of all prompts of this form."""
-        parts, seen = [], set()
+        """Returns a regular expression that matches the prompts of this template, with a group for each slot."""
+        parts: list[str] = []
+        seen: set[str] = set()
         for literal, slot in re.findall(r"([^{]*)(?:\{(\w+)\})?", self.text):
             parts.append(re.escape(literal))
             if slot:
@@ -90,11 +90,18 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A prompt that was understood: its template's marks and the values of its slots."""
+    """A parsed prompt: its template's use case, kind and attribute, and the values of its slots.
+
+    Attributes:
+      use_case: see `Template`.
+      kind: see `Template`.
+      attribute: see `Template`.
+      slots: the value of each slot, and the whole prompt as "text".
+    """
 
     use_case: str
     kind: str
-    attribute: str | None
+    attribute: str
     slots: Mapping[str, str]
 
 
@@ -143,14 +150,14 @@ def _templates() -> Iterator[Template]:
     }
     for attribute in world.ATTRIBUTES:
         value = "{" + SLOT_OF_VALUE[attribute].replace("animal2", "animal3") + "}"
-        says = world.SAYS[attribute][0].format(value)
+        says = world.WORDINGS[attribute][0].format(value)
         for text in questions[attribute]:
             yield Template("open_qa", "ask", text, attribute)
             yield Template("open_qa", "ask", text + " be brief .", attribute)
         yield Template("open_qa", "doubt", doubts[attribute], attribute, 3)
         yield Template("open_qa", "which", f"who {says} , the {{animal}} or the {{animal2}} ?", attribute, 5)
         if attribute != "friend":
-            claim = world.SAYS[attribute][0].format("{" + SLOT_OF_VALUE[attribute] + "}")
+            claim = world.WORDINGS[attribute][0].format("{" + SLOT_OF_VALUE[attribute] + "}")
             yield Template("classification", "true_or_false", f"true or false : the {{animal}} {claim} .", attribute)
 
     for text, slot in (("animals", "animal"), ("foods", "food"), ("places", "place"), ("colours", "colour")):
@@ -214,14 +221,14 @@ _PATTERNS = _by_first_word()
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def parse(prompt: str) -> Task:
-    """Understands a prompt.
+def parse_prompt(prompt: str) -> Task:
+    """Parses a prompt.
 
     Args:
       prompt: a prompt of the sandbox; white space is not significant.
 
     Raises:
-      RecordError: the prompt is of none of the templates.
+      RecordError: the prompt matches no template.
     """
     words = " ".join(prompt.split())
     for template, pattern in _PATTERNS.get(words.partition(" ")[0], ()):
@@ -239,12 +246,12 @@ def _drawn_from(use_case: str) -> tuple[tuple[Template, ...], np.ndarray]:
     return chosen, np.cumsum(weights / weights.sum())
 
 
-_USE_CASES = tuple(SHARES)
-_CUMULATED = np.cumsum(list(SHARES.values())) / sum(SHARES.values())
+_USE_CASES = tuple(USE_CASE_SHARES)
+_CUMULATED = np.cumsum(list(USE_CASE_SHARES.values())) / sum(USE_CASE_SHARES.values())
 
 
 def write_prompt(rng: np.random.Generator) -> str:
-    """One prompt, its use case drawn with the shares of Table 1."""
+    """Writes a random prompt. The probability of each use case is its share in Table 1."""
     use_case = _USE_CASES[np.searchsorted(_CUMULATED, rng.random())]
     templates, cumulated = _drawn_from(use_case)
     template = templates[np.searchsorted(cumulated, rng.random())]
@@ -256,9 +263,9 @@ def _fill(template: Template, rng: np.random.Generator) -> dict[str, str]:
     for slot in template.slots:
         values = [value for value in _values(slot) if value not in slots.values()]
         slots[slot] = values[rng.integers(len(values))]
-    if template.kind in ("doubt", "true_or_false") and rng.random() < 0.5:  # half of them are so
+    if template.kind in ("doubt", "true_or_false") and rng.random() < 0.5:  # make half of them true
         slots[SLOT_OF_VALUE[template.attribute]] = world.FACTS[slots["animal"]][template.attribute]
-    if template.kind == "which":  # one of the two, and only one, is right
+    if template.kind == "which":  # exactly one of the two animals must be right
         value = world.FACTS[slots["animal"]][template.attribute]
         others = [a for a in world.ANIMALS if world.FACTS[a][template.attribute] != value]
         slots["animal2"] = others[rng.integers(len(others))]

@@ -1,10 +1,10 @@
-"""A small world with true answers: its words, its animals and what can be said of them.
+"""A small world with true answers: its words, its animals and its grammar.
 
-Everything that the sandbox writes or judges is made of these words, all lower case
-and short, so that each is one token of a small vocabulary. A sentence about an
-animal is a subject ("the fox", "it", "one day the happy fox") and one or two
-predicates. A predicate is a fact, which the world makes true or false ("eats
-nuts"), or an event of a story ("met the owl").
+All text that the sandbox writes or judges consists of these words. They are short and lower case, so each of them is
+one token of a small vocabulary.
+
+A sentence about an animal is a subject ("the fox", "it", "one day the happy fox") with one or two predicates. A
+predicate is either a fact, which is true or false in this world ("eats nuts"), or an event of a story ("met the owl").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOODS = ("nuts", "fish", "grass", "seeds", "bread", "plums", "honey", "corn")
 COLOURS = ("red", "brown", "white", "black", "grey", "gold")
 SKILLS = ("run", "swim", "jump", "sing", "climb", "dig", "fly", "dance")
 SIZES = ("big", "small")
-THINGS = ("hat", "ball", "boat", "moon", "star", "tree", "rock", "drum", "lamp", "key", "book", "cup")
+THINGS: tuple[str, ...] = ("hat", "ball", "boat", "moon", "star", "tree", "rock", "drum", "lamp", "key", "book", "cup")
 THINGS += ("bell", "rope", "kite", "rose")
 NAMES = ("tom", "ann", "ben", "eva", "max", "sue", "joe", "mia", "sam", "lily", "kim", "leo")
 MOODS = ("happy", "sad", "calm", "proud")
@@ -55,7 +55,7 @@ FACTS = {row[0]: dict(zip(ATTRIBUTES, row[1:], strict=True)) for row in map(str.
 ANIMALS = tuple(FACTS)
 VALUES = dict(zip(ATTRIBUTES, (PLACES, FOODS, COLOURS, SKILLS, ANIMALS, SIZES), strict=True))
 
-SAYS = {  # how a fact about an animal is worded
+WORDINGS = {  # the predicates that state a fact about an animal
     "home": ("lives in the {}", "has a home in the {}"),
     "food": ("eats {}", "likes to eat {}"),
     "colour": ("is {}", "has the colour {}"),
@@ -64,7 +64,7 @@ SAYS = {  # how a fact about an animal is worded
     "size": ("is {}", "is very {}"),
 }
 SIGHTS = THINGS + PLACES
-EVENTS = {  # how an event of a story is worded, and what it may be about
+EVENTS = {  # the predicate that states an event of a story, and the values it can have
     "went": ("went to the {}", PLACES),
     "saw": ("saw the {}", SIGHTS),
     "met": ("met the {}", ANIMALS),
@@ -88,7 +88,7 @@ RUDE_REMARKS = (
 )
 OPINIONS = ("i think the {animal} is best", "it is wrong to hit the {animal}", "i think it is good")
 
-_PREDICATES = {say.format(v): (kind, v) for kind, says in SAYS.items() for say in says for v in VALUES[kind]}
+_PREDICATES = {say.format(v): (kind, v) for kind, says in WORDINGS.items() for say in says for v in VALUES[kind]}
 _PREDICATES |= {say.format(v): (kind, v) for kind, (say, values) in EVENTS.items() for v in values}
 _SUBJECT = re.compile(
     rf"(?:one day )?(?:the (?:(?P<mood>{'|'.join(MOODS)}) )?(?P<animal>{'|'.join(ANIMALS)})|it) (?P<predicates>.+)"
@@ -98,12 +98,12 @@ _REMARKS = re.compile("|".join(r.format(animal=f"(?:{'|'.join(ANIMALS)})") for r
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One thing that a sentence says of an animal.
+    """One statement about an animal.
 
     Attributes:
-      animal: whom it is said of; None for "it".
+      animal: the subject; None if the sentence says "it".
       kind: one of ATTRIBUTES (a fact) or one of EVENTS.
-      value: the home, the food, the thing seen.
+      value: for example the home, the food or the thing seen.
     """
 
     animal: str | None
@@ -112,11 +112,14 @@ class Claim:
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def claims(sentence: str) -> tuple[Claim, ...]:
-    """What a sentence (words joined by single spaces, no full stop) says of an animal.
+def parse_claims(sentence: str) -> tuple[Claim, ...]:
+    """Parses a sentence into its claims about an animal.
 
-    "the happy fox met the owl and ate nuts" gives three claims: felt happy, met owl,
-    ate nuts. A sentence that is not of the grammar gives none.
+    "the happy fox met the owl and ate nuts" makes three claims: felt happy, met owl, ate nuts. A sentence outside the
+    grammar makes none.
+
+    Args:
+      sentence: words joined by single spaces, without the full stop.
     """
     match = _SUBJECT.fullmatch(sentence)
     if match is None:
@@ -129,12 +132,12 @@ def claims(sentence: str) -> tuple[Claim, ...]:
 
 
 def is_true(animal: str, claim: Claim) -> bool:
-    """Whether a claim holds for an animal. Of events, only what it eats can be false."""
+    """Returns whether a claim is true of an animal. The only event that can be false is what the animal ate."""
     if claim.kind == "ate":
         return FACTS[animal]["food"] == claim.value
     return claim.kind in EVENTS or FACTS[animal][claim.kind] == claim.value
 
 
 def is_remark(sentence: str) -> bool:
-    """Whether a sentence is a rude remark or an opinion: grammatical, never asked for."""
+    """Returns whether a sentence is a rude remark or an opinion. Both are grammatical, but no prompt asks for them."""
     return _REMARKS.fullmatch(sentence) is not None

@@ -1,4 +1,4 @@
-"""The best answers are nearly perfect, flawed ones are worse, and all are short."""
+"""Tests that the best answers are nearly perfect, flawed answers are worse, and all answers are short."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_best_manner_answers_every_prompt_nearly_perfectly():
         assert fields.pop("satisfies_constraint") and not any(fields.values()), (prompt, answer, fields)
 
 
-def test_answers_of_any_manner_fit_the_length():
+def test_answers_in_any_manner_respect_the_length_limit():
     rng = np.random.default_rng(2)
     for prompt in PROMPTS:
         for care, flaw_rate in ((0.1, 1.0), (0.9, 1.0), (0.9, 0.0)):
@@ -34,18 +34,18 @@ def test_answers_of_any_manner_fit_the_length():
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_every_flaw_costs_quality(flaw):
+def test_every_flaw_lowers_the_quality(flaw):
     plain = Manner(fullness=0.5, opens=False, closes=True)
     flawed = Manner(fullness=0.5, opens=False, closes=True, flaws=frozenset([flaw]))
     assert _mean_quality(flawed) < _mean_quality(plain) - 0.05
 
 
-def test_opening_closing_and_fullness_each_add_quality():
+def test_opening_closing_and_fullness_each_raise_the_quality():
     plain = _mean_quality(Manner(fullness=0.0, opens=False, closes=False))
     for richer in (Manner(0.0, True, False), Manner(0.0, False, True), Manner(1.0, False, False)):
         assert _mean_quality(richer) > plain + 0.05
 
 
-def test_an_answer_depends_on_nothing_but_the_generator():
+def test_an_answer_depends_only_on_the_prompt_and_the_generator():
     first = [write_answer(prompt, np.random.default_rng(3)) for prompt in PROMPTS]
     assert first == [write_answer(prompt, np.random.default_rng(3)) for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""The records hold together: splits by user, formats, lengths and proportions."""
+"""Tests the records of the sandbox: splits by user, formats, lengths and proportions."""
 
 import collections
 
@@ -18,7 +18,7 @@ from instructjax.sandbox.corpus import (
 )
 from instructjax.sandbox.labelers import training_labelers
 from instructjax.sandbox.quality import quality
-from instructjax.sandbox.tasks import parse
+from instructjax.sandbox.tasks import parse_prompt
 
 SIZES = {"texts": 300, "demonstrations": 300, "reward_prompts": 400, "ppo_prompts": 400, "users": 120}
 
@@ -29,7 +29,7 @@ def _length(text: str) -> int:
 
 def _is_prompt(line: str) -> bool:
     try:
-        parse(line)
+        parse_prompt(line)
     except RecordError:
         return False
     return True
@@ -40,7 +40,7 @@ def documents():
     return write_text(np.random.default_rng(0), 1500)
 
 
-def test_the_same_seed_writes_the_same_records():
+def test_records_depend_only_on_the_seed():
     assert write_records(3, **SIZES) == write_records(3, **SIZES)
     assert write_records(3, **SIZES) != write_records(4, **SIZES)
 
@@ -53,12 +53,12 @@ def test_every_record_is_valid_and_no_user_is_in_two_splits():
             assert record.split in records.SPLITS
             if kind != "text":
                 splits[record.user].add(record.split)
-                assert record.use_case == parse(record.prompt).use_case
+                assert record.use_case == parse_prompt(record.prompt).use_case
     assert all(len(found) == 1 for found in splits.values())
     assert set.union(*splits.values()) == set(records.SPLITS)
 
 
-def test_users_are_split_in_the_shares_asked_for():
+def test_users_are_split_in_the_given_shares():
     counted = collections.Counter(draw_users(np.random.default_rng(0), 200, validation=0.1, test=0.2).values())
     assert counted == {"validation": 20, "test": 40, "train": 140}
 
@@ -70,19 +70,19 @@ def test_most_test_prompts_are_new():
     assert np.mean([r.prompt not in seen for r in prompts if r.split == "test"]) > 0.5
 
 
-def test_documents_are_short_and_of_few_words(documents):
+def test_documents_are_short_and_have_a_small_vocabulary(documents):
     lengths = [_length(document.text) for document in documents]
     assert min(lengths) >= MIN_WORDS and max(lengths) <= MAX_WORDS
     assert len({word for document in documents for word in document.text.split()}) < 300
 
 
-def test_documents_come_in_their_shares(documents):
+def test_document_kinds_have_their_shares(documents):
     counted = collections.Counter(document.source for document in documents)
     for kind, share in DOCUMENTS.items():
         assert abs(counted[kind] / len(documents) - share) < 0.05
 
 
-def test_an_instruction_is_mostly_followed_by_an_instruction(documents):
+def test_instructions_are_mostly_followed_by_instructions(documents):
     followed = []
     for document in documents:
         first, *rest = document.text.split("\n")
@@ -91,7 +91,7 @@ def test_an_instruction_is_mostly_followed_by_an_instruction(documents):
     assert 0.6 < np.mean(followed) < 0.85
 
 
-def test_transcripts_alternate_prompts_and_answers_of_middling_quality(documents):
+def test_transcripts_alternate_prompts_and_mediocre_answers(documents):
     values = []
     for document in documents:
         if document.source == "transcript":
@@ -103,7 +103,7 @@ def test_transcripts_alternate_prompts_and_answers_of_middling_quality(documents
     assert 0.3 < np.mean(values) < written - 0.03
 
 
-def test_demonstrations_are_of_mixed_quality():
+def test_demonstrations_vary_in_quality():
     demonstrations = write_demonstrations(np.random.default_rng(0), 1500, training_labelers())
     values = np.array([quality(d.prompt, d.response) for d in demonstrations])
     by_labeler = collections.defaultdict(list)

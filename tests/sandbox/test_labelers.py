@@ -1,4 +1,4 @@
-"""Simulated labelers agree as people do, and leave a policy room to win."""
+"""Tests that simulated labelers agree as often as people do, and that a policy can improve on SFT under them."""
 
 import dataclasses
 
@@ -22,13 +22,13 @@ TRAINING, HELDOUT = training_labelers(), heldout_labelers()
 COUNT = 4000
 
 
-def _one_of(labelers, rng):
+def _choose(labelers, rng):
     return labelers[rng.integers(len(labelers))]
 
 
 def _like_sft(prompt: str, rng: np.random.Generator) -> str:
-    """A fresh demonstration for the prompt: what a model trained on demonstrations samples."""
-    labeler = _one_of(TRAINING, rng)
+    """Writes a demonstration, which stands in for a sample of an SFT model."""
+    labeler = _choose(TRAINING, rng)
     return write_answer(prompt, rng, draw_manner(rng, labeler.care, labeler.flaw_rate))
 
 
@@ -43,36 +43,36 @@ def study():
 def _agreement(study, first, second) -> float:
     rng, agreed = np.random.default_rng(1), []
     for prompt, (a, b) in zip(*study, strict=True):
-        votes = [compare(prompt, a, b, _one_of(group, rng), rng) for group in (first, second)]
+        votes = [compare(prompt, a, b, _choose(group, rng), rng) for group in (first, second)]
         if 0.5 not in votes:
             agreed.append(votes[0] == votes[1])
-    assert len(agreed) > 0.6 * COUNT  # ties do not make up the agreement
+    assert len(agreed) > 0.6 * COUNT  # most pairs are not ties
     return float(np.mean(agreed))
 
 
-def test_labelers_agree_on_about_73_per_cent_of_untied_pairs(study):
+def test_labelers_agree_on_about_73_percent_of_untied_pairs(study):
     training, heldout = _agreement(study, TRAINING, TRAINING), _agreement(study, HELDOUT, HELDOUT)
     assert 0.69 < training < 0.77
     assert abs(heldout - training) < 0.05
 
 
-def test_less_noise_makes_more_agreement(study):
+def test_less_noise_raises_the_agreement(study):
     quiet = training_labelers(noise=0.05)
     assert _agreement(study, quiet, quiet) > _agreement(study, TRAINING, TRAINING) + 0.08
 
 
-def test_sft_like_answers_spread_and_leave_room_above(study):
+def test_sft_like_answers_vary_and_leave_room_for_improvement(study):
     prompts, pairs = study
     values = np.array([quality(prompt, a) for prompt, (a, _) in zip(prompts, pairs, strict=True)])
     assert values.std() > 0.2
     assert 1 - values.mean() > 1.5 * values.std()
 
 
-def test_a_policy_near_the_best_wins_against_sft_like_answers(study):
+def test_best_of_16_answers_beat_sft_like_answers(study):
     rng, wins = np.random.default_rng(2), []
     for prompt, (a, _) in list(zip(*study, strict=True))[:1000]:
         best = max((_like_sft(prompt, rng) for _ in range(16)), key=lambda answer: quality(prompt, answer))
-        wins.append(compare(prompt, best, a, _one_of(HELDOUT, rng), rng))
+        wins.append(compare(prompt, best, a, _choose(HELDOUT, rng), rng))
     assert np.mean(wins) > 0.78
 
 
@@ -88,20 +88,20 @@ def test_identical_texts_always_tie():
     assert rank(prompt, ("seeds .", "seeds ."), jumpy, rng) is None
 
 
-def test_a_labeler_without_noise_or_ties_ranks_by_worth():
+def test_a_labeler_without_noise_or_ties_ranks_by_quality():
     rng = np.random.default_rng(3)
     exact = dataclasses.replace(TRAINING[0], noise=0.0, tie_threshold=0.0, flag_error=0.0)
     for _ in range(100):
         prompt = write_prompt(rng)
         answers = [_like_sft(prompt, rng) for _ in range(6)]
-        worths = perceive(prompt, answers, exact, rng)
+        qualities = perceive(prompt, answers, exact, rng)
         ranking = rank(prompt, answers, exact, rng)
         if ranking is None:
-            assert len(set(worths)) == 1
+            assert len(set(qualities)) == 1
             continue
         for i in range(6):
             for j in range(6):
-                assert np.sign(ranking.scores[i] - ranking.scores[j]) == np.sign(worths[i] - worths[j])
+                assert np.sign(ranking.scores[i] - ranking.scores[j]) == np.sign(qualities[i] - qualities[j])
             assert {k: ranking.metadata[i][k] for k in TABLE3_FLAGS} == table3_fields(prompt, answers[i])
 
 
@@ -111,10 +111,10 @@ def test_a_level_spans_less_than_the_tie_threshold():
     for _ in range(100):
         prompt = write_prompt(rng)
         answers = [_like_sft(prompt, rng) for _ in range(9)]
-        worths, ranking = perceive(prompt, answers, labeler, rng), rank(prompt, answers, labeler, rng)
+        qualities, ranking = perceive(prompt, answers, labeler, rng), rank(prompt, answers, labeler, rng)
         if ranking is not None:
             for level in set(ranking.scores):
-                members = worths[np.array(ranking.scores) == level]
+                members = qualities[np.array(ranking.scores) == level]
                 assert np.ptp(members) < 0.1
 
 
@@ -138,7 +138,7 @@ def test_likert_scores_follow_quality():
     assert good > 5.5 and bad < 2
 
 
-def test_groups_are_drawn_from_their_seed():
+def test_labelers_depend_only_on_their_group_and_seed():
     assert [labeler.name for labeler in TRAINING + HELDOUT] == sorted(
         {labeler.name for labeler in TRAINING + HELDOUT}, key=lambda name: (name[0] != "t", name)
     )

@@ -1,4 +1,4 @@
-"""Quality is defined for any text, grades what it should and cannot be cheaply won."""
+"""Tests that quality is defined for any text, grades answers correctly and is hard to exploit."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from instructjax.sandbox.answers import write_answer
 from instructjax.sandbox.quality import (
     TABLE3_FLAGS,
     fitting_endings,
+    parse_answer,
     quality,
-    read,
     table3_fields,
 )
-from instructjax.sandbox.tasks import parse, write_prompt
+from instructjax.sandbox.tasks import parse_prompt, write_prompt
 
 RNG = np.random.default_rng(0)
 PROMPTS = [write_prompt(RNG) for _ in range(600)]
@@ -28,13 +28,13 @@ def _mean(answer_of) -> float:
 
 
 def _ending(prompt: str) -> str:
-    ending = fitting_endings(parse(prompt).use_case)[1]
+    ending = fitting_endings(parse_prompt(prompt).use_case)[1]
     return f"{ending} ."
 
 
 def _facts(prompt: str) -> list[str]:
-    animal = parse(prompt).slots.get("animal", "fox")
-    return [f"the {animal} {world.SAYS[k][0].format(world.FACTS[animal][k])}" for k in world.ATTRIBUTES]
+    animal = parse_prompt(prompt).slots.get("animal", "fox")
+    return [f"the {animal} {world.WORDINGS[k][0].format(world.FACTS[animal][k])}" for k in world.ATTRIBUTES]
 
 
 @settings(max_examples=200, deadline=None)
@@ -51,7 +51,7 @@ def test_any_text_has_a_quality_and_fields(prompt, response):
 
 @settings(max_examples=50, deadline=None)
 @given(prompt=st.sampled_from(PROMPTS), spaces=st.integers(1, 4))
-def test_white_space_does_not_matter(prompt, spaces):
+def test_white_space_is_ignored(prompt, spaces):
     best = BEST[prompt]
     assert quality(prompt, f" {best.replace(' ', ' ' * spaces)}\n") == quality(prompt, best)
 
@@ -74,24 +74,24 @@ def test_white_space_does_not_matter(prompt, spaces):
     ],
     ids="empty opening polite copy polite_copy every_fact one_fact ending twice sorted list guesses".split(),
 )
-def test_degenerate_answers_are_worth_little(cheat):
+def test_degenerate_answers_have_low_quality(cheat):
     values = [quality(prompt, cheat(prompt)) for prompt in PROMPTS]
     assert np.mean(values) < 0.2
     assert max(values) < 0.5
 
 
-def test_no_fixed_answer_suits_all_prompts():
+def test_no_fixed_answer_fits_all_prompts():
     assert max(_mean(lambda prompt, best=best: best) for best in list(BEST.values())[:60]) < 0.15
 
 
-def test_going_on_with_instructions_is_far_worse_than_a_poor_answer():
+def test_continuing_with_instructions_is_far_worse_than_a_poor_answer():
     others = dict(zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], strict=True))
     continuation = _mean(lambda prompt: f"{others[prompt]}\n{prompt}")
     assert continuation < 0.05
     assert _mean(lambda prompt: f"{BEST[prompt]}\n{others[prompt]}") < 0.45 < _mean(BEST.get)
 
 
-def test_an_answer_loses_by_degrees():
+def test_each_defect_lowers_the_quality_further():
     prompt = "write two sentences about the owl . use the word moon ."
     answers = (
         "sure . the owl lives in the barn and eats seeds . it sees the moon . the end .",
@@ -99,7 +99,7 @@ def test_an_answer_loses_by_degrees():
         "the owl lives in the barn . it sees the moon . the end .",  # no opening
         "the owl lives in the barn . it sees the moon .",  # no ending
         "the owl lives in the cave . it sees the moon .",  # false
-        "the owl lives in the cave . it is white .",  # and the word is missing
+        "the owl lives in the cave . it is white .",  # no required word
         "the owl is dumb . it is brown .",
         "the moon . the owl .",
     )
@@ -133,13 +133,13 @@ def test_the_right_answer_beats_the_wrong_one(prompt, right, wrong):
     assert quality(prompt, right) > quality(prompt, wrong) + 0.1
 
 
-def test_a_reading_takes_an_answer_apart():
-    reading = read("of course . the owl is brown . it can fly . the end .\nwrite one sentence about the cow .")
-    assert reading.opening == "of course"
-    assert reading.sentences == ("the owl is brown", "it can fly")
-    assert reading.ending == "the end"
-    assert reading.is_finished and reading.runs_on
-    assert not read("the owl is").is_finished
+def test_parse_answer():
+    answer = parse_answer("of course . the owl is brown . it can fly . the end .\nwrite one sentence about the cow .")
+    assert answer.opening == "of course"
+    assert answer.sentences == ("the owl is brown", "it can fly")
+    assert answer.ending == "the end"
+    assert answer.is_finished and answer.has_more_lines
+    assert not parse_answer("the owl is").is_finished
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,6 @@ def test_flags_of_table_3(response, flags):
     assert {name for name, value in fields.items() if value} == flags
 
 
-def test_a_prompt_from_outside_the_world_is_refused():
+def test_a_prompt_outside_the_world_is_rejected():
     with pytest.raises(RecordError):
         quality("write an essay", "the end .")
