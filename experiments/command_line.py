@@ -217,7 +217,7 @@ def _unknown_key(error: Exception, given: Sequence[str]) -> str:
             if key not in names and ("." not in key or key.partition(".")[0] in declared.SECTIONS):
                 return declared.unknown(key)
         for key in keys:
-            if (section := key.partition(".")[0]) in declared.OPTIONAL:
+            if (section := key.partition(".")[0]) in declared.OPTIONAL and f"'{section}'" in found:
                 return f"{key}: expected a recipe with a section {section}, found one without"
     for old in declared.RENAMED:
         if re.search(rf"[\"']{old.rpartition('.')[2]}[\"']", found):
