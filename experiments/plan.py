@@ -1,16 +1,16 @@
-"""What a recipe would need on hardware that is not there: every program compiled for it, and a table.
+"""Compiles a recipe for hardware that need not be present, and prints its memory, FLOPs and least time.
 
     python experiments/plan.py --config=configs/instructgpt.py:175b --topology=v5p:8x8x8 \
         --config.parallel.fsdp=16 --config.parallel.tensor=32
 
-Nothing is run, and no array is made. Needs the extra plan-tpu or plan-cuda; see docs/scaling.md.
+No program runs and no array is allocated. Needs the extra plan-tpu or plan-cuda; see docs/scaling.md.
 """
 
 import dataclasses
 import json
 import os
 
-# Before JAX starts: a plan is not for the devices of this machine, and the compilers' warnings would hide the tables.
+# Set before JAX starts: a plan does not use this machine's devices, and compiler warnings would hide the tables.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -20,49 +20,53 @@ from etils import epath  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table  # noqa: E402
+from instructjax.stages.run import Run  # noqa: E402
 from instructjax.training import parallel  # noqa: E402
 
-DEFAULT = ("pretrain", "sft", "reward", *(f"ppo_ptx {part}" for part in ("rollout", "scoring", "update", "iteration")))
+DEFAULT = ("pretrain", "sft", "reward", *(f"ppo_ptx {part}" for part in programs.PARTS))
 
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, f"CHIP:SHAPE, such as {', '.join(f'{kind}:{c.example}' for kind, c in chips.CHIPS.items())}."
-)
+_EXAMPLES = ", ".join(f"{kind}:{chip.example}" for kind, chip in chips.CHIPS.items())
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"The chips to compile for, as CHIP:SHAPE, such as {_EXAMPLES}.")
 _PROGRAMS = flags.DEFINE_multi_enum(
     "programs", list(DEFAULT), list(programs.PROGRAMS), "The programs to compile; repeat the flag for several."
 )
 _TRIALS = flags.DEFINE_integer(
-    "trials", 4, "Compilations spent at most on a setting that fits, for each program that does not.", lower_bound=0
+    "trials", 4, "How many other settings to compile, at most, for each program that does not fit.", lower_bound=0
 )
 _DEMONSTRATIONS = flags.DEFINE_integer(
-    "demonstrations", 12_725, "Examples of SFT, for the compute of its stages; Table 6."
+    "demonstrations", 12_725, "The number of demonstrations, for the compute of SFT and ppo_init; Table 6."
 )
-_RANKINGS = flags.DEFINE_integer("rankings", 33_207, "Ranked prompts, for the compute of the reward model; Table 6.")
-_JSON = flags.DEFINE_string("json", None, "A file that receives what is printed as JSON, one object a line.")
+_RANKINGS = flags.DEFINE_integer(
+    "rankings", 33_207, "The number of ranked prompts, for the compute of the reward model; Table 6."
+)
+_JSON = flags.DEFINE_string("json", None, "A file to write the same numbers to, as JSON Lines.")
 
 
-def main(run):
-    """Compiles, prints, and looks for what would fit."""
+def main(run: Run) -> None:
+    """Compiles each program, prints the tables, and searches settings for the programs that do not fit."""
     config = run.config
     topology = chips.parse(_TOPOLOGY.value or "")
-    compiling.mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # what is wrong is told at once
+    compiling.make_mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # errors come before the work
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]
-    stages = compute.stages(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
+    stages = compute.stage_compute(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
     title = f"{command_line.name()} on {topology.size} x {topology.chip.name} ({topology.name})"
-    print(f"{title}, compiled and not run\n")
-    print(table.of_stages(stages, topology), flush=True)
-    rows, advice = [], []
+    print(f"{title}, compiled, not run\n")
+    print(table.format_stages(stages, topology), flush=True)
+    plans, advice = [], []
     for name in _PROGRAMS.value:
-        row = plan.of_program(name, config, topology)
-        rows.append(row)
-        if not row.fits:
-            suggestion = suggestions.suggest(row, config, topology, _TRIALS.value)
-            advice.append(table.of_misfit(row, suggestion, _TRIALS.value))
+        found = plan.plan_program(name, config, topology)
+        plans.append(found)
+        if not found.fits:
+            suggestion = suggestions.suggest(found, config, topology, _TRIALS.value)
+            advice.append(table.format_misfit(found, suggestion, _TRIALS.value))
     if _JSON.value:
-        found = [{"program": {**dataclasses.asdict(row), "fits": row.fits}} for row in rows]
-        found += [{"stage": dataclasses.asdict(stage)} for stage in stages]
-        lines = [{"recipe": command_line.name(), "topology": topology.name}, *found]
+        lines = [
+            {"recipe": command_line.name(), "topology": topology.name},
+            *({"program": {**dataclasses.asdict(program), "fits": program.fits}} for program in plans),
+            *({"stage": dataclasses.asdict(stage)} for stage in stages),
+        ]
         epath.Path(_JSON.value).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(f"\n{table.of_programs(rows)}\n\n{table.NOTES}")
+    print(f"\n{table.format_programs(plans)}\n\n{table.NOTES}")
     if advice:
         print("\n" + "\n".join(advice))
 

@@ -1,8 +1,11 @@
-"""Accelerators by name: what their makers publish, and devices to compile for that are not there.
+"""Accelerators by name: their published specifications, and device descriptions to compile for without the hardware.
 
-A topology is named CHIP:SHAPE. The shape of a TPU slice is that of its torus ("v5p:8x8x8",
-"v5e:4x4"); that of GPUs is their number on one host, or HOSTSxGPUS ("h100:8", "h100:4x8");
-"cpu:8" are virtual devices of this machine, for tests.
+A topology is named CHIP:SHAPE.
+
+    v5p:8x8x8, v5e:4x4   a TPU slice, by the shape of its torus
+    h100:8               GPUs on one host
+    h100:4x8             HOSTSxGPUS
+    cpu:8                virtual devices of this machine, for tests
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import re
 import types
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -25,17 +29,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator.
+    """A kind of accelerator.
 
     Attributes:
-      name: as it is published.
-      platform: "tpu", "cuda" or "cpu": the compiler.
-      peak: FLOP/s in bfloat16 without sparsity; 0 where nothing is published.
-      bandwidth: bytes/s of the device's memory; 0 where nothing is published.
-      memory: bytes that a program may fill: what the TPU compiler gives as available, and on a
-        GPU the share of the memory that JAX's allocator takes unless it is told otherwise.
-      example: a shape that there is.
-      rank: numbers in a shape, the most there may be.
+      name: the maker's name.
+      platform: the compiler's platform, "tpu", "cuda" or "cpu".
+      peak: FLOP/s in bfloat16 without sparsity; 0 if none is published.
+      bandwidth: bytes/s of the device's memory; 0 if none is published.
+      memory: bytes available to a program. On a TPU, the compiler's own figure; on a GPU,
+        the share of the memory that JAX's allocator takes by default.
+      example: a valid shape.
+      rank: the number of sides of a shape; on GPUs and CPUs, the largest such number.
       largest: chips of the largest slice.
     """
 
@@ -49,9 +53,10 @@ class Chip:
     largest: int
 
 
-# Peaks and bandwidths: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation, and
-# NVIDIA's data sheets of the H100 and H200 (SXM, dense). A TPU's available memory is what its compiler says when a
-# program needs more (libtpu 0.0.42); XLA_PYTHON_CLIENT_MEM_FRACTION is 0.75 on a GPU unless it is set.
+# Peaks and bandwidths come from the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation
+# and from NVIDIA's data sheets of the H100 and H200 (SXM, dense). The available memory of a TPU is the figure that its
+# compiler reports for a program that needs more (libtpu 0.0.42). On a GPU, XLA_PYTHON_CLIENT_MEM_FRACTION is 0.75 by
+# default.
 CHIPS = types.MappingProxyType(
     {
         "v4": Chip("TPU v4", "tpu", 275e12, 1228e9, 30.75 * GIB, "4x4x4", 3, 4096),
@@ -69,12 +74,12 @@ _PACKAGES = types.MappingProxyType({"tpu": ("libtpu", "plan-tpu"), "cuda": ("jax
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of one kind.
+    """A number of chips of one kind.
 
     Attributes:
       name: CHIP:SHAPE.
-      chip: what each is.
-      shape: of the torus; (hosts, GPUs) or (GPUs,); (devices,).
+      chip: the kind.
+      shape: the sides of a TPU's torus; (hosts, GPUs) or (GPUs,); (devices,) on CPUs.
     """
 
     name: str
@@ -83,15 +88,15 @@ class Topology:
 
     @property
     def size(self) -> int:
-        """The number of chips, each of which is one device."""
+        """The number of chips. Each is one device."""
         return math.prod(self.shape)
 
 
 def parse(name: str) -> Topology:
-    """The topology of a name such as "v5p:8x8x8".
+    """Parses the name of a topology, such as "v5p:8x8x8".
 
     Raises:
-      ConfigError: no such chip or shape; lists the known ones.
+      ConfigError: the chip or shape is unknown; the error lists the known ones.
     """
     kind, colon, shape = name.partition(":")
     if kind not in CHIPS or not colon:
@@ -100,7 +105,7 @@ def parse(name: str) -> Topology:
         raise ConfigError(f"--topology: expected {expected}, found {repr(name) if name else 'none'}")
     chip = CHIPS[kind]
     numbers = tuple(int(number) for number in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
-    exact = chip.platform == "tpu"  # 8x8 chips of a 3-D torus are no slice
+    exact = chip.platform == "tpu"  # two sides do not describe a slice of a 3-D torus
     if not (len(numbers) == chip.rank if exact else 1 <= len(numbers) <= chip.rank):
         expected = f"{kind}:{chip.example} or another shape of {'' if exact else 'at most '}{chip.rank} numbers"
         raise ConfigError(f"--topology: expected {expected}, found {name!r}")
@@ -110,15 +115,20 @@ def parse(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> Sequence[jax.Device]:
-    """Devices that programs can be compiled for, but that are not there ("cpu" ones are).
+    """Returns devices to compile programs for.
+
+    Except on "cpu", they are descriptions of hardware that need not be present.
 
     Raises:
-      ConfigError: the compiler is not installed, or it knows no such slice.
+      ConfigError: the compiler is not installed, or does not know the slice.
     """
     if topology.chip.platform == "cpu":
         found = jax.devices("cpu")
         if len(found) < topology.size:
-            raise ConfigError(f"--topology: expected JAX_NUM_CPU_DEVICES={topology.size} with it, found {len(found)}")
+            raise ConfigError(
+                f"--topology={topology.name}: expected {topology.size} CPU devices, found {len(found)}; "
+                f"set JAX_NUM_CPU_DEVICES={topology.size}"
+            )
         return found[: topology.size]
     try:
         return _tpus(topology) if topology.chip.platform == "tpu" else _gpus(topology)
@@ -137,14 +147,14 @@ def _is_missing(platform: str) -> bool:
 
 
 def _tpus(topology: Topology) -> Sequence[jax.Device]:
-    # libtpu asks a cloud's metadata server who it is, unless it is told.
+    # Without these variables, libtpu asks the cloud's metadata server for them.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
     ):
         os.environ.setdefault(variable, value)
-    options = {}
+    options: dict[str, Any] = {}
     if topology.size == 1:
         options["chips_per_host_bounds"] = (1,) * 3
     if topology.chip.rank == 3:
@@ -160,7 +170,7 @@ def _gpus(topology: Topology) -> Sequence[jax.Device]:
 
 
 def _hopper(chip: Chip) -> str:
-    """The fields of XLA's description of a GPU that its compiler asks for, of the Hopper generation."""
+    """Returns XLA's description of a Hopper GPU, with the fields that the compiler needs."""
     device = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

@@ -1,4 +1,4 @@
-"""A program compiled for devices that are not there: whether it fits, and what fills their memory."""
+"""Compiles programs for devices that are not present, to see whether they fit and what fills the memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from instructjax.planning.programs import Program
 from instructjax.training import parallel
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# What the compiler says of a program that needs more memory than there is.
-_EXHAUSTED = (
+# The compiler's messages about a program that needs more memory than is available.
+_OUT_OF_MEMORY = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
     re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
 )
@@ -30,11 +30,11 @@ _EXHAUSTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Residents:
-    """What a program is given, in bytes on each device.
+    """The arguments of a program, in bytes per device.
 
     Attributes:
-      weights: of all networks, averages included.
-      optimizer: the moments.
+      weights: of all networks, averages and frozen ones included.
+      optimizer: Adam's moments.
       batch: the rows of a step.
     """
 
@@ -44,20 +44,20 @@ class Residents:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all arguments."""
         return self.weights + self.optimizer + self.batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler found.
+    """The compiler's report on a program.
 
     Attributes:
-      fits: whether the program runs in the memory there is.
-      peak: bytes on a device at the worst moment. Of a program that does not fit, what the
-        compiler says that it needs.
-      available: bytes a program may fill.
-      seconds: that the compiler took.
+      fits: whether the program fits the available memory.
+      peak: peak memory, in bytes per device. If the program does not fit, the memory that
+        the compiler says it needs.
+      available: bytes per device that are available to a program.
+      seconds: compilation time.
     """
 
     fits: bool
@@ -66,89 +66,102 @@ class Compiled:
     seconds: float
 
 
-def mesh(topology: Topology, shape: tuple[int, int, int]) -> Mesh:
-    """The mesh of a plan, its axes laid along the torus where that can be.
+def make_mesh(topology: Topology, shape: tuple[int, int, int]) -> Mesh:
+    """Returns the mesh of a plan. On a TPU, its axes follow the torus if possible.
 
     Args:
-      topology: what to compile for.
+      topology: the chips to compile for.
       shape: devices along "data", "fsdp" and "tensor".
+
+    Raises:
+      ConfigError: see `chips.devices`.
     """
     found = chips.devices(topology)
     if topology.chip.platform == "tpu":
         devices = mesh_utils.create_device_mesh(shape, found, allow_split_physical_axes=True)
     else:
-        devices = np.array(found).reshape(shape)  # neighbours on "tensor" share a host
+        devices = np.array(found).reshape(shape)  # neighbors along "tensor" share a host
     axes = partitioning.MESH_AXES
     return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def placed(program: Program, where: Mesh, *, shard_optimizer_state: bool) -> tuple[Any, ...]:
-    """The arguments of a program, (state, batch, key, *constants), each with its place on the mesh."""
+def abstract_arguments(program: Program, mesh: Mesh, *, shard_optimizer_state: bool) -> tuple[Any, ...]:
+    """Returns the arguments of a program, (state, batch, key, *constants), as shapes with their shardings.
 
-    def at(tree: Any, places: Any) -> Any:
-        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+    Args:
+      program: the program that takes them.
+      mesh: the mesh that they are sharded over.
+      shard_optimizer_state: whether Adam's moments are sharded over "data", too.
+    """
 
-    rows = NamedSharding(where, P(partitioning.RULES["batch"]))
+    def shard(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+
+    rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
-        at(program.state, parallel.shardings(program.state, where, shard_optimizer_state=shard_optimizer_state)),
-        at(program.batch, jax.tree.map(lambda _: rows, program.batch)),
-        at(key, NamedSharding(where, P())),
-        *(at(tree, parallel.shardings(tree, where)) for tree in program.constants),
+        shard(program.state, parallel.shardings(program.state, mesh, shard_optimizer_state=shard_optimizer_state)),
+        shard(program.batch, jax.tree.map(lambda _: rows, program.batch)),
+        shard(key, NamedSharding(mesh, P())),
+        *(shard(tree, parallel.shardings(tree, mesh)) for tree in program.constants),
     )
 
 
-def residents(arguments: tuple[Any, ...]) -> Residents:
-    """How much of a device's memory the arguments of a program fill; see `placed`."""
+def resident_bytes(arguments: tuple[Any, ...]) -> Residents:
+    """Computes the memory that the arguments of a program fill on each device; see `abstract_arguments`."""
     state, batch, _, *constants = arguments
-    optimizer = sum(_bytes(x) for path, x in jax.tree_util.tree_leaves_with_path(state) if _is_slot(path))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    optimizer = sum(_bytes(x) for path, x in leaves if _is_optimizer_state(path))
     everything = sum(_bytes(x) for x in jax.tree.leaves((state, constants)))
     return Residents(everything - optimizer, optimizer, sum(_bytes(x) for x in jax.tree.leaves(batch)))
 
 
 def compile_program(
-    program: Program, arguments: tuple[Any, ...], where: Mesh, topology: Topology, *, shard_optimizer_state: bool
+    program: Program, arguments: tuple[Any, ...], mesh: Mesh, topology: Topology, *, shard_optimizer_state: bool
 ) -> Compiled:
-    """Compiles a program for a mesh of devices that are not there.
+    """Compiles a program for a mesh of devices that need not be present.
 
     Args:
-      program: what to compile.
-      arguments: see `placed`.
-      where: the mesh.
-      topology: what the mesh is of.
-      shard_optimizer_state: whether the optimiser's moments are cut over "data" too.
+      program: the program.
+      arguments: see `abstract_arguments`.
+      mesh: see `make_mesh`.
+      topology: the chips of the mesh.
+      shard_optimizer_state: whether Adam's moments are sharded over "data", too.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler failed, but not for want of memory.
+      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
     start = time.monotonic()
     donated = (0,) if program.donated else ()
     function = (
-        parallel.in_place(program.function, where, shard_optimizer_state=shard_optimizer_state)
+        parallel.in_place(program.function, mesh, shard_optimizer_state=shard_optimizer_state)
         if donated
         else program.function
     )
     try:
-        with jax.set_mesh(where):
-            # What this part of an iteration does not use is in memory all the same.
+        with jax.set_mesh(mesh):
+            # Arguments that this part of an iteration does not use are in memory during a run, too.
             jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
-            analysis = jitted.lower(*arguments).compile().memory_analysis()
+            analysis: Any = jitted.lower(*arguments).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        needed = exhausted(str(error))
+        needed = parse_out_of_memory(str(error))
         if needed is None:
             raise
         return Compiled(False, *needed, time.monotonic() - start)
     available = topology.chip.memory
     peak = analysis.peak_memory_in_bytes
-    if topology.chip.platform == "cpu":  # whose peak leaves out what is temporary
-        given = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        peak = given + analysis.temp_size_in_bytes
+    if topology.chip.platform == "cpu":  # its peak does not count temporary buffers
+        allocated = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        peak = allocated + analysis.temp_size_in_bytes
     return Compiled(peak <= available, peak, available, time.monotonic() - start)
 
 
-def exhausted(message: str) -> tuple[float, float] | None:
-    """(needed, available) bytes of the compiler's message that memory does not suffice, or None if it is another."""
-    for pattern in _EXHAUSTED:
+def parse_out_of_memory(message: str) -> tuple[float, float] | None:
+    """Reads (needed, available) bytes from the compiler's message that memory is exhausted.
+
+    Returns None for any other message.
+    """
+    for pattern in _OUT_OF_MEMORY:
         if found := pattern.search(message):
             needed, unit, available, unit_available = found.groups()
             return float(needed) * _UNITS[unit], float(available) * _UNITS[unit_available]
@@ -156,9 +169,11 @@ def exhausted(message: str) -> tuple[float, float] | None:
 
 
 def _bytes(x: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes of an array on each device."""
     size = 8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
-    return math.prod(x.sharding.shard_shape(x.shape)) * size
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return math.prod(shape) * size
 
 
-def _is_slot(path: Any) -> bool:
+def _is_optimizer_state(path: Any) -> bool:
     return "opt_state" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")

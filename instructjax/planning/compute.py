@@ -1,4 +1,4 @@
-"""The compute of a recipe's stages, in the unit of the paper's section 5."""
+"""The compute of a recipe's stages in petaflop/s-days, the unit of the paper's section 5."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import math
 import ml_collections
 
 from instructjax.planning import programs
-from instructjax.planning.flops import FLOPS_OF_A_DAY
+from instructjax.planning.flops import FLOPS_PER_PETAFLOP_DAY
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """The compute of a stage, which no hardware changes.
+class StageCompute:
+    """The compute of a stage. It does not depend on the hardware.
 
     Attributes:
-      name: of the stage.
+      name: the stage.
       steps: how often its program runs.
-      days: petaflop/s-days that the mathematics asks for.
-      paper: those of the paper, or None where it gives none.
+      days: petaflop/s-days of model FLOPs; see `flops`.
+      paper: the paper's petaflop/s-days, or None if it reports none.
     """
 
     name: str
@@ -31,14 +31,16 @@ class Stage:
 PAPER = {("175b", "pretrain"): 3640.0, ("175b", "sft"): 4.9, ("175b", "ppo_ptx"): 60.0}  # section 5
 
 
-def stages(config: ml_collections.ConfigDict, demonstrations: int, rankings: int, size: str) -> list[Stage]:
-    """The compute of all stages of a recipe.
+def stage_compute(
+    config: ml_collections.ConfigDict, demonstrations: int, rankings: int, size: str
+) -> list[StageCompute]:
+    """Computes the petaflop/s-days of every stage of a recipe.
 
     Args:
       config: a whole recipe.
       demonstrations: examples of SFT; Table 6 has 12,725.
       rankings: prompts with ranked answers; Table 6 has 33,207.
-      size: the paper's name of the model, whose figures stand beside.
+      size: the model's name in the paper, such as "175b", to look up the paper's figures.
     """
     steps = {
         "pretrain": config.pretrain.steps,
@@ -56,8 +58,8 @@ def stages(config: ml_collections.ConfigDict, demonstrations: int, rankings: int
         "ppo_ptx": config.ppo.iterations,
     }
     found = []
-    for stage, times in steps.items():
+    for stage, count in steps.items():
         name = f"{stage} iteration" if stage.startswith("ppo") and stage != "ppo_init" else stage
-        total = times * programs.build(name, config).work.flops
-        found.append(Stage(stage, times, total / FLOPS_OF_A_DAY, PAPER.get((size, stage))))
+        total = count * programs.build(name, config).work.flops
+        found.append(StageCompute(stage, count, total / FLOPS_PER_PETAFLOP_DAY, PAPER.get((size, stage))))
     return found

@@ -1,9 +1,10 @@
-"""What one program of a recipe would need on a mesh: whether it fits, its memory, its operations, its time."""
+"""Plans a program of a recipe on a mesh: whether it fits, its memory, its FLOPs and its least time."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,21 +19,21 @@ from instructjax.training import parallel
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One program on one mesh.
+class ProgramPlan:
+    """The plan of one program on one mesh.
 
     Attributes:
-      name: of the program.
-      topology: "v5p:8x8x8".
+      name: the program.
+      topology: the chips, such as "v5p:8x8x8".
       mesh: devices along "data", "fsdp" and "tensor".
       changes: config keys that differ from the recipe.
-      obstacle: why it cannot be cut over this mesh, or "".
-      residents: what it is given, on each device; None with an obstacle.
-      cache: bytes of keys and values on each device.
-      compiled: what the compiler found; None with an obstacle.
-      flops: what the mathematics asks for.
-      executed: what the program does, with activations computed again.
-      seconds: at the roofline, by phase; see `roofline`.
+      obstacle: why the program cannot be sharded over this mesh; "" if it can.
+      residents: its arguments, in bytes per device; None if there is an obstacle.
+      cache: bytes of keys and values per device.
+      compiled: the compiler's report; None if there is an obstacle.
+      flops: model FLOPs; see `flops`.
+      executed: FLOPs of the matmuls that the program executes, recomputation included.
+      seconds: the least seconds of each phase; see `roofline`.
     """
 
     name: str
@@ -49,63 +50,65 @@ class Row:
 
     @property
     def fits(self) -> bool:
-        """Whether it can be cut over the mesh, and runs in the memory there is."""
+        """Whether the program can be sharded over the mesh and fits the memory."""
         return self.compiled is not None and self.compiled.fits
 
     @property
     def rest(self) -> float:
-        """Activations, gradients and everything else at the worst moment: the peak without what is given."""
+        """The peak less the arguments: activations, gradients, logits, the cache. 0 if there is an obstacle."""
+        if self.compiled is None or self.residents is None:
+            return 0.0
         return max(0.0, self.compiled.peak - self.residents.total)
 
 
-def of_program(
-    name: str, config: ml_collections.ConfigDict, topology: Topology, changes: dict[str, int] | None = None
-) -> Row:
-    """Compiles one program of a recipe for a topology and tells what it needs.
+def plan_program(
+    name: str, config: ml_collections.ConfigDict, topology: Topology, changes: Mapping[str, int] | None = None
+) -> ProgramPlan:
+    """Compiles one program of a recipe for a topology and reports what it needs.
 
     Args:
       name: a key of `programs.PROGRAMS`.
       config: a whole recipe.
-      topology: what to compile for.
-      changes: keys of the recipe to set otherwise.
+      topology: the chips to compile for.
+      changes: config keys to override, with their values.
 
     Raises:
-      ConfigError: the devices do not make the recipe's mesh, or the compiler is not installed.
+      ConfigError: the devices do not form the recipe's mesh, or the compiler is not installed.
     """
-    config = changed(config, changes or {})
+    config = override(config, changes or {})
     shape = parallel.mesh_shape(config.parallel, topology.size)
-    config = changed(config, mesh_keys(shape))
+    config = override(config, mesh_keys(shape))
     program = programs.build(name, config)
-    row = Row(
+    found = ProgramPlan(
         name=name,
         topology=topology.name,
         mesh=shape,
-        changes=changes or {},
+        changes=dict(changes or {}),
         obstacle=uneven_rows(program, shape) or uneven_model(config, shape),
         residents=None,
         cache=program.cache / topology.size,
         compiled=None,
         flops=program.work.flops,
-        executed=executed(program),
+        executed=count_executed_flops(program),
         seconds={phase: roofline(work, topology, shape[2]) for phase, work in program.phases.items()},
     )
-    if row.obstacle:
-        return row
-    where, slots = compiling.mesh(topology, shape), config.parallel.shard_optimizer_state
-    arguments = compiling.placed(program, where, shard_optimizer_state=slots)
-    compiled = compiling.compile_program(program, arguments, where, topology, shard_optimizer_state=slots)
-    return dataclasses.replace(row, residents=compiling.residents(arguments), compiled=compiled)
+    if found.obstacle:
+        return found
+    mesh, sharded = compiling.make_mesh(topology, shape), config.parallel.shard_optimizer_state
+    arguments = compiling.abstract_arguments(program, mesh, shard_optimizer_state=sharded)
+    compiled = compiling.compile_program(program, arguments, mesh, topology, shard_optimizer_state=sharded)
+    return dataclasses.replace(found, residents=compiling.resident_bytes(arguments), compiled=compiled)
 
 
-def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of a recipe with some keys, such as "sft.microbatches", set otherwise."""
+def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a copy of a recipe with some keys, such as "sft.microbatches", set to other values."""
     config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(dict(changes))
     return config
 
 
 def uneven_rows(program: Program, shape: tuple[int, int, int]) -> str:
-    """Which rows do not divide over a mesh, or "" if all do."""
+    """Returns which rows do not divide over a mesh, or "" if all do."""
     data, fsdp, _ = shape
     for keys, (rows, parts) in program.rows.items():
         if rows % (parts * data * fsdp):
@@ -114,29 +117,32 @@ def uneven_rows(program: Program, shape: tuple[int, int, int]) -> str:
 
 
 def uneven_model(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> str:
-    """Which side of a network does not divide over a mesh, or "" if all do."""
-    for section, model in zip(("model", "reward"), programs.shapes(config), strict=True):
+    """Returns which side of a network does not divide over a mesh, or "" if all do."""
+    for section, model in zip(("model", "reward"), programs.model_configs(config), strict=True):
         for key, size, axis, parts in parallel.uneven_sides(model, shape):
             return f"{section}.{key} = {size} does not divide over {axis} = {parts}"
     return ""
 
 
-def executed(program: Program) -> float:
-    """Operations of the program as it is, counted in its trace."""
+def count_executed_flops(program: Program) -> float:
+    """Traces a program and counts the FLOPs of the matmuls that it executes."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.jit(program.function).trace(program.state, program.batch, key, *program.constants)
-    return flops.matmuls(traced.jaxpr, program.trips)
+    return flops.count_matmul_flops(traced.jaxpr, program.trips)
 
 
 def roofline(work: Work, topology: Topology, tensor: int) -> float:
-    """The least seconds a phase can take: its operations at peak, or its bytes at full bandwidth.
+    """Computes the least seconds of a phase: its FLOPs at the peak rate, or its bytes at full bandwidth.
 
-    What devices send each other is not counted, nor is anything computed twice.
+    Neither communication between devices nor recomputation is counted.
 
     Args:
-      work: of the phase.
-      topology: its chips.
-      tensor: devices that share the weights of a layer.
+      work: the cost of the phase.
+      topology: the chips.
+      tensor: devices over which the weights of a layer are sharded.
+
+    Returns:
+      The larger of the two times; NaN if no peak is published.
     """
     if not topology.chip.peak:
         return math.nan
@@ -145,5 +151,5 @@ def roofline(work: Work, topology: Topology, tensor: int) -> float:
 
 
 def mesh_keys(shape: tuple[int, int, int]) -> dict[str, int]:
-    """The keys of a recipe that give a mesh."""
+    """Returns the config keys that set a mesh."""
     return {f"parallel.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), shape, strict=True)}

@@ -1,6 +1,6 @@
-"""The programs of a recipe as its stages build them, with shapes in the place of arrays.
+"""Builds the programs of a recipe as its stages do, with shapes instead of arrays.
 
-Batches are the largest that can come: each demonstration and each ranking in a row of its own.
+Batches are as large as they can get: every demonstration and every ranking has its own row.
 """
 
 from __future__ import annotations
@@ -31,28 +31,31 @@ from instructjax.training import state as train_state
 from instructjax.training.step import Loss
 
 Tree = Any  # of jax.ShapeDtypeStruct
-EOS, PAD = 1, 0  # any two ids: no shape depends on them
+EOS, PAD = 1, 0  # no shape depends on these ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program, before it is compiled.
+    """A program, before it is compiled.
 
     Attributes:
-      name: of the program.
-      function: `function(state, batch, key, *constants)`, pure.
-      state: what the stage keeps between its steps; given back changed if `donated`.
+      name: a key of `PROGRAMS`.
+      function: a pure function, `function(state, batch, key, *constants)`.
+      state: the state that the stage keeps between steps. The program returns it, updated, if
+        `donated`.
       batch: the rows of a step.
       constants: weights that the stage only reads.
-      donated: whether the state's memory is given over to the result.
-      phases: what it costs at least, by phase, one after the other.
-      rows: what must divide over "data" and "fsdp": rows and the parts they are computed in, by the keys that say so.
-      cache: bytes of keys and values that it holds at a time, over all devices.
-      trips: how often its while-loops run if every response has all of its tokens; see `flops.matmuls`.
+      donated: whether the result reuses the memory of the state.
+      phases: lower bounds on the cost of each phase, in the order in which they run.
+      rows: what must divide over "data" and "fsdp". For each expression of config keys, the
+        number of rows and the number of parts in which they are computed.
+      cache: bytes of keys and values in memory at a time, over all devices.
+      trips: how often its while-loops run if no response ends early; see
+        `flops.count_matmul_flops`.
     """
 
     name: str
-    function: Callable
+    function: Callable[..., Any]
     state: Tree
     batch: Tree
     constants: tuple[Tree, ...]
@@ -64,18 +67,18 @@ class Program:
 
     @property
     def work(self) -> Work:
-        """All phases together."""
+        """The sum of all phases."""
         return sum(self.phases.values(), Work(0.0, 0.0, 0.0))
 
 
-def shapes(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
-    """The policy's shape and that of reward model and value network, with the recipe's vocabulary."""
+def model_configs(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
+    """Returns the shape of the policy, and that of reward model and value network."""
     shape = policy_config(config, config.tokenizer.vocab_size)
     return shape, sizes.resized(shape, config.reward.size)
 
 
 def build(name: str, config: ml_collections.ConfigDict) -> Program:
-    """One program of a recipe.
+    """Builds one program of a recipe.
 
     Args:
       name: a key of `PROGRAMS`.
@@ -91,7 +94,7 @@ def build(name: str, config: ml_collections.ConfigDict) -> Program:
 
 def _language_model(stage: str, config: ml_collections.ConfigDict) -> Program:
     section = config[stage]
-    shape, _ = shapes(config)
+    shape, _ = model_configs(config)
     length = section.length if stage == "pretrain" else config.data.max_prompt + config.data.max_response
     model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
     step, adam = _training_step(config, stage, objectives.language_model_loss(model))
@@ -110,15 +113,18 @@ def _language_model(stage: str, config: ml_collections.ConfigDict) -> Program:
 
 
 def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
-    """With the longest rankings that there can be, one in a row; data with shorter ones needs less."""
+    """Builds a step on the longest rankings that the recipe allows, one per row.
+
+    Shorter rankings need less.
+    """
     section = config.reward
-    _, shape = shapes(config)
+    _, shape = model_configs(config)
     answers = config.comparisons.max_answers
     length = config.data.max_prompt + answers * config.data.max_response
     model = ScalarModel(dataclasses.replace(shape, dropout=section.dropout))
     step, adam = _training_step(config, "reward", objectives.ranking_loss(model))
     unit = _devices(config) * section.microbatches
-    rows = -(-section.batch_size // unit) * unit  # the stage fills a batch up to what divides
+    rows = -(-section.batch_size // unit) * unit  # the stage pads a batch until it divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
     forward = flops.scalar_flops(shape, section.batch_size, length)
     return Program(
@@ -139,18 +145,21 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
 
 
 def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Program:
-    """An iteration or one of its three parts. All of them hold everything that an iteration needs."""
+    """Builds an iteration or one of its three parts.
+
+    Each part holds all weights and optimizer state of an iteration.
+    """
     section, data = config.ppo, config.data
-    shape, scalar_shape = shapes(config)
+    shape, scalar_shape = model_configs(config)
     policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
     learners = ppo.make_learners(config, section, policy, scalar)
     estimator = advantages.gae(section.discount, section.gae_lambda)
     iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
-    state = jax.eval_shape(lambda *given: ppo.initial_state(*given, learners), *weights)
+    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners), *weights)
     frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
-    prompts = _array((section.batch_size, data.max_prompt), jnp.int32)
-    prompts = PromptBatch(prompts, prompts)
+    tokens = _array((section.batch_size, data.max_prompt), jnp.int32)
+    prompts = PromptBatch(tokens, tokens)
     minibatches = section.batch_size // section.minibatch_size
     windows = section.ptx_examples_per_episode * section.minibatch_size
     text = _lm_batch(windows * minibatches, section.ptx_length) if with_text else None
@@ -159,11 +168,15 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes)
     rollout, scoring, update = _ppo_phases(config, with_text)
     part = name.rpartition(" ")[2]
-    function, batch, phases = {
-        "rollout": (lambda s, b, k, f: iteration.rollout(s.policy.params, b, k)[0], prompts, rollout),
-        "scoring": (lambda s, b, k, f: iteration.observe(s, f, b), episodes, scoring),
+    parts: dict[str, tuple[Callable[..., Any], Tree, dict[str, Work]]] = {
+        "rollout": (
+            lambda state, prompts, key, _: iteration.rollout(state.policy.params, prompts, key)[0],
+            prompts,
+            rollout,
+        ),
+        "scoring": (lambda state, episodes, _, frozen: iteration.observe(state, frozen, episodes), episodes, scoring),
         "update": (
-            lambda s, b, k, f: iteration.update(s, *b, k),
+            lambda state, batch, key, _: iteration.update(state, batch[0], batch[1], key),
             (
                 _first_rows(experience, section.minibatch_size),
                 _lm_batch(windows, section.ptx_length) if with_text else None,
@@ -180,14 +193,15 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
                 "average": Work(0.0, 0.0, 3 * 4 * flops.count_parameters(shape)),
             },
         ),
-    }[part]
+    }
+    function, batch, phases = parts[part]
     rows = {
         "ppo.batch_size / ppo.rollout_parts": (section.batch_size, section.rollout_parts),
         "ppo.minibatch_size / ppo.microbatches": (section.minibatch_size, section.microbatches),
     }
     if with_text:
-        key = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
-        rows[key] = windows, section.ptx_microbatches
+        keys = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
+        rows[keys] = windows, section.ptx_microbatches
     return Program(
         name=name,
         function=function,
@@ -203,17 +217,17 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
 
 
 def refills(section: ml_collections.ConfigDict, devices: int) -> tuple[int, int]:
-    """How often a device's rows take prompts, and how many responses they give one after the other.
+    """Simulates continuous batching on one device: (prefills, responses decoded one after the other).
 
-    As `rollout.refilling.sample` does if every response has all of its tokens. Where `rollout_refill` does not divide
-    the rows, some wait for others to be done.
+    It follows `rollout.refilling.sample`, with every response at its full length. If
+    `rollout_refill` does not divide the rows, some rows idle until others are done.
 
     Args:
-      section: the recipe's `ppo`, with a `rollout_refill` above 0.
-      devices: that rows are divided over.
+      section: the recipe's section `ppo`, with `rollout_refill` above 0.
+      devices: the number of devices that the rows are divided over.
     """
     left = section.batch_size // devices
-    rows = max(left // section.rollout_parts, 1)  # 0 is an obstacle of its own: `plan.uneven_rows`
+    rows = max(left // section.rollout_parts, 1)  # 0 rows are reported by `plan.uneven_rows`
     refill, turns, rounds = min(section.rollout_refill, rows), 0, 0
     while left:
         done = rows
@@ -227,12 +241,12 @@ def refills(section: ml_collections.ConfigDict, devices: int) -> tuple[int, int]
 def _trips(section: ml_collections.ConfigDict, response: int) -> tuple[float, ...]:
     if not section.rollout_refill:
         return (response - 1,)
-    turns, rounds = refills(section, 1)  # what is counted is traced without a mesh
+    turns, rounds = refills(section, 1)  # the program is traced without a mesh
     return turns, rounds * (response - 1) / turns
 
 
 def _cache(config: ml_collections.ConfigDict, shape: TransformerConfig) -> float:
-    """Bytes of the keys and values of rows, and of the prompts that take their places."""
+    """Computes the bytes of the keys and values of all rows, and of the prompts that refill idle rows."""
     section, data = config.ppo, config.data
     rows = section.batch_size // section.rollout_parts
     held = flops.cache_bytes(shape, rows, data.max_prompt + data.max_response)
@@ -240,13 +254,13 @@ def _cache(config: ml_collections.ConfigDict, shape: TransformerConfig) -> float
 
 
 def _devices(config: ml_collections.ConfigDict) -> int:
-    """That rows are divided over."""
+    """Returns the number of devices that the rows are divided over."""
     return max(config.parallel.data, 1) * config.parallel.fsdp
 
 
 def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dict[str, Work], ...]:
     section, data = config.ppo, config.data
-    shape, scalar_shape = shapes(config)
+    shape, scalar_shape = model_configs(config)
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
     turns, rounds = refills(section, _devices(config)) if section.rollout_refill else (None, section.rollout_parts)
@@ -274,13 +288,14 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     return {"prefill": prefill, "decode": decode}, {"scoring": scoring}, update
 
 
+PARTS = ("rollout", "scoring", "update", "iteration")  # of PPO
 PROGRAMS: dict[str, Callable[[str, ml_collections.ConfigDict], Program]] = {
     "pretrain": _language_model,
     "sft": _language_model,
     "reward": _reward,
     "ppo_init": _language_model,
-    **{f"ppo {part}": lambda *a: _ppo(*a, False) for part in ("rollout", "scoring", "update", "iteration")},
-    **{f"ppo_ptx {part}": lambda *a: _ppo(*a, True) for part in ("rollout", "scoring", "update", "iteration")},
+    **{f"ppo {part}": functools.partial(_ppo, with_text=False) for part in PARTS},
+    **{f"ppo_ptx {part}": functools.partial(_ppo, with_text=True) for part in PARTS},
 }
 
 

@@ -1,4 +1,4 @@
-"""What to change for a program to fit: smaller parts, another mesh, more chips."""
+"""Finds settings with which a program fits: more parts, another mesh, more chips."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import ml_collections
 
 from instructjax.planning import compiling, plan, programs
 from instructjax.planning.chips import Topology
-from instructjax.planning.plan import Row
+from instructjax.planning.plan import ProgramPlan
 from instructjax.training import parallel
 
-# The keys that divide a program's rows into more parts, by program; the first is tried first.
+# For each program, the keys that divide its rows into parts, in the order in which they are tried.
 _PARTS = {
     "pretrain": ("pretrain.microbatches",),
     "sft": ("sft.microbatches",),
@@ -31,82 +31,83 @@ _PARTS = {
 }
 
 
-def suggest(row: Row, config: ml_collections.ConfigDict, topology: Topology, trials: int) -> Row | None:
-    """The nearest setting with which a program fits, or None if none is found.
+def suggest(
+    misfit: ProgramPlan, config: ml_collections.ConfigDict, topology: Topology, trials: int
+) -> ProgramPlan | None:
+    """Returns the nearest plan with which a program fits, or None if none is found.
 
-    Tries, in this order, more and smaller parts on the same mesh, other meshes of the same
-    chips, and other slices; what could not fit by its arguments and cache alone is not compiled.
+    Tries more and smaller parts on the same mesh, then other meshes of the same chips, then
+    other slices. A program whose arguments and cache alone exceed the memory is not compiled.
 
     Args:
-      row: of the program that does not fit.
+      misfit: the plan of the program that does not fit.
       config: a whole recipe.
-      topology: the recipe's.
-      trials: programs to compile at most.
+      topology: the chips of `misfit`.
+      trials: the maximum number of programs to compile.
     """
-    for place, changes in candidates(row, config, topology):
+    for place, changes in candidates(misfit, config, topology):
         if trials == 0:
             return None
-        if _cannot_fit(row.name, plan.changed(config, changes), place):
+        if _cannot_fit(misfit.name, plan.override(config, changes), place):
             continue
         trials -= 1
-        found = plan.of_program(row.name, config, place, changes)
+        found = plan.plan_program(misfit.name, config, place, changes)
         if found.fits:
             return found
     return None
 
 
 def candidates(
-    row: Row, config: ml_collections.ConfigDict, topology: Topology
+    misfit: ProgramPlan, config: ml_collections.ConfigDict, topology: Topology
 ) -> Iterator[tuple[Topology, dict[str, int]]]:
-    """Settings near a recipe's, nearest first: topologies, with keys to set otherwise."""
-    times = (1, 2, 4, 8, 16)
-    keys = _PARTS[row.name]
-    # One key after the other, then all of them: what one divides, another may not.
-    settings = [{}] + [
-        {key: n * operator.attrgetter(key)(config) for key in chosen}
+    """Yields settings near a recipe's, the nearest first: a topology, and config keys to override."""
+    keys = _PARTS[misfit.name]
+    # First each key alone, then all together: a key may not divide the rows that fill the memory.
+    settings: list[dict[str, int]] = [
+        {key: factor * operator.attrgetter(key)(config) for key in chosen}
         for chosen in dict.fromkeys([*((key,) for key in keys), keys])
-        for n in times[1:]
+        for factor in (2, 4, 8, 16)
     ]
-    for parts in settings[1:]:
+    for parts in settings:
         yield topology, parts
-    # Where rows do not divide, fewer chips may be what is needed.
-    places = [topology, *(_halved(topology) if row.obstacle else ()), *_doubled(topology)]
+    # If rows do not divide, fewer chips may be the answer.
+    places = [topology, *(_halved(topology) if misfit.obstacle else ()), *_doubled(topology)]
     for place in places:
-        for parts in settings:
-            for mesh in _meshes(place.size, row.mesh[2]):
-                if (place, mesh) != (topology, row.mesh):
-                    yield place, {**plan.mesh_keys(mesh), **(parts if parts != settings[0] else {})}
+        for parts in ({}, *settings):
+            for mesh in _meshes(place.size, misfit.mesh[2]):
+                if (place, mesh) != (topology, misfit.mesh):
+                    yield place, {**plan.mesh_keys(mesh), **parts}
 
 
 def _meshes(size: int, tensor: int) -> list[tuple[int, int, int]]:
-    """Meshes of so many devices without "data", those nearest to a tensor split first."""
+    """Returns the meshes of `size` devices without "data", starting with those closest to `tensor`."""
     splits = [split for split in range(1, size + 1) if size % split == 0]
     splits.sort(key=lambda split: abs(math.log2(split / tensor)))
     return [(1, size // split, split) for split in splits]
 
 
 def _doubled(topology: Topology) -> Iterator[Topology]:
-    """Slices with two, four, ... times the chips: the shortest side doubled, or the hosts."""
+    """Yields slices of two, four, ... times the chips, with the shortest side or the hosts doubled."""
     while 2 * topology.size <= topology.chip.largest:
         shape = list(topology.shape)
         if topology.chip.platform == "cuda":
             shape = [2, *shape] if len(shape) == 1 else [2 * shape[0], shape[1]]
         else:
             shape[shape.index(min(shape))] *= 2
-        topology = _of_shape(topology, shape)
+        topology = _with_shape(topology, shape)
         yield topology
 
 
 def _halved(topology: Topology) -> Iterator[Topology]:
-    """Slices with a half, a quarter, ... of the chips: the longest side halved, or the hosts."""
+    """Yields slices of a half, a quarter, ... of the chips, with the longest side or the hosts halved."""
     while (shape := list(topology.shape)) and max(shape) > 2 and topology.size % 2 == 0:
         side = 0 if topology.chip.platform == "cuda" and shape[0] > 1 else shape.index(max(shape))
         shape[side] //= 2
-        topology = _of_shape(topology, shape)
+        topology = _with_shape(topology, shape)
         yield topology
 
 
-def _of_shape(topology: Topology, shape: list[int]) -> Topology:
+def _with_shape(topology: Topology, shape: list[int]) -> Topology:
     if topology.chip.platform == "tpu":
         shape = sorted(shape)
     kind = topology.name.partition(":")[0]
@@ -114,14 +115,14 @@ def _of_shape(topology: Topology, shape: list[int]) -> Topology:
 
 
 def _cannot_fit(name: str, config: ml_collections.ConfigDict, topology: Topology) -> bool:
-    """Whether a program cannot be cut over a mesh, or what it is given and its cache are too much already."""
+    """Returns whether a program cannot be sharded, or its arguments and cache alone exceed the memory."""
     shape = parallel.mesh_shape(config.parallel, topology.size)
     if plan.uneven_model(config, shape):
         return True
-    program = programs.build(name, plan.changed(config, plan.mesh_keys(shape)))
+    program = programs.build(name, plan.override(config, plan.mesh_keys(shape)))
     if plan.uneven_rows(program, shape):
         return True
-    arguments = compiling.placed(
-        program, compiling.mesh(topology, shape), shard_optimizer_state=config.parallel.shard_optimizer_state
+    arguments = compiling.abstract_arguments(
+        program, compiling.make_mesh(topology, shape), shard_optimizer_state=config.parallel.shard_optimizer_state
     )
-    return compiling.residents(arguments).total + program.cache / topology.size > topology.chip.memory
+    return compiling.resident_bytes(arguments).total + program.cache / topology.size > topology.chip.memory

@@ -1,4 +1,4 @@
-"""A plan as plain text."""
+"""Formats a plan as plain text."""
 
 from __future__ import annotations
 
@@ -6,38 +6,47 @@ import math
 from collections.abc import Iterable, Sequence
 
 from instructjax.planning.chips import GIB, Topology
-from instructjax.planning.compute import Stage
-from instructjax.planning.plan import Row
+from instructjax.planning.compute import StageCompute
+from instructjax.planning.plan import ProgramPlan
 
 NOTES = """\
-GiB on each device. weights: of all networks the program holds, averages and frozen ones included. opt.: Adam's
-moments. cache: keys and values. rest: the peak less weights, optimiser and batch, that is activations, gradients,
-logits and the cache. FLOPs: of the products of matrices, over all devices; executed: with what is computed again
-in the backward pass. roofline: the least time that the published peak and bandwidth of the chips allow; what
-devices send each other is not in it. Responses count with their full length."""
+Memory is in GiB per device.
+  weights   weights of all networks, averages and frozen ones included
+  opt.      Adam's moments
+  batch     the rows of a step
+  cache     keys and values
+  rest      the peak less weights, moments and batch: activations, gradients, logits, cache
+  peak, of  peak memory, and the memory available to a program
+  FLOPs     model FLOPs: the matmuls that the mathematics needs, over all devices
+  executed  FLOPs of the matmuls that the program executes, recomputation in the backward pass included
+  roofline  the least time at the chips' published peak and bandwidth, without communication
+Every response counts with its full length."""
 
 
-def of_programs(rows: Iterable[Row]) -> str:
-    """One line for each program: whether it fits, what fills a device, and the time it takes at least."""
+def format_programs(plans: Iterable[ProgramPlan]) -> str:
+    """Formats one line per program: whether it fits, what fills the memory, its FLOPs and its least time."""
     header = (
         *("program", "data x fsdp x tensor", "fits", "weights", "opt.", "batch", "cache", "rest", "peak", "of"),
         *("FLOPs", "executed", "roofline"),
     )
-    return _aligned([header, *(_cells(row) for row in rows)])
+    return _aligned([header, *(_cells(plan) for plan in plans)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    mesh, least = " x ".join(map(str, row.mesh)), seconds(sum(row.seconds.values()))
-    flops = f"{row.flops:.2e}", f"{row.executed:.2e}"
-    if row.compiled is None:
-        return row.name, mesh, "NO", *("-",) * 7, *flops, least
-    given, found = row.residents, row.compiled
-    memory = (given.weights, given.optimizer, given.batch, row.cache, row.rest, found.peak, found.available)
-    return row.name, mesh, "yes" if found.fits else "NO", *(_gib(value) for value in memory), *flops, least
+def _cells(plan: ProgramPlan) -> tuple[str, ...]:
+    mesh, least = " x ".join(map(str, plan.mesh)), format_seconds(sum(plan.seconds.values()))
+    flops = f"{plan.flops:.2e}", f"{plan.executed:.2e}"
+    arguments, found = plan.residents, plan.compiled
+    if arguments is None or found is None:
+        return plan.name, mesh, "NO", *("-",) * 7, *flops, least
+    memory = (
+        *(arguments.weights, arguments.optimizer, arguments.batch),
+        *(plan.cache, plan.rest, found.peak, found.available),
+    )
+    return plan.name, mesh, "yes" if found.fits else "NO", *(_gib(value) for value in memory), *flops, least
 
 
-def of_stages(stages: Sequence[Stage], topology: Topology) -> str:
-    """One line for each stage: its compute in petaflop/s-days, beside the paper's."""
+def format_stages(stages: Sequence[StageCompute], topology: Topology) -> str:
+    """Formats one line per stage: its petaflop/s-days, next to the paper's."""
     header = "stage", "steps", "petaflop/s-days", "paper", f"days on {topology.name} at peak"
     lines = [
         (
@@ -52,22 +61,23 @@ def of_stages(stages: Sequence[Stage], topology: Topology) -> str:
     return _aligned([header, *lines])
 
 
-def of_misfit(row: Row, suggestion: Row | None, trials: int) -> str:
-    """One line: why a program does not fit, and what would have to change for it."""
-    if row.obstacle:
-        reason = row.obstacle
-    else:
-        reason = f"needs {_gib(row.compiled.peak)} of {_gib(row.compiled.available)} GiB"
+def format_misfit(misfit: ProgramPlan, suggestion: ProgramPlan | None, trials: int) -> str:
+    """Formats one line: why a program does not fit, and the flags with which it would."""
+    reason = misfit.obstacle or f"needs {_peak_of_available(misfit)} GiB"
     if suggestion is None:
-        return f"{row.name}: {reason}; no setting that fits was found with {trials} compilations"
-    place = [f"--topology={suggestion.topology}"] if suggestion.topology != row.topology else []
+        return f"{misfit.name}: {reason}; {trials} compilations found no setting that fits"
+    place = [f"--topology={suggestion.topology}"] if suggestion.topology != misfit.topology else []
     changes = " ".join([*place, *(f"--config.{key}={value}" for key, value in suggestion.changes.items())])
-    found = suggestion.compiled
-    return f"{row.name}: {reason}; fits with {changes} ({_gib(found.peak)} of {_gib(found.available)} GiB)"
+    return f"{misfit.name}: {reason}; fits with {changes} ({_peak_of_available(suggestion)} GiB)"
 
 
-def seconds(value: float) -> str:
-    """A time with a unit that suits it."""
+def _peak_of_available(plan: ProgramPlan) -> str:
+    assert plan.compiled is not None  # only a plan with an obstacle is not compiled
+    return f"{_gib(plan.compiled.peak)} of {_gib(plan.compiled.available)}"
+
+
+def format_seconds(value: float) -> str:
+    """Formats a time in the unit that suits it; "-" for NaN."""
     if math.isnan(value):
         return "-"
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
@@ -87,7 +97,7 @@ def _gib(value: float) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, all but the first to the right."""
+    """Aligns columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def line(first: str, *cells: str) -> str:

@@ -1,4 +1,4 @@
-"""Compiling for accelerators that are not there; needs the extras plan-tpu and plan-cuda.
+"""Programs compile for accelerators that are not present. Needs the extras plan-tpu and plan-cuda.
 
 JAX_PLATFORMS=cpu pytest -m absent_hardware
 """
@@ -18,9 +18,9 @@ def needs(platform):
     package = PACKAGES[platform]
     if importlib.util.find_spec(package) is None:
         return pytest.mark.skip(reason=f"{package} is not installed")
-    # Where JAX looks for chips and finds none, the CUDA compiler cannot be had afterwards.
+    # Once JAX has looked for chips and found none, the CUDA compiler is no longer available.
     alone = os.environ.get("JAX_PLATFORMS") == "cpu"
-    return pytest.mark.skipif(not alone, reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+    return pytest.mark.skipif(not alone, reason="needs JAX_PLATFORMS=cpu to compile for absent chips")
 
 
 @pytest.mark.absent_hardware
@@ -31,10 +31,10 @@ def needs(platform):
         *(pytest.param(name, marks=needs("cuda")) for name in ("h100:4", "h100:2x2")),
     ],
 )
-def test_a_program_is_compiled_for_chips_that_are_not_there(name):
+def test_a_program_compiles_for_chips_that_are_not_present(name):
     changes = {"model.num_layers": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
     topology = chips.parse(name)
-    row = plan.of_program("sft", plan.changed(sandbox.get_config("smoke"), changes), topology)
+    row = plan.plan_program("sft", plan.override(sandbox.get_config("smoke"), changes), topology)
     assert row.fits and row.mesh == (1, 2, 2)
     assert row.residents.total <= row.compiled.peak < 2**30
     assert row.compiled.available == topology.chip.memory
@@ -45,7 +45,7 @@ def test_a_program_is_compiled_for_chips_that_are_not_there(name):
 @pytest.mark.parametrize(
     "name", [pytest.param("v5e:2x2", marks=needs("tpu")), pytest.param("h100:4", marks=needs("cuda"))]
 )
-def test_a_program_that_needs_too_much_does_not_fit(name):
+def test_a_program_that_exceeds_the_memory_does_not_fit(name):
     # One layer of attention over 64 x 8192^2 cells and 8 heads.
     changes = {
         "model.num_layers": 1,
@@ -54,6 +54,6 @@ def test_a_program_that_needs_too_much_does_not_fit(name):
         "pretrain.batch_size": 256,
         "parallel.fsdp": 4,
     }
-    row = plan.of_program("pretrain", plan.changed(sandbox.get_config("smoke"), changes), chips.parse(name))
+    row = plan.plan_program("pretrain", plan.override(sandbox.get_config("smoke"), changes), chips.parse(name))
     assert not row.fits
     assert row.compiled.peak > row.compiled.available == pytest.approx(row.compiled.available)

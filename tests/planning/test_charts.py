@@ -1,4 +1,4 @@
-"""Pictures of plans show every program and every stage."""
+"""Charts of plans show every compiled program and every stage."""
 
 import json
 
@@ -16,7 +16,7 @@ PROGRAM = {
 LINES = [
     {"recipe": "configs/instructgpt.py:1p3b", "topology": "v5e:4x4"},
     {"program": PROGRAM},
-    {"program": {**PROGRAM, "name": "reward", "compiled": None}},  # not cut over the mesh: nothing to draw
+    {"program": {**PROGRAM, "name": "reward", "compiled": None}},  # not sharded over the mesh: nothing to draw
     {"stage": {"name": "sft", "days": 5.0, "paper": 4.9}},
     {"stage": {"name": "ppo", "days": 2.0, "paper": None}},
 ]
@@ -36,13 +36,13 @@ def test_the_parts_of_a_bar_add_up_to_the_peak(plan):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1p3b on v5e:4x4\nsft"]
 
 
-def test_the_paper_stands_beside_the_stages_that_it_tells_of(plan):
+def test_the_papers_figures_are_drawn_next_to_its_stages(plan):
     (axes,) = charts.compute(plan).axes
     assert [patch.get_height() for patch in axes.patches] == [5.0, 2.0, 4.9]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"recipe": "a"}\n'])
-def test_another_file_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_plan_is_rejected(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(RecordError, match="a.jsonl: expected a plan as experiments/plan.py writes it, found "):
+    with pytest.raises(RecordError, match="a.jsonl: expected a plan written by experiments/plan.py --json, found "):
         charts.load(tmp_path / "a.jsonl")

@@ -14,10 +14,10 @@ def test_every_example_is_a_topology_of_its_chip(kind):
     assert topology.size == math.prod(topology.shape) <= chip.largest
 
 
-def test_accelerators_have_published_figures():
+def test_accelerators_have_plausible_specifications():
     for kind, chip in chips.CHIPS.items():
         if kind != "cpu":
-            # More operations than bytes a second, by the factor that decides between decoding and training.
+            # FLOPs per byte, above which a program is bound by arithmetic instead of memory.
             assert 100 < chip.peak / chip.bandwidth < 1000
             assert 15 * chips.GIB < chip.memory < 200 * chips.GIB
 
@@ -33,19 +33,21 @@ def test_accelerators_have_published_figures():
         ("v5e:32x32", "at most 256 chips"),
     ],
 )
-def test_what_is_no_topology_is_refused_with_what_is(name, expected):
+def test_an_unknown_topology_is_rejected_with_the_known_ones(name, expected):
     with pytest.raises(ConfigError, match=f"--topology: expected .*{expected}"):
         chips.parse(name)
 
 
-def test_virtual_devices_are_those_of_this_machine():
+def test_cpu_topologies_use_this_machines_virtual_devices():
     assert len(chips.devices(chips.parse("cpu:4"))) == 4
-    with pytest.raises(ConfigError, match="JAX_NUM_CPU_DEVICES=64 with it, found 8"):
+    with pytest.raises(
+        ConfigError, match="--topology=cpu:64: expected 64 CPU devices, found 8; set JAX_NUM_CPU_DEVICES=64"
+    ):
         chips.devices(chips.parse("cpu:64"))
 
 
 @pytest.mark.parametrize(("name", "package"), [("v5e:4x4", "libtpu"), ("h100:8", "jax-cuda12-plugin")])
-def test_a_compiler_that_is_missing_is_named_with_what_installs_it(name, package, monkeypatch):
+def test_the_error_for_a_missing_compiler_says_how_to_install_it(name, package, monkeypatch):
     def absent(*_, **__):
         raise RuntimeError("no such plugin")
 

@@ -34,7 +34,7 @@ def traced(function, *arguments):
 
 
 def gradient(shape, microbatches=1):
-    """The gradient of the loss on text, with its arguments."""
+    """Returns the gradient of the loss on text as a function, and its arguments."""
     tokens = array((ROWS, LENGTH))
     batch = LMBatch(tokens, tokens, tokens, array((ROWS, LENGTH), jnp.float32))
     loss = objectives.language_model_loss(LanguageModel(shape))
@@ -48,26 +48,28 @@ def gradient(shape, microbatches=1):
 class TestForward:
     @settings(max_examples=10, deadline=None)
     @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.integers(1, 3), st.booleans())
-    def test_the_formula_is_the_trace(self, layers, heads, rows, length, widths, cached):
+    def test_the_formula_equals_the_trace(self, layers, heads, rows, length, widths, cached):
         shape = TransformerConfig(
             vocab_size=11, num_layers=layers, d_model=4 * widths, num_heads=heads, d_head=4, d_ff=7, max_length=32
         )
         model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else length
         cache = jax.eval_shape(lambda: init_cache(shape, rows, 20)) if cached else None
         program = traced(lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], weights(model), tokens, cache)
-        assert flops.matmuls(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
+        assert flops.count_matmul_flops(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
 
     def test_a_scalar_model_has_a_head_of_one_column(self):
         model, tokens = ScalarModel(SHAPE), array((ROWS, LENGTH))
         program = traced(lambda p, t: model.apply({"params": p}, t, t, t), weights(model), tokens)
         trunk = flops.forward_flops(SHAPE, ROWS, LENGTH, 0, slots=LENGTH)
         head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
-        assert flops.matmuls(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
+        assert flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
 
-    def test_attention_that_leaves_out_what_the_mask_hides_is_between_the_formulas(self):
+    def test_attention_in_blocks_is_between_the_causal_and_the_dense_formula(self):
         shape = dataclasses.replace(SHAPE, max_length=1024)
         model, tokens = LanguageModel(shape), array((1, 1024))
-        found = flops.matmuls(traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], weights(model), tokens))
+        found = flops.count_matmul_flops(
+            traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], weights(model), tokens)
+        )
         causal, dense = (flops.forward_flops(shape, 1, 1024, 1024, slots=slots) for slots in (None, 1024))
         assert causal < found < 0.6 * dense + 0.4 * causal
 
@@ -75,51 +77,55 @@ class TestForward:
 class TestGradient:
     FORWARD = flops.forward_flops(SHAPE, ROWS, LENGTH, LENGTH)
 
-    def test_it_is_at_least_three_forward_passes_and_less_with_activations_kept(self):
-        kept, again = (
-            flops.matmuls(traced(function, *arguments))
+    def test_it_takes_at_least_three_forward_passes_and_more_with_recomputation(self):
+        kept, recomputed = (
+            flops.count_matmul_flops(traced(function, *arguments))
             for function, arguments in (gradient(dataclasses.replace(SHAPE, remat=remat)) for remat in (False, True))
         )
-        assert 3 * self.FORWARD < kept < again < 4.1 * self.FORWARD
+        assert 3 * self.FORWARD < kept < recomputed < 4.1 * self.FORWARD
 
-    def test_microbatches_change_nothing(self):
-        whole, parts = (flops.matmuls(traced(f, *a)) for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4)))
+    def test_microbatches_do_not_change_the_flops(self):
+        whole, parts = (
+            flops.count_matmul_flops(traced(f, *a)) for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4))
+        )
         assert whole == parts
 
     @pytest.mark.parametrize("remat", [False, True])
-    def test_the_compiler_counts_the_same_in_an_unrolled_program(self, remat):
+    def test_the_compiler_counts_the_same_flops_in_an_unrolled_program(self, remat):
         function, arguments = gradient(dataclasses.replace(SHAPE, unroll=4, remat=remat))
         compiled = jax.jit(function).lower(*arguments).compile()
-        # The compiler counts norms, softmax and the rest too, but the loss's loop over its one chunk as once.
-        assert compiled.cost_analysis()["flops"] == pytest.approx(flops.matmuls(traced(function, *arguments)), rel=0.05)
+        # The compiler also counts norms, softmax and so on, and the loss's loop, which has one chunk, once.
+        assert compiled.cost_analysis()["flops"] == pytest.approx(
+            flops.count_matmul_flops(traced(function, *arguments)), rel=0.05
+        )
 
 
 class TestLoops:
-    def test_a_scan_counts_its_length_and_a_while_loop_the_trips_given(self):
+    def test_a_scan_counts_its_length_and_a_while_loop_the_given_trips(self):
         square = array((8, 8), jnp.float32)
-        once = flops.matmuls(traced(lambda x: x @ x, square))
+        once = flops.count_matmul_flops(traced(lambda x: x @ x, square))
         assert once == 2 * 8**3
         scanned = traced(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0], square)
-        assert flops.matmuls(scanned) == 5 * once
+        assert flops.count_matmul_flops(scanned) == 5 * once
         looped = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x), square)
-        assert flops.matmuls(looped, trips=(7,)) == 7 * once
-        assert flops.matmuls(looped) == once
+        assert flops.count_matmul_flops(looped, trips=(7,)) == 7 * once
+        assert flops.count_matmul_flops(looped) == once
 
-    def test_a_loop_in_a_loop_has_trips_of_its_own(self):
+    def test_nested_loops_have_their_own_trips(self):
         def inner(x):
             return jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x)
 
         square = array((8, 8), jnp.float32)
         program = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: inner(c @ c), x) @ x, square)
-        assert flops.matmuls(program, trips=(3, 5)) == (3 * (1 + 5) + 1) * 2 * 8**3
+        assert flops.count_matmul_flops(program, trips=(3, 5)) == (3 * (1 + 5) + 1) * 2 * 8**3
 
-    def test_of_branches_the_dearest_counts(self):
+    def test_a_condition_counts_as_its_most_expensive_branch(self):
         square = array((8, 8), jnp.float32)
         program = traced(lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x), square)
-        assert flops.matmuls(program) == 2 * 2 * 8**3
+        assert flops.count_matmul_flops(program) == 2 * 2 * 8**3
 
 
-def test_a_cache_has_the_bytes_of_its_arrays():
+def test_cache_bytes_are_those_of_its_arrays():
     cache = jax.eval_shape(lambda: init_cache(SHAPE, 3, 40))
     assert flops.cache_bytes(SHAPE, 3, 40) == sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.keys, cache.values))

@@ -17,41 +17,43 @@ TINY = {"model.num_layers": 2, "parallel.fsdp": 2, "parallel.tensor": 2, "sft.ba
 
 @pytest.fixture(scope="module")
 def config():
-    return plan.changed(sandbox.get_config("smoke"), TINY)
+    return plan.override(sandbox.get_config("smoke"), TINY)
 
 
 @pytest.fixture(scope="module")
 def row(config):
-    return plan.of_program("sft", config, chips.parse("cpu:8"))
+    return plan.plan_program("sft", config, chips.parse("cpu:8"))
 
 
 class TestOneProgram:
-    def test_it_fits_and_its_peak_holds_what_it_is_given(self, row):
+    def test_it_fits_and_its_peak_includes_its_arguments(self, row):
         assert row.fits and row.mesh == (2, 2, 2)
         assert row.compiled.peak >= row.residents.total > 0
         assert row.rest == row.compiled.peak - row.residents.total
 
-    def test_moments_are_two_of_each_weight_and_shared_by_fsdp_and_tensor(self, row, config):
-        shape, _ = programs.shapes(config)
+    def test_each_weight_has_two_moments_and_both_are_sharded_over_fsdp_and_tensor(self, row, config):
+        shape, _ = programs.model_configs(config)
         parameters = 4 * count_parameters(shape)
         assert 2 * row.residents.weights == pytest.approx(row.residents.optimizer, rel=0.01)
         assert parameters / 4 <= row.residents.weights < parameters / 2
-        where = compiling.mesh(chips.parse("cpu:1"), (1, 1, 1))
-        alone = compiling.residents(compiling.placed(programs.build("sft", config), where, shard_optimizer_state=False))
-        assert alone.weights == parameters + 8  # and two counters
+        where = compiling.make_mesh(chips.parse("cpu:1"), (1, 1, 1))
+        alone = compiling.resident_bytes(
+            compiling.abstract_arguments(programs.build("sft", config), where, shard_optimizer_state=False)
+        )
+        assert alone.weights == parameters + 8  # plus two counters
 
-    def test_slots_can_be_shared_by_all(self, row, config):
-        where = compiling.mesh(chips.parse("cpu:8"), (2, 2, 2))
+    def test_optimizer_state_can_be_sharded_over_data(self, row, config):
+        where = compiling.make_mesh(chips.parse("cpu:8"), (2, 2, 2))
         program = programs.build("sft", config)
-        shared = compiling.residents(compiling.placed(program, where, shard_optimizer_state=True))
+        shared = compiling.resident_bytes(compiling.abstract_arguments(program, where, shard_optimizer_state=True))
         assert shared.weights == row.residents.weights
         assert shared.optimizer < 0.6 * row.residents.optimizer
 
     def test_rows_that_do_not_divide_are_an_obstacle(self, config):
-        found = plan.of_program("sft", plan.changed(config, {"sft.batch_size": 30}), chips.parse("cpu:8"))
+        found = plan.plan_program("sft", plan.override(config, {"sft.batch_size": 30}), chips.parse("cpu:8"))
         assert not found.fits
         assert "sft.batch_size / sft.microbatches: 30 / 1 rows do not divide over data x fsdp = 4" == found.obstacle
-        found = plan.of_program("sft", config, chips.parse("cpu:8"), {"sft.microbatches": 64})
+        found = plan.plan_program("sft", config, chips.parse("cpu:8"), {"sft.microbatches": 64})
         assert "128 / 64 rows do not divide" in found.obstacle
 
 
@@ -64,26 +66,26 @@ class TestSuggestion:
             row, compiled=dataclasses.replace(row.compiled, fits=False, available=topology.chip.memory)
         )
 
-    def test_smaller_parts_are_found_first(self, row, config):
+    def test_smaller_parts_are_suggested_first(self, row, config):
         topology = self.tight(0.9 * row.compiled.peak)
         full = self.too_full(row, topology)
         found = suggestions.suggest(full, config, topology, trials=2)
         assert found.fits and found.changes.keys() == {"sft.microbatches"}
         assert found.compiled.peak <= topology.chip.memory
-        text = table.of_misfit(full, found, 2)
+        text = table.format_misfit(full, found, 2)
         assert f"fits with --config.sft.microbatches={found.changes['sft.microbatches']} " in text
 
-    def test_without_trials_there_is_none(self, row, config):
+    def test_without_trials_there_is_no_suggestion(self, row, config):
         assert suggestions.suggest(row, config, self.tight(1.0), trials=0) is None
         full = self.too_full(row, self.tight(0.9 * row.compiled.peak))
-        assert "no setting that fits was found with 0 compilations" in table.of_misfit(full, None, 0)
+        assert "0 compilations found no setting that fits" in table.format_misfit(full, None, 0)
 
-    def test_what_cannot_fit_is_not_compiled(self, row, config, monkeypatch):
+    def test_a_program_that_cannot_fit_is_not_compiled(self, row, config, monkeypatch):
         monkeypatch.setattr(plan.compiling, "compile_program", lambda *_, **__: pytest.fail("compiled"))
         monkeypatch.setattr(suggestions, "_doubled", lambda _: ())
         assert suggestions.suggest(row, config, self.tight(row.residents.weights / 10), trials=3) is None
 
-    def test_other_meshes_come_before_larger_slices(self, row, config):
+    def test_other_meshes_are_tried_before_larger_slices(self, row, config):
         places = [
             (place.name, changes) for place, changes in suggestions.candidates(row, config, chips.parse("v5e:2x4"))
         ]
@@ -94,7 +96,7 @@ class TestSuggestion:
             mesh = [changes[f"parallel.{axis}"] for axis in ("data", "fsdp", "tensor") if "parallel.data" in changes]
             assert not mesh or math.prod(mesh) == chips.parse(name).size
 
-    def test_one_key_is_divided_further_after_the_other_and_then_all(self, row, config):
+    def test_each_key_is_tried_alone_and_then_all_together(self, row, config):
         iteration = dataclasses.replace(row, name="ppo_ptx iteration")
         here = chips.parse("v5e:2x4")
         found = (changes for place, changes in suggestions.candidates(iteration, config, here) if place == here)
@@ -102,7 +104,7 @@ class TestSuggestion:
         parts = ("ppo.rollout_parts", "ppo.microbatches", "ppo.ptx_microbatches")
         assert keys == [*((key,) for key in parts), parts]
 
-    def test_where_rows_do_not_divide_fewer_chips_are_tried(self, row, config):
+    def test_fewer_chips_are_tried_if_rows_do_not_divide(self, row, config):
         uneven = dataclasses.replace(row, obstacle="8 rows")
         for name, fewer in (("v5p:8x8x8", "v5p:4x8x8"), ("h100:4x8", "h100:2x8"), ("v5e:4x4", "v5e:2x4")):
             names = [place.name for place, _ in suggestions.candidates(uneven, config, chips.parse(name))]
@@ -113,23 +115,23 @@ class TestSuggestion:
 class TestRoofline:
     CHIPS = chips.parse("v5e:2x2")
 
-    def test_it_is_the_larger_of_operations_and_bytes(self):
+    def test_it_is_the_larger_of_compute_time_and_memory_time(self):
         peak, bandwidth = self.CHIPS.chip.peak, self.CHIPS.chip.bandwidth
         assert plan.roofline(Work(4 * peak, 0.0, 0.0), self.CHIPS, 1) == 1
         assert plan.roofline(Work(0.0, 2 * bandwidth, 4 * bandwidth), self.CHIPS, 2) == 2
         assert plan.roofline(Work(4 * peak, 6 * bandwidth, 0.0), self.CHIPS, 2) == 3
 
-    def test_decoding_waits_for_memory_and_updates_for_arithmetic(self):
+    def test_decoding_is_bound_by_memory_and_updates_by_compute(self):
         config = instructgpt.get_config("1p3b")
         phases = programs.build("ppo_ptx iteration", config).phases
         for name, work in phases.items():
-            arithmetic = plan.roofline(dataclasses.replace(work, weight_bytes=0.0, bytes=0.0), self.CHIPS, 4)
-            waits = plan.roofline(work, self.CHIPS, 4) > arithmetic
-            assert waits == (name in ("decode", "average"))
+            compute_time = plan.roofline(dataclasses.replace(work, weight_bytes=0.0, bytes=0.0), self.CHIPS, 4)
+            memory_bound = plan.roofline(work, self.CHIPS, 4) > compute_time
+            assert memory_bound == (name in ("decode", "average"))
 
 
-def test_the_compute_of_175b_is_near_the_papers():
-    found = {s.name: s for s in compute.stages(instructgpt.get_config("175b"), 12_725, 33_207, "175b")}
+def test_the_compute_of_175b_is_close_to_the_papers():
+    found = {s.name: s for s in compute.stage_compute(instructgpt.get_config("175b"), 12_725, 33_207, "175b")}
     for name, below, above in (("pretrain", 1.0, 1.05), ("sft", 1.0, 1.1), ("ppo_ptx", 0.95, 1.4)):
         assert below < found[name].days / found[name].paper < above
     assert found["sft"].steps == 25_450 and found["reward"].steps == 519
@@ -142,13 +144,13 @@ def test_the_compute_of_175b_is_near_the_papers():
         ("Ran out of memory in memory space hbm. Used 47.8G of 30.75G hbm. Exceeded by 17.05G", 47.8, 30.75),
     ],
 )
-def test_the_compilers_figures_are_read(message, needed, available):
-    np.testing.assert_allclose(compiling.exhausted(message), (needed * chips.GIB, available * chips.GIB))
-    assert compiling.exhausted("INVALID_ARGUMENT: no such thing") is None
+def test_the_compilers_out_of_memory_messages_are_parsed(message, needed, available):
+    np.testing.assert_allclose(compiling.parse_out_of_memory(message), (needed * chips.GIB, available * chips.GIB))
+    assert compiling.parse_out_of_memory("INVALID_ARGUMENT: no such thing") is None
 
 
-def test_a_table_has_a_line_for_each_program(row):
-    lines = table.of_programs([row, dataclasses.replace(row, name="longer name", obstacle="x", compiled=None)])
+def test_the_table_has_one_line_per_program(row):
+    lines = table.format_programs([row, dataclasses.replace(row, name="longer name", obstacle="x", compiled=None)])
     header, first, second = lines.splitlines()
     assert first.startswith("sft") and " yes " in first and " NO " in second
     assert len(header) == len(first) == len(second)

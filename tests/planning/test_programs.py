@@ -24,18 +24,18 @@ def config():
     "name",
     ["pretrain", "reward", "ppo update", *(f"ppo_ptx {p}" for p in ("rollout", "scoring", "update", "iteration"))],
 )
-def test_what_a_program_does_is_what_its_formula_says_or_recomputed(name, config):
+def test_executed_flops_are_the_formula_plus_recomputation(name, config):
     program = programs.build(name, config)
-    ratio = plan.executed(program) / program.work.flops
+    ratio = plan.count_executed_flops(program) / program.work.flops
     if name.endswith("rollout"):
         assert ratio == 1
     elif name.endswith("scoring"):
-        assert 1 <= ratio < 1.1  # keys that the mask hides; without a gradient nothing is computed again
+        assert 1 <= ratio < 1.1  # masked keys count; without a gradient nothing is recomputed
     else:
         assert 1 < ratio < 1.34
 
 
-def test_an_iteration_is_its_parts(config):
+def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):
     rollout, scoring, update, whole = (
         programs.build(f"ppo_ptx {part}", config).work.flops for part in ("rollout", "scoring", "update", "iteration")
     )
@@ -43,8 +43,8 @@ def test_an_iteration_is_its_parts(config):
     assert whole == pytest.approx(rollout + scoring + updates * update)
 
 
-def test_all_parts_of_an_iteration_hold_all_of_its_weights(config):
-    shape, scalar = programs.shapes(config)
+def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
+    shape, scalar = programs.model_configs(config)
     # The policy, its average and two moments; the value network and two moments; the frozen two.
     numbers = 5 * count_parameters(shape) + 4 * (count_parameters(scalar) + scalar.d_model + 1)
     for part in ("rollout", "scoring", "update", "iteration"):
@@ -54,9 +54,9 @@ def test_all_parts_of_an_iteration_hold_all_of_its_weights(config):
         assert floats == numbers
 
 
-def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_as_often(config):
+def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_once_per_part(config):
     whole, parts = (
-        programs.build("ppo rollout", plan.changed(config, {"ppo.rollout_parts": parts})) for parts in (1, 4)
+        programs.build("ppo rollout", plan.override(config, {"ppo.rollout_parts": parts})) for parts in (1, 4)
     )
     assert parts.cache == whole.cache / 4
     assert parts.work.flops == whole.work.flops
@@ -64,7 +64,7 @@ def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_as_often(conf
 
 
 @pytest.mark.parametrize(("parts", "refill"), [(1, 9), (2, 1), (2, 3), (2, 1000)])
-def test_rows_are_refilled_as_often_as_the_sampler_does(parts, refill):
+def test_refills_equal_those_of_the_sampler(parts, refill):
     total, response, model = 16, 6, LanguageModel(tiny_models.CONFIG)
     section = ml_collections.ConfigDict({"batch_size": total, "rollout_parts": parts, "rollout_refill": refill})
     prompts = PromptBatch(jnp.full((total, 2), 3), jnp.ones((total, 2), jnp.int32))
@@ -77,44 +77,44 @@ def test_rows_are_refilled_as_often_as_the_sampler_does(parts, refill):
 
 
 @pytest.mark.parametrize("refill", [1, 3, 1000])
-def test_what_refilling_computes_is_what_its_formula_says_and_rows_that_wait(config, refill):
+def test_executed_flops_of_continuous_batching_are_the_formula_plus_idle_rows(config, refill):
     changes = {"ppo.rollout_parts": 2, "ppo.rollout_refill": refill}
-    program = programs.build("ppo rollout", plan.changed(config, changes))
+    program = programs.build("ppo rollout", plan.override(config, changes))
     total, rows = config.ppo.batch_size, config.ppo.batch_size // 2
-    turns, rounds = programs.refills(plan.changed(config, changes).ppo, 1)
-    # A turn has as many prompts as the others where fewer are left, and a row is computed while it waits.
+    turns, rounds = programs.refills(plan.override(config, changes).ppo, 1)
+    # The last prefill computes a full batch even if fewer prompts are left, and idle rows are computed, too.
     prefill = turns * min(refill, rows) / total * program.phases["prefill"].flops
     decode = rounds * rows / total * program.phases["decode"].flops
-    assert plan.executed(program) == pytest.approx(prefill + decode, rel=1e-6)
+    assert plan.count_executed_flops(program) == pytest.approx(prefill + decode, rel=1e-6)
 
 
-def test_each_device_refills_rows_of_its_own(config):
-    weights = flops.weight_bytes(programs.shapes(config)[0])
+def test_each_device_refills_its_own_rows(config):
+    weights = flops.weight_bytes(programs.model_configs(config)[0])
     changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 2, "ppo.rollout_refill": 3, "parallel.data": 4}
-    program = programs.build("ppo rollout", plan.changed(config, changes))
-    # 16 prompts in 8 rows of a device: 3, 3, then 3, 3, then 3 and the last.
+    program = programs.build("ppo rollout", plan.override(config, changes))
+    # A device has 8 rows for 16 prompts. It prefills 3 and 3, then 3 and 3, then 3 and 1.
     assert program.phases["prefill"].weight_bytes == 6 * weights
     assert program.phases["decode"].weight_bytes == 3 * (config.data.max_response - 1) * weights
 
 
-def test_more_devices_than_rows_are_told_and_not_tried(config):
+def test_more_devices_than_rows_are_an_obstacle(config):
     changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 4, "ppo.rollout_refill": 1}
-    program = programs.build("ppo rollout", plan.changed(config, changes | {"parallel.data": 32}))
+    program = programs.build("ppo rollout", plan.override(config, changes | {"parallel.data": 32}))
     assert plan.uneven_rows(program, (32, 1, 1)).startswith("ppo.batch_size / ppo.rollout_parts: 64 / 4 rows")
 
 
-def test_the_cache_holds_the_prompts_that_take_places(config):
+def test_the_cache_includes_the_prompts_that_refill_idle_rows(config):
     plain, refilled = (
-        programs.build("ppo rollout", plan.changed(config, {"ppo.rollout_refill": refill})).cache for refill in (0, 4)
+        programs.build("ppo rollout", plan.override(config, {"ppo.rollout_refill": refill})).cache for refill in (0, 4)
     )
-    assert refilled - plain == flops.cache_bytes(programs.shapes(config)[0], 4, config.data.max_prompt)
+    assert refilled - plain == flops.cache_bytes(programs.model_configs(config)[0], 4, config.data.max_prompt)
 
 
-def test_pmap_has_no_plan(config):
+def test_pmap_is_rejected(config):
     with pytest.raises(ConfigError, match="parallel.mode: expected 'jit' for a plan, found 'pmap'"):
-        programs.build("sft", plan.changed(config, {"parallel.mode": "pmap"}))
+        programs.build("sft", plan.override(config, {"parallel.mode": "pmap"}))
 
 
-def test_the_kinds_of_work_add_up():
+def test_work_adds_up():
     work = flops.Work(1.0, 2.0, 3.0)
     assert work + 2 * work == flops.Work(3.0, 6.0, 9.0)
