@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float32, Int32
 from instructjax.typing import AnyArray
 
 
-@flax.struct.dataclass
-class LMBatch:
+class LMBatch(flax.struct.PyTreeNode):
     """Rows of tokens to predict: pretraining text, or prompts with responses.
 
     Attributes:
@@ -36,8 +35,7 @@ class LMBatch:
     weights: Float32[AnyArray, "B T"]
 
 
-@flax.struct.dataclass
-class RankingBatch:
+class RankingBatch(flax.struct.PyTreeNode):
     """Prompts with their ranked answers: each prompt once, its answers side by side behind it.
 
     A prompt with its answers is a segment, and a row holds up to S of them. A token of an
@@ -64,8 +62,7 @@ class RankingBatch:
     valid: Bool[AnyArray, "B S K"]
 
 
-@flax.struct.dataclass
-class PromptBatch:
+class PromptBatch(flax.struct.PyTreeNode):
     """Prompts to answer, padded on the left so that all of them end together.
 
     Attributes:
@@ -77,8 +74,7 @@ class PromptBatch:
     segments: Int32[AnyArray, "B P"]
 
 
-@flax.struct.dataclass
-class Episodes:
+class Episodes(flax.struct.PyTreeNode):
     """Prompts with sampled responses: what PPO learns from.
 
     The prompt fills the first P columns (padded on the left) and the response the

@@ -20,11 +20,10 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 from jaxtyping import Int, Num
 
 Array: TypeAlias = jax.Array
-AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
+AnyArray: TypeAlias = Any  # NumPy on the host, JAX on a device, and only its shape in a plan
 Index: TypeAlias = Int[Array, ""] | int
 Scalar: TypeAlias = Num[Array, ""] | float
 

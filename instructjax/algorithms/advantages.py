@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Estimator:
       needs_groups: whether it compares responses to one prompt, so that there must be two or more.
     """
 
-    estimate: Callable[[Array, Array, Array | None, Array, AxisName], tuple[Array, Array | None]]
+    estimate: Callable[[Array, Array, Any, Array, AxisName], tuple[Array, Array | None]]
     needs_critic: bool = False
     needs_groups: bool = False
 

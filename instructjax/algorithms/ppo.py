@@ -38,10 +38,8 @@ from instructjax.algorithms.ppo_metrics import Readings
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
-from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import consistency, episode, refilling, sampling
 from instructjax.rollout.episode import Experience
-from instructjax.rollout.reward_function import RewardFunction
 from instructjax.training import metrics as metrics_lib
 from instructjax.training import objectives, rows
 from instructjax.training import state as train_state
@@ -54,8 +52,7 @@ Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
 
 
-@flax.struct.dataclass
-class PPOState:
+class PPOState(flax.struct.PyTreeNode):
     """What an iteration changes.
 
     Attributes:
@@ -69,8 +66,7 @@ class PPOState:
     value: TrainState | None
 
 
-@flax.struct.dataclass
-class Frozen:
+class Frozen(flax.struct.PyTreeNode):
     """Weights that an iteration only reads.
 
     Attributes:
@@ -87,11 +83,11 @@ class Learner:
     """A network and what updates it.
 
     Attributes:
-      model: a LanguageModel (policy) or a ScalarModel (critic).
+      model: a LanguageModel (policy) or a ScalarModel (critic), or what has their methods.
       optimizer: makes one update per minibatch.
     """
 
-    model: LanguageModel | ScalarModel | Any
+    model: Any
     optimizer: optax.GradientTransformation
 
 
@@ -113,7 +109,7 @@ class Iteration:
     """
 
     policy: Learner
-    scorer: ScalarModel | RewardFunction | Any
+    scorer: Any
     critic: Learner | None
     advantages: Estimator
     config: ml_collections.ConfigDict
@@ -170,18 +166,19 @@ class Iteration:
             prompts = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, self.samples_per_prompt, axis=0), prompts))
         size = prompts.tokens.shape[0]
         first = rows.first_row(size, self.axis_name)
-        batch = prompts, sampling.row_keys(key, size, first)
+        keys = sampling.row_keys(key, size, first)
         choose, at_once = sampling.categorical(config.temperature), size // config.rollout_parts
         ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
-            return sampling.sample(self.policy.model, policy, *constrain_rows(part), choose, **ends)
+            prompts, keys = constrain_rows(part)
+            return sampling.sample(self.policy.model, policy, prompts, keys, choose, **ends)
 
         if config.rollout_refill:
-            refill = {"rows": at_once, "refill": config.rollout_refill}
-            episodes, decoded = refilling.sample(self.policy.model, policy, *batch, choose, **refill, **ends)
+            at_a_time = {"rows": at_once, "refill": config.rollout_refill}
+            episodes, decoded = refilling.sample(self.policy.model, policy, prompts, keys, choose, **at_a_time, **ends)
         else:
-            episodes, decoded = jax.lax.map(sample, split_interleaved(batch, config.rollout_parts))
+            episodes, decoded = jax.lax.map(sample, split_interleaved((prompts, keys), config.rollout_parts))
             episodes, decoded = merge_interleaved(episodes), decoded.sum()
         group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
         return episodes.replace(group=group), decoded
@@ -201,8 +198,9 @@ class Iteration:
         rewards = losses.kl_rewards(scores, *log_probs, mask, config.kl_coefficient)
         # 5. Over the whole batch, before it is cut into minibatches.
         advantages, returns = self.advantages.estimate(rewards, mask, readings.values, episodes.group, self.axis_name)
-        critic = {} if self.critic is None else {"values": readings.values, "returns": returns}
-        consistency.require_floating(rewards=rewards, advantages=advantages, **critic)
+        consistency.require_floating(rewards=rewards, advantages=advantages)
+        if readings.values is not None:
+            consistency.require_floating(values=readings.values, returns=returns)
         experience = Experience(
             episodes=episodes,
             log_probs=readings.log_probs,
@@ -233,7 +231,9 @@ class Iteration:
             model, temperature = self.policy.model, self.config.temperature
             log_probs, entropy = episode.read_response(model, state.policy.params, part, of_policy)
             ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
-            values = self.critic and episode.response_values(self.critic.model, state.value.params, part)
+            values = None
+            if self.critic is not None and state.value is not None:
+                values = episode.response_values(self.critic.model, state.value.params, part)
             rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
             return Readings(log_probs, ref_log_probs, entropy, values, rewards)
 
@@ -264,10 +264,10 @@ class Iteration:
         """Makes one update of the policy and one of the critic, on a minibatch: step 6."""
         policy, metrics = self._update_policy(state.policy, batch, text, key)
         metrics["policy_loss"] = metrics.pop("loss")
-        if self.critic is None:
+        if self.critic is None or state.value is None:
             return state.replace(policy=policy), metrics
         pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
-        loss, gradient = value_metrics["loss"].total, losses.mean(*pair)
+        loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
         value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
         metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
         return state.replace(policy=policy, value=value), metrics
@@ -277,12 +277,12 @@ class Iteration:
     ) -> tuple[TrainState, Metrics]:
         """Makes one update by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
         pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
-        gradient, loss = losses.mean(*pair), metrics["loss"].total
+        gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
         if text is not None:
             ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
             ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
             gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
-            loss = loss + ptx_metrics["loss"].total
+            loss = loss + metrics_lib.total(ptx_metrics, "loss")
             metrics["ptx_loss"] = ptx_metrics["loss"]
         return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
 
@@ -302,6 +302,7 @@ class Iteration:
 
     def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
         del key
+        assert self.critic is not None
         values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
         pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
         return pair, ppo_metrics.means(metrics)
@@ -309,7 +310,7 @@ class Iteration:
 
 def make_iteration(
     policy: Learner,
-    scorer: ScalarModel | RewardFunction | Any,
+    scorer: Any,
     critic: Learner | None,
     advantages: Estimator,
     config: ml_collections.ConfigDict,

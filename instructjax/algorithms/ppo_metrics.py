@@ -21,8 +21,7 @@ from instructjax.training.metrics import Maximum, Mean, Metrics
 Array = jax.Array
 
 
-@flax.struct.dataclass
-class Readings:
+class Readings(flax.struct.PyTreeNode):
     """What the networks say about some episodes.
 
     Attributes:
@@ -45,7 +44,7 @@ def rollout(experience: Experience, readings: Readings, eos_id: int, axis_name: 
     episodes, mask = experience.episodes, experience.episodes.response_mask
     episode_kl = ((experience.log_probs - experience.ref_log_probs) * mask).sum(axis=1)
     rows = jnp.ones_like(experience.scores).sum()
-    metrics = {
+    metrics: Metrics = {
         "reward": Mean(experience.scores.sum(), rows),
         "kl": Mean(episode_kl.sum(), rows),  # nats per episode
         "max_abs_kl": Maximum(jnp.abs(episode_kl).max()),

@@ -54,7 +54,7 @@ def next_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 class Windows(grain.IterDataset):
-    """Documents joined end to end and cut into windows; see `layouts.window`.
+    """Documents joined end to end and cut into windows; see `layouts.window_row`.
 
         documents   a b c $   d e f $   g h $
         windows     a b c $ d e   f $ g h $ ·          of 6 tokens
@@ -74,7 +74,7 @@ class Windows(grain.IterDataset):
         many = getattr(records, "__getitems__", lambda indices: [records[i] for i in indices])
 
         def tokens(indices: Sequence[int]) -> np.ndarray:
-            return np.concatenate([layouts.document(record, tokenizer) for record in many(indices)])
+            return np.concatenate([layouts.document_tokens(record, tokenizer) for record in many(indices)])
 
         self._blocks = order.batch(_BLOCK, batch_fn=tokens)
         self._length = length
@@ -90,6 +90,7 @@ class _WindowIterator(grain.DatasetIterator):
         self._blocks = blocks
         self._length = length
         self._pad_id, self._eos_id = tokenizer.pad_id, tokenizer.eos_id
+        self._tokens: np.ndarray | None = None
         self.set_state({"block": 0, "offset": 0})
 
     def __next__(self) -> LMBatch:
@@ -107,7 +108,7 @@ class _WindowIterator(grain.DatasetIterator):
             raise StopIteration
         parts.append(np.full(missing, self._pad_id, np.int32))
         inside = np.arange(self._length) < self._length - missing
-        return layouts.window(np.concatenate(parts), inside, self._eos_id)
+        return layouts.window_row(np.concatenate(parts), inside, self._eos_id)
 
     def get_state(self) -> dict[str, int]:
         return {"block": self._block, "offset": self._offset}

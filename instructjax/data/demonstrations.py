@@ -23,11 +23,11 @@ _WINDOW = "a window of text"  # stands for one where lengths are read ahead
 
 
 def rows(records: Sequence[Demonstration], layout: Layout) -> Rows:
-    """Rows of an `LMBatch` for evaluation, packed in the order of the demonstrations; see `layouts.demonstrations`."""
+    """Rows of an `LMBatch` for evaluation, packed in the order of the demonstrations; see `layouts.demonstration_row`."""
     lengths = _lengths(records, layout)
     fit = bin_packing.next_fit(lengths, layout.length)
     return grain.MapDataset.range(len(fit)).map(
-        lambda row: layouts.demonstrations([records[i] for i in fit[row]], layout)
+        lambda row: layouts.demonstration_row([records[i] for i in fit[row]], layout)
     )
 
 
@@ -50,13 +50,13 @@ def batches(
       batch_size: demonstrations, not rows, of a global batch.
       seed: of all orders.
       steps: batches that are going to be read.
-      prompt_weight: see `layouts.demonstrations`.
+      prompt_weight: see `layouts.demonstration_row`.
       multiple: of which the number of rows of a global batch is one.
       share: (i, n), where this process reads part i of n of the rows.
     """
 
     def make(indices: Sequence[int]) -> LMBatch:
-        return layouts.demonstrations([records[i] for i in indices], layout, prompt_weight)
+        return layouts.demonstration_row([records[i] for i in indices], layout, prompt_weight)
 
     return packed_batches.batches(
         _lengths(records, layout),
@@ -95,7 +95,7 @@ def mixed_batches(
       seed: of all orders, from 0 to 2**32 - 1.
       steps: batches that are going to be read.
       text_share: share of examples that are text, between 0 and 1. The paper has 0.1.
-      prompt_weight: see `layouts.demonstrations`.
+      prompt_weight: see `layouts.demonstration_row`.
       multiple: of which the number of rows of a global batch is one.
       share: (i, n), where this process reads part i of n of the rows.
 
@@ -108,7 +108,7 @@ def mixed_batches(
     if not 0 < text_share < 1:
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     lengths = _lengths(records, layout)
-    order = pipeline.indices(records).seed(seed).shuffle().repeat().to_iter_dataset(pipeline.READ)
+    order = pipeline.indices(records).seed(seed).shuffle().repeat().to_iter_dataset(pipeline.READ_OPTIONS)
     documents = pipeline.indices(text).seed(seed).shuffle().repeat()
 
     def mixed(windows: grain.IterDataset) -> grain.IterDataset:
@@ -118,16 +118,16 @@ def mixed_batches(
     def fitted(drawn: list[Any]) -> list[list[Any]]:
         indices = [example for example in drawn if isinstance(example, int)]
         windows = [example for example in drawn if not isinstance(example, int)]
-        return [*packed_batches.rows_of(lengths, indices, layout.length), *([window] for window in windows)]
+        return [*packed_batches.pack_batch(lengths, indices, layout.length), *([window] for window in windows)]
 
     def make(row: list[Any]) -> LMBatch:
         if row and isinstance(row[0], LMBatch):
             return row[0]
-        return layouts.demonstrations([records[i] for i in row], layout, prompt_weight)
+        return layouts.demonstration_row([records[i] for i in row], layout, prompt_weight)
 
     return packed_batches.stream(
         mixed(bin_packing.Windows(text, documents, layout.tokenizer, layout.length)),
-        mixed(grain.MapDataset.source([_WINDOW]).repeat().to_iter_dataset(pipeline.READ)),
+        mixed(grain.MapDataset.source([_WINDOW]).repeat().to_iter_dataset(pipeline.READ_OPTIONS)),
         fitted,
         make,
         steps,
@@ -138,6 +138,6 @@ def mixed_batches(
 
 def _lengths(records: Sequence[Demonstration], layout: Layout) -> list[int]:
     def length(record: Demonstration) -> int:
-        return len(layout.prompt(record.prompt, record.where)) + len(layout.response(record.response, record.where))
+        return len(layout.encode_prompt(record.prompt, record.where)) + len(layout.encode_response(record.response, record.where))
 
     return [length(records[i]) for i in pipeline.indices(records)]

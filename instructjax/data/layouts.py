@@ -37,7 +37,7 @@ class Layout:
     max_prompt: int
     max_response: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_prompt", "max_response"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}: expected at least 1 token, found {getattr(self, name)}")
@@ -47,7 +47,7 @@ class Layout:
         """Tokens of a row with prompt and response."""
         return self.max_prompt + self.max_response
 
-    def prompt(self, text: str, where: str = "prompt") -> list[int]:
+    def encode_prompt(self, text: str, where: str = "prompt") -> list[int]:
         """The tokens of a prompt and the separator.
 
         Raises:
@@ -60,7 +60,7 @@ class Layout:
             )
         return tokens
 
-    def response(self, text: str, where: str = "record", field: str = "response") -> list[int]:
+    def encode_response(self, text: str, where: str = "record", field: str = "response") -> list[int]:
         """The tokens of a response and EOS.
 
         Raises:
@@ -74,7 +74,7 @@ class Layout:
             )
         return tokens
 
-    def capped(self, text: str) -> str:
+    def truncate(self, text: str) -> str:
         """A sampled response, cut at its end until it fits.
 
         It was sampled in `max_response` tokens, but maybe without EOS, and not in those that the tokenizer
@@ -91,16 +91,16 @@ class Layout:
           DataError: "FILE:LINE: prompt: expected at most N tokens (data.max_prompt), found M", or likewise
             for a response.
         """
-        self.prompt(record.prompt, record.where)
+        self.encode_prompt(record.prompt, record.where)
         match record:
             case Demonstration():
-                self.response(record.response, record.where)
+                self.encode_response(record.response, record.where)
             case Ranking():
                 for i, response in enumerate(record.responses):
-                    self.response(response, record.where, f"responses[{i}]")
+                    self.encode_response(response, record.where, f"responses[{i}]")
 
 
-def document(record: Text, tokenizer: Tokenizer) -> np.ndarray:
+def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens of a document, [n] int32: its text, then EOS, which belongs to it.
 
     the fox runs  ->  the fox runs $
@@ -108,7 +108,7 @@ def document(record: Text, tokenizer: Tokenizer) -> np.ndarray:
     return np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
 
 
-def window(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
+def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     """A row of packed documents, as GPT-3 packs them (Brown et al. 2020, appendix B), but told apart.
 
         tokens     b  c  $  d  e  f  $  g
@@ -134,7 +134,7 @@ def window(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     return LMBatch(tokens, segments, positions, (positions > 0).astype(np.float32))
 
 
-def demonstrations(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
+def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
     """Prompts with their responses, each a segment, padded on the right.
 
         tokens     name  a  colour  ¶  dark  red  $  hi  ¶  hello  $  ·
@@ -159,8 +159,8 @@ def demonstrations(records: Sequence[Demonstration], layout: Layout, prompt_weig
     weights = np.zeros(layout.length, np.float32)
     start = 0
     for number, record in enumerate(records):
-        prompt = layout.prompt(record.prompt, record.where)
-        response = layout.response(record.response, record.where)
+        prompt = layout.encode_prompt(record.prompt, record.where)
+        response = layout.encode_response(record.response, record.where)
         answered, end = start + len(prompt), start + len(prompt) + len(response)
         tokens[start:end] = [*prompt, *response]
         segments[start:end] = number + 1
@@ -190,14 +190,14 @@ class TokenizedRanking:
         return len(self.prompt) + sum(map(len, self.responses))
 
 
-def ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
+def tokenize_ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
     """The tokens of a ranking.
 
     Raises:
       DataError: prompt or a response is too long.
     """
-    responses = [layout.response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)]
-    return TokenizedRanking(layout.prompt(record.prompt, record.where), responses, record.scores)
+    responses = [layout.encode_response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)]
+    return TokenizedRanking(layout.encode_prompt(record.prompt, record.where), responses, record.scores)
 
 
 def ranking_row(
@@ -239,7 +239,7 @@ def ranking_row(
     return RankingBatch(tokens, segments, branches, positions, ends, scores, valid)
 
 
-def check_answers(record: Ranking, max_responses: int) -> None:
+def check_ranking(record: Ranking, max_responses: int) -> None:
     """Raises DataError for more than `max_responses` answers, or for scores that float32 cannot tell apart."""
     with np.errstate(over="ignore"):
         if len(set(np.asarray(record.scores, np.float32).tolist())) < len(set(record.scores)):
@@ -253,7 +253,7 @@ def check_answers(record: Ranking, max_responses: int) -> None:
         )
 
 
-def prompt(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
+def prompt_row(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
     """A prompt to answer, padded on the left, so that the response begins at column P in every row.
 
         tokens    ·  ·  name  a  colour  ¶
@@ -269,7 +269,7 @@ def prompt(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBa
     Raises:
       DataError: the prompt is too long.
     """
-    ids = layout.prompt(record.prompt, record.where)
+    ids = layout.encode_prompt(record.prompt, record.where)
     tokens = np.full(layout.max_prompt, layout.tokenizer.pad_id, np.int32)
     segments = np.zeros(layout.max_prompt, np.int32)
     start = layout.max_prompt - len(ids)

@@ -56,7 +56,7 @@ def batches(
     """
     order = grain.MapDataset.range(len(lengths))
     drawn = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
-    return stream(drawn, drawn, lambda batch: rows_of(lengths, batch, room), make, steps, multiple, share)
+    return stream(drawn, drawn, lambda batch: pack_batch(lengths, batch, room), make, steps, multiple, share)
 
 
 def stream(
@@ -82,7 +82,7 @@ def stream(
     part, parts = share
     if multiple % parts:
         raise ConfigError(f"share: expected a number of processes that divides {multiple} rows, found {parts}")
-    unit = _unit([len(fitted(batch)) for batch in itertools.islice(ahead, steps)], multiple)
+    unit = _row_unit([len(fitted(batch)) for batch in itertools.islice(ahead, steps)], multiple)
 
     def join(batch: list[Item]) -> Any:
         rows = fitted(batch)
@@ -94,7 +94,7 @@ def stream(
     return drawn.map(join)
 
 
-def rows_of(lengths: Sequence[int], indices: Sequence[int], room: int) -> list[list[int]]:
+def pack_batch(lengths: Sequence[int], indices: Sequence[Any], room: int) -> list[list[Any]]:
     """The rows of a batch, each a list of some of the indices.
 
     Args:
@@ -105,9 +105,9 @@ def rows_of(lengths: Sequence[int], indices: Sequence[int], room: int) -> list[l
     return [[indices[i] for i in row] for row in bin_packing.first_fit_decreasing([lengths[i] for i in indices], room)]
 
 
-def _unit(counts: Sequence[int], multiple: int) -> int:
+def _row_unit(counts: Sequence[int] | np.ndarray, multiple: int) -> int:
     """What numbers of rows are rounded up to, so that few shapes have few empty rows."""
-    counts = np.array(counts)
+    counts = np.asarray(counts)
     for shapes in range(1, min(_MOST_SHAPES, 1 + len(counts) // _STEPS_OF_A_SHAPE) + 1):
         unit = -(-counts.max() // (shapes * multiple)) * multiple
         if counts.sum() >= (1 - _MOST_EMPTY) * (-(-counts // unit) * unit).sum():

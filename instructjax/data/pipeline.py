@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grain
 import jax
@@ -32,23 +32,24 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.text.tokenizer import Tokenizer
 
-Rows = grain.MapDataset
-Batches = grain.IterDataset
+Rows: TypeAlias = Any  # a grain.MapDataset
+Batches: TypeAlias = Any  # a grain.IterDataset
 Share = tuple[int, int]  # (i, n): part i of n of the rows of each global batch
+Prompted = Demonstration | Prompt | Ranking  # the records of which a layout limits the length
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
 # The work is Python's: threads of a pool would only wait for each other.
-READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
-    """A row of a `PromptBatch` for each record; see `layouts.prompt`."""
+    """A row of a `PromptBatch` for each record; see `layouts.prompt_row`."""
     rows = indices(records)
-    return rows.map(lambda index: layouts.prompt(records[index], layout))
+    return rows.map(lambda index: layouts.prompt_row(records[index], layout))
 
 
 def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
-    """Windows of text, packed in the order of the records, the last one padded; see `layouts.window`.
+    """Windows of text, packed in the order of the records, the last one padded; see `layouts.window_row`.
 
     All windows are made now and kept in memory, 16 bytes a token. They are for evaluation; training on text
     packs anew in each epoch, see `text_batches`.
@@ -84,14 +85,14 @@ def shuffled_batches(
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.
     """
-    part = _part(batch_size, share)
+    part = _local_batch_size(batch_size, share)
     # Cut first, then split_interleaved to the processes: so the global batch does not depend on their number.
     return (
         rows.seed(seed)
         .shuffle()
         .repeat()
         .batch(part, drop_remainder=True, batch_fn=join)[share[0] :: share[1]]
-        .to_iter_dataset(READ)
+        .to_iter_dataset(READ_OPTIONS)
     )
 
 
@@ -110,11 +111,11 @@ def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Ba
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.
     """
-    part = _part(batch_size, share)
+    part = _local_batch_size(batch_size, share)
     count = len(rows)
     whole = grain.MapDataset.range(-(-count // batch_size) * batch_size)
-    filled = whole.map(lambda i: rows[i] if i < count else _uncounted(rows[count - 1]))
-    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(READ)
+    filled = whole.map(lambda i: rows[i] if i < count else _zero_weight(rows[count - 1]))
+    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(READ_OPTIONS)
 
 
 def text_batches(
@@ -141,13 +142,13 @@ def text_batches(
       share: (i, n), where this process reads part i of n; each yields B / n windows.
 
     Returns:
-      A stream of `LMBatch`, [B / n, T]; see `layouts.window`.
+      A stream of `LMBatch`, [B / n, T]; see `layouts.window_row`.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.
     """
     order = indices(records).seed(seed).shuffle().repeat()
-    return _own(Windows(records, order, tokenizer, length).batch(batch_size), batch_size, share)
+    return _select_own_rows(Windows(records, order, tokenizer, length).batch(batch_size), batch_size, share)
 
 
 def zip_batches(*streams: Batches) -> Batches:
@@ -155,7 +156,7 @@ def zip_batches(*streams: Batches) -> Batches:
     return grain.experimental.ZipIterDataset(streams)
 
 
-def prefetched(batches: Batches) -> Batches:
+def prefetch(batches: Batches) -> Batches:
     """The same stream, whose next two batches a thread makes while this one is used.
 
     The iterator's state is that of the batches that were taken, not of those made ahead. Close it to end the thread.
@@ -168,7 +169,7 @@ def steps(rows: Sequence[Any], batch_size: int, epochs: float = 1) -> int:
     return math.ceil(len(rows) * epochs / batch_size)
 
 
-def check_lengths(records: Sequence[R], layout: Layout) -> None:
+def check_lengths(records: Sequence[Prompted], layout: Layout) -> None:
     """Tokenises every record, to learn before training that all of them fit.
 
     Raises:
@@ -178,7 +179,7 @@ def check_lengths(records: Sequence[R], layout: Layout) -> None:
         layout.check(record)
 
 
-def too_long(records: Sequence[R], layout: Layout) -> list[int]:
+def find_too_long(records: Sequence[Prompted], layout: Layout) -> list[int]:
     """The indices of the records that do not fit, to be left out as the paper does (appendix C).
 
     Raises:
@@ -212,7 +213,7 @@ class _Selection(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self._whole[i] for i in self._indices[index]]
         return self._whole[self._indices[index]]
@@ -229,20 +230,20 @@ def indices(records: Sequence) -> grain.MapDataset:
     return grain.MapDataset.range(len(records))
 
 
-def _own(batches: Batches, batch_size: int, share: Share) -> Batches:
+def _select_own_rows(batches: Batches, batch_size: int, share: Share) -> Batches:
     """The rows of this process, of batches of them all."""
-    part = _part(batch_size, share)
+    part = _local_batch_size(batch_size, share)
     own = slice(share[0] * part, (share[0] + 1) * part)
     return batches.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
 
 
-def _part(batch_size: int, share: Share) -> int:
+def _local_batch_size(batch_size: int, share: Share) -> int:
     if batch_size < 1 or batch_size % share[1]:
         raise ConfigError(f"batch_size: expected a positive multiple of {share[1]} processes, found {batch_size}")
     return batch_size // share[1]
 
 
-def _uncounted(row: Row) -> Row:
+def _zero_weight(row: Row) -> Row:
     match row:
         case LMBatch():
             return row.replace(weights=np.zeros_like(row.weights))

@@ -23,7 +23,7 @@ from instructjax import records
 from instructjax.errors import DataError
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
 
-NAMES: Mapping[type[Record], str] = {  # of the sets of a run
+SET_NAMES: Mapping[type[Record], str] = {  # of the sets of a run
     Text: "text",
     Demonstration: "demonstrations",
     Prompt: "prompts",
@@ -69,30 +69,30 @@ def prepare(
         raise DataError(f"{name!r}: expected a name of lower case letters, digits and _ for a prepared data set")
     if not files:
         raise DataError(f"{name}: expected at least one file of {kind.__name__} records, found none")
-    home = _home(directory, name)
-    manifest = {
+    folder = _set_directory(directory, name)
+    manifest: dict[str, Any] = {
         "kind": kind.__name__,
         "fingerprint": _content_hash(kind, files, (validation, test)),
         "files": [str(file) for file in files],
     }
-    if _manifest(home) == manifest:
+    if _read_manifest(folder) == manifest:
         return manifest["fingerprint"]
     for file in files:  # a first pass, so that every line is valid before anything is removed
         for _ in records.read_numbered(file, kind):
             pass
-    if home.exists():
-        home.rmtree()
-    home.mkdir(parents=True)
+    if folder.exists():
+        folder.rmtree()
+    folder.mkdir(parents=True)
     everything = itertools.chain.from_iterable(records.read_numbered(file, kind) for file in files)
-    _write(home, name, ((records.split_of(record, validation, test), record) for _, record in everything))
+    _write(folder, name, ((records.split_of(record, validation, test), record) for _, record in everything))
     # Last, because it is the mark of a whole set.
-    (home / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
     """Returns FOLDER/SET.jsonl of a kind of records, if there is such a file."""
-    path = folder / f"{NAMES[kind]}.jsonl"
+    path = folder / f"{SET_NAMES[kind]}.jsonl"
     return [path] if path.exists() else []
 
 
@@ -102,7 +102,7 @@ def fingerprint(directory: epath.PathLike, name: str) -> str:
     Raises:
       DataError: there is no such set.
     """
-    return _finished(directory, name)["fingerprint"]
+    return _require_manifest(directory, name)["fingerprint"]
 
 
 def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Records[R]:
@@ -111,27 +111,27 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     Raises:
       DataError: there is no such set or split, or its records are of another kind.
     """
-    manifest = _finished(directory, name)
+    manifest = _require_manifest(directory, name)
     if manifest["kind"] != kind.__name__:
         raise DataError(f"{directory}/{name}: expected {kind.__name__} records, found {manifest['kind']} records")
-    sizes = splits(directory, name)
+    sizes = split_sizes(directory, name)
     if split not in sizes:
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
-    with _reading(directory, name):
-        source = tfds.builder_from_directory(_home(directory, name)).as_data_source(split)
-    return Records(source, kind, lambda: _reading(directory, name))
+    with _data_errors(directory, name):
+        source = tfds.builder_from_directory(_set_directory(directory, name)).as_data_source(split)
+    return Records(source, kind, lambda: _data_errors(directory, name))
 
 
-def splits(directory: epath.PathLike, name: str) -> dict[str, int]:
+def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
     """The splits of a prepared set that have records, and how many.
 
     Raises:
       DataError: there is no such set.
     """
-    _finished(directory, name)
-    with _reading(directory, name):
-        info = tfds.builder_from_directory(_home(directory, name)).info
+    _require_manifest(directory, name)
+    with _data_errors(directory, name):
+        info = tfds.builder_from_directory(_set_directory(directory, name)).info
         return {split: found.num_examples for split, found in info.splits.items()}
 
 
@@ -140,7 +140,7 @@ class Records(Sequence, Generic[R]):
 
     def __init__(
         self,
-        source: Sequence[dict[str, bytes]],
+        source: Any,
         kind: type[R],
         reading: Callable[[], contextlib.AbstractContextManager[None]],
     ):
@@ -158,18 +158,18 @@ class Records(Sequence, Generic[R]):
     @overload
     def __getitem__(self, index: slice) -> list[R]: ...
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> R | list[R]:
         if isinstance(index, slice):
             return self.__getitems__(range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
-        with self._reading():
+        with self._data_errors():
             example = self._source[index % len(self)]
         return self._decode(example)
 
     def __getitems__(self, indices: Sequence[int]) -> list[R]:
         """Reads many records at once, which is faster than one by one."""
-        with self._reading():
+        with self._data_errors():
             found = self._source.__getitems__(list(indices))
         return [self._decode(example) for example in found]
 
@@ -181,13 +181,13 @@ class Records(Sequence, Generic[R]):
         return records.parse(example["json"].decode("utf-8"), self._kind, example["where"].decode("utf-8"))
 
 
-def _home(directory: epath.PathLike, name: str) -> epath.Path:
+def _set_directory(directory: epath.PathLike, name: str) -> epath.Path:
     return epath.Path(directory) / name / _VERSION
 
 
-def _write(home: epath.Path, name: str, placed: Iterator[tuple[str, records.Record]]) -> None:
+def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Record]]) -> None:
     # A builder's download_and_prepare would import TensorFlow here; the sequential writer does not.
-    identity = tfds.core.DatasetIdentity(name=name, version=_VERSION, data_dir=str(home), module_name=__name__)
+    identity = tfds.core.DatasetIdentity(name=name, version=_VERSION, data_dir=str(folder), module_name=__name__)
     features = tfds.features.FeaturesDict({"json": tfds.features.Text(), "where": tfds.features.Text()})
     info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format="array_record")
@@ -209,9 +209,9 @@ def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[flo
     return digest.hexdigest()[:16]
 
 
-def _manifest(home: epath.Path) -> dict[str, Any] | None:
+def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
     """What `prepare` wrote last; None where there is none, or a damaged one: then the set is not whole."""
-    path = home / "manifest.json"
+    path = folder / "manifest.json"
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError:
@@ -220,7 +220,7 @@ def _manifest(home: epath.Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _reading(directory: epath.PathLike, name: str) -> Iterator[None]:
+def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever its libraries make of files that are cut or missing
@@ -230,8 +230,8 @@ def _reading(directory: epath.PathLike, name: str) -> Iterator[None]:
         ) from error
 
 
-def _finished(directory: epath.PathLike, name: str) -> dict[str, Any]:
-    manifest = _manifest(_home(directory, name))
+def _require_manifest(directory: epath.PathLike, name: str) -> dict[str, Any]:
+    manifest = _read_manifest(_set_directory(directory, name))
     if manifest is None:
         raise DataError(f"{directory}/{name}: expected a prepared data set, found none, or one half written")
     return manifest

@@ -21,7 +21,7 @@ _MULTIPLE = 8  # a row's length is one of this: fused kernels want even lengths
 
 
 @dataclasses.dataclass(frozen=True)
-class _Needs:
+class _RowSize:
     """What a row must have room for: `length` tokens (T), and rankings with up to K `responses` each."""
 
     length: int
@@ -30,7 +30,7 @@ class _Needs:
 
 def tokenize_rankings(records: Sequence[Ranking], layout: Layout) -> Rows:
     """The `TokenizedRanking` of each ranking, made when they are asked for."""
-    return pipeline.indices(records).map(lambda index: layouts.ranking(records[index], layout))
+    return pipeline.indices(records).map(lambda index: layouts.tokenize_ranking(records[index], layout))
 
 
 def ranking_rows(rankings: Sequence[TokenizedRanking], pad_id: int) -> Rows:
@@ -42,11 +42,11 @@ def ranking_rows(rankings: Sequence[TokenizedRanking], pad_id: int) -> Rows:
       rankings: in memory, or from `tokens`.
       pad_id: fills rows up.
     """
-    lengths, needs = _measured(rankings)
-    fit = bin_packing.next_fit(lengths, needs.length)
+    lengths, size = _measure(rankings)
+    fit = bin_packing.next_fit(lengths, size.length)
     prompts = max(map(len, fit))
     return grain.MapDataset.range(len(fit)).map(
-        lambda row: _row([rankings[i] for i in fit[row]], needs, prompts, pad_id)
+        lambda row: _make_row([rankings[i] for i in fit[row]], size, prompts, pad_id)
     )
 
 
@@ -71,16 +71,16 @@ def ranking_batches(
       multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
       share: (i, n), where this process reads part i of n of the rows.
     """
-    lengths, needs = _measured(rankings)
+    lengths, size = _measure(rankings)
 
-    prompts = needs.length // min(lengths)
+    prompts = size.length // min(lengths)
 
     def make(indices: Sequence[int]) -> RankingBatch:
-        return _row([rankings[i] for i in indices], needs, prompts, pad_id)
+        return _make_row([rankings[i] for i in indices], size, prompts, pad_id)
 
     return packed_batches.batches(
         lengths,
-        needs.length,
+        size.length,
         make,
         batch_size=batch_size,
         seed=seed,
@@ -90,13 +90,13 @@ def ranking_batches(
     )
 
 
-def _measured(rankings: Sequence[TokenizedRanking]) -> tuple[list[int], _Needs]:
+def _measure(rankings: Sequence[TokenizedRanking]) -> tuple[list[int], _RowSize]:
     """The length of each ranking, and what the longest and the one of most answers need."""
     lengths, counts = zip(*((len(ranking), len(ranking.responses)) for ranking in rankings), strict=True)
-    return list(lengths), _Needs(-(-max(lengths) // _MULTIPLE) * _MULTIPLE, max(counts))
+    return list(lengths), _RowSize(-(-max(lengths) // _MULTIPLE) * _MULTIPLE, max(counts))
 
 
-def _row(rankings: Sequence[TokenizedRanking], needs: _Needs, prompts: int, pad_id: int) -> RankingBatch:
+def _make_row(rankings: Sequence[TokenizedRanking], size: _RowSize, prompts: int, pad_id: int) -> RankingBatch:
     return layouts.ranking_row(
-        rankings, length=needs.length, max_prompts=prompts, max_responses=needs.responses, pad_id=pad_id
+        rankings, length=size.length, max_prompts=prompts, max_responses=size.responses, pad_id=pad_id
     )

@@ -70,7 +70,7 @@ def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hash
         raise DataError(f"clustered mean: expected one cluster for each value, found {x.shape} and {len(clusters)}")
     if not np.isfinite(x).all():
         raise DataError(f"clustered mean: expected finite values, found {x[~np.isfinite(x)][0]}")
-    number = {}
+    number: dict[Hashable, int] = {}
     index = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
     if len(number) < 2:
         raise DataError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")

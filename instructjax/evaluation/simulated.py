@@ -56,7 +56,7 @@ def ratings(
       {"likert": mean of 1 to 7, "metadata": {field: rate in [0, 1]}}
     """
     given = [
-        rate(prompt, answer, labelers[rng.integers(len(labelers))], rng)
+        rate(prompt, answer, labelers[int(rng.integers(len(labelers)))], rng)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     means = {name: float(np.mean([entry[name] for entry in given])) for name in given[0]}

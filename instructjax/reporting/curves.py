@@ -146,7 +146,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     return "".join(blocks[round(7 * (part - low) / (high - low))] if high > low else blocks[0] for part in parts)
 
 
-def _grid(panels: Sequence[Panel]):
+def _grid(panels: Sequence[Panel]) -> Any:
     columns = max(1, min(len(panels), _COLUMNS))
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows), dpi=72, layout="constrained")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from instructjax import files
@@ -210,7 +211,7 @@ def lookup(tree: Mapping[str, Any] | None, *keys: str) -> Any:
     return tree
 
 
-def _figure(panels: int, height: float):
+def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH if panels == 1 else 3.7 * panels, height), layout="constrained")
     panes = [figure.add_subplot(1, panels, 1 + i) for i in range(panels)]
     for axes in panes:
@@ -218,13 +219,13 @@ def _figure(panels: int, height: float):
     return figure, panes
 
 
-def _interval(axes, x: float, estimate: Mapping[str, float], colour: str, marker: str, *, filled: bool) -> None:
+def _interval(axes: Axes, x: float, estimate: Mapping[str, float], colour: str, marker: str, *, filled: bool) -> None:
     mean = estimate["mean"]
     reach = [[mean - estimate["low"]], [estimate["high"] - mean]]
     face = colour if filled else "white"
     axes.errorbar(x, mean, reach, fmt=marker, color=colour, markerfacecolor=face, capsize=3, markersize=7)
 
 
-def _name_models(axes, names: Sequence[str]) -> None:
+def _name_models(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)

@@ -192,7 +192,7 @@ def seeds(runs: Sequence[Run], key: str = "heldout") -> str:
     return "\n".join(rows)
 
 
-def _figure(panels: int):
+def _figure(panels: int) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(5.2 if panels == 1 else 4.2 * panels, 3.4), layout="constrained")
     panes = [figure.add_subplot(1, panels, 1 + i) for i in range(panels)]
     for axes in panes:

@@ -118,7 +118,7 @@ def _cells(stage: Stage) -> tuple[str, str, str, str]:
         quiet = f"[red]{count}, quiet for {_clock(stage.age)}[/red]"
         state = f"[yellow]{count}[/yellow]" if stage.age < QUIET else quiet
     seconds = max((line.get("wall_seconds", 0.0) for line in stage.lines), default=0.0)
-    line = curves.sparkline(curves.curve(stage.lines, known[0])[1]) if known else ""
+    line = curves.sparkline(list(curves.curve(stage.lines, known[0])[1])) if known else ""
     return state, _clock(seconds), line, ", ".join(now)
 
 

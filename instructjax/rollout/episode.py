@@ -39,27 +39,26 @@ class Scorer(Protocol):
         """Computes a scalar of the text up to each token."""
 
 
-@flax.struct.dataclass
-class Experience:
+class Experience(flax.struct.PyTreeNode):
     """Episodes with everything an update needs, fixed at the time of the rollout.
 
     Attributes:
       episodes: prompts and responses.
       log_probs: of the response's tokens under the policy that sampled them.
       ref_log_probs: the same under the initial policy.
-      values: of the value network before each token of the response.
+      values: of the critic before each token of the response; None without a critic.
       scores: of the reward model, with the penalty for a missing EOS.
-      advantages: whitened over the whole batch.
-      returns: targets of the value network.
+      advantages: see `algorithms/advantages.py`.
+      returns: targets of the critic; None without one.
     """
 
     episodes: Episodes
     log_probs: Float[Array, "B R"]
     ref_log_probs: Float[Array, "B R"]
-    values: Float[Array, "B R"]
+    values: Float[Array, "B R"] | None
     scores: Float[Array, "B"]
     advantages: Float[Array, "B R"]
-    returns: Float[Array, "B R"]
+    returns: Float[Array, "B R"] | None
 
 
 def response_tokens(episodes: Episodes) -> Int[AnyArray, "B R"]:

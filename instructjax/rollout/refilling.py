@@ -26,8 +26,7 @@ from instructjax.typing import AnyArray, Array, Params
 NOBODY = -1  # the prompt of an idle row
 
 
-@flax.struct.dataclass
-class _Rows:
+class _Rows(flax.struct.PyTreeNode):
     """What decoding carries: B rows in G groups, each group with its own queue of prompts, N prompts in all.
 
     Attributes:

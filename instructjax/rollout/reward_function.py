@@ -38,7 +38,14 @@ class RewardFunction:
     layout: Layout
 
     def apply(
-        self, variables: Any, tokens: Array, segments: Array, positions: Array, *, deterministic=True, rngs=None
+        self,
+        variables: Any,
+        tokens: Array,
+        segments: Array,
+        positions: Array,
+        *,
+        deterministic: bool = True,
+        rngs: Any = None,
     ) -> Array:
         """The score of each episode, [B, T] float32: the same at all of its tokens. See `ScalarModel`."""
         del variables, positions, deterministic, rngs
@@ -46,8 +53,8 @@ class RewardFunction:
         scores = jax.pure_callback(self._on_host, shape, tokens, segments)
         return jnp.broadcast_to(scores[:, None], tokens.shape)
 
-    def _on_host(self, tokens: Array, segments: Array) -> np.ndarray:
-        tokens, segments = np.asarray(tokens), np.asarray(segments)
+    def _on_host(self, given_tokens: Array, given_segments: Array) -> np.ndarray:
+        tokens, segments = np.asarray(given_tokens), np.asarray(given_segments)
         border, decode = self.layout.max_prompt, self.layout.tokenizer.decode
 
         def texts(columns: slice) -> list[str]:

@@ -106,7 +106,7 @@ def generate(
     choose: Choose,
     *,
     max_response: int,
-    eos_id: int,
+    eos_id: Index,
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
     """Continues each prompt until EOS or `max_response` tokens.
@@ -158,7 +158,7 @@ def generate(
 
 
 def episodes(
-    prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: int
+    prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: Index
 ) -> Episodes:
     """Makes episodes of prompts and sampled tokens. Tokens after the first EOS must be padding."""
     ended = jnp.cumsum(tokens == eos_id, axis=1)

@@ -94,7 +94,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def save(self, step: int, state: Any, *, meta: Mapping[str, Any], iterator: Resumable | None = None) -> None:

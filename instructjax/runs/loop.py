@@ -96,7 +96,7 @@ def run(
         if (checkpoints.latest_step() or 0) >= schedule.steps and summary.exists():
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
-        iterator: Any = stack.enter_context(contextlib.closing(iter(pipeline.prefetched(batches()))))
+        iterator: Any = stack.enter_context(contextlib.closing(iter(pipeline.prefetch(batches()))))
         done, state, window = _resume(checkpoints, state, iterator, meta)
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -11,7 +12,7 @@ from instructjax.sources.files import Files
 from instructjax.sources.sandbox import Sandbox
 from instructjax.sources.source import Source
 
-SOURCES: Mapping[str, Callable[[ml_collections.ConfigDict], Source]] = {"files": Files, "sandbox": Sandbox, "e2e": E2E}
+SOURCES: Mapping[str, Any] = {"files": Files, "sandbox": Sandbox, "e2e": E2E}
 
 
 def source_of(config: ml_collections.ConfigDict) -> Source:

@@ -23,6 +23,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from etils import epath
@@ -34,6 +35,8 @@ from instructjax.records import Demonstration, Prompt, Ranking
 
 REFERENCES = ("dev_references.jsonl.gz", "test_references.jsonl.gz")
 ASPECTS = ("quality", "naturalness")
+
+Judged = TypeVar("Judged", Demonstration, Ranking)
 
 _SLOT = re.compile(r"([A-Za-z ]+)\[([^\[\]]*)\](?:,\s*|\s*$)")
 
@@ -97,7 +100,7 @@ def load(
     rankings = [ranking for kept, _ in ratings for ranking in kept]
     ranked = {pattern(ranking.prompt) for ranking in rankings}
 
-    def placed(record: records.R) -> records.R:
+    def placed(record: Judged) -> Judged:
         """The record with the split of its pattern."""
         key = pattern(record.prompt)
         split = records.split_of(Prompt(prompt=key), validation, test if key in ranked else 0.0)
@@ -212,7 +215,7 @@ def _mr(record: Demonstration | Prompt) -> str:
         slots(mr if isinstance(mr, str) else "")
     except DataError:
         raise RecordError(f"{record.where}: mr: expected slot[value], slot[value], ..., found {mr!r:.60}") from None
-    return mr
+    return str(mr)
 
 
 def _consistent(ranking: Ranking) -> tuple[float, ...]:

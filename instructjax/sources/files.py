@@ -27,7 +27,7 @@ class Files:
 
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
         """Returns the files that the recipe names for a kind."""
-        return [epath.Path(name) for name in self._named[prepared.NAMES[kind]].split(",")]
+        return [epath.Path(name) for name in self._named[prepared.SET_NAMES[kind]].split(",")]
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Raises DataError: rankings come with the records."""

@@ -67,8 +67,8 @@ class BytePairTokenizer:
             described = json.loads(content)
             kinds = described["model"]["type"], (described.get("decoder") or {}).get("type")
             if kinds != ("BPE", "ByteLevel"):
-                found = "model {:.20} with decoder {:.20}".format(*map(str, kinds))
-                raise TokenizerError(f"{where}: expected a byte-level BPE, found {found}")
+                shown = "model {:.20} with decoder {:.20}".format(*map(str, kinds))
+                raise TokenizerError(f"{where}: expected a byte-level BPE, found {shown}")
             ids = _ids(described)
             _check_ids(ids, where)
             found = cls(content if PAD in ids else json.dumps(_with_pad(described), ensure_ascii=False).encode())

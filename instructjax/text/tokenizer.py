@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from etils import epath
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back: `SentencePieceTokenizer` (SentencePiece) or `BytePairTokenizer` (GPT-2's).
 

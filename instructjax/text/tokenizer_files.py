@@ -48,6 +48,7 @@ def pretrained_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
         files = {"tokenizer.json": tokenizer.to_bytes()}
         settings |= {"eos_token": END_OF_TEXT, "pad_token": PAD}
     else:
+        assert isinstance(tokenizer, SentencePieceTokenizer)
         files = {"tokenizer.json": sentencepiece_json.convert(tokenizer), _PIECES: tokenizer.to_bytes()}
         settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return files | {"tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode()}

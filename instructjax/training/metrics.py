@@ -18,8 +18,7 @@ import numpy as np
 Array = Any  # a JAX array on a device, a NumPy array on the host
 
 
-@flax.struct.dataclass
-class Mean:
+class Mean(flax.struct.PyTreeNode):
     """A weighted mean, kept as its sum and its weight.
 
     Attributes:
@@ -54,8 +53,7 @@ class Mean:
         return float(self.total) / weight if weight else None
 
 
-@flax.struct.dataclass
-class Maximum:
+class Maximum(flax.struct.PyTreeNode):
     """The largest of some numbers.
 
     Attributes:
@@ -90,9 +88,23 @@ Metric = Mean | Maximum
 Metrics = dict[str, Metric]
 
 
+def total(metrics: Metrics, name: str) -> Array:
+    """Returns the sum of a mean, before it is divided."""
+    metric = metrics[name]
+    assert isinstance(metric, Mean)
+    return metric.total
+
+
 def merge(left: Metrics, right: Metrics) -> Metrics:
     """Merges two sets of metrics, name by name."""
-    return {name: metric.merge(right[name]) for name, metric in left.items()}
+    return {name: _merged(metric, right[name]) for name, metric in left.items()}
+
+
+def _merged(left: Metric, right: Metric) -> Metric:
+    if isinstance(left, Mean) and isinstance(right, Mean):
+        return left.merge(right)
+    assert isinstance(left, Maximum) and isinstance(right, Maximum)
+    return left.merge(right)
 
 
 def reduce(metrics: Metrics, axis_name: str | None) -> Metrics:

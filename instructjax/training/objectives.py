@@ -12,7 +12,8 @@ from instructjax import losses
 from instructjax.batch import LMBatch, RankingBatch
 from instructjax.models import unembedding
 from instructjax.rollout import consistency
-from instructjax.training.metrics import Mean
+from instructjax.training.metrics import Mean, Metrics
+from instructjax.training.state import Params
 from instructjax.training.step import Loss
 
 
@@ -26,7 +27,7 @@ def language_model_loss(model: Any) -> Loss:
       A loss of an `LMBatch`, in nats; weights are `batch.weights`.
     """
 
-    def loss(params: Any, batch: LMBatch, key: jax.Array):
+    def loss(params: Params, batch: LMBatch, key: jax.Array | None) -> tuple[losses.Pair, Metrics]:
         hidden, _ = model.apply(
             {"params": params},
             batch.tokens,
@@ -42,7 +43,8 @@ def language_model_loss(model: Any) -> Loss:
         log_probs, right = unembedding.read_logits(
             model, params, hidden, tokens, weights, lambda *z: (losses.log_probs(*z), losses.is_most_likely(*z))
         )
-        metrics = {"token_accuracy": Mean(*losses.masked_sum(right, weights)), "padding": padding(batch.segments)}
+        accuracy = Mean(*losses.masked_sum(right, weights))
+        metrics: Metrics = {"token_accuracy": accuracy, "padding": padding(batch.segments)}
         return losses.cross_entropy(log_probs, weights), metrics
 
     return loss
@@ -60,10 +62,10 @@ def ranking_loss(model: Any) -> Loss:
       A loss of a `RankingBatch`; its weight counts prompts.
     """
 
-    def loss(params: Any, batch: RankingBatch, key: jax.Array):
+    def loss(params: Params, batch: RankingBatch, key: jax.Array | None) -> tuple[losses.Pair, Metrics]:
         rewards = rewards_of(model, params, batch, deterministic=model.config.dropout == 0, key=key)
         ranked = by_prompt(rewards, batch.scores, batch.valid)
-        metrics = {"accuracy": Mean(*losses.ranking_accuracy(*ranked)), "padding": padding(batch.segments)}
+        metrics: Metrics = {"accuracy": Mean(*losses.ranking_accuracy(*ranked)), "padding": padding(batch.segments)}
         return losses.ranking_loss(*ranked), metrics
 
     return loss

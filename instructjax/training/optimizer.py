@@ -6,6 +6,8 @@ import jax
 import ml_collections
 import optax
 
+from instructjax.training.state import Params
+
 
 def cosine_schedule(peak: float, steps: int, warmup_steps: int = 0, final_fraction: float = 0.1) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine from `peak` to `final_fraction * peak`.
@@ -63,8 +65,8 @@ def adam(
     )
 
 
-def decayed(params):
-    """True on the matrices of a parameter tree, False on biases and layer-norm scales.
+def decayed(params: Params) -> Params:
+    """Marks the matrices of a parameter tree, False on biases and layer-norm scales.
 
     The blocks' parameters are stacked over layers, so a leaf's own rank tells nothing;
     its name does.

@@ -105,8 +105,8 @@ def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, par
     if size % unit:
         below, above = size // unit * unit, (size // unit + 1) * unit
         fits = f"{below} or {above}" if below else f"{above}"
-        parts = f"{data * fsdp} devices x {parts} parts"
-        raise ConfigError(f"{key}: expected a multiple of {unit} ({parts}), such as {fits}, found {size}")
+        shared = f"{data * fsdp} devices x {parts} parts"
+        raise ConfigError(f"{key}: expected a multiple of {unit} ({shared}), such as {fits}, found {size}")
 
 
 def share_of_rows() -> tuple[int, int]:
@@ -249,7 +249,7 @@ def _pmapped(step: Callable) -> Callable:
     devices = jax.device_count()
     everywhere = NamedSharding(Mesh(jax.devices(), (AXIS,)), P())
 
-    def positional(constants, state, batch, key):
+    def positional(constants: Any, state: Any, batch: Any, key: Any) -> Any:
         return step(state, batch, key, *constants)
 
     # out_axes=None takes one device's copy: the step leaves the same state on each.

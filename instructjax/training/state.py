@@ -13,8 +13,7 @@ Params = Any  # a pytree of arrays
 Array = jax.Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of one network in training.
 
     The model and the optimiser are functions, closed over by the step.

@@ -25,7 +25,7 @@ from instructjax.training.state import Params, TrainState
 Array = jax.Array
 Batch = Any
 Pair = tuple[Array, Array]  # (sum, weight)
-Loss = Callable[[Params, Batch, Array], tuple[Pair, Metrics]]
+Loss = Callable[[Params, Any, Any], tuple[Pair, Metrics]]  # of weights, a batch and a key (None: no dropout)
 
 
 def summed_gradient(
@@ -48,7 +48,7 @@ def summed_gradient(
       (gradient, weight), and the metrics with "loss" added, all over the global batch.
     """
 
-    def total(params, batch, key):
+    def total(params: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Metrics]]:
         (value, weight), metrics = loss(params, batch, key)
         return value, (weight, {"loss": Mean(value, weight), **metrics})
 
@@ -61,7 +61,7 @@ def summed_gradient(
     else:
         parts = split_interleaved(batch, microbatches)
 
-        def add(sums, index_and_part):
+        def add(sums: Any, index_and_part: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = index_and_part
             gradient, (weight, metrics) = differentiate(params, constrain_rows(part), jax.random.fold_in(key, index))
             pair, merged = sums
@@ -89,7 +89,7 @@ def train_step(
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         pair, metrics = summed_gradient(loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name)
-        return finite_update(state, losses.mean(*pair), metrics["loss"].total, metrics, optimizer)
+        return finite_update(state, losses.mean(*pair), metrics_lib.total(metrics, "loss"), metrics, optimizer)
 
     return step
 
