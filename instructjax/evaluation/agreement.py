@@ -1,7 +1,7 @@
-"""How far labelers agree with each other, and a reward model with them (section 4.1).
+"""Measures how often labelers agree with each other, and a reward model with labelers (section 4.1).
 
-The unit is the pair of answers. A pair that a labeler ties says nothing about order and
-is left out; so is a pair of identical answers. Intervals are clustered by prompt.
+The unit is a pair of answers to the same prompt. Pairs that a labeler ties and pairs of
+identical answers are left out. Intervals are clustered by prompt.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from instructjax.records import Ranking
 
 
 def pair_credits(rewards: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Whether rewards order the pairs of one ranking as its labeler does.
+    """Compares the order of rewards with the order of a labeler's scores, pair by pair.
 
     Args:
-      rewards: [K] rewards of the answers, of any scale.
-      scores: [K] the labeler's scores, higher is better, equal is a tie.
+      rewards: [K] rewards of the answers, on any scale.
+      scores: [K] the labeler's scores. Higher is better, and equal is a tie.
 
     Returns:
-      [number of untied pairs] float64, 1 where the better answer has the higher
-      reward, 0 where it has the lower, 0.5 where the rewards are equal; pairs in the
-      order (0, 1), (0, 2), ..., (K - 2, K - 1).
+      [number of untied pairs] float64: 1 if the better answer has the higher reward, 0 if it
+      has the lower reward, 0.5 if the rewards are equal. The order of the pairs is
+      (0, 1), (0, 2), ..., (K - 2, K - 1).
+
+    Raises:
+      DataError: the lengths differ.
     """
     rewards, scores = np.asarray(rewards, np.float64), np.asarray(scores, np.float64)
     if rewards.shape != scores.shape:
@@ -40,12 +43,12 @@ def pair_credits(rewards: Sequence[float] | np.ndarray, scores: Sequence[float] 
 
 
 def reward_accuracy(rankings: Sequence[Ranking], rewards: Sequence[Sequence[float] | np.ndarray]) -> Estimate:
-    """The share of untied pairs on which the better answer has the higher reward.
+    """Computes the share of untied pairs in which the better answer has the higher reward.
 
-    Every pair counts the same, whatever the K of its ranking; equal rewards count half.
+    Every pair has the same weight, regardless of the K of its ranking. Equal rewards count half.
 
     Args:
-      rankings: of one labeler each, or of several labelers on average.
+      rankings: each by one labeler, or averaged over several.
       rewards: for each ranking, the rewards of its K answers.
 
     Returns:
@@ -62,31 +65,30 @@ def accuracy_difference(
     rewards: Sequence[Sequence[float] | np.ndarray],
     others: Sequence[Sequence[float] | np.ndarray],
 ) -> Estimate:
-    """How much more accurate one reward is than another on the same pairs.
+    """Computes how much more accurate one set of rewards is than another on the same pairs.
 
-    The interval is of the paired difference, so it is narrower than the two accuracies'
-    own intervals suggest. Arguments and errors as in `reward_accuracy`.
+    The interval is that of the paired difference, so it is narrower than the intervals of the
+    two accuracies suggest. See `reward_accuracy` for arguments and errors.
 
     Returns:
       The first accuracy minus the second, in [-1, 1].
     """
-    ours, prompts = _credits(rankings, rewards)
-    theirs, _ = _credits(rankings, others)
-    return clustered_mean(ours - theirs, prompts)
+    first, prompts = _credits(rankings, rewards)
+    second, _ = _credits(rankings, others)
+    return clustered_mean(first - second, prompts)
 
 
 def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
-    """The share of pairs that two labelers order alike, of those that neither ties.
+    """Computes the share of pairs that two labelers order alike, among the pairs that neither ties.
 
-    Rankings of the same prompt and the same answers, in whatever order, are compared,
-    each labeler with each other. The paper reports 72.6 +- 1.5 % for its training
-    labelers (section 3.4).
+    It compares all labelers who ranked the same answers to the same prompt, whatever the order
+    in which they saw them. The paper reports 72.6 +- 1.5 % for its training labelers (section 3.4).
 
     Args:
-      rankings: any rankings; those that nobody else ranked are passed over.
+      rankings: any rankings. Answers that only one labeler ranked are ignored.
 
     Returns:
-      The agreement in [0, 1]; n counts pairs of labelers times pairs of answers.
+      The agreement in [0, 1], where n counts pairs of labelers times pairs of answers.
 
     Raises:
       DataError: fewer than two prompts have rankings that can be compared.
@@ -106,27 +108,31 @@ def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
             agreed.extend(product[product != 0] > 0)
             prompts.extend([prompt] * np.count_nonzero(product))
     if len(set(prompts)) < 2:
-        raise DataError(f"agreement: expected 2 prompts that two labelers ranked, found {len(set(prompts))}")
+        raise DataError(
+            f"labeler agreement: expected at least 2 prompts with pairs that two labelers ranked and neither tied, "
+            f"found {len(set(prompts))}"
+        )
     return clustered_mean(agreed, prompts)
 
 
 def calibration(
     rankings: Sequence[Ranking], rewards: Sequence[Sequence[float] | np.ndarray], bins: int = 10
 ) -> list[dict[str, float]]:
-    """How often the answer with the higher reward is the better one, by how much higher it is.
+    """Compares a reward model's confidence with its accuracy.
 
-    A reward model says that it is so with probability sigmoid(margin) (section 3.5, equation
-    1). Untied pairs are put into bins of equal size by their margin.
+    The margin of a pair is the absolute difference of its rewards. A reward model predicts that
+    the answer with the higher reward is the better one with probability sigmoid(margin)
+    (section 3.5, equation 1). Untied pairs are sorted by margin into bins of equal size.
 
     Args:
       rankings: see `reward_accuracy`.
       rewards: for each ranking, the rewards of its K answers.
-      bins: how many, at most one for each pair.
+      bins: the number of bins. Bins without a pair are left out.
 
     Returns:
-      For each bin, from the least margin to the greatest: "margin", the mean difference of
-      the rewards, not negative; "predicted", the mean of sigmoid(margin); "right", the share
-      of pairs that are ordered as the labeler does; "n", the number of pairs.
+      For each bin, from the smallest margin to the largest: "margin", the mean margin;
+      "predicted", the mean of sigmoid(margin); "right", the share of pairs that the rewards
+      order as the labeler does; "n", the number of pairs.
     """
     credits, _ = _credits(rankings, rewards)
     margins = np.concatenate([np.empty(0), *map(_margins, rankings, rewards)])
@@ -144,42 +150,49 @@ def calibration(
 
 
 def length_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) -> tuple[list[np.ndarray], str]:
-    """The length baseline: prefer the longer answer, or the shorter, as training rankings do.
+    """Computes the rewards of the length baseline, which prefers longer or shorter answers.
 
     Args:
       train: rankings that decide whether longer or shorter answers are preferred.
-      rankings: rankings to give rewards for.
+      rankings: rankings whose answers get a reward.
 
     Returns:
-      For each ranking of `rankings`, [K] rewards (plus or minus the number of
-      characters), and "longer" or "shorter".
+      For each of `rankings`, [K] rewards (plus or minus the number of characters); and "longer"
+      or "shorter".
     """
     longer = _credits(train, [_lengths(ranking) for ranking in train])[0].mean() >= 0.5
     sign = 1.0 if longer else -1.0
     return [sign * _lengths(ranking) for ranking in rankings], "longer" if longer else "shorter"
 
 
-def against_raters(
+def compare_with_raters(
     train: Sequence[Ranking],
     single: Sequence[Ranking],
     averaged: Sequence[Ranking],
     reward: Callable[[Sequence[Ranking]], Sequence[np.ndarray]],
 ) -> dict[str, Any]:
-    """A reward model on held-out rankings by people, beside the length baseline and the raters themselves.
+    """Evaluates a reward model on held-out human rankings, next to a length baseline and the raters themselves.
 
     Args:
-      train: rankings that the reward model learned from; the length baseline's too.
-      single: held-out rankings of one rater each.
-      averaged: held-out rankings with the mean judgement of several raters.
-      reward: from rankings, for each the [K] rewards of its answers.
+      train: rankings that the reward model was trained on. The length baseline uses them, too.
+      single: held-out rankings, each by one rater.
+      averaged: held-out rankings, each averaged over several raters.
+      reward: `reward(rankings)` returns the [K] rewards of the answers of each ranking.
 
     Returns:
-      For "single" and "averaged" under "accuracy": estimates, as mappings, of the
-      accuracy of "reward_model" and "length" and of their "difference"; for "single"
-      also the agreement of "raters". Under "length_prefers": "longer" or "shorter". Under
-      "calibration", for "single" and "averaged": see `calibration`.
+      {
+        "accuracy": {
+          "single": {"reward_model", "length", "difference", "raters": ESTIMATE},
+          "averaged": {"reward_model", "length", "difference": ESTIMATE},
+        },
+        "length_prefers": "longer" or "shorter",
+        "calibration": {"single", "averaged": see `calibration`},
+      }
+      with estimates as mappings; "difference" is the reward model less the length baseline, and
+      "raters" is the raters' agreement with each other.
     """
-    accuracy, calibrated = {}, {}
+    accuracy: dict[str, dict[str, dict[str, float]]] = {}
+    calibrated: dict[str, list[dict[str, float]]] = {}
     for name, rankings in (("single", single), ("averaged", averaged)):
         rewards = reward(rankings)
         lengths, prefers = length_rewards(train, rankings)
@@ -200,17 +213,20 @@ def _lengths(ranking: Ranking) -> np.ndarray:
 
 
 def _margins(ranking: Ranking, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
-    """|r_i - r_j| of the untied pairs, in the order of `pair_credits`."""
+    """Returns |r_i - r_j| of the untied pairs, in the order of `pair_credits`."""
     i, j = np.triu_indices(len(ranking.scores), k=1)
     scores, rewards = np.asarray(ranking.scores), np.asarray(rewards, np.float64)
     return np.abs(rewards[i] - rewards[j])[scores[i] != scores[j]]
 
 
-def _credits(rankings: Sequence[Ranking], rewards: Sequence) -> tuple[np.ndarray, list[str]]:
-    """The credit of every untied pair of every ranking, and the prompt that it belongs to."""
+def _credits(
+    rankings: Sequence[Ranking], rewards: Sequence[Sequence[float] | np.ndarray]
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the credit and the prompt of every untied pair of every ranking."""
     if len(rankings) != len(rewards):
         raise DataError(f"accuracy: expected rewards for {len(rankings)} rankings, found {len(rewards)}")
-    credits, prompts = [np.empty(0)], []
+    credits: list[np.ndarray] = [np.empty(0)]
+    prompts: list[str] = []
     for ranking, reward in zip(rankings, rewards, strict=True):
         credit = pair_credits(reward, ranking.scores)
         credits.append(credit)

@@ -1,9 +1,8 @@
-"""Means with 95 % intervals that respect clusters.
+"""Means with cluster-robust 95 % intervals.
 
-Many judgements share a prompt: several labelers, several samples, all pairs of one
-ranking. They are not independent, and an interval that counts them as such is too
-narrow. Every mean of this package that carries an interval is clustered, by prompt
-unless it says otherwise.
+Many judgments share a prompt: those of several labelers, of several samples, of all pairs of
+a ranking. They are not independent, and an interval that treats them as independent is too
+narrow. Every interval in this package is clustered, by prompt unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Estimate:
       mean: the mean, in the unit of the values.
       low: the interval's lower end.
       high: the interval's upper end.
-      n: the number of values behind the mean, not of clusters.
+      n: the number of values (not of clusters).
     """
 
     mean: float
@@ -36,38 +35,40 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float]:
-        """The four numbers, as they stand in results.json."""
+        """Returns the four numbers as results.json has them."""
         return dataclasses.asdict(self)
 
 
 def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> Estimate:
-    """The mean of values that are independent between clusters but not inside them.
+    """Computes the mean of values that are independent between clusters but not within them.
 
     With G clusters, n values and mean m, the cluster-robust variance of the mean is
 
         G / (G - 1) * sum over clusters of (sum of (x - m) in the cluster)^2 / n^2
 
-    (Liang and Zeger 1986; Cameron and Miller 2015, section II), and the interval takes
-    Student's t with G - 1 degrees of freedom. With one value in each cluster this is
-    the ordinary standard error. The difference of two measures on the same values is
-    itself such a mean: pass the differences. If all values are equal, the interval has
-    no width.
+    (Liang and Zeger 1986; Cameron and Miller 2015, section II). The interval uses Student's t
+    with G - 1 degrees of freedom. With one value per cluster, this is the ordinary standard
+    error. If all values are equal, the interval has no width.
+
+    For the difference of two measures on the same items, pass the differences.
 
     Args:
       values: [n] numbers, of any unit.
       clusters: [n] names, equal for values of the same cluster.
 
     Returns:
-      The mean and its interval, in the unit of the values. It is not clipped to the
-      range that the values can have.
+      The mean and its interval, in the unit of the values. The interval is not clipped to the
+      range of possible values.
 
     Raises:
-      DataError: the lengths differ, a value is not finite, or there are fewer than
-        two clusters, so that nothing is known about the spread.
+      DataError: the lengths differ, a value is not finite, or there are fewer than two
+        clusters, with which the spread is unknown.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or len(x) != len(clusters):
-        raise DataError(f"clustered mean: expected one cluster for each value, found {x.shape} and {len(clusters)}")
+        raise DataError(
+            f"clustered mean: expected one cluster per value, found shape {x.shape} and {len(clusters)} clusters"
+        )
     if not np.isfinite(x).all():
         raise DataError(f"clustered mean: expected finite values, found {x[~np.isfinite(x)][0]}")
     number: dict[Hashable, int] = {}

@@ -1,4 +1,4 @@
-"""The cross-entropy of a language model on held-out text or demonstrations."""
+"""The loss of a language model on held-out text or demonstrations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from instructjax.training.state import Params
 
 
 def held_out_loss(model: LanguageModel) -> Callable[[Params, Sequence[LMBatch]], float]:
-    """Returns `loss(params, batches)`: cross-entropy in nats per weighted token, over all batches.
+    """Builds `loss(params, batches)`, the mean cross-entropy per weighted token over all batches, in nats.
 
     Args:
-      model: without dropout.
+      model: a model without dropout.
     """
     objective = objectives.language_model_loss(model)
     sums = jax.jit(lambda params, batch: replicate(objective(params, constrain_rows(batch), None)[0]))

@@ -1,4 +1,4 @@
-"""How often one model's answers are preferred to another's (section 3.6)."""
+"""Measures how often one model's answers are preferred to another's (section 3.6)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from instructjax.evaluation.intervals import Estimate, clustered_mean
 
 
 def win_rate(outcomes: Sequence[float] | np.ndarray, prompts: Sequence[Hashable]) -> Estimate:
-    """The share of comparisons that a model wins, as in the paper's Figure 1.
+    """Computes the share of comparisons that a model wins, as in the paper's Figure 1.
 
     Args:
-      outcomes: [n], for each comparison 1 if the model's answer was preferred, 0 if
-        the other's was, 0.5 for a tie.
-      prompts: [n], the prompt of each comparison; comparisons of one prompt, by
-        several labelers or of several samples, form a cluster.
+      outcomes: [n], one per comparison: 1 if the model's answer was preferred, 0 if the other
+        model's was, 0.5 for a tie.
+      prompts: [n], the prompt of each comparison. All comparisons on a prompt, by several
+        labelers or of several samples, form a cluster.
 
     Returns:
       The win rate in [0, 1] and its 95 % interval, clustered by prompt.
@@ -33,13 +33,13 @@ def win_rate(outcomes: Sequence[float] | np.ndarray, prompts: Sequence[Hashable]
 
 
 def outcomes(scores: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Turns two lists of scores into outcomes of comparisons.
+    """Converts the scores of two models' answers to outcomes of comparisons.
 
     Args:
-      scores: [n] scores of a model's answers, higher is better.
+      scores: [n] scores of one model's answers. Higher is better.
       others: [n] scores that the same labelers gave to the other model's answers.
 
     Returns:
-      [n] float64, 1 where the first is higher, 0 where it is lower, 0.5 for a tie.
+      [n] float64: 1 if the first score is higher, 0 if it is lower, 0.5 for a tie.
     """
     return (np.sign(np.asarray(scores, np.float64) - np.asarray(others, np.float64)) + 1) / 2

@@ -1,4 +1,4 @@
-"""Scores of a reward model for many answers, and its loss and accuracy on held-out rankings."""
+"""Scores answers with a reward model, and measures its loss and accuracy on held-out rankings."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def _compiled(model: ScalarModel) -> Callable[[Any, RankingBatch], jax.Array]:
 def rewards(
     model: ScalarModel, params: Params, rankings: Sequence[TokenizedRanking], *, pad_id: int, batch_size: int
 ) -> list[np.ndarray]:
-    """Scores several answers per prompt, one forward pass a prompt.
+    """Scores several answers per prompt, with one forward pass per prompt.
 
     Args:
       model: a reward model.
       params: its weights.
-      rankings: prompts with their answers; their scores are not read.
-      pad_id: fills rows up.
-      batch_size: rows of packed prompts that are computed at a time.
+      rankings: prompts with their answers. The labelers' scores are not read.
+      pad_id: the id of the padding.
+      batch_size: the maximum number of packed rows per forward pass.
 
     Returns:
-      float64[K] for each prompt, K the number of its answers.
+      For each prompt, float64[K], the rewards of its K answers.
     """
     score = _compiled(model)
     rows = ranking_rows(rankings, pad_id)
@@ -46,22 +46,22 @@ def rewards(
     return np.split(np.concatenate(found), np.cumsum([len(ranking.responses) for ranking in rankings])[:-1])
 
 
-def held_out(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Params], dict[str, float]]:
-    """Returns `measure(params)`: loss and accuracy on held-out rankings.
+def held_out_metrics(model: ScalarModel, batches: Sequence[RankingBatch]) -> Callable[[Params], dict[str, float]]:
+    """Builds `measure(params)`, which returns "validation_loss" and "validation_accuracy".
 
     Args:
-      model: without dropout.
-      batches: the rankings.
+      model: a model without dropout.
+      batches: held-out rankings.
     """
     loss = objectives.ranking_loss(model)
 
     @jax.jit
-    def of_batch(params: Params, batch: RankingBatch) -> metrics.Metrics:
+    def measure_batch(params: Params, batch: RankingBatch) -> metrics.Metrics:
         pair, measured = loss(params, constrain_rows(batch), None)
         return replicate({"loss": metrics.Mean(*pair), "accuracy": measured["accuracy"]})
 
     def measure(params: Params) -> dict[str, float]:
-        values = metrics.compute([jax.device_get(of_batch(params, batch)) for batch in batches])
+        values = metrics.compute([jax.device_get(measure_batch(params, batch)) for batch in batches])
         return {f"validation_{name}": value for name, value in values.items()}
 
     return measure

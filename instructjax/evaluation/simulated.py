@@ -1,4 +1,4 @@
-"""What simulated labelers say of a model's answers, and what the sandbox knows of them."""
+"""Judges a model's answers by simulated labelers, and by the true quality that the sandbox knows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from instructjax.sandbox.quality import quality
 
 
 def true_quality(prompts: Sequence[str], answers: Sequence[str]) -> Estimate:
-    """The mean true quality of answers, clustered by prompt."""
+    """Computes the mean true quality of answers, clustered by prompt."""
     return clustered_mean([quality(p, a) for p, a in zip(prompts, answers, strict=True)], prompts)
 
 
-def preference(
+def labeler_win_rate(
     prompts: Sequence[str],
     answers: Sequence[str],
     others: Sequence[str],
@@ -26,20 +26,21 @@ def preference(
     judgements: int,
     rng: np.random.Generator,
 ) -> Estimate:
-    """How often labelers prefer a model's answers to another's; a tie counts half.
+    """Has simulated labelers compare a model's answers with another model's. A tie counts half.
 
     Args:
       prompts: [n] texts.
-      answers: [n] of the model.
-      others: [n] of the model it is compared with.
-      labelers: the group that judges.
-      judgements: different labelers, drawn from the group, who compare each pair.
-      rng: source of the draw and of the labelers' noise.
+      answers: [n], the model's answers.
+      others: [n], the other model's answers.
+      labelers: the group to draw labelers from.
+      judgements: the number of different labelers who compare each pair of answers.
+      rng: draws the labelers and their noise.
 
     Returns:
       The win rate over n * judgements comparisons, clustered by prompt.
     """
-    outcomes, clusters = [], []
+    outcomes: list[float] = []
+    clusters: list[str] = []
     for prompt, answer, other in zip(prompts, answers, others, strict=True):
         for index in rng.choice(len(labelers), size=judgements, replace=False):
             outcomes.append(compare(prompt, answer, other, labelers[index], rng))
@@ -50,10 +51,10 @@ def preference(
 def ratings(
     prompts: Sequence[str], answers: Sequence[str], labelers: Sequence[Labeler], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """One labeler's Likert score and flags for each answer (Table 3), averaged.
+    """Has a random labeler rate each answer by the fields of Table 3, and averages the ratings.
 
     Returns:
-      {"likert": mean of 1 to 7, "metadata": {field: rate in [0, 1]}}
+      {"likert": the mean score, from 1 to 7, "metadata": {FIELD: its rate in [0, 1]}}
     """
     given = [
         rate(prompt, answer, labelers[int(rng.integers(len(labelers)))], rng)

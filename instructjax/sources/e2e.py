@@ -61,7 +61,7 @@ class E2E:
         stated["references"] = facts.share_of_facts(
             [record.prompt for record in references], [record.response for record in references]
         )
-        against = agreement.against_raters(
+        against = agreement.compare_with_raters(
             list(answers.load(Ranking, "train")), single, e2e_records.average(single), answers.rewards
         )
         shares = {model: estimate.to_dict() for model, estimate in stated.items()}

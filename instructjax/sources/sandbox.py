@@ -92,7 +92,7 @@ class Sandbox:
             models[model] = {
                 "true_quality": simulated.true_quality(answers.prompts, texts).to_dict(),
                 "win_rate_vs_sft": {
-                    name: simulated.preference(
+                    name: simulated.labeler_win_rate(
                         answers.prompts, texts, answers.baseline, group, judgements, rng
                     ).to_dict()
                     for name, group in groups.items()

@@ -35,14 +35,14 @@ def run(stage: Stage) -> None:
         imported.run(
             stage,
             ScalarModel,
-            lambda model, params: reward_models.held_out(model, run.validation_rankings())(params),
+            lambda model, params: reward_models.held_out_metrics(model, run.validation_rankings())(params),
         )
         return
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     model = ScalarModel(run.reward_config)
     start = _start(stage, model, steps)
-    measure = reward_models.held_out(model, run.validation_rankings())
+    measure = reward_models.held_out_metrics(model, run.validation_rankings())
 
     def offset(state: TrainState) -> TrainState:
         return state.replace(params=_centered(stage, model, state.params))
@@ -79,7 +79,7 @@ def mean_score(
     def alone(index: int) -> TokenizedRanking:
         record = demonstrations[index]
         return TokenizedRanking(
-            layout.prompt(record.prompt, record.where), [layout.response(record.response, record.where)]
+            layout.encode_prompt(record.prompt, record.where), [layout.encode_response(record.response, record.where)]
         )
 
     rows = pipeline.indices(demonstrations).map(alone)

@@ -35,7 +35,7 @@ def test_credits_equal_a_loop_over_pairs(example):
 
 
 @given(rewarded(), st.floats(0.1, 10), st.integers(-5, 5))
-def test_credits_depend_on_the_order_of_rewards_only(example, scale, shift):
+def test_credits_depend_only_on_the_order_of_rewards(example, scale, shift):
     rewards, scores = example
     credits = agreement.pair_credits(rewards, scores)
     assert agreement.pair_credits(scale * np.array(rewards) + shift, scores).tolist() == credits.tolist()
@@ -49,7 +49,7 @@ def test_accuracy_counts_pairs_and_clusters_by_prompt():
     np.testing.assert_allclose(estimate.mean, (3 + 0 + 0.5) / 6)
 
 
-def test_an_accuracy_differs_from_itself_by_nothing_and_from_chance_by_its_lead():
+def test_accuracy_difference_is_zero_for_equal_rewards_and_half_for_right_against_chance():
     rankings = [ranking(str(p), [1, 2, 3]) for p in range(4)]
     right, equal = [[1, 2, 3]] * 4, [[0, 0, 0]] * 4
     assert agreement.accuracy_difference(rankings, right, right).mean == 0
@@ -62,7 +62,7 @@ def test_agreement_leaves_out_pairs_that_either_labeler_ties():
         ranking("a", [2, 1, 3]),  # disagrees on the first pair, agrees on two
         ranking("b", [1, 1, 2]),
         ranking("b", [1, 2, 2]),  # only the pair (0, 2) is untied by both
-        ranking("c", [1, 2, 3]),  # nobody to agree with
+        ranking("c", [1, 2, 3]),  # ranked by one labeler only
     ]
     estimate = agreement.pairwise_agreement(rankings)
     assert estimate.n == 4
@@ -70,7 +70,7 @@ def test_agreement_leaves_out_pairs_that_either_labeler_ties():
 
 
 @given(st.permutations(range(5)), st.lists(few, min_size=5, max_size=5), st.lists(few, min_size=5, max_size=5))
-def test_the_order_in_which_answers_were_shown_does_not_matter(order, one, other):
+def test_agreement_does_not_depend_on_the_order_of_answers(order, one, other):
     names = [f"answer {k}" for k in range(5)]
     base = [ranking(p, s) for p in "xy" for s in ([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])]
     shown = [ranking("a", one, names), ranking("a", other, names)]
@@ -78,7 +78,7 @@ def test_the_order_in_which_answers_were_shown_does_not_matter(order, one, other
     assert agreement.pairwise_agreement(base + shown) == agreement.pairwise_agreement(base + moved)
 
 
-def test_identical_answers_are_no_pair():
+def test_pairs_of_identical_answers_are_left_out():
     same = [ranking(p, s, ["x", "x", "y"]) for p in "ab" for s in ([1, 2, 3], [2, 1, 3])]
     estimate = agreement.pairwise_agreement(same)
     assert (estimate.mean, estimate.n) == (1.0, 4)
@@ -102,20 +102,24 @@ def test_the_length_baseline_learns_its_direction_from_training_rankings():
     assert agreement.reward_accuracy(test, agreement.length_rewards(likes_short, test)[0]).mean == 1
 
 
-def test_says_what_is_wrong():
+def test_errors_say_what_was_expected():
     with pytest.raises(DataError, match="expected one reward for each of 3 answers, found 2"):
         agreement.pair_credits([1, 2], [1, 2, 3])
     with pytest.raises(DataError, match="expected rewards for 1 rankings, found 0"):
         agreement.reward_accuracy([ranking("a", [1, 2])], [])
-    with pytest.raises(DataError, match="expected 2 prompts that two labelers ranked, found 0"):
+    with pytest.raises(
+        DataError, match="expected at least 2 prompts with pairs that two labelers ranked and neither tied, found 0"
+    ):
         agreement.pairwise_agreement([ranking("a", [1, 2]), ranking("b", [1, 2])])
 
 
-def test_a_reward_model_is_put_beside_length_and_raters():
+def test_a_reward_model_is_compared_with_length_and_raters():
     train = [ranking("t", [1, 2], ["long answer", "short"])]
     single = [ranking(p, s, ["long answer", "short"]) for p in "abcd" for s in ([1, 2], [1, 2] if p != "d" else [2, 1])]
     averaged = [ranking(p, [1, 2], ["long answer", "short"]) for p in "abc"]
-    found = agreement.against_raters(train, single, averaged, lambda rankings: [np.array([1.0, 0.0])] * len(rankings))
+    found = agreement.compare_with_raters(
+        train, single, averaged, lambda rankings: [np.array([1.0, 0.0])] * len(rankings)
+    )
     assert found["length_prefers"] == "shorter"
     assert {name: e["mean"] for name, e in found["accuracy"]["averaged"].items()} == {
         "reward_model": 0.0,
@@ -130,10 +134,10 @@ def test_a_reward_model_is_put_beside_length_and_raters():
     }
 
 
-def test_calibration_counts_who_was_right_by_margin():
+def test_calibration_is_the_accuracy_by_margin():
     rankings = [Ranking(prompt=str(i), responses=("a", "b", "c"), scores=(2.0, 1.0, 1.0)) for i in range(2)]
     rewards = [np.array([1.0, 0.0, 3.0]), np.array([0.5, 0.5, 0.0])]
-    # Untied pairs: margins 1 (right), 2 (wrong), 0 (a guess), 0.5 (right).
+    # Untied pairs: margins 1 (right), 2 (wrong), 0 (equal rewards: half), 0.5 (right).
     low, high = agreement.calibration(rankings, rewards, bins=2)
     assert (low["margin"], low["right"], low["n"]) == (0.25, 0.75, 2)
     assert (high["margin"], high["right"], high["n"]) == (1.5, 0.5, 2)

@@ -32,7 +32,7 @@ def test_repeating_every_value_in_its_cluster_changes_only_n(x, times):
 
 
 @given(values, st.randoms(use_true_random=False))
-def test_order_and_names_of_clusters_do_not_matter(x, random):
+def test_the_order_and_names_of_clusters_do_not_matter(x, random):
     clusters = [i % 4 for i in range(len(x))]
     pairs = list(zip(x, clusters, strict=True))
     random.shuffle(pairs)
@@ -41,7 +41,7 @@ def test_order_and_names_of_clusters_do_not_matter(x, random):
     np.testing.assert_allclose([shuffled.low, shuffled.high], [original.low, original.high], atol=1e-9)
 
 
-def test_covers_the_true_mean_of_clustered_data_where_the_ordinary_interval_does_not():
+def test_the_interval_covers_the_mean_of_clustered_data_and_an_ordinary_one_does_not():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(40), rng.integers(1, 12, 40))
     clustered, ordinary, runs = 0, 0, 1000
@@ -59,11 +59,11 @@ def test_covers_the_true_mean_of_clustered_data_where_the_ordinary_interval_does
     [
         ([1.0, 2.0], ["a", "a"], "expected at least 2 clusters"),
         ([], [], "expected at least 2 clusters"),
-        ([1.0, 2.0], ["a"], "expected one cluster for each value"),
+        ([1.0, 2.0], ["a"], "expected one cluster per value"),
         ([1.0, float("nan")], ["a", "b"], "expected finite values, found nan"),
     ],
 )
-def test_says_what_is_wrong(x, clusters, message):
+def test_errors_say_what_was_expected(x, clusters, message):
     with pytest.raises(DataError, match=message):
         clustered_mean(x, clusters)
 

@@ -1,4 +1,4 @@
-"""Rewards of several answers to a prompt are those of each answer alone, in the order of the prompts."""
+"""Scoring several answers per prompt gives the rewards of scoring each answer alone, in the same order."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from instructjax.rollout import episode
 from tests import tiny_models
 
 RNG = np.random.default_rng(0)
-SIZES = [(3, (2, 5, 1)), (1, (4,)), (6, (1, 2)), (2, (3, 3, 3))]  # tokens of each prompt, and of its answers
+SIZES = [(3, (2, 5, 1)), (1, (4,)), (6, (1, 2)), (2, (3, 3, 3))]  # tokens of each prompt and of its answers
 RANKINGS = [TokenizedRanking(RNG.integers(1, 16, p), [RNG.integers(1, 16, r) for r in answers]) for p, answers in SIZES]
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_rewards_are_those_of_each_answer_alone(batch_size):
+def test_rewards_equal_those_of_each_answer_alone(batch_size):
     model, params = tiny_models.scalar_model()
     found = reward_models.rewards(model, params, RANKINGS, pad_id=0, batch_size=batch_size)
     assert [rewards.dtype for rewards in found] == [np.float64] * len(RANKINGS)
