@@ -13,7 +13,7 @@ import sys
 import beartype
 import jaxtyping
 
-CHECKED = ("instructjax.losses", "instructjax.models")
+CHECKED = ("instructjax.losses", "instructjax.models", "instructjax.rollout")
 MODULES = ("nn.Module", "_Model")  # base classes
 
 check = jaxtyping.jaxtyped(typechecker=beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True)))
