@@ -54,7 +54,7 @@ def section(config: ml_collections.ConfigDict, name: str, declared: Section) -> 
       ConfigError: names the key, what was expected and what was found.
     """
     if name not in config:
-        raise ConfigError(f"{name}: expected a section of the recipe, found None")
+        raise ConfigError(f"{name}: expected a section of the recipe, found none")
     found = config[name]
     if not isinstance(found, ml_collections.ConfigDict):
         raise ConfigError(f"{name}: expected a section of the recipe, found {_brief(found)}")
@@ -183,6 +183,8 @@ def _batches(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({ppo.minibatch_size}), found {ppo.batch_size}"
         )
+    divides = f"a divisor of ppo.batch_size ({ppo.batch_size})"
+    _require(config, "ppo.samples_per_prompt", lambda samples: ppo.batch_size % samples == 0, divides)
     parallel.check_batch_size(ppo.batch_size, "ppo.batch_size", config.parallel, ppo.rollout_parts)
     at_once = ppo.batch_size // ppo.rollout_parts
     _require(

@@ -84,7 +84,7 @@ def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
     near = (
         [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1)]
         or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
-        or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+        or difflib.get_close_matches(key, [name for name in names if "." in name], n=1, cutoff=0.8)
     )
     if near:
         return f"{key}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"

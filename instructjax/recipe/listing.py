@@ -117,23 +117,24 @@ paper needs such a value and does not give it. Keys without a source describe th
 ## A section of your own
 
 A new algorithm declares the keys of its section next to its stage, and its recipe takes the declared values. The stage
-then checks the section like the paper's; see [own_algorithm.md](own_algorithm.md).
+then checks its section like the paper's; see [own_algorithm.md](own_algorithm.md).
 
 ```python
 from instructjax.recipe.key import AT_LEAST_0, INTEGER_FROM_1, Key, section
 from instructjax.stages.stage import Stage, stage
 
-RLOO = section(
-    "REINFORCE with a leave-one-out baseline",
-    beta=Key(0.05, AT_LEAST_0, "reward per nat", "against leaving the start", "a first guess"),
-    iterations=Key(100, INTEGER_FROM_1, "iterations", ""),
+BEST = section(
+    "fine-tuning on the best of several samples",
+    samples=Key(8, INTEGER_FROM_1, "samples", "of each prompt", "a first guess"),
+    learning_rate=Key(1e-4, AT_LEAST_0, "", "peak"),
 )
 
-@stage("rloo", after=("ppo_init", "reward"), uses=("prompts",), keys=RLOO)
+@stage("best", after=("sft", "reward"), uses=("prompts",), keys=BEST)
 def run(stage: Stage) -> None: ...
 ```
 
-In the recipe: `config.rloo = declared.defaults(RLOO)`, with `from instructjax.recipe import declared`.
+In the recipe: `config.best = declared.defaults(BEST)`, with `from instructjax.recipe import declared`. A stage whose
+section has PPO's keys declares `keys=stage_keys.PPO`.
 """
 
 

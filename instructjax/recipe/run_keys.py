@@ -94,14 +94,14 @@ DATA = section(
 )
 
 TOKENIZER = section(
-    "the tokenizer",
+    "given, or trained on the pretraining text",
     path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
     vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
     max_documents=Key(100_000, INTEGER_FROM_1, "texts", "that the tokenizer is trained on"),
 )
 
 MODEL = section(
-    "the policy's network: fields of models/config.py::TransformerConfig",
+    "the policy's network; fields of TransformerConfig in models/config.py",
     num_layers=Key(24, INTEGER_FROM_1, "layers", "L", "GPT-3, table 2.1"),
     d_model=Key(2048, INTEGER_FROM_1, "units", "width of the residual stream", "GPT-3, table 2.1"),
     num_heads=Key(16, INTEGER_FROM_1, "heads", "H", "GPT-3, table 2.1"),
@@ -130,7 +130,7 @@ OPTIMIZER = section(
 )
 
 PARALLEL = section(
-    "how devices share the work; changes no result",
+    "how devices share the work",
     mode=Key("jit", one_of("jit", "pmap"), "", '"jit" over the mesh below, or "pmap" with data parallelism only'),
     data=Key(-1, INTEGER_OR_REST, "devices", "that share batches and replicate weights; -1: all that are left"),
     fsdp=Key(1, INTEGER_FROM_1, "devices", "that share batches and weights"),

@@ -96,8 +96,8 @@ PPO_INIT = section(
 
 PPO = section(
     "PPO and PPO-ptx (3.5, C.4)",
-    init_from=Key("", TEXT, "path", 'a checkpoint folder, start and reference; "": WORKDIR/ppo_init', "C.4"),
-    reward_from=Key("", TEXT, "path", 'a checkpoint folder of a reward model; "": WORKDIR/reward', "C.4"),
+    init_from=Key("", TEXT, "path", 'a checkpoint folder, start and reference; "": WORKDIR/ppo_init', "C.3"),
+    reward_from=Key("", TEXT, "path", 'a checkpoint folder of a reward model; "": WORKDIR/reward'),
     reward_function=Key(
         "", TEXT, "", '"MODULE:FUNCTION" of (prompts, responses) gives the rewards instead; see docs/own_reward.md'
     ),
@@ -106,7 +106,9 @@ PPO = section(
     ),
     iterations=Key(500, INTEGER_FROM_1, "iterations", "", "C.4: 256k episodes"),
     batch_size=Key(512, INTEGER_FROM_1, "episodes", "of an iteration", "C.4"),
-    samples_per_prompt=Key(1, INTEGER_FROM_1, "samples", "episodes of each prompt in a batch", "C.4: 1"),
+    samples_per_prompt=Key(
+        1, INTEGER_FROM_1, "samples", "of each prompt, in a group; several for RLOO and GRPO", "3.5: 1"
+    ),
     minibatch_size=Key(64, INTEGER_FROM_1, "episodes", "of an update", "C.4"),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a minibatch is scored and updated in, one after the other"),
     epochs=Key(1, INTEGER_FROM_1, "passes", "over a batch", "C.4"),

@@ -3,11 +3,13 @@
 import importlib
 import math
 
+import ml_collections
 import pytest
 
-from configs import e2e, gpt2, instructgpt, sandbox
+from configs import dpo, e2e, gpt2, instructgpt, sandbox
 from instructjax.errors import ConfigError
-from instructjax.recipe import check
+from instructjax.recipe import check, declared
+from instructjax.recipe.key import POSITIVE, Key, section
 from instructjax.stages.run import Run
 from tests.tiny_recipes import changed, recipe
 
@@ -52,7 +54,8 @@ def test_the_base_wants_files(recipe, variant):
         ("ppo_log__every", 31, "expected 1 to 30 steps, found 31"),
         ("log__keep", 0, "expected an integer, at least 1, found 0"),
         ("comparisons__max_answers", 10, "expected 2 to 9, found 10"),
-        ("comparisons__min_answers", 1, "expected 2 to comparisons.max_answers (9), found 1"),
+        ("comparisons__min_answers", 1, "expected 2 to 9, found 1"),
+        ("ppo__samples_per_prompt", 3, "expected a divisor of ppo.batch_size (64), found 3"),
         ("sandbox__raters", 1, "expected 2 to the 20 labelers of the smaller group, found 1"),
         ("sandbox__raters", 21, "expected 2 to the 20 labelers of the smaller group, found 21"),
         ("evaluate__judgements", 21, "expected 1 to the 20 labelers of the smaller group, found 21"),
@@ -70,9 +73,14 @@ def test_a_value_that_is_impossible_is_named(tmp_path, key, value, message):
     config = sandbox.get_config("smoke")
     check.recipe(config)
     with pytest.raises(ConfigError) as error:
-        Run(changed(config, **{key: value}), tmp_path / "run").layout
+        _ = Run(changed(config, **{key: value}), tmp_path / "run").layout
     assert str(error.value).startswith(f"{key.replace('__', '.')}: {message}")
     assert not (tmp_path / "run").exists()
+
+
+def test_fewest_answers_are_at_most_the_most():
+    with pytest.raises(ConfigError, match=r"^comparisons.min_answers: expected at most .*max_answers \(3\), found 4$"):
+        check.recipe(changed(sandbox.get_config(), comparisons__max_answers=3))
 
 
 def test_text_is_not_needed_in_every_batch():
@@ -82,7 +90,7 @@ def test_text_is_not_needed_in_every_batch():
 @pytest.mark.parametrize("name", ["text", "demonstrations", "prompts", "rankings"])
 def test_every_stages_records_are_asked_for_at_once(tmp_path, name):
     with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
-        Run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run").layout
+        _ = Run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run").layout
 
 
 def leaves(config, prefix=""):
@@ -95,14 +103,13 @@ def leaves(config, prefix=""):
 
 EVERY = {
     key: (recipe, value)
-    for recipe in (instructgpt.get_config(), sandbox.get_config(), e2e.get_config())
+    for recipe in (instructgpt.get_config(), dpo.get_config(), e2e.get_config())
     for key, value in leaves(recipe)
 }
 
 
 @pytest.mark.parametrize("key", EVERY)
-def test_every_key_has_a_rule(key):
-    """A key without one is to be added to the rules of `check`."""
+def test_every_key_has_a_range(key):
     config, value = EVERY[key]
     number, no_number = [float("nan"), -float("inf"), -2], [-3]
     for other in [object(), [[]], *(number if type(value) in (int, float) else no_number)]:
@@ -122,3 +129,47 @@ def test_every_key_is_asked_for(key):
     del (config[section] if section else config)[name]
     with pytest.raises(ConfigError, match=f"^{key}: expected .*, found no such key in the recipe$"):
         check.keys(config)
+
+
+@pytest.mark.parametrize("key", [key for key in EVERY if "." in key])
+def test_no_other_key_is_taken(key):
+    """Also not next to the right one."""
+    config, section = EVERY[key][0].copy_and_resolve_references().unlock(), key.rpartition(".")[0]
+    config[section][f"{key.rpartition('.')[2]}_"] = EVERY[key][1]
+    with pytest.raises(ConfigError, match=f"^{key}_: expected a key .*, found no such key; did you mean {key}\\?$"):
+        check.keys(config)
+
+
+@pytest.mark.parametrize(("old", "new"), declared.RENAMED.items())
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_old_name_gives_the_new_one(old, new, is_there):
+    config = sandbox.get_config().unlock()
+    section, _, name = new.rpartition(".")
+    config[section][old.rpartition(".")[2]] = config[section][name]
+    if not is_there:
+        del config[section][name]
+    with pytest.raises(ConfigError, match=f"^{old}: expected {new}, its new name, found the old one$"):
+        check.keys(config)
+
+
+def test_a_section_that_is_declared_elsewhere_is_left_to_its_stage():
+    config = sandbox.get_config().unlock()
+    config.mine = ml_collections.ConfigDict({"epochs": -1})
+    check.keys(config)
+    mine = section("mine", epochs=Key(1, POSITIVE, "epochs", ""))
+    with pytest.raises(ConfigError, match="^mine.epochs: expected more than 0, found -1$"):
+        check.section(config, "mine", mine)
+    config.mine = declared.defaults(mine)
+    check.section(config, "mine", mine)
+
+
+def test_a_key_outside_of_sections_is_not_a_section():
+    config = sandbox.get_config().unlock()
+    config.sed = 3
+    with pytest.raises(ConfigError, match=r"^sed: expected .*; did you mean seed\?$"):
+        check.keys(config)
+
+
+def test_a_guest_of_this_package_is_checked():
+    with pytest.raises(ConfigError, match="^dpo.beta: expected at least 0, found -1.0$"):
+        check.recipe(changed(dpo.get_config(), dpo__beta=-1.0))

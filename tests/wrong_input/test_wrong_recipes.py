@@ -1,7 +1,11 @@
 """Recipes"""
 
-import pytest
+import json
 
+import pytest
+from etils import epath
+
+from instructjax.runs import provenance
 from instructjax.stages.run import Run
 from tests.scripts import run
 from tests.tiny_recipes import changed, recipe
@@ -25,7 +29,7 @@ def begin_with(tmp_path, statements, *flags):
 
 def run_with(tmp_path, **changes):
     """The first stage of a small recipe with other values."""
-    Run(changed(recipe(tmp_path), **changes), tmp_path / "run").layout
+    _ = Run(changed(recipe(tmp_path), **changes), tmp_path / "run").layout
 
 
 @fault("a file that is not there", "--config: expected a recipe, found no file configs/none.py")
@@ -61,14 +65,12 @@ def test_no_return(tmp_path):
     begin_with(tmp_path, "pass")
 
 
-@fault("a section that is missing", "sft: expected a section of the recipe, found None")
+@fault("a section that is missing", "sft: expected a section of the recipe, found none")
 def test_no_section(tmp_path):
     begin_with(tmp_path, "del c.sft\nreturn c")
 
 
-@fault(
-    "a guest's section that is missing", "dpo: expected a section of the recipe, as configs/dpo.py has it, found none"
-)
+@fault("a guest's section that is missing", "dpo: expected a section of the recipe, found none")
 def test_no_guest(tmp_path):
     begin(f"--workdir={tmp_path}/run", script="dpo.py")
 
@@ -100,10 +102,65 @@ def test_text_for_list(tmp_path):
 
 @fault(
     "a key that is not known, on the command line",
-    "--config: expected keys that the recipe declares, found 'stepps' TEXT",
+    "pretrain.stepps: expected a key that the recipe declares, found no such key; did you mean pretrain.steps?",
 )
 def test_unknown_key():
     begin("--config.pretrain.stepps=1", script="pretrain.py")
+
+
+@fault(
+    "a key that is not known, in a file",
+    "sft.epoch: expected a key that the recipe declares, found no such key; did you mean sft.epochs?",
+)
+def test_unknown_key_in_a_file(tmp_path):
+    begin_with(tmp_path, "c.sft.epoch = 3\nreturn c")
+
+
+@fault(
+    "a key that was renamed, on the command line",
+    "model.factors: expected model.matmul_dtype, its new name, found the old one",
+)
+def test_renamed_key():
+    begin("--config.model.factors=bfloat16", script="ppo.py")
+
+
+@fault(
+    "a key that was renamed, in a file",
+    "parallel.shard_slots: expected parallel.shard_optimizer_state, its new name, found the old one",
+)
+def test_renamed_key_in_a_file(tmp_path):
+    begin_with(tmp_path, "c.parallel.shard_slots = True\nreturn c")
+
+
+@fault(
+    "a key that was renamed, in the folder of an earlier version",
+    "PATH: model.factors: expected model.matmul_dtype, its new name, found the old one; continue with the version of "
+    "instructjax that wrote it, or choose another --workdir",
+)
+def test_renamed_key_in_a_folder(tmp_path):
+    config = recipe(tmp_path)
+    before = config.to_dict()
+    before["model"]["factors"] = before["model"].pop("matmul_dtype")
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    provenance.check_config(config, epath.Path(tmp_path / "config.json"), ("seed", "model"))
+
+
+@fault(
+    "a key of a section that the recipe does not have",
+    "dpo.beta: expected a recipe with a section dpo, found one without",
+)
+def test_key_of_another_recipe():
+    begin("--config.dpo.beta=0.2")
+
+
+@fault("a guest's value that is impossible", "dpo.beta: expected at least 0, found -1.0")
+def test_guests_value():
+    begin("--config.dpo.beta=-1", script="dpo.py", config="configs/dpo.py:smoke")
+
+
+@fault("groups that do not divide a batch", "ppo.samples_per_prompt: expected a divisor of ppo.batch_size (8), found 3")
+def test_samples_per_prompt(tmp_path):
+    run_with(tmp_path, ppo__samples_per_prompt=3)
 
 
 @fault(
@@ -171,7 +228,7 @@ def test_no_e2e(tmp_path):
 def test_two_sources(tmp_path):
     config = recipe(tmp_path).unlock()
     config.sandbox = {}
-    Run(config, tmp_path / "run").layout
+    _ = Run(config, tmp_path / "run").layout
 
 
 @fault(
@@ -211,11 +268,11 @@ def test_dtype(tmp_path):
 
 
 @fault(
-    "factors of a dtype that is not known",
+    "a dtype of matmuls that is not known",
     'model.matmul_dtype: expected "" or one of float32, bfloat16, float16, float64, found TEXT',
 )
-def test_factors(tmp_path):
-    run_with(tmp_path, model__factors="int8")
+def test_matmul_dtype(tmp_path):
+    run_with(tmp_path, model__matmul_dtype="int8")
 
 
 @fault("float64 without 64 bits", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
