@@ -45,6 +45,11 @@ def recipe(tmp_path, **changes):
     return config.lock()
 
 
+def prepare(config, workdir):
+    """Prepares the records, and gives their layout."""
+    return Run(config, workdir).layout
+
+
 def save_stage(config, workdir, stage, tokenizer, seed=0):
     """One checkpoint of random weights, and the mark of a finished stage."""
     shape = policy_config(config, tokenizer.vocab_size)

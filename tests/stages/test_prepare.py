@@ -10,7 +10,7 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages.run import Run
-from tests.tiny_recipes import RECORDS, changed, recipe
+from tests.tiny_recipes import RECORDS, changed, prepare, recipe
 
 SPLITS = ("train", "validation", "test")
 DISHES = [f"dish {i}" for i in range(40)]
@@ -33,7 +33,7 @@ def lines(name, splits=SPLITS, **long):
 def test_a_split_without_records_is_named(tmp_path, name, missing):
     splits = [split for split in SPLITS if split != missing]
     with pytest.raises(DataError) as error:
-        Run(recipe(tmp_path, **{name: lines(name, splits)}), tmp_path / "run").layout
+        prepare(recipe(tmp_path, **{name: lines(name, splits)}), tmp_path / "run")
     assert str(error.value).startswith(f"{tmp_path}/run/data/{name}: expected records in the splits train, ")
     assert missing in str(error.value).partition(", found")[0]
     assert missing not in str(error.value).partition(", found")[2]
@@ -59,7 +59,7 @@ def test_people_s_judgements_need_a_test_split(tmp_path):
         path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     config = changed(e2e.get_config(), e2e__directory=str(tmp_path), data__test=0.0)
     with pytest.raises(DataError, match="data/demonstrations: expected records in the splits train, validation, test"):
-        Run(config, tmp_path / "run").layout
+        prepare(config, tmp_path / "run")
 
 
 def test_what_is_too_long_is_left_out_and_counted_once(tmp_path, capsys, monkeypatch):
@@ -70,7 +70,7 @@ def test_what_is_too_long_is_left_out_and_counted_once(tmp_path, capsys, monkeyp
     )
     config = changed(config, data__drop_long=True)
     workdir = tmp_path / "run"
-    Run(config, workdir).layout
+    prepare(config, workdir)
     assert capsys.readouterr().out.splitlines() == [
         "demonstrations, train: 2 of 20 records are too long and left out",
         "demonstrations, validation: 1 of 20 records are too long and left out",
@@ -85,27 +85,27 @@ def test_what_is_too_long_is_left_out_and_counted_once(tmp_path, capsys, monkeyp
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr(Layout, "check", fail)
-    Run(config, workdir).layout
+    prepare(config, workdir)
     assert not capsys.readouterr().out
     assert len(Run(config, workdir).records(Demonstration, "train")) == 18
 
 
 def test_other_records_are_checked_again(tmp_path):
     config, workdir = recipe(tmp_path), tmp_path / "run"
-    Run(config, workdir).layout
+    prepare(config, workdir)
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines("prompts", prompt=[4])) + "\n")
     with pytest.raises(DataError, match="prompts.jsonl:5: prompt: expected at most 16 tokens"):
-        Run(config, workdir).layout
+        prepare(config, workdir)
 
 
 def test_a_ranking_of_too_many_answers_is_named(tmp_path):
     config = recipe(tmp_path)
     config = changed(config, comparisons__min_answers=2, comparisons__max_answers=2)
-    Run(config, tmp_path / "run").layout
+    prepare(config, tmp_path / "run")
     three = json.dumps({"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3], "split": "train"})
     (tmp_path / "rankings.jsonl").write_text("\n".join([*lines("rankings"), three]) + "\n")
     with pytest.raises(DataError) as error:
-        Run(config, tmp_path / "run").layout
+        prepare(config, tmp_path / "run")
     assert str(error.value) == (
         f"{tmp_path}/rankings.jsonl:61: responses: expected at most 2 (comparisons.max_answers), found 3"
     )

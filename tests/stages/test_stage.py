@@ -19,7 +19,7 @@ from instructjax.stages import evaluate
 from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage, stage
 from instructjax.training.metrics import Mean
-from tests.tiny_recipes import DECLARATIONS, begin, changed, recipe, save_stage
+from tests.tiny_recipes import DECLARATIONS, begin, changed, prepare, recipe, save_stage
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def begun(tmp_path_factory):
     """(config, workdir): data are prepared, and all stages have begun."""
     home = tmp_path_factory.mktemp("begun")
     config, workdir = recipe(home), home / "run"
-    layout = Run(config, workdir).layout
+    layout = prepare(config, workdir)
     for name in folder.PAPER:
         begin(config, workdir, name)
         save_stage(config, workdir, name, layout.tokenizer)
@@ -73,13 +73,13 @@ def test_every_key_that_differs_is_told(begun):
 )
 def test_a_stage_goes_on_only_with_the_records_it_began_with(tmp_path, stage, name):
     config, workdir = recipe(tmp_path), tmp_path / "run"
-    layout = Run(config, workdir).layout
+    layout = prepare(config, workdir)
     begin(config, workdir, stage)
     save_stage(config, workdir, stage, layout.tokenizer)
     file = pathlib.Path(config.files[name])
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[3], *lines[1:]]) + "\n")
-    Run(config, workdir).layout
+    prepare(config, workdir)
     with pytest.raises(DataError) as error:
         begin(config, workdir, stage)
     assert str(error.value).startswith(f"{workdir}/{stage}/began.json: {name}: expected the records that the stage")
@@ -87,7 +87,7 @@ def test_a_stage_goes_on_only_with_the_records_it_began_with(tmp_path, stage, na
     if other not in DECLARATIONS[stage].uses:  # what a stage does not use may change
         file.write_text("\n".join(lines) + "\n")
         pathlib.Path(config.files[other]).write_text("\n".join(lines_of(config, other)[::-1]) + "\n")
-        Run(config, workdir).layout
+        prepare(config, workdir)
         begin(config, workdir, stage)
 
 
@@ -144,14 +144,14 @@ def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
 def test_prepared_data_are_of_one_recipe(begun, changes, key):
     config, workdir = begun
     with pytest.raises(ConfigError, match=f"run/data/config.json: {key}: expected .*; choose another --workdir"):
-        Run(changed(config, **changes), workdir).layout
+        prepare(changed(config, **changes), workdir)
 
 
 def test_data_that_were_not_finished_are_made_anew(tmp_path):
     config = recipe(tmp_path)
-    Run(config, tmp_path / "run").layout
+    prepare(config, tmp_path / "run")
     (tmp_path / "run" / "data" / "config.json").unlink()
-    layout = Run(changed(config, tokenizer__vocab_size=280), tmp_path / "run").layout
+    layout = prepare(changed(config, tokenizer__vocab_size=280), tmp_path / "run")
     assert layout.tokenizer.vocab_size == 280
 
 

@@ -9,8 +9,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
-from instructjax.stages.run import Run
-from tests.tiny_recipes import RECORDS, changed, recipe
+from tests.tiny_recipes import RECORDS, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
 RANKING = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}
@@ -31,7 +30,7 @@ def prepared(tmp_path, name, index=4, changes=(), **values):
     lines = [{**record, "split": ("train", "validation", "test")[i % 3]} for i, record in enumerate(RECORDS[name])]
     lines[index] |= values
     config = recipe(tmp_path, **{name: [json.dumps(line) for line in lines]})
-    return Run(changed(config, **dict(changes)), tmp_path / "run").layout
+    return prepare(changed(config, **dict(changes)), tmp_path / "run")
 
 
 @fault("a file that is not there", "PATH: expected a file of Text records, found no such file")
@@ -166,7 +165,7 @@ def test_tied(tmp_path):
     read_ranking(tmp_path, scores=[1, 1])
 
 
-@fault("scores that float32 cannot tell apart", "PATH:N: scores: expected numbers that float32 tells apart, found TEXT")
+@fault("scores that float32 cannot tell apart", "PATH:N: scores: expected numbers that are distinct in float32, found TEXT")
 def test_close_scores(tmp_path):
     prepared(tmp_path, "rankings", scores=[1, 1 + 1e-12])
 
@@ -207,7 +206,7 @@ def test_many_answers(tmp_path):
 )
 def test_no_split(tmp_path):
     lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
-    Run(recipe(tmp_path, prompts=lines), tmp_path / "run").layout
+    prepare(recipe(tmp_path, prompts=lines), tmp_path / "run")
 
 
 @fault("an E2E folder that lacks a file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")

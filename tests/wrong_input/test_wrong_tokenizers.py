@@ -5,11 +5,10 @@ import json
 
 import sentencepiece
 
-from instructjax.stages.run import Run
 from instructjax.text import tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests.tiny_recipes import LINES, changed, recipe
+from tests.tiny_recipes import LINES, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
 
@@ -42,7 +41,7 @@ def load(tmp_path, content, name="tokenizer.model"):
 
 @fault("a file that is not there", "PATH: expected a tokenizer, found no such file")
 def test_no_such_file(tmp_path):
-    Run(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run").layout
+    prepare(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run")
 
 
 @fault("a folder without one", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")

@@ -1,0 +1,43 @@
+"""The folder of a run says how far each stage is, by its files alone."""
+
+import pytest
+
+from instructjax.errors import CheckpointError, WorkdirError
+from instructjax.runs import folder
+
+
+def touch(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_stage_without_a_folder_has_neither_begun_nor_ended(tmp_path):
+    assert folder.stage_directory(str(tmp_path), "sft") == tmp_path / "sft"
+    assert not folder.is_finished(tmp_path, "sft")
+    assert folder.began(tmp_path, "sft") == {}
+    assert folder.selected_step(tmp_path, "sft") is None
+
+
+def test_the_summary_is_the_mark_of_a_finished_stage(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        folder.finished_checkpoints(tmp_path, "sft")
+    assert str(error.value) == f"{tmp_path}/sft: expected the finished stage sft, found none"
+    (tmp_path / "sft" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="expected the finished stage sft, found an unfinished one$"):
+        folder.finished_checkpoints(tmp_path, "sft")
+    touch(tmp_path / "sft" / "summary.json", "{}")
+    assert folder.is_finished(tmp_path, "sft") and not folder.is_finished(tmp_path, "reward")
+    assert folder.finished_checkpoints(tmp_path, "sft") == tmp_path / "sft" / "checkpoints"
+
+
+def test_what_was_chosen_and_begun_is_read(tmp_path):
+    touch(tmp_path / "sft" / "selected.json", '{"step": 200}')
+    touch(tmp_path / "sft" / "began.json", '{"code": "0.1 abc", "stage": {"name": "sft"}}')
+    assert folder.selected_step(tmp_path, "sft") == 200
+    assert folder.began(tmp_path, "sft")["stage"] == {"name": "sft"}
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    touch(tmp_path / "sft" / "began.json", '{"code"')
+    with pytest.raises(WorkdirError, match="sft/began.json: expected JSON that a run wrote"):
+        folder.began(tmp_path, "sft")
