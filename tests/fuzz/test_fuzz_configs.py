@@ -43,7 +43,7 @@ def get_config(variant=""):
 def assert_begins_or_says_why(arguments):
     with tries.ours_only():
         try:
-            scripts.end_of("script.py", lambda: command_line.read(lambda config, _: check.recipe(config)), arguments)
+            scripts.end_of("script.py", lambda: command_line.read(lambda run: check.recipe(run.config)), arguments)
         except scripts.Left as left:
             told = str(left)
             assert left.code == 2 and told.startswith("error: ") and told.count("\n") == 1, told
