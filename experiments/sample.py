@@ -33,7 +33,7 @@ def main(run):
 def _answer(run, asked):
     policy, layout = run.open_policy(_STAGE.value)
     for where, prompt in asked:
-        layout.prompt(prompt, where)  # refuses one that is too long
+        layout.encode_prompt(prompt, where)  # refuses one that is too long
     prompts = [prompt for _, prompt in asked]
     for prompt, answer in evaluate.answer(run, policy, layout, prompts, jax.random.key(_SEED.value)):
         print(f"{prompt}\n  -> {answer}\n")

@@ -1,6 +1,7 @@
-"""What goes into which row: documents cut into windows, and whole sequences put where they fit.
+"""Decides which tokens go into which row.
 
-The windows are a stream that can be resumed at any of them.
+Documents are joined and cut into windows, a stream that can be resumed at any window. Sequences that must stay whole
+are packed into rows that have room for them.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from instructjax.data import layouts
 from instructjax.records import Text
 from instructjax.text.tokenizer import Tokenizer
 
-_BLOCK = 64  # documents that are read and tokenised at once: one by one takes twice the time
+_BLOCK = 64  # documents that are read and tokenized at once, which halves the time per document
 
 
-def first_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Sequences put into rows, the longest first, each into the first row that has room for it.
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs sequences into rows. Each sequence, the longest first, goes into the first row that has room for it.
 
     Args:
-      lengths: of the sequences, each at most `room`.
-      room: what a row has.
+      lengths: tokens of each sequence, at most `capacity`.
+      capacity: tokens of a row.
 
     Returns:
-      The rows, each a list of indices of `lengths`.
+      The rows. Each row is a list of indices into `lengths`.
     """
     rows: list[list[int]] = []
     left: list[int] = []
@@ -34,47 +35,54 @@ def first_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
         row = next((i for i, free in enumerate(left) if free >= lengths[index]), len(rows))
         if row == len(rows):
             rows.append([])
-            left.append(room)
+            left.append(capacity)
         rows[row].append(index)
         left[row] -= lengths[index]
     return rows
 
 
-def next_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Sequences put into rows in their order, each into the last row or a new one; see `first_fit_decreasing`."""
+def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs sequences in order. Each goes into the last row or a new one; see `first_fit_decreasing`."""
     rows: list[list[int]] = []
     left = 0
     for index, length in enumerate(lengths):
         if length > left or not rows:
             rows.append([])
-            left = room
+            left = capacity
         rows[-1].append(index)
         left -= length
     return rows
 
 
 class Windows(grain.IterDataset):
-    """Documents joined end to end and cut into windows; see `layouts.window_row`.
+    """A stream of windows: documents are joined end to end and cut; see `layouts.window_row`.
 
         documents   a b c $   d e f $   g h $
         windows     a b c $ d e   f $ g h $ ·          of 6 tokens
 
-    Only the end of a finite stream is padded. The state of its iterator says where the next window begins:
+    Only the last window of a finite stream is padded. The state of the iterator is where the next window begins:
     {"block": which block of documents, "offset": which of its tokens}.
 
-    Grain has `ConcatThenSplitIterDataset` for this. Its state does not survive JSON, in which checkpoints
-    keep it (grain 0.2.18): an empty slice, (-1, -1), comes back as a list, is taken for a document's rest,
-    and a document is lost.
+    Grain's own `ConcatThenSplitIterDataset` cannot be used. Checkpoints store the state as JSON, and its state does not
+    survive JSON (grain 0.2.18). An empty slice, (-1, -1), is read back as a list and mistaken for the rest of a
+    document, so that a document is lost.
     """
 
     def __init__(self, records: Sequence[Text], order: grain.MapDataset, tokenizer: Tokenizer, length: int):
-        """Takes documents, the indices of those to pack in their order, and the length T of a window."""
+        """Creates the stream.
+
+        Args:
+          records: documents.
+          order: the indices of the documents to pack, in order.
+          tokenizer: encodes the text.
+          length: T, tokens of a window.
+        """
         super().__init__()
-        # Many data sources read a list of records faster than one after another.
-        many = getattr(records, "__getitems__", lambda indices: [records[i] for i in indices])
+        # Many data sources read a list of records faster than one record at a time.
+        read_many = getattr(records, "__getitems__", lambda indices: [records[i] for i in indices])
 
         def tokens(indices: Sequence[int]) -> np.ndarray:
-            return np.concatenate([layouts.document_tokens(record, tokenizer) for record in many(indices)])
+            return np.concatenate([layouts.document_tokens(record, tokenizer) for record in read_many(indices)])
 
         self._blocks = order.batch(_BLOCK, batch_fn=tokens)
         self._length = length
@@ -115,4 +123,4 @@ class _WindowIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, int]) -> None:
         self._block, self._offset = state["block"], state["offset"]
-        self._tokens = None  # of the block, read when they are needed
+        self._tokens = None  # of the block, read when needed

@@ -1,7 +1,7 @@
-"""From a record to the tokens of one row: every layout of the package, each a pure function.
+"""Lays out records as the tokens of one row. Every layout of the package is here, each a pure function.
 
-The drawings use a tokenizer with one token a word, separator "\\n" (written ¶), EOS written $ and padding
-written ·, for a prompt "name a colour" with the response "dark red".
+The drawings show the prompt "name a colour" with the response "dark red", with one token per word. ¶ is the separator
+"\\n", $ is EOS, and · is padding.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from instructjax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a prompt and a response become tokens: the same in SFT, RM, PPO and evaluation.
+    """Turns prompts and responses into tokens, in the same way for SFT, RM, PPO and evaluation.
 
         prompt tokens    encode_opening(prompt + separator)    name a colour ¶    at most max_prompt
         response tokens  encode(response) + [EOS]              dark red $         at most max_response
 
     Attributes:
-      tokenizer: text to tokens.
-      separator: text between prompt and response. End it with a line break, so that the tokens are those
-        of one document; see `tokenizer.py` and `byte_pairs.py`.
-      max_prompt: tokens, the separator included. The paper filters prompts over 1k tokens (appendix C).
-      max_response: tokens, EOS included. The paper caps responses at 1k tokens (appendix C).
+      tokenizer: encodes the text.
+      separator: text between prompt and response. It should end with a line break: prompt and response then have the
+        same tokens as one document with both; see `tokenizer.py` and `byte_pairs.py`.
+      max_prompt: the maximum number of tokens of a prompt, including the separator. The paper filters out prompts over
+        1k tokens (appendix C).
+      max_response: the maximum number of tokens of a response, including EOS. The paper caps responses at 1k tokens
+        (appendix C).
     """
 
     tokenizer: Tokenizer
@@ -44,14 +46,18 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Tokens of a row with prompt and response."""
+        """The number of tokens of a row with a prompt and a response."""
         return self.max_prompt + self.max_response
 
     def encode_prompt(self, text: str, where: str = "prompt") -> list[int]:
-        """The tokens of a prompt and the separator.
+        """Encodes a prompt and the separator.
+
+        Args:
+          text: the prompt.
+          where: the place to name in an error, such as "data.jsonl:17".
 
         Raises:
-          DataError: there are more than `max_prompt`.
+          DataError: there are more than `max_prompt` tokens.
         """
         tokens = self.tokenizer.encode_opening(text + self.separator)
         if len(tokens) > self.max_prompt:
@@ -61,10 +67,15 @@ class Layout:
         return tokens
 
     def encode_response(self, text: str, where: str = "record", field: str = "response") -> list[int]:
-        """The tokens of a response and EOS.
+        """Encodes a response and EOS.
+
+        Args:
+          text: the response.
+          where: the place to name in an error, such as "data.jsonl:17".
+          field: the field to name in an error.
 
         Raises:
-          DataError: there are more than `max_response`.
+          DataError: there are more than `max_response` tokens.
         """
         tokens = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
         if len(tokens) > self.max_response:
@@ -75,21 +86,21 @@ class Layout:
         return tokens
 
     def truncate(self, text: str) -> str:
-        """A sampled response, cut at its end until it fits.
+        """Truncates a sampled response until it fits.
 
-        It was sampled in `max_response` tokens, but maybe without EOS, and not in those that the tokenizer
-        would choose for it.
+        A response of `max_response` sampled tokens can have no EOS. The tokenizer can also need more tokens for the
+        same text than the policy sampled.
         """
         while len(self.tokenizer.encode(text)) >= self.max_response:
             text = text[:-1]
         return text
 
     def check(self, record: Demonstration | Prompt | Ranking) -> None:
-        """Tokenises a record only to see that it fits.
+        """Tokenizes a record to check that it fits.
 
         Raises:
-          DataError: "FILE:LINE: prompt: expected at most N tokens (data.max_prompt), found M", or likewise
-            for a response.
+          DataError: "FILE:LINE: prompt: expected at most N tokens (data.max_prompt), found M". The error for a response
+            is similar.
         """
         self.encode_prompt(record.prompt, record.where)
         match record:
@@ -101,7 +112,7 @@ class Layout:
 
 
 def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens of a document, [n] int32: its text, then EOS, which belongs to it.
+    """Encodes a document as [n] int32: its text, then EOS, which is part of the document.
 
     the fox runs  ->  the fox runs $
     """
@@ -109,20 +120,22 @@ def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
-    """A row of packed documents, as GPT-3 packs them (Brown et al. 2020, appendix B), but told apart.
+    """Lays out a window of packed documents.
+
+    Documents are packed as in GPT-3 (Brown et al. 2020, appendix B), except that each is a segment of its own.
 
         tokens     b  c  $  d  e  f  $  g
         segments   1  1  1  2  2  2  2  3
         positions  0  1  2  0  1  2  3  0
         weights    0  1  1  0  1  1  1  0
 
-    Here a document "a b c" began in the window before; its rest is a segment of its own. The first token
-    of a segment sees nothing before it, so it is not predicted. EOS belongs to the document that it ends.
+    In this example, the document "a b c" began in the previous window, and its rest is a segment of its own. The first
+    token of a segment is not predicted, because it has no context. EOS belongs to the document that it ends.
 
     Args:
-      tokens: [T] int32, documents that each end with EOS; it occurs nowhere else, as no text is encoded to it.
-      inside: [T] bool, False on the padding after the last of them.
-      eos_id: ends a document.
+      tokens: [T] int32, documents that each end with EOS. EOS occurs nowhere else, because no text is encoded to it.
+      inside: [T] bool, False on the padding at the end.
+      eos_id: the token that ends a document.
 
     Returns:
       A row [T].
@@ -135,7 +148,7 @@ def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
 
 
 def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
-    """Prompts with their responses, each a segment, padded on the right.
+    """Lays out prompts with their responses. Each pair is a segment, and the row is padded on the right.
 
         tokens     name  a  colour  ¶  dark  red  $  hi  ¶  hello  $  ·
         segments      1  1       1  1     1    1  1   2  2      2  2  0
@@ -143,10 +156,10 @@ def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_w
         weights       0  w       w  w     1    1  1   0  w      1  1  0
 
     Args:
-      records: those of the row, maybe none; their lengths add up to T at most.
+      records: the demonstrations of the row, possibly none. Their lengths add up to at most T.
       layout: the lengths; T = layout.length.
-      prompt_weight: w, the weight of predicting a token of the prompt. The paper does not say whether its
-        loss covers the prompt; 0 learns responses only, 1 is the loss of pretraining.
+      prompt_weight: w, the weight of predicting a token of the prompt. With 0, only responses are learned; with 1, the
+        loss is that of pretraining. The paper does not say whether its loss covers the prompt.
 
     Returns:
       A row [T].
@@ -173,12 +186,12 @@ def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_w
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedRanking:
-    """A prompt with all of its responses as tokens.
+    """A prompt with all of its responses, as tokens.
 
     Attributes:
-      prompt: the separator included.
-      responses: each with its EOS, if it has one.
-      scores: one for each response; none where they are not known, but asked of a reward model.
+      prompt: the tokens of the prompt, including the separator.
+      responses: the tokens of each response, including its EOS if it has one.
+      scores: one per response; empty if a reward model is to compute them.
     """
 
     prompt: Sequence[int]
@@ -186,24 +199,26 @@ class TokenizedRanking:
     scores: Sequence[float] = ()
 
     def __len__(self) -> int:
-        """Tokens, those of the prompt counted once."""
+        """Returns the number of tokens. Those of the prompt are counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
 
 
 def tokenize_ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
-    """The tokens of a ranking.
+    """Tokenizes a ranking.
 
     Raises:
-      DataError: prompt or a response is too long.
+      DataError: the prompt or a response is too long.
     """
-    responses = [layout.encode_response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)]
+    responses = [
+        layout.encode_response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)
+    ]
     return TokenizedRanking(layout.encode_prompt(record.prompt, record.where), responses, record.scores)
 
 
 def ranking_row(
     rankings: Sequence[TokenizedRanking], *, length: int, max_prompts: int, max_responses: int, pad_id: int
 ) -> RankingBatch:
-    """Some prompts, each with all of its responses behind it (section 3.5).
+    """Lays out prompts, each followed by all of its responses (section 3.5).
 
         tokens     name  a  colour  ¶  dark  red  $  a  fox  $  ·       ends    [[6  9  0]]
         segments      1  1       1  1     1    1  1  1    1  1  0       scores  [[2  1  0]]
@@ -211,14 +226,14 @@ def ranking_row(
         positions     0  1       2  3     4    5  6  4    5  6  0       max_prompts = 1, max_responses = 3
 
     Args:
-      rankings: those of the row, maybe none; their lengths add up to T at most.
+      rankings: the rankings of the row, possibly none. Their lengths add up to at most T.
       length: T, tokens of the row.
-      max_prompts: S, rankings that a row may have.
-      max_responses: K, responses that a ranking may have.
-      pad_id: fills the rest.
+      max_prompts: S, the maximum number of rankings in a row.
+      max_responses: K, the maximum number of responses in a ranking.
+      pad_id: the padding token.
 
     Returns:
-      A row, tokens [T] and scores [S, K].
+      A row, with tokens [T] and scores [S, K].
     """
     tokens = np.full(length, pad_id, np.int32)
     segments, branches, positions = np.zeros((3, length), np.int32)
@@ -240,11 +255,11 @@ def ranking_row(
 
 
 def check_ranking(record: Ranking, max_responses: int) -> None:
-    """Raises DataError for more than `max_responses` answers, or for scores that float32 cannot tell apart."""
+    """Raises DataError if there are more than `max_responses` answers, or if distinct scores are equal in float32."""
     with np.errstate(over="ignore"):
         if len(set(np.asarray(record.scores, np.float32).tolist())) < len(set(record.scores)):
             raise DataError(
-                f"{record.where}: scores: expected numbers that float32 tells apart, found {list(record.scores)}"
+                f"{record.where}: scores: expected numbers that are distinct in float32, found {list(record.scores)}"
             )
     if len(record.responses) > max_responses:
         raise DataError(
@@ -254,13 +269,13 @@ def check_ranking(record: Ranking, max_responses: int) -> None:
 
 
 def prompt_row(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
-    """A prompt to answer, padded on the left, so that the response begins at column P in every row.
+    """Lays out a prompt to answer, padded on the left. The response then begins at column P in every row.
 
         tokens    ·  ·  name  a  colour  ¶
         segments  0  0     1  1       1  1
 
     Args:
-      record: anything with a prompt.
+      record: a record with a prompt.
       layout: the lengths; P = layout.max_prompt.
 
     Returns:

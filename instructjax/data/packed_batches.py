@@ -1,7 +1,8 @@
 """Batches of whole sequences, packed into rows batch by batch.
 
-A batch has a fixed number of sequences, and as many rows as they need: rounded up to one of a few numbers, as a
-compiled step is made for each. To choose those, the orders of the whole run are read ahead, with lengths for sequences.
+A batch has a fixed number of sequences and as many rows as they need. A step is compiled for each number of rows, so
+the number is rounded up to one of a few values. These values are chosen before the first batch: the order of the whole
+run is read ahead, and the lengths of the sequences give the number of rows of every batch.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from instructjax.errors import ConfigError
 Item = TypeVar("Item")
 Row = list[Item]
 
-_MOST_EMPTY = 0.05  # share of rows that may be empty, where the most shapes can do it
-_MOST_SHAPES, _STEPS_OF_A_SHAPE = 8, 200  # a step is compiled for each shape: a short run has few
+_MAX_EMPTY = 0.05  # share of rows that may be empty, if _MAX_SHAPES are enough for that
+_MAX_SHAPES, _MIN_STEPS_PER_SHAPE = 8, 200  # each shape is compiled, so a short run has fewer
 
 
 def batches(
     lengths: Sequence[int],
-    room: int,
-    make: Callable[[Sequence[int]], Any],
+    capacity: int,
+    make_row: Callable[[Sequence[int]], Any],
     *,
     batch_size: int,
     seed: int,
@@ -36,80 +37,94 @@ def batches(
     multiple: int = 1,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches for training: every sequence once an epoch, in another order each epoch, forever.
+    """Returns batches for training: every sequence once per epoch, in a new order each epoch, forever.
 
     Args:
       lengths: tokens of each sequence.
-      room: tokens of a row.
-      make: `make(indices)`, a row with these sequences, maybe none.
-      batch_size: sequences, not rows, of a global batch.
-      seed: of all orders, from 0 to 2**32 - 1.
-      steps: batches that are going to be read; see `stream`.
+      capacity: tokens of a row.
+      make_row: `make_row(indices)` returns a row with these sequences, possibly none.
+      batch_size: sequences (not rows) per global batch.
+      seed: decides the order in each epoch, from 0 to 2**32 - 1.
+      steps: number of batches that will be read; see `stream`.
       multiple: see `stream`.
-      share: (i, n), where this process reads part i of n of the rows.
+      share: (i, n): this process reads part i of n of the rows.
 
     Returns:
-      A stream of what `make` makes, stacked.
+      A stream of stacked rows.
 
     Raises:
       ConfigError: n does not divide `multiple`.
     """
     order = grain.MapDataset.range(len(lengths))
-    drawn = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
-    return stream(drawn, drawn, lambda batch: pack_batch(lengths, batch, room), make, steps, multiple, share)
+    indices = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
+
+    def pack(batch: Sequence[int]) -> list[list[int]]:
+        return pack_batch(lengths, batch, capacity)
+
+    return stream(indices, indices, pack, make_row, steps, multiple, share)
 
 
 def stream(
-    drawn: Batches,
-    ahead: Batches,
-    fitted: Callable[[list[Item]], list[Row]],
-    make: Callable[[Row], Any],
+    items: Batches,
+    lookahead: Batches,
+    pack: Callable[[list[Item]], list[Row]],
+    make_row: Callable[[Row], Any],
     steps: int,
     multiple: int,
     share: Share,
 ) -> Batches:
-    """Lists of items as batches of rows; each process makes its own rows only.
+    """Turns lists of items into batches of rows. Each process makes only its own rows.
 
     Args:
-      drawn: the lists.
-      ahead: the same, or lists that need the same rows and are cheaper to read.
-      fitted: the rows that a list needs.
-      make: a row with these items, maybe none.
-      steps: batches that are going to be read; the number of shapes is chosen for them.
-      multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
-      share: (i, n), where this process reads part i of n of the rows.
+      items: a stream of lists, one per batch.
+      lookahead: `items`, or a stream of lists that need the same rows and are cheaper to read.
+      pack: divides a list of items into rows.
+      make_row: makes a row from a list of items, possibly none.
+      steps: number of batches that will be read. More steps allow more shapes.
+      multiple: the number of rows per global batch is rounded up to a multiple of this, so that it divides over devices
+        and microbatches.
+      share: (i, n): this process reads part i of n of the rows.
+
+    Raises:
+      ConfigError: n does not divide `multiple`.
     """
     part, parts = share
     if multiple % parts:
         raise ConfigError(f"share: expected a number of processes that divides {multiple} rows, found {parts}")
-    unit = _row_unit([len(fitted(batch)) for batch in itertools.islice(ahead, steps)], multiple)
+    unit = _row_unit([len(pack(batch)) for batch in itertools.islice(lookahead, steps)], multiple)
 
     def join(batch: list[Item]) -> Any:
-        rows = fitted(batch)
+        rows = pack(batch)
         count = -(-len(rows) // unit) * unit
         rows += [[] for _ in range(count - len(rows))]
         own = rows[part * count // parts : (part + 1) * count // parts]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(make, own))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(make_row, own))
 
-    return drawn.map(join)
+    return items.map(join)
 
 
-def pack_batch(lengths: Sequence[int], indices: Sequence[Any], room: int) -> list[list[Any]]:
-    """The rows of a batch, each a list of some of the indices.
+def pack_batch(lengths: Sequence[int], indices: Sequence[Any], capacity: int) -> list[list[Any]]:
+    """Packs the sequences of a batch into rows. Each row is a list of indices.
 
     Args:
-      lengths: of all sequences.
-      indices: those of the batch.
-      room: tokens of a row.
+      lengths: tokens of each sequence of the whole set.
+      indices: the sequences of the batch.
+      capacity: tokens of a row.
     """
-    return [[indices[i] for i in row] for row in bin_packing.first_fit_decreasing([lengths[i] for i in indices], room)]
+    rows = bin_packing.first_fit_decreasing([lengths[i] for i in indices], capacity)
+    return [[indices[i] for i in row] for row in rows]
 
 
 def _row_unit(counts: Sequence[int] | np.ndarray, multiple: int) -> int:
-    """What numbers of rows are rounded up to, so that few shapes have few empty rows."""
+    """Returns a unit to whose multiples the numbers of rows are rounded up, with few shapes and few empty rows.
+
+    Args:
+      counts: the number of rows that each batch needs.
+      multiple: the unit is a multiple of this.
+    """
     counts = np.asarray(counts)
-    for shapes in range(1, min(_MOST_SHAPES, 1 + len(counts) // _STEPS_OF_A_SHAPE) + 1):
+    for shapes in range(1, min(_MAX_SHAPES, 1 + len(counts) // _MIN_STEPS_PER_SHAPE) + 1):
         unit = -(-counts.max() // (shapes * multiple)) * multiple
-        if counts.sum() >= (1 - _MOST_EMPTY) * (-(-counts // unit) * unit).sum():
+        if counts.sum() >= (1 - _MAX_EMPTY) * (-(-counts // unit) * unit).sum():
             break
     return int(unit)

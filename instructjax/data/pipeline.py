@@ -1,17 +1,18 @@
-"""From records to batches: rows in some order, cut into batches, each process its share.
+"""Turns records into batches: rows in some order, divided into batches, of which each process reads its share.
 
-Two choices make a stream, and they are made apart:
+A stream is made by two independent choices:
 
-    rows     text_rows | prompt_rows | demonstrations.rows | ranked.rows
+    rows     text_rows | prompt_rows | demonstrations.rows | rankings.ranking_rows
     batches  shuffled_batches (training: forever) | ordered_batches (evaluation: once)
 
-Rows are a `grain.MapDataset`: made when they are asked for, in any order. `text_batches` are for training on text,
-which is packed while it streams; demonstrations and rankings are packed batch by batch, see `packed.py`.
+Rows are a `grain.MapDataset`: each row is made when it is read, in any order. Batches for training on text are an
+exception: `text_batches` packs the documents while it streams. Demonstrations and rankings for training are packed
+batch by batch; see `packed_batches.py`.
 
-Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). Its iterator has `get_state` and
-`set_state`: a small JSON tree from which the stream goes on exactly where it was. `batch_size` counts the
-rows of all processes, or, where sequences are packed, the sequences. In process order, their rows together are
-one global batch, the same however many processes there are.
+Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). The `get_state` of its iterator returns a small JSON
+tree, from which `set_state` resumes the stream exactly. `batch_size` counts the rows of all processes, or their
+sequences if sequences are packed. The rows of all processes, in process order, are one global batch. It does not depend
+on the number of processes.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ from instructjax.text.tokenizer import Tokenizer
 Rows: TypeAlias = Any  # a grain.MapDataset
 Batches: TypeAlias = Any  # a grain.IterDataset
 Share = tuple[int, int]  # (i, n): part i of n of the rows of each global batch
-Prompted = Demonstration | Prompt | Ranking  # the records of which a layout limits the length
+Prompted = Demonstration | Prompt | Ranking  # the records whose length a layout limits
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
-# The work is Python's: threads of a pool would only wait for each other.
+# The work is in Python, so the threads of a pool would only wait for each other.
 READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Layout) -> Rows:
-    """A row of a `PromptBatch` for each record; see `layouts.prompt_row`."""
+    """Returns a row of a `PromptBatch` for each record; see `layouts.prompt_row`."""
     rows = indices(records)
     return rows.map(lambda index: layouts.prompt_row(records[index], layout))
 
 
 def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
-    """Windows of text, packed in the order of the records, the last one padded; see `layouts.window_row`.
+    """Returns windows of text for evaluation, packed in the order of the records; see `layouts.window_row`.
 
-    All windows are made now and kept in memory, 16 bytes a token. They are for evaluation; training on text
-    packs anew in each epoch, see `text_batches`.
+    All windows are made at once and kept in memory, 16 bytes per token. The last one is padded. For training, see
+    `text_batches`, which packs the documents anew in each epoch.
 
     Args:
       records: documents.
-      tokenizer: text to tokens.
+      tokenizer: encodes the text.
       length: T, tokens of a window.
     """
     order = indices(records)
@@ -71,22 +72,22 @@ def shuffled_batches(
     share: Share = (0, 1),
     join: Callable[[Sequence[Any]], Any] | None = None,
 ) -> Batches:
-    """Batches for training: every row once an epoch, in another order each epoch, forever.
+    """Returns batches for training: every row once per epoch, in a new order each epoch, forever.
 
-    An epoch need not be a whole number of batches; the one at its end goes on with the next epoch.
+    If an epoch is not a whole number of batches, its last batch continues with the rows of the next epoch.
 
     Args:
-      rows: see above.
-      batch_size: B, rows of a global batch.
-      seed: of all orders, from 0 to 2**32 - 1.
-      share: (i, n), where this process reads part i of n; each yields B / n rows.
-      join: makes a batch of a list of rows; None stacks them.
+      rows: see the top of this file.
+      batch_size: B, rows per global batch.
+      seed: decides the order in each epoch, from 0 to 2**32 - 1.
+      share: (i, n): this process reads part i of n, B / n rows per batch.
+      join: makes a batch from a list of rows; None stacks them.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.
     """
     part = _local_batch_size(batch_size, share)
-    # Cut first, then split_interleaved to the processes: so the global batch does not depend on their number.
+    # Rows are cut into parts before the parts go to processes, so the global batch does not depend on their number.
     return (
         rows.seed(seed)
         .shuffle()
@@ -97,16 +98,16 @@ def shuffled_batches(
 
 
 def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Batches:
-    """Batches for evaluation: every row once, in order.
+    """Returns batches for evaluation: every row once, in order.
 
-    The last batch is filled up with copies of the last row that must not count: their weights are 0, or
-    their answers not valid; of prompts, the first len(rows) count. So all batches have one shape, all
-    processes have equally many, and no row is without a token.
+    The last batch is filled up with copies of the last row. All batches then have the same shape, all processes have
+    the same number of batches, and every row has tokens. The copies do not count: their weights are 0, or their answers
+    are not valid. Prompts have neither, so the caller must use the first len(rows) only.
 
     Args:
-      rows: see above.
-      batch_size: B, rows of a global batch.
-      share: (i, n), where this process reads part i of n; each yields B / n rows.
+      rows: see the top of this file.
+      batch_size: B, rows per global batch.
+      share: (i, n): this process reads part i of n, B / n rows per batch.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of n.
@@ -127,19 +128,19 @@ def text_batches(
     seed: int,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
+    """Returns batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
 
-    Documents are tokenised as they come, each is ended by EOS, and one that does not fit into its window
-    goes on in the next (Brown et al. 2020, appendix B). Each process packs all documents and keeps its own
-    rows, so that global batches do not depend on the number of processes.
+    Each document ends with EOS. A document that does not fit into its window continues in the next one (Brown et al.
+    2020, appendix B). Every process packs all documents and keeps only its own rows, so that global batches do not
+    depend on the number of processes.
 
     Args:
       records: documents.
-      tokenizer: text to tokens.
+      tokenizer: encodes the text.
       length: T, tokens of a window.
-      batch_size: B, windows of a global batch.
-      seed: of all orders, from 0 to 2**32 - 1.
-      share: (i, n), where this process reads part i of n; each yields B / n windows.
+      batch_size: B, windows per global batch.
+      seed: decides the order in each epoch, from 0 to 2**32 - 1.
+      share: (i, n): this process reads part i of n, B / n windows per batch.
 
     Returns:
       A stream of `LMBatch`, [B / n, T]; see `layouts.window_row`.
@@ -152,38 +153,39 @@ def text_batches(
 
 
 def zip_batches(*streams: Batches) -> Batches:
-    """Tuples of one batch from each stream, such as prompts with text for PPO-ptx."""
+    """Zips streams: each item is a tuple of one batch from each, such as prompts and text for PPO-ptx."""
     return grain.experimental.ZipIterDataset(streams)
 
 
 def prefetch(batches: Batches) -> Batches:
-    """The same stream, whose next two batches a thread makes while this one is used.
+    """Prefetches two batches in a thread while the current one is used.
 
-    The iterator's state is that of the batches that were taken, not of those made ahead. Close it to end the thread.
+    The state of the iterator does not count batches that are prefetched but not yet taken. Close the iterator to stop
+    the thread.
     """
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
 
 
 def steps(rows: Sequence[Any], batch_size: int, epochs: float = 1) -> int:
-    """Batches of `shuffled_batches` that hold every row `epochs` times; the last may begin another epoch."""
+    """Returns the number of `shuffled_batches` that cover `epochs` epochs. The last one may begin another epoch."""
     return math.ceil(len(rows) * epochs / batch_size)
 
 
 def check_lengths(records: Sequence[Prompted], layout: Layout) -> None:
-    """Tokenises every record, to learn before training that all of them fit.
+    """Tokenizes every record, to check before training that all of them fit.
 
     Raises:
-      DataError: for the first record that does not; see `Layout.check`.
+      DataError: a record does not fit; see `Layout.check`.
     """
     for record in records:
         layout.check(record)
 
 
 def find_too_long(records: Sequence[Prompted], layout: Layout) -> list[int]:
-    """The indices of the records that do not fit, to be left out as the paper does (appendix C).
+    """Returns the indices of the records that do not fit. The paper leaves them out as well (appendix C).
 
     Raises:
-      DataError: none fits; the message is that of the first record.
+      DataError: no record fits. The message is about the first one.
     """
     indices, first_error = [], None
     for index, record in enumerate(records):
@@ -198,13 +200,13 @@ def find_too_long(records: Sequence[Prompted], layout: Layout) -> list[int]:
 
 
 def without(records: Sequence[R], indices: Collection[int]) -> Sequence[R]:
-    """The other records, read when asked for."""
+    """Returns a view of the records without those at `indices`. Records are read when they are accessed."""
     left_out = set(indices)
     return _Selection(records, [index for index in range(len(records)) if index not in left_out])
 
 
 class _Selection(Sequence):
-    """Some elements of a sequence."""
+    """A view of some elements of a sequence."""
 
     def __init__(self, whole: Sequence, indices: Sequence[int]):
         self._whole = whole
@@ -220,18 +222,18 @@ class _Selection(Sequence):
 
 
 def indices(records: Sequence) -> grain.MapDataset:
-    """The numbers of the records, in order.
+    """Returns a dataset of the indices of the records, in order.
 
     Raises:
-      DataError: there is none.
+      DataError: there are no records.
     """
     if not len(records):
-        raise DataError("expected at least one record to make batches of, found none")
+        raise DataError("expected at least one record, found none")
     return grain.MapDataset.range(len(records))
 
 
 def _select_own_rows(batches: Batches, batch_size: int, share: Share) -> Batches:
-    """The rows of this process, of batches of them all."""
+    """Selects the rows of this process from batches with the rows of all processes."""
     part = _local_batch_size(batch_size, share)
     own = slice(share[0] * part, (share[0] + 1) * part)
     return batches.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
@@ -239,7 +241,9 @@ def _select_own_rows(batches: Batches, batch_size: int, share: Share) -> Batches
 
 def _local_batch_size(batch_size: int, share: Share) -> int:
     if batch_size < 1 or batch_size % share[1]:
-        raise ConfigError(f"batch_size: expected a positive multiple of {share[1]} processes, found {batch_size}")
+        raise ConfigError(
+            f"batch_size: expected a positive multiple of the number of processes ({share[1]}), found {batch_size}"
+        )
     return batch_size // share[1]
 
 

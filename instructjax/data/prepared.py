@@ -1,9 +1,9 @@
-"""Prepared data: JSON lines to a tfds data set with random access, and back. No TensorFlow is needed.
+"""Prepared data: turns JSON lines into a tfds data set with random access. TensorFlow is not needed.
 
     records (.jsonl)  --prepare-->  DIRECTORY/NAME/1.0.0/ (array_record)  --load-->  records
 
-Each example keeps its JSON and the place it came from. So `records.py` alone says what a record is, unknown
-fields survive, and an error that is found much later can still name file and line.
+Each example is the JSON of a record, and the file and line that it was read from. Therefore only `records.py` defines
+what a record is, unknown fields are kept, and an error that is found later can still name file and line.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from instructjax import records
 from instructjax.errors import DataError
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
 
-SET_NAMES: Mapping[type[Record], str] = {  # of the sets of a run
+SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
     Text: "text",
     Demonstration: "demonstrations",
     Prompt: "prompts",
     Ranking: "rankings",
 }
 
-_VERSION = "1.0.0"  # of the two features: a record's JSON, and where it was read
-_SHARD = 100_000  # records of one file of the set
-_CHUNK = 5_000  # records handed to the writer at once
+_VERSION = "1.0.0"  # of the features: "json" and "where"
+_SHARD = 100_000  # records per file of the set
+_CHUNK = 5_000  # records that are written at once
 
 
 def prepare(
@@ -44,29 +44,29 @@ def prepare(
     validation: float = 0.05,
     test: float = 0.05,
 ) -> str:
-    """Validates files of records and writes them as a data set with splits, unless that is done already.
+    """Validates files of records and writes them as a data set with splits.
 
-    A set that was made from the same files with the same shares is left alone. Anything else under that
-    name, such as what an interrupted call left behind, is removed and written anew. Within a split, records
-    keep their order. Of several processes that share a directory, only one should call this.
+    If the set already exists, made from the same files with the same shares, nothing is written. Otherwise anything
+    under that name is replaced, such as the remains of an interrupted call. Records keep their order within a split.
+    If several processes share a directory, only one of them should call this.
 
     Args:
       kind: Text, Demonstration, Prompt or Ranking.
       files: `.jsonl` or `.jsonl.gz` files.
-      directory: where prepared sets lie.
-      name: of this set, such as "demonstrations".
-      validation: share of users in the validation split, for records that name no split.
-      test: share of users in the test split, likewise; see `records.split_of`.
+      directory: the directory of prepared sets.
+      name: the name of this set, such as "demonstrations".
+      validation: share of users in the validation split, for records without a split; see `records.split_of`.
+      test: share of users in the test split, for records without a split.
 
     Returns:
       The set's fingerprint; see `fingerprint`.
 
     Raises:
-      RecordError: "FILE:LINE: field: expected ..., found ...". What was there before is untouched then.
-      DataError: there are no files, or the name is not one that tfds can write.
+      RecordError: "FILE:LINE: field: expected ..., found ...". An existing set is not changed then.
+      DataError: there are no files, or tfds does not accept the name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise DataError(f"{name!r}: expected a name of lower case letters, digits and _ for a prepared data set")
+        raise DataError(f"name: expected lower case letters, digits and _, starting with a letter, found {name!r}")
     if not files:
         raise DataError(f"{name}: expected at least one file of {kind.__name__} records, found none")
     folder = _set_directory(directory, name)
@@ -77,7 +77,7 @@ def prepare(
     }
     if _read_manifest(folder) == manifest:
         return manifest["fingerprint"]
-    for file in files:  # a first pass, so that every line is valid before anything is removed
+    for file in files:  # a first pass, so that nothing is removed if a line is invalid
         for _ in records.read_numbered(file, kind):
             pass
     if folder.exists():
@@ -85,19 +85,19 @@ def prepare(
     folder.mkdir(parents=True)
     everything = itertools.chain.from_iterable(records.read_numbered(file, kind) for file in files)
     _write(folder, name, ((records.split_of(record, validation, test), record) for _, record in everything))
-    # Last, because it is the mark of a whole set.
+    # The manifest marks a complete set, so it is written last.
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
-    """Returns FOLDER/SET.jsonl of a kind of records, if there is such a file."""
+    """Returns [FOLDER/SET.jsonl] for a kind of records, or [] if there is no such file."""
     path = folder / f"{SET_NAMES[kind]}.jsonl"
     return [path] if path.exists() else []
 
 
 def fingerprint(directory: epath.PathLike, name: str) -> str:
-    """Sixteen characters that change with the content of a prepared set, not with the place of its files.
+    """Returns 16 characters that identify the content of a prepared set, not the names of its files.
 
     Raises:
       DataError: there is no such set.
@@ -106,7 +106,7 @@ def fingerprint(directory: epath.PathLike, name: str) -> str:
 
 
 def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Records[R]:
-    """Opens a split of a prepared set; its records are read and decoded when they are asked for.
+    """Opens a split of a prepared set. Records are read and decoded when they are accessed.
 
     Raises:
       DataError: there is no such set or split, or its records are of another kind.
@@ -117,14 +117,14 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     sizes = split_sizes(directory, name)
     if split not in sizes:
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
-        raise DataError(f"{directory}/{name}: expected records in split {split!r}, found none there, only in {found}")
+        raise DataError(f"{directory}/{name}: expected records in split {split!r}, found only {found}")
     with _data_errors(directory, name):
         source = tfds.builder_from_directory(_set_directory(directory, name)).as_data_source(split)
     return Records(source, kind, lambda: _data_errors(directory, name))
 
 
 def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
-    """The splits of a prepared set that have records, and how many.
+    """Returns the number of records in each split of a prepared set. Empty splits are left out.
 
     Raises:
       DataError: there is no such set.
@@ -136,7 +136,7 @@ def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
 
 
 class Records(Sequence, Generic[R]):
-    """The records of a split, read at random; a slice is a list."""
+    """The records of a split, with random access. A slice is a list."""
 
     def __init__(
         self,
@@ -144,7 +144,13 @@ class Records(Sequence, Generic[R]):
         kind: type[R],
         reading: Callable[[], contextlib.AbstractContextManager[None]],
     ):
-        """Takes what `load` opens; `reading` is a context in which errors of the source become DataErrors."""
+        """Wraps an open data source.
+
+        Args:
+          source: a data source of tfds.
+          kind: the kind of records.
+          reading: makes a context in which errors of the source become DataErrors.
+        """
         self._source = source
         self._kind = kind
         self._reading = reading
@@ -163,13 +169,13 @@ class Records(Sequence, Generic[R]):
             return self.__getitems__(range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
-        with self._data_errors():
+        with self._reading():
             example = self._source[index % len(self)]
         return self._decode(example)
 
     def __getitems__(self, indices: Sequence[int]) -> list[R]:
-        """Reads many records at once, which is faster than one by one."""
-        with self._data_errors():
+        """Reads many records at once, which is faster than reading them one by one."""
+        with self._reading():
             found = self._source.__getitems__(list(indices))
         return [self._decode(example) for example in found]
 
@@ -186,7 +192,7 @@ def _set_directory(directory: epath.PathLike, name: str) -> epath.Path:
 
 
 def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Record]]) -> None:
-    # A builder's download_and_prepare would import TensorFlow here; the sequential writer does not.
+    # A builder's download_and_prepare would import TensorFlow; the sequential writer does not.
     identity = tfds.core.DatasetIdentity(name=name, version=_VERSION, data_dir=str(folder), module_name=__name__)
     features = tfds.features.FeaturesDict({"json": tfds.features.Text(), "where": tfds.features.Text()})
     info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
@@ -203,14 +209,14 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
 def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
     digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
     for path in map(epath.Path, files):
-        with contextlib.suppress(OSError):  # reading the records will tell why it cannot be read
+        with contextlib.suppress(OSError):  # reading the records raises an error that gives the reason
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
-    """What `prepare` wrote last; None where there is none, or a damaged one: then the set is not whole."""
+    """Reads the manifest of a set; None if it is missing or damaged, which means that the set is incomplete."""
     path = folder / "manifest.json"
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
@@ -223,7 +229,7 @@ def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
 def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever its libraries make of files that are cut or missing
+    except Exception as error:  # the libraries raise many kinds if files are cut or missing
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise DataError(
             f"{directory}/{name}: expected a prepared data set, found a damaged one ({reason}); remove {directory}"
@@ -233,5 +239,5 @@ def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
 def _require_manifest(directory: epath.PathLike, name: str) -> dict[str, Any]:
     manifest = _read_manifest(_set_directory(directory, name))
     if manifest is None:
-        raise DataError(f"{directory}/{name}: expected a prepared data set, found none, or one half written")
+        raise DataError(f"{directory}/{name}: expected a prepared data set, found none or an incomplete one")
     return manifest

@@ -1,7 +1,7 @@
-"""From rankings to batches: each prompt once with all of its answers, several prompts in a row.
+"""Makes batches of rankings: each prompt once with all of its answers, several prompts per row.
 
-A row is as long as the longest ranking, so no ranking is cut. To know the lengths, every ranking is
-tokenised once before the first batch.
+A row is as long as the longest ranking, so no ranking is cut. All rankings are tokenized once before the first batch,
+because packing needs their lengths.
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ from instructjax.data.layouts import Layout, TokenizedRanking
 from instructjax.data.pipeline import Batches, Rows, Share
 from instructjax.records import Ranking
 
-_MULTIPLE = 8  # a row's length is one of this: fused kernels want even lengths
+_MULTIPLE = 8  # row lengths are multiples of this, because fused kernels need even lengths
 
 
 @dataclasses.dataclass(frozen=True)
 class _RowSize:
-    """What a row must have room for: `length` tokens (T), and rankings with up to K `responses` each."""
+    """The size of a row.
+
+    Attributes:
+      length: T, tokens of a row.
+      responses: K, the maximum number of responses in a ranking.
+    """
 
     length: int
     responses: int
 
 
 def tokenize_rankings(records: Sequence[Ranking], layout: Layout) -> Rows:
-    """The `TokenizedRanking` of each ranking, made when they are asked for."""
+    """Returns a dataset of one `TokenizedRanking` per ranking. Each is tokenized when it is read."""
     return pipeline.indices(records).map(lambda index: layouts.tokenize_ranking(records[index], layout))
 
 
 def ranking_rows(rankings: Sequence[TokenizedRanking], pad_id: int) -> Rows:
-    """Rows of a `RankingBatch` for evaluation, packed in the order of the rankings.
+    """Returns rows of a `RankingBatch` for evaluation, packed in the order of the rankings.
 
-    So the valid answers of one row after the other are the answers of one ranking after the other.
+    The valid answers of all rows, in order, are therefore the answers of all rankings, in order.
 
     Args:
-      rankings: in memory, or from `tokens`.
-      pad_id: fills rows up.
+      rankings: a list, or a dataset from `tokenize_rankings`.
+      pad_id: the padding token.
     """
     lengths, size = _measure(rankings)
     fit = bin_packing.next_fit(lengths, size.length)
@@ -60,28 +65,28 @@ def ranking_batches(
     multiple: int = 1,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches of a `RankingBatch` for training; see `packed_batches.batches`.
+    """Returns a stream of `RankingBatch` for training; see `packed_batches.batches`.
 
     Args:
-      rankings: from `tokens`.
-      pad_id: fills rows up.
-      batch_size: rankings, not rows, of a global batch.
-      seed: of all orders, from 0 to 2**32 - 1.
-      steps: batches that are going to be read; the number of shapes is chosen for them.
-      multiple: of which the number of rows of a global batch is one, so that devices and microbatches can share them.
-      share: (i, n), where this process reads part i of n of the rows.
+      rankings: a dataset from `tokenize_rankings`.
+      pad_id: the padding token.
+      batch_size: rankings (not rows) per global batch.
+      seed: decides the order in each epoch, from 0 to 2**32 - 1.
+      steps: number of batches that will be read. More steps allow more shapes.
+      multiple: the number of rows per global batch is rounded up to a multiple of this, so that it divides over devices
+        and microbatches.
+      share: (i, n): this process reads part i of n of the rows.
     """
     lengths, size = _measure(rankings)
-
     prompts = size.length // min(lengths)
 
-    def make(indices: Sequence[int]) -> RankingBatch:
+    def make_row(indices: Sequence[int]) -> RankingBatch:
         return _make_row([rankings[i] for i in indices], size, prompts, pad_id)
 
     return packed_batches.batches(
         lengths,
         size.length,
-        make,
+        make_row,
         batch_size=batch_size,
         seed=seed,
         steps=steps,
@@ -91,7 +96,7 @@ def ranking_batches(
 
 
 def _measure(rankings: Sequence[TokenizedRanking]) -> tuple[list[int], _RowSize]:
-    """The length of each ranking, and what the longest and the one of most answers need."""
+    """Returns the length of each ranking, and the smallest size of a row into which every ranking fits."""
     lengths, counts = zip(*((len(ranking), len(ranking.responses)) for ranking in rankings), strict=True)
     return list(lengths), _RowSize(-(-max(lengths) // _MULTIPLE) * _MULTIPLE, max(counts))
 

@@ -62,4 +62,4 @@ def sample_answers(run: Run, policy: Trained, prompts: Sequence[Prompt], seed: i
     repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]
     texts = (text for _, batch in sampler(policy.params, repeated, jax.random.key(seed)) for text in batch)
     for record, count in zip(prompts, counts, strict=True):
-        yield record.prompt, [layout.capped(next(texts)) for _ in range(count)]
+        yield record.prompt, [layout.truncate(next(texts)) for _ in range(count)]

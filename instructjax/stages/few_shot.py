@@ -71,11 +71,13 @@ def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence
 def score_texts(run: Run, reward: Trained, prompts: Sequence[str], answered: Sequence[Sequence[str]]) -> np.ndarray:
     """Scores K texts as answers to each plain prompt with the reward model, float64[n, K].
 
-    A text that the tokenizer makes longer than it was sampled is cut; see `Layout.capped`.
+    A text that the tokenizer makes longer than it was sampled is cut; see `Layout.truncate`.
     """
     layout = run.layout
     rankings = [
-        TokenizedRanking(layout.prompt(prompt), [layout.response(layout.capped(text)) for text in texts])
+        TokenizedRanking(
+            layout.encode_prompt(prompt), [layout.encode_response(layout.truncate(text)) for text in texts]
+        )
         for prompt, texts in zip(prompts, answered, strict=True)
     ]
     scores = reward_models.rewards(

@@ -49,7 +49,7 @@ def _prepare(run: Run) -> Layout:
     if not is_prepared:
         _claim(folder)
         run.source.write(folder)
-    for kind in prepared.NAMES:
+    for kind in prepared.SET_NAMES:
         if found := run.source.files(kind, folder):
             _prepare_set(run, kind, found)
     _check_splits(run)
@@ -67,7 +67,7 @@ def _prepare(run: Run) -> Layout:
 
 def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
     """Writes rankings that were collected in this run to WORKDIR/data/rankings.jsonl and prepares them."""
-    path = _folder(run) / f"{prepared.NAMES[Ranking]}.jsonl"
+    path = _folder(run) / f"{prepared.SET_NAMES[Ranking]}.jsonl"
     layout = run.layout
 
     def add() -> None:
@@ -81,10 +81,10 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
 def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
     """Loads the prepared records of a kind and split, without those that `prepare` found to be too long."""
-    found = prepared.load(_folder(run), prepared.NAMES[kind], kind, split)
+    found = prepared.load(_folder(run), prepared.SET_NAMES[kind], kind, split)
     if kind is Text or not run.config.data.drop_long:
         return found
-    return pipeline.without(found, _checked(run)[prepared.NAMES[kind]]["left_out"].get(split, []))
+    return pipeline.without(found, _checked(run)[prepared.SET_NAMES[kind]]["left_out"].get(split, []))
 
 
 def _folder(run: Run) -> epath.Path:
@@ -93,7 +93,9 @@ def _folder(run: Run) -> epath.Path:
 
 def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.PathLike]) -> None:
     data = run.config.data
-    prepared.prepare(kind, found, _folder(run), name=prepared.NAMES[kind], validation=data.validation, test=data.test)
+    prepared.prepare(
+        kind, found, _folder(run), name=prepared.SET_NAMES[kind], validation=data.validation, test=data.test
+    )
 
 
 def _claim(folder: epath.Path) -> None:
@@ -115,8 +117,8 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
     path = folder / "tokenizer.model"
     if trained:
         return SentencePieceTokenizer.load(path)
-    documents = prepared.load(folder, prepared.NAMES[Text], Text, "train")
-    demonstrated = prepared.load(folder, prepared.NAMES[Demonstration], Demonstration, "train")
+    documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
+    demonstrated = prepared.load(folder, prepared.SET_NAMES[Demonstration], Demonstration, "train")
     sample = [record.text for record in documents[: section.max_documents]]
     sample += [text for record in demonstrated for text in (record.prompt, record.response)]
     tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size)
@@ -128,10 +130,10 @@ def _check_splits(run: Run) -> None:
     """Refuses sets without a split that a stage is going to need."""
     folder = _folder(run)
     for kind, needed in run.source.splits.items():
-        name = prepared.NAMES[kind]
+        name = prepared.SET_NAMES[kind]
         if not (folder / name).exists():
             continue
-        found = prepared.splits(folder, name)
+        found = prepared.split_sizes(folder, name)
         if any(split not in found for split in needed):
             sizes = ", ".join(f"{other} ({size})" for other, size in found.items())
             raise DataError(f"{folder}/{name}: expected records in the splits {', '.join(needed)}, found only {sizes}")
@@ -144,7 +146,7 @@ def _check_records(run: Run, layout: Layout) -> None:
     split.
     """
     folder, config = _folder(run), run.config
-    for kind, name in prepared.NAMES.items():
+    for kind, name in prepared.SET_NAMES.items():
         if kind is Text or not (folder / name).exists():
             continue
         what = {
@@ -167,16 +169,16 @@ def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]
     Raises:
       DataError: a record is too long, unless `data.drop_long`; or a ranking has too many answers.
     """
-    folder, name = _folder(run), prepared.NAMES[kind]
+    folder, name = _folder(run), prepared.SET_NAMES[kind]
     left_out: dict[str, list[int]] = {}
-    for split in prepared.splits(folder, name):
+    for split in prepared.split_sizes(folder, name):
         found = prepared.load(folder, name, kind, split)
         if kind is Ranking:
             for record in found:
-                layouts.check_answers(record, run.config.comparisons.max_answers)
+                layouts.check_ranking(record, run.config.comparisons.max_answers)
         if not run.config.data.drop_long:
             pipeline.check_lengths(found, layout)
-        elif long := pipeline.too_long(found, layout):
+        elif long := pipeline.find_too_long(found, layout):
             left_out[split] = long
             print(f"{name}, {split}: {len(long)} of {len(found)} records are too long and left out")
     return left_out

@@ -75,7 +75,7 @@ class Run:
     def has(self, kind: type) -> bool:
         """Returns whether records of a kind are prepared: rankings may be collected later."""
         _ = self.layout
-        return (self.workdir / "data" / prepared.NAMES[kind]).exists()
+        return (self.workdir / "data" / prepared.SET_NAMES[kind]).exists()
 
     def records(self, kind: type[R], split: str) -> Sequence[R]:
         """Returns the prepared records of a kind and split, without those that are too long."""

@@ -92,7 +92,7 @@ def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
             [tokens for episodes, texts in sampled for tokens in samplers.responses(episodes)[: len(texts)]]
         )
     rankings = [
-        TokenizedRanking(layout.prompt(prompt), responses)
+        TokenizedRanking(layout.encode_prompt(prompt), responses)
         for prompt, *responses in zip(prompts, *answered, strict=True)
     ]
     scores = reward_models.rewards(

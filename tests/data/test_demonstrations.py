@@ -99,8 +99,8 @@ def test_a_process_makes_its_own_rows_only(kind, monkeypatch):
         made.extend(records)
         return make(records, *arguments)
 
-    make = layouts.demonstrations
-    monkeypatch.setattr(layouts, "demonstrations", counting)
+    make = layouts.demonstration_row
+    monkeypatch.setattr(layouts, "demonstration_row", counting)
     parts = []
     for i in range(4):
         made.clear()
@@ -215,7 +215,11 @@ def test_lengths_as_people_write_them_waste_less_than_15_percent(kind):
     segments = [batch.segments for batch in take(batches, 60)]
     wasted = 1 - sum((one > 0).sum() for one in segments) / sum(one.size for one in segments)
     alone = (
-        1 - np.mean([len(layout.prompt(r.prompt, "")) + len(layout.response(r.response, "")) for r in records]) / 1024
+        1
+        - np.mean(
+            [len(layout.encode_prompt(r.prompt, "")) + len(layout.encode_response(r.response, "")) for r in records]
+        )
+        / 1024
     )
     print(f"{kind}: {wasted:.3f} of the columns are padding, {alone:.3f} with a demonstration in each row")
     assert wasted < 0.15 < 0.7 < alone

@@ -32,12 +32,12 @@ PROMPT = [NAME, A, COLOUR, BREAK]
 
 
 def test_document():
-    assert layouts.document(Text(text="a fox"), Words()).tolist() == [A, FOX, EOS]
+    assert layouts.document_tokens(Text(text="a fox"), Words()).tolist() == [A, FOX, EOS]
 
 
 def test_window():
     tokens = np.array([B, C, EOS, D, E, F, EOS, G], np.int32)
-    row = layouts.window(tokens, np.ones(8, bool), EOS)
+    row = layouts.window_row(tokens, np.ones(8, bool), EOS)
     assert row.tokens.tolist() == tokens.tolist()
     assert row.segments.tolist() == [1, 1, 1, 2, 2, 2, 2, 3]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
@@ -45,7 +45,7 @@ def test_window():
 
 
 def test_the_padding_of_a_window_is_no_segment():
-    row = layouts.window(np.array([B, EOS, D, EOS, 0, 0], np.int32), np.arange(6) < 4, EOS)
+    row = layouts.window_row(np.array([B, EOS, D, EOS, 0, 0], np.int32), np.arange(6) < 4, EOS)
     assert row.segments.tolist() == [1, 1, 2, 2, 0, 0]
     assert row.positions.tolist() == [0, 1, 0, 1, 0, 0]
     assert row.weights.tolist() == [0, 1, 0, 1, 0, 0]
@@ -53,7 +53,7 @@ def test_the_padding_of_a_window_is_no_segment():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_demonstration(weight):
-    row = layouts.demonstrations([Demonstration(prompt="name a colour", response="dark red")], LAYOUT, weight)
+    row = layouts.demonstration_row([Demonstration(prompt="name a colour", response="dark red")], LAYOUT, weight)
     assert row.tokens.tolist() == [*PROMPT, DARK, RED, EOS, 0, 0]
     assert row.segments.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
@@ -62,7 +62,7 @@ def test_demonstration(weight):
 
 def test_a_row_of_two_demonstrations():
     first = Demonstration(prompt="a", response="b")
-    row = layouts.demonstrations([first, Demonstration(prompt="c d", response="")], LAYOUT, 0.5)
+    row = layouts.demonstration_row([first, Demonstration(prompt="c d", response="")], LAYOUT, 0.5)
     assert row.tokens.tolist() == [A, BREAK, B, EOS, C, D, BREAK, EOS, 0]
     assert row.segments.tolist() == [1] * 4 + [2] * 4 + [0]
     assert row.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0]
@@ -71,7 +71,7 @@ def test_a_row_of_two_demonstrations():
 
 def ranking_row(*records, **changes):
     sizes = {"length": 11, "max_prompts": 1, "max_responses": 3, "pad_id": 0}
-    return layouts.ranking_row([layouts.ranking(record, LAYOUT) for record in records], **sizes | changes)
+    return layouts.ranking_row([layouts.tokenize_ranking(record, LAYOUT) for record in records], **sizes | changes)
 
 
 def test_ranking_row():
@@ -102,12 +102,12 @@ def test_an_empty_row_is_padding():
     row = ranking_row(pad_id=7)
     assert (row.tokens == 7).all()
     assert not any(leaf.any() for leaf in (row.segments, row.branches, row.positions, row.valid))
-    row = layouts.demonstrations([], LAYOUT)
+    row = layouts.demonstration_row([], LAYOUT)
     assert not any(leaf.any() for leaf in (row.tokens, row.segments, row.positions, row.weights))
 
 
 def test_prompt():
-    row = layouts.prompt(Prompt(prompt="name a colour"), Layout(Words(), "\n", 6, 1))
+    row = layouts.prompt_row(Prompt(prompt="name a colour"), Layout(Words(), "\n", 6, 1))
     assert row.tokens.tolist() == [0, 0, *PROMPT]
     assert row.segments.tolist() == [0, 0, 1, 1, 1, 1]
 
@@ -123,9 +123,9 @@ texts = st.text(min_size=1, max_size=10)
 @given(texts, texts, st.integers(0, 9))
 def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer, asked, answered, room):
     layout = Layout(tokenizer, "\n", 50 + room, 60 + room)
-    row = layouts.demonstrations([Demonstration(prompt=asked, response=answered)], layout)
-    ranked = layouts.ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout)
-    left = layouts.prompt(Prompt(prompt=asked), layout)
+    row = layouts.demonstration_row([Demonstration(prompt=asked, response=answered)], layout)
+    ranked = layouts.tokenize_ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout)
+    left = layouts.prompt_row(Prompt(prompt=asked), layout)
     prompt_ids = left.tokens[left.segments == 1].tolist()
     response_ids = row.tokens[row.weights == 1].tolist()
     assert (list(ranked.prompt), list(ranked.responses[1])) == (prompt_ids, response_ids)
@@ -138,9 +138,9 @@ def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=5), st.integers(0, 5))
 def test_a_window_tells_documents_apart(tokenizer, documents, padding):
-    parts = [layouts.document(Text(text=text), tokenizer) for text in documents]
+    parts = [layouts.document_tokens(Text(text=text), tokenizer) for text in documents]
     tokens = np.concatenate([*parts, np.zeros(padding, np.int32)])
-    row = layouts.window(tokens, np.arange(len(tokens)) < len(tokens) - padding, EOS)
+    row = layouts.window_row(tokens, np.arange(len(tokens)) < len(tokens) - padding, EOS)
     for number, part in enumerate(parts, start=1):
         inside = row.segments == number
         assert row.tokens[inside].tolist() == part.tolist()
@@ -167,10 +167,10 @@ def test_a_window_tells_documents_apart(tokenizer, documents, padding):
     ],
 )
 def test_what_does_not_fit_is_an_error_not_cut(record, message):
-    make = {Prompt: lambda r: layouts.prompt(r, LAYOUT)}
+    make = {Prompt: lambda r: layouts.prompt_row(r, LAYOUT)}
     make |= {
-        Demonstration: lambda r: layouts.demonstrations([r], LAYOUT),
-        Ranking: lambda r: layouts.ranking(r, LAYOUT),
+        Demonstration: lambda r: layouts.demonstration_row([r], LAYOUT),
+        Ranking: lambda r: layouts.tokenize_ranking(r, LAYOUT),
     }
     for attempt in (LAYOUT.check, make[type(record)]):
         with pytest.raises(DataError, match="^" + message):
@@ -179,13 +179,13 @@ def test_what_does_not_fit_is_an_error_not_cut(record, message):
 
 def test_what_just_fits_is_no_error():
     LAYOUT.check(Demonstration(prompt="a a a a", response="a a a"))
-    row = layouts.demonstrations([Demonstration(prompt="a a a a", response="a a a")], LAYOUT)
+    row = layouts.demonstration_row([Demonstration(prompt="a a a a", response="a a a")], LAYOUT)
     assert row.segments.all()
 
 
 def test_too_many_responses_and_impossible_lengths():
     record = Ranking(prompt="a", responses=("a", "b", "c"), scores=(1, 2, 3), where="f:6")
     with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(comparisons.max_answers\), found 3"):
-        layouts.check_answers(record, 2)
+        layouts.check_ranking(record, 2)
     with pytest.raises(ConfigError, match=r"^data.max_prompt: expected at least 1 token, found 0"):
         Layout(Words(), "\n", 0, 4)

@@ -115,11 +115,11 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
 @pytest.mark.parametrize("name", [*STREAMS, "zipped"])
 @pytest.mark.parametrize("stop", [0, 1, 5])
 def test_batches_made_ahead_are_the_same_and_do_not_count_before_they_are_taken(name, stop):
-    ahead = iter(pipeline.prefetched(stream(name)))
+    ahead = iter(pipeline.prefetch(stream(name)))
     plain = iter(stream(name))
     assert all(same(next(ahead), next(plain)) for _ in range(stop))
     assert ahead.get_state() == plain.get_state()
-    resumed = iter(pipeline.prefetched(stream(name)))
+    resumed = iter(pipeline.prefetch(stream(name)))
     resumed.set_state(json.loads(json.dumps(ahead.get_state())))
     assert all(same(next(resumed), next(plain)) for _ in range(9))
     for iterator in (ahead, resumed):
@@ -231,16 +231,18 @@ def test_lengths_are_checked_before_training(tmp_path):
 def test_what_is_too_long_can_be_left_out():
     too_long = Prompt(prompt="q" * 31)
     found = [too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]]
-    assert pipeline.too_long(found, LAYOUT) == [0, 4]
+    assert pipeline.find_too_long(found, LAYOUT) == [0, 4]
     kept = pipeline.without(found, [0, 4])
     assert list(kept) == PROMPTS
     assert kept[-1] == PROMPTS[-1] and kept[1:3] == PROMPTS[1:3]
     with pytest.raises(DataError, match="prompt: expected at most 30 tokens"):
-        pipeline.too_long([too_long], LAYOUT)
+        pipeline.find_too_long([too_long], LAYOUT)
 
 
 def test_impossible_choices_are_named():
-    with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3 processes, found 4"):
+    with pytest.raises(
+        ConfigError, match=r"^batch_size: expected a positive multiple of the number of processes \(3\), found 4"
+    ):
         stream("prompts", batch_size=4, share=(0, 3))
     with pytest.raises(DataError, match="expected at least one record"):
         demonstrations.rows([], LAYOUT)

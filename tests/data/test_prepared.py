@@ -97,7 +97,7 @@ def test_a_half_written_set_is_refused_and_redone(files, tmp_path, monkeypatch, 
     monkeypatch.setattr(prepared, "_CHUNK", 50)
     with pytest.raises(KeyboardInterrupt):
         prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
-    with pytest.raises(DataError, match="demos: expected a prepared data set, found none, or one half written"):
+    with pytest.raises(DataError, match="demos: expected a prepared data set, found none or an incomplete one"):
         prepared.load(tmp_path / "data", "demos", Demonstration, "train")
     monkeypatch.undo()
     prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
@@ -120,7 +120,7 @@ def test_errors_name_set_split_and_kind(files, tmp_path):
     with pytest.raises(DataError, match="demos: expected a prepared data set, found none"):
         prepared.fingerprint(tmp_path, "demos")
     prepare("demos", files, validation=0, test=0.1)
-    with pytest.raises(DataError, match=rf"{tmp_path}/demos: expected records in split 'validation', found none there"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/demos: expected records in split 'validation', found only train"):
         prepared.load(tmp_path, "demos", Demonstration, "validation")
     with pytest.raises(DataError, match="demos: expected Ranking records, found Demonstration records"):
         prepared.load(tmp_path, "demos", Ranking, "train")
@@ -128,7 +128,7 @@ def test_errors_name_set_split_and_kind(files, tmp_path):
         prepare("demos", [])
     with pytest.raises(RecordError, match="missing.jsonl: expected a file"):
         prepare("demos", [tmp_path / "missing.jsonl"])
-    with pytest.raises(DataError, match="'My set': expected a name of lower case letters"):
+    with pytest.raises(DataError, match="name: expected lower case letters, .*, found 'My set'"):
         prepare("My set", files)
 
 

@@ -40,7 +40,7 @@ def test_fields_of_any_value(data, kind):
         records.to_json(record).encode()
         assert records.split_of(record) in records.SPLITS
         if kind is Ranking:
-            layouts.check_answers(record, 9)
+            layouts.check_ranking(record, 9)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])

@@ -24,7 +24,7 @@ def episodes(layout):
     """Prompts padded on the left, responses and EOS padded on the right."""
     tokens, segments = np.full((3, 32), layout.tokenizer.pad_id, np.int32), np.zeros((3, 32), np.int32)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        before, after = layout.prompt(prompt), layout.response(response)
+        before, after = layout.encode_prompt(prompt), layout.encode_response(response)
         tokens[row, 16 - len(before) : 16 + len(after)] = [*before, *after]
         segments[row, 16 - len(before) : 16 + len(after)] = 1
     positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)

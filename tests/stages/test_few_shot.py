@@ -60,7 +60,7 @@ def test_an_answer_that_is_too_long_is_scored_as_it_is_cut(tmp_path):
     layout = run.layout
     _, reward = models(config, layout)
     long = "xyzzy " * 20
-    cut = layout.capped(long)
+    cut = layout.truncate(long)
     assert long.startswith(cut) and len(layout.tokenizer.encode(cut)) == layout.max_response - 1
     found = few_shot.score_texts(run, reward, ["the fox", "an owl"], [[long, cut, "owl"]] * 2)
     assert found.shape == (2, 3) and np.isfinite(found).all()

@@ -93,7 +93,7 @@ def test_an_import_that_was_interrupted_goes_on(run):
 
 def scores(workdir, prompt, responses):
     found, layout = trained.open_reward_model(workdir / "reward" / "checkpoints")
-    rows = [layouts.demonstrations([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
+    rows = [layouts.demonstration_row([Demonstration(prompt=prompt, response=text)], layout) for text in responses]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return np.asarray(episode.score(found.model, found.params, batch.tokens, batch.segments, batch.positions))
 
@@ -159,7 +159,7 @@ def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path, capsys)
     text = f"the forest{config.data.separator}the owl{tokenizer.eos_token}"
     with torch.no_grad():
         expected = theirs(**tokenizer(text, return_tensors="pt")).logits[0].numpy()
-    ids = np.array([[*layout.prompt("the forest"), *layout.response("the owl")]], np.int32)
+    ids = np.array([[*layout.encode_prompt("the forest"), *layout.encode_response("the owl")]], np.int32)
     logits, _ = found.model.apply({"params": found.params}, ids, np.ones_like(ids), np.arange(ids.size)[None])
     report(capsys, "logits of a text", np.asarray(logits[0]), expected)
 
