@@ -1,1 +1,1 @@
-"""Recipes: every key declared, with its unit and source, and locked."""
+"""Recipes: locked configs whose keys are declared in instructjax/recipe."""

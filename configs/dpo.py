@@ -1,6 +1,6 @@
 """DPO in the sandbox: a policy from the same rankings, without a reward model and without sampling.
 
-Reproduces: nothing of InstructGPT; it shows how another algorithm moves into these rooms, see
+Reproduces: nothing of InstructGPT; it shows how to add another algorithm, see
             docs/own_algorithm.md.
 Cost:       not measured at this size; run by the tests on tiny files only.
 Expected:   not measured; the values below are first guesses.
@@ -21,7 +21,7 @@ from instructjax.recipe import declared, stage_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The sandbox with a section `dpo`, whose policy is judged beside the others."""
+    """Returns the sandbox with a section `dpo`, whose policy is judged next to the others."""
     config = sandbox.get_config(variant).unlock()
 
     config.dpo = declared.defaults(stage_keys.DPO)

@@ -14,7 +14,7 @@ Command:    python experiments/reproduce.py --config=configs/e2e.py --config.e2e
 
 Variants:   smoke: the same in minutes, too small to show the results; a test.
 
-Values that are not explained here are the paper's; see configs/instructgpt.py.
+Values that are not set here are the paper's; docs/recipe.md explains them.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ from instructjax.recipe import declared, run_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The default run on human data, or its smoke test."""
+    """Returns the default run on human data, or its smoke test."""
     if variant not in ("", "smoke"):
         raise ValueError(f"configs/e2e.py: expected no variant or 'smoke', found {variant!r}")
     config = instructgpt.get_config().unlock()
@@ -35,26 +35,26 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.separator = "\n"
     config.data.max_prompt = 44  # tokens; all prompts fit
     config.data.max_response = 68  # all ranked answers fit, and 99.5 % of the references
-    config.data.validation = 0.1  # share of the patterns of MRs
-    config.data.test = 0.3  # of the ranked patterns: the interval of the accuracy is what limits the experiment
+    config.data.validation = 0.1  # share of MR patterns
+    config.data.test = 0.3  # of the ranked patterns; few would make the accuracy's interval wide
     config.tokenizer.vocab_size = 1536  # words of the task and of simple stories
 
-    # Longer than prompt and response, for the examples of the few-shot prefix.
-    # Two layers of many narrow heads, as in the sandbox: a model that learns early to copy facts from the MR.
+    # The context is longer than prompt and response, for the few-shot prefix. Two layers of many narrow heads, as in
+    # the sandbox, learn early to copy facts from the MR.
     config.model.update(num_layers=2, d_model=192, num_heads=12, d_head=16, d_ff=768, max_length=256, local_window=None)
     config.model.init_std = 0.07  # about 1 / sqrt(d_model)
-    # A CPU is slow at bfloat16 but in products: matmul_dtype = "bfloat16" is for one that has units for those.
+    # CPUs are slow at bfloat16. On one with matrix units for it, matmul_dtype = "bfloat16" is faster still.
     config.model.dtype = "float32"
-    config.model.cache_by_layer = True  # two layers compile soon, and no step of decoding copies their cache
+    config.model.cache_by_layer = True  # two layers compile fast, and decoding copies no cache
     config.model.remat = False  # it fits
-    config.model.logits_chunk = 512  # tokens whose logits fit into a core's cache
+    config.model.logits_chunk = 512  # the logits fit into a core's cache
 
-    # Rates are those of models of a million parameters, not of a billion.
+    # Learning rates for a million parameters, not a billion.
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=600, batch_size=32, length=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1)
     config.sft.update(epochs=10, batch_size=32, learning_rate=1e-3, dropout=0.1)
-    config.comparisons.update(min_answers=5, max_answers=5)  # as people were shown
-    # The paper overfits after one epoch; a thousand rankings are 80 updates only.
+    config.comparisons.update(min_answers=5, max_answers=5)  # as many as people were shown
+    # The paper overfits after one epoch. A thousand rankings are only 80 updates.
     config.reward.update(size="", batch_size=16, epochs=2, learning_rate=3e-4, dropout=0.1)
     config.ppo_init.update(epochs=6, batch_size=32, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
@@ -63,10 +63,10 @@ def get_config(variant: str = "") -> ConfigDict:
         minibatch_size=32,
         learning_rate=5e-5,
         value_learning_rate=1e-4,
-        # Five times the paper's, as in the sandbox; not tuned on this data.
+        # Five times the paper's; not tuned on this data.
         kl_coefficient=0.1,
         missing_eos_penalty=1.0,
-        # So that the average has left its start behind after tens of iterations instead of 500.
+        # The average forgets its start within 40 iterations instead of 500.
         ema_decay=0.9,
         ptx_coefficient=1.0,
         ptx_examples_per_episode=1,
@@ -80,7 +80,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.update(d_model=64, num_heads=4, d_ff=256)
         config.log.update(every=10, save_every=10, evaluate_every=20)
         config.pretrain.update(steps=20, batch_size=8, warmup_steps=10)
-        with config.ignore_type():  # parts of an epoch
+        with config.ignore_type():  # a fraction of an epoch
             config.sft.update(epochs=0.2, candidates=2, selection_prompts=16)
             config.reward.update(epochs=0.2)
             config.ppo_init.update(epochs=0.1)

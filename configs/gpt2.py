@@ -4,8 +4,7 @@ Reproduces: the paper's recipe (section 3.5, appendix C) on the model that it gr
             byte-pair vocabulary, instead of pretraining.
 Cost:       not measured for the four sizes: they have only been built, and their weights are not here.
             tiny: minutes on two CPU cores; its time alone on a machine has not been measured.
-Expected:   tiny shows that the way from imported weights to a report works, and nothing else: its
-            weights are random.
+Expected:   tiny shows only that imported weights lead to a report: its weights are random.
 Command:    python experiments/reproduce.py --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
                 --config.pretrain.import_from=FOLDER --config.tokenizer.path=FOLDER \\
                 --config.files.text=... --config.files.demonstrations=... \\
@@ -16,7 +15,7 @@ Command:    python experiments/reproduce.py --config=configs/gpt2.py:124m --work
 Variants:   124m, 355m, 774m, 1p5b: the sizes of GPT-2. tiny: a GPT-2 of two layers on human records
             (--config.e2e.directory=DATA as in configs/e2e.py).
 
-Values that are not explained here are the paper's; see configs/instructgpt.py.
+Values that are not set here are the paper's; docs/recipe.md explains them.
 """
 
 from ml_collections import ConfigDict
@@ -28,12 +27,12 @@ SIZES = {"124m": (12, 768, 12), "355m": (24, 1024, 16), "774m": (36, 1280, 20), 
 
 
 def get_config(variant: str = "124m") -> ConfigDict:
-    """The recipe for one of GPT-2's sizes, or its smoke test."""
+    """Returns the recipe for one of GPT-2's sizes, or its smoke test."""
     if variant not in (*SIZES, "tiny"):
         raise ValueError(f"configs/gpt2.py: expected a variant among {', '.join(SIZES)}, tiny, found {variant!r}")
     if variant == "tiny":
         config = e2e.get_config("smoke").unlock()
-        # A vocabulary of GPT-2's kind, learned from the texts in a moment, has longer sequences than the words of e2e.
+        # A byte-pair vocabulary that is learned from few texts makes longer sequences than e2e's own.
         config.data.max_prompt = 80
         config.data.max_response = 110
         config.data.drop_long = True

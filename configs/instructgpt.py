@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "1p3b") -> ConfigDict:
-    """The recipe for one of the paper's three sizes."""
+    """Returns the recipe for one of the paper's three sizes."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/instructgpt.py: expected a variant among {', '.join(VARIANTS)}, found {variant!r}")
     row = VARIANTS[variant]

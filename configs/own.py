@@ -2,14 +2,14 @@
 
 Reproduces: nothing; a place to start from, see docs/own_data.md.
 Cost:       about 25M parameters; depends on the data.
-Expected:   nothing is known of your data; the values are first guesses, and no variant has been run whole.
+Expected:   depends on your data. The values are first guesses; no variant has been run to the end.
 Command:    python experiments/reproduce.py --config=configs/own.py --workdir=runs/own \\
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=...
 
 Variants:   tiny: all stages in a few steps, to try the files.
 
-Values that are not explained here are the paper's; see configs/instructgpt.py.
+Values that are not set here are the paper's; docs/recipe.md explains them.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from configs import instructgpt
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The recipe for files of records, or its rehearsal."""
+    """Returns the recipe for files of records, or its rehearsal."""
     if variant not in ("", "tiny"):
         raise ValueError(f"configs/own.py: expected no variant or 'tiny', found {variant!r}")
     config = instructgpt.get_config().unlock()
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.update(num_layers=8, d_model=512, num_heads=8, d_head=64, d_ff=2048, max_length=512, local_window=None)
     config.model.remat = False  # it fits
 
-    # Rates are those of models of ten million parameters, not of a billion.
+    # Learning rates for ten million parameters, not a billion.
     config.pretrain.update(steps=5000, batch_size=32, length=512, learning_rate=6e-4, warmup_steps=200)
     config.sft.update(epochs=8, batch_size=32, learning_rate=1e-4, dropout=0.1)
     config.reward.update(size="", batch_size=16, learning_rate=5e-5)
@@ -39,10 +39,10 @@ def get_config(variant: str = "") -> ConfigDict:
         minibatch_size=32,
         learning_rate=3e-5,
         value_learning_rate=1e-4,
-        # The paper's 0.02 is for a reward model of 6B parameters; a small one is sooner mistaken.
+        # The paper's 0.02 is for a reward model of 6B parameters; a small one is over-optimized sooner.
         kl_coefficient=0.1,
         ema_decay=0.95,
-        ptx_coefficient=1.0,  # between the sandbox's and none; the paper's 27.8 is for its own batches
+        ptx_coefficient=1.0,  # less than the sandbox's; the paper's 27.8 is for its own batches
         ptx_examples_per_episode=1,
         ptx_microbatches=1,
         ptx_length=512,
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.init_std = 0.1  # about 1 / sqrt(d_model)
         config.log.update(every=5, save_every=5, evaluate_every=5)
         config.pretrain.update(steps=10, batch_size=8, length=128, warmup_steps=5)
-        with config.ignore_type():  # parts of an epoch
+        with config.ignore_type():  # a fraction of an epoch
             for stage in ("sft", "reward", "ppo_init"):
                 config[stage].update(epochs=0.1, batch_size=8)
         config.sft.update(candidates=1, selection_prompts=8)

@@ -1,17 +1,17 @@
-"""The whole of InstructGPT in a small simulated world, on a laptop, with nothing to download.
+"""All of InstructGPT in a small simulated world, on a laptop, with nothing to download.
 
 Reproduces: the shape of the paper's main results (Figures 1 and 3, section 4.1, and the
             alignment tax of section 4.2) where the truth is known: prompts, demonstrations
             and rankings come from simulated people. It is a test of the recipe, not
             evidence about people.
 Cost:       see the README for measured times; about 0.5M parameters, two CPU cores.
-Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx takes back most of the
+Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx recovers most of the
             loss on pretraining text that ppo gives away.
 Command:    python experiments/reproduce.py
 
 Variants:   smoke: the same in about a minute, too small to show the results; a test.
 
-Values that are not explained here are the paper's; see configs/instructgpt.py.
+Values that are not set here are the paper's; docs/recipe.md explains them.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from instructjax.recipe import declared, run_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The default sandbox, or its smoke test."""
+    """Returns the default sandbox, or its smoke test."""
     if variant not in ("", "smoke"):
         raise ValueError(f"configs/sandbox.py: expected no variant or 'smoke', found {variant!r}")
     config = instructgpt.get_config().unlock()
@@ -41,17 +41,17 @@ def get_config(variant: str = "") -> ConfigDict:
     # three heads did not in 600.
     config.model.update(num_layers=2, d_model=128, num_heads=8, d_head=16, d_ff=512, max_length=128, local_window=None)
     config.model.init_std = 0.08  # about 1 / sqrt(d_model), as 0.02 is for the widths of GPT-3
-    # A CPU is slow at bfloat16 but in products: matmul_dtype = "bfloat16" is for one that has units for those.
+    # CPUs are slow at bfloat16. On one with matrix units for it, matmul_dtype = "bfloat16" is faster still.
     config.model.dtype = "float32"
-    config.model.cache_by_layer = True  # two layers compile soon, and no step of decoding copies their cache
+    config.model.cache_by_layer = True  # two layers compile fast, and decoding copies no cache
     config.model.remat = False  # it fits
-    config.model.logits_chunk = 512  # tokens whose logits fit into a core's cache
+    config.model.logits_chunk = 512  # the logits fit into a core's cache
 
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=1200, batch_size=24, length=128, learning_rate=3e-3, warmup_steps=50)
     config.sft.update(epochs=16, batch_size=64, learning_rate=1e-3, dropout=0.1)
     config.comparisons.update(prompts=5_000)
-    # The paper overfits after one epoch; here the second still helps: few rankings, a small model.
+    # The paper overfits after one epoch. With few rankings and a small model the second still helps.
     config.reward.update(size="", epochs=2, batch_size=32, learning_rate=6e-4)
     config.ppo_init.update(epochs=8, batch_size=64, learning_rate=1e-3, dropout=0.0)
     config.ppo.update(
@@ -60,10 +60,10 @@ def get_config(variant: str = "") -> ConfigDict:
         minibatch_size=64,
         learning_rate=2e-4,
         value_learning_rate=4e-4,
-        # The paper's 0.02 would over-optimise a reward model of this size.
+        # The paper's 0.02 over-optimizes a reward model of this size.
         kl_coefficient=0.07,
         missing_eos_penalty=1.0,
-        # So that the average has left its start behind after 50 iterations instead of 500.
+        # The average forgets its start within 50 iterations instead of 500.
         ema_decay=0.9,
         ptx_coefficient=1.2,
         ptx_examples_per_episode=1,
