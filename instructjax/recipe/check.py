@@ -1,4 +1,7 @@
-"""Refuses what is wrong about a recipe before any work starts, for all of its stages at once."""
+"""Checks a recipe before any work starts, for all of its stages at once.
+
+Ranges of single keys are declared in run_keys.py and stage_keys.py. Here are the rules between keys.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from instructjax.training import parallel
 
 
 def keys(config: ml_collections.ConfigDict) -> None:
-    """Refuses a recipe without one of the declared keys, with one that is not declared, or with an impossible value.
+    """Checks that a recipe has the declared keys and no others, and that each value is in its range.
 
     Sections that this package does not declare belong to guests: their stages declare and check them.
 
@@ -43,7 +46,7 @@ def keys(config: ml_collections.ConfigDict) -> None:
 
 
 def section(config: ml_collections.ConfigDict, name: str, declared: Section) -> None:
-    """Refuses a section without one of its declared keys, with one that is not declared, or with an impossible value.
+    """Checks that a section has its declared keys and no others, and that each value is in its range.
 
     Args:
       config: a whole recipe.
@@ -73,7 +76,7 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
-    """Refuses a recipe with a value that is impossible, or with values that do not fit together.
+    """Checks a recipe: each value alone, and whether values fit together.
 
     Args:
       config: a whole recipe.
@@ -93,13 +96,13 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _batches(config)
     _labelers(config)
     if config.ppo.reward_function:
-        if jax.process_count() > 1:  # it would be called in one of them, and its errors not told to the others
+        if jax.process_count() > 1:  # one process would call it, and the others would not learn of its errors
             raise ConfigError('ppo.reward_function: expected "" in a run of several processes, found a function')
         reward_function.load(config.ppo.reward_function)
 
 
 def intervals(log: ml_collections.ConfigDict, section: str = "log") -> None:
-    """Refuses intervals that do not fit together.
+    """Checks the intervals between lines of metrics, evaluations and checkpoints.
 
     Args:
       log: the `log` or `ppo_log` section of a recipe.
@@ -137,7 +140,7 @@ def _files(config: ml_collections.ConfigDict) -> None:
 
 
 def _lengths(config: ml_collections.ConfigDict) -> None:
-    """The model, and whether every sequence fits into its context."""
+    """Checks the model, and that every sequence fits into its context."""
     model = TransformerConfig(vocab_size=1, **config.model.to_dict())  # the vocabulary is the tokenizer's
     parallel.check_model(model, "model", config.parallel)
     _reward_model(config, model)
@@ -156,7 +159,7 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
 
 
 def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -> None:
-    """The networks that are not the policy: their size, and what the frozen ones are held in."""
+    """Checks the size of reward model and value network, and the dtype of frozen weights."""
     size, frozen = config.reward.size, config.ppo.frozen_dtype or config.model.param_dtype
     if size:
         parallel.check_model(sizes.resized(model, size), "reward", config.parallel)
@@ -174,7 +177,7 @@ def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -
 
 
 def _batches(config: ml_collections.ConfigDict) -> None:
-    """Whether batches divide into minibatches, microbatches and devices."""
+    """Checks that batches divide into minibatches, microbatches and devices."""
     for stage in ("pretrain", "sft", "reward", "ppo_init"):
         section = config[stage]
         parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", config.parallel, section.microbatches)
@@ -203,7 +206,7 @@ def _batches(config: ml_collections.ConfigDict) -> None:
 
 
 def _labelers(config: ml_collections.ConfigDict) -> None:
-    """The answers to a prompt, and who judges them."""
+    """Checks the number of answers to a prompt, and of those who judge them."""
     most = config.comparisons.max_answers
     _require(config, "comparisons.min_answers", lambda k: k <= most, f"at most comparisons.max_answers ({most})")
     if "sandbox" in config:
