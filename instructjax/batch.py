@@ -14,7 +14,7 @@ from __future__ import annotations
 import flax.struct
 from jaxtyping import Bool, Float32, Int32
 
-from instructjax.typing import AnyArray
+from instructjax.typing import Leaf
 
 
 class LMBatch(flax.struct.PyTreeNode):
@@ -29,10 +29,10 @@ class LMBatch(flax.struct.PyTreeNode):
         a segment).
     """
 
-    tokens: Int32[AnyArray, "B T"]
-    segments: Int32[AnyArray, "B T"]
-    positions: Int32[AnyArray, "B T"]
-    weights: Float32[AnyArray, "B T"]
+    tokens: Int32[Leaf, "B T"]
+    segments: Int32[Leaf, "B T"]
+    positions: Int32[Leaf, "B T"]
+    weights: Float32[Leaf, "B T"]
 
 
 class RankingBatch(flax.struct.PyTreeNode):
@@ -53,13 +53,13 @@ class RankingBatch(flax.struct.PyTreeNode):
       valid: False where a row has fewer than S prompts or a prompt fewer than K answers.
     """
 
-    tokens: Int32[AnyArray, "B T"]
-    segments: Int32[AnyArray, "B T"]
-    branches: Int32[AnyArray, "B T"]
-    positions: Int32[AnyArray, "B T"]
-    ends: Int32[AnyArray, "B S K"]
-    scores: Float32[AnyArray, "B S K"]
-    valid: Bool[AnyArray, "B S K"]
+    tokens: Int32[Leaf, "B T"]
+    segments: Int32[Leaf, "B T"]
+    branches: Int32[Leaf, "B T"]
+    positions: Int32[Leaf, "B T"]
+    ends: Int32[Leaf, "B S K"]
+    scores: Float32[Leaf, "B S K"]
+    valid: Bool[Leaf, "B S K"]
 
 
 class PromptBatch(flax.struct.PyTreeNode):
@@ -70,8 +70,8 @@ class PromptBatch(flax.struct.PyTreeNode):
       segments: 1 on tokens and 0 on padding.
     """
 
-    tokens: Int32[AnyArray, "B P"]
-    segments: Int32[AnyArray, "B P"]
+    tokens: Int32[Leaf, "B P"]
+    segments: Int32[Leaf, "B P"]
 
 
 class Episodes(flax.struct.PyTreeNode):
@@ -92,9 +92,9 @@ class Episodes(flax.struct.PyTreeNode):
         one prompt share it.
     """
 
-    tokens: Int32[AnyArray, "B T"]
-    segments: Int32[AnyArray, "B T"]
-    positions: Int32[AnyArray, "B T"]
-    response_mask: Float32[AnyArray, "B R"]
-    log_probs: Float32[AnyArray, "B R"]
-    group: Int32[AnyArray, "B"]
+    tokens: Int32[Leaf, "B T"]
+    segments: Int32[Leaf, "B T"]
+    positions: Int32[Leaf, "B T"]
+    response_mask: Float32[Leaf, "B R"]
+    log_probs: Float32[Leaf, "B R"]
+    group: Int32[Leaf, "B"]

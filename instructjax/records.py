@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import functools
 import gzip
 import hashlib
 import json
@@ -52,7 +51,7 @@ class Record:
       source: where the record came from, free text.
       extra: every field of the JSON object that has no attribute of its own.
       where: the place it was read from, such as "data.jsonl:17", for errors that
-        are only found later. It is no part of the record: neither compared nor written.
+        are only found later. It is not part of the record: neither compared nor written.
     """
 
     user: str | None = None
@@ -131,7 +130,7 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
 def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -> R:
     """Validates the fields of a JSON object as a record; see `parse`."""
     _check_unicode(fields, where)
-    names = _field_names(kind)  # type: ignore[arg-type]
+    names = _FIELDS[kind]
     known = {name: fields[name] for name in names if name in fields}
     extra = {name: value for name, value in fields.items() if name not in names}
     required = {
@@ -163,7 +162,7 @@ def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -
 
 def to_json(record: Record) -> str:
     """Writes a record as one JSON line without the line break; `parse` inverts it."""
-    own = {name: getattr(record, name) for name in _field_names(type(record))}  # type: ignore[arg-type]
+    own = {name: getattr(record, name) for name in _FIELDS[type(record)]}
     kept = {name: value for name, value in own.items() if value is not None}
     return _ENCODER.encode({**kept, **record.extra})
 
@@ -179,7 +178,7 @@ def read(path: epath.PathLike, kind: type[R]) -> list[R]:
 
 
 def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]]:
-    """Like `read`, one at a time, with line numbers that start at 1. Blank lines are skipped."""
+    """Reads like `read`, one record at a time, with line numbers from 1. Blank lines are skipped."""
     path = epath.Path(path)
     if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
         raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
@@ -203,7 +202,7 @@ def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]
 
 
 def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
-    """The lines of a file, which is never in memory as a whole; what exceeds MAX_LINE is cut, by one byte later."""
+    """Yields the lines of a file, which is never in memory as a whole. A line is cut one byte after MAX_LINE."""
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "no such file"
@@ -219,7 +218,7 @@ def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:
-    """Writes records to a `.jsonl` or `.jsonl.gz` file, whole or not at all.
+    """Writes records to a `.jsonl` or `.jsonl.gz` file, atomically.
 
     Returns:
       The number of records written.
@@ -235,7 +234,7 @@ def write(path: epath.PathLike, records: Iterable[Record]) -> int:
 
 
 def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> str:
-    """The split of a record: its own, or one drawn by its user or else its prompt.
+    """Returns the split of a record: its own, or one drawn by its user or else its prompt.
 
     The draw hashes the user (section 3.2 splits by user ID), so that all records of
     one user, in whatever file, fall into one split, on every machine.
@@ -247,7 +246,8 @@ def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> st
     """
     if record.split is not None:
         return record.split
-    name = str(record.user or getattr(record, "prompt", None) or getattr(record, "text"))  # noqa: B009
+    text: str = getattr(record, "text" if isinstance(record, Text) else "prompt")
+    name = record.user or text
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
     if draw < validation:
@@ -255,9 +255,8 @@ def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> st
     return "test" if draw < validation + test else "train"
 
 
-@functools.cache
-def _field_names(kind: Any) -> list[str]:
-    """The fields of a record's JSON object, the record's own first."""
+def _field_names(kind: type[Record]) -> list[str]:
+    """Lists the fields of a record's JSON object, the record's own first."""
     names = [f.name for f in dataclasses.fields(kind) if f.name not in ("extra", "where")]
     common = len(dataclasses.fields(Record)) - 2
     return names[common:] + names[:common]
@@ -320,6 +319,9 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_FIELDS: Mapping[type[Record], list[str]] = {
+    kind: _field_names(kind) for kind in (Text, Demonstration, Prompt, Ranking)
+}
 _BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
 _DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)

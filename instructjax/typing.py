@@ -20,12 +20,15 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jaxtyping import Int, Num
 
 Array: TypeAlias = jax.Array
-AnyArray: TypeAlias = Any  # NumPy on the host, JAX on a device, and only its shape in a plan
+AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
+Leaf: TypeAlias = Any  # an array of either kind; under `jax.eval_shape`, `jax.vmap` and `jax.tree.map` anything else
 Index: TypeAlias = Int[Array, ""] | int
 Scalar: TypeAlias = Num[Array, ""] | float
 
 Tree: TypeAlias = Any  # a pytree of arrays
 Params: TypeAlias = Mapping[str, Any]  # nested mappings from names to arrays
+Model: TypeAlias = Any  # a LanguageModel or a ScalarModel, or whatever has the methods that are called

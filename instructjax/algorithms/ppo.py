@@ -199,7 +199,7 @@ class Iteration:
         # 5. Over the whole batch, before it is cut into minibatches.
         advantages, returns = self.advantages.estimate(rewards, mask, readings.values, episodes.group, self.axis_name)
         consistency.require_floating(rewards=rewards, advantages=advantages)
-        if readings.values is not None:
+        if readings.values is not None and returns is not None:
             consistency.require_floating(values=readings.values, returns=returns)
         experience = Experience(
             episodes=episodes,
@@ -302,7 +302,7 @@ class Iteration:
 
     def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
         del key
-        assert self.critic is not None
+        assert self.critic is not None and batch.values is not None and batch.returns is not None
         values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
         pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
         return pair, ppo_metrics.means(metrics)

@@ -53,7 +53,7 @@ def rollout(experience: Experience, readings: Readings, eos_id: int, axis_name: 
         "padding": objectives.padding(episodes.segments),
         "missing_eos": Mean((~episode.ended(episodes, eos_id)).sum().astype(jnp.float32), rows),
     }
-    if experience.values is not None:
+    if experience.values is not None and experience.returns is not None:
         explained = losses.explained_variance(experience.values, experience.returns, mask, axis_name)
         metrics |= {
             "value": Mean(experience.values.sum(), mask.sum()),

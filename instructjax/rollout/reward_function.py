@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError
+from instructjax.typing import AnyArray, Array
 
-Array = jax.Array
 # function(prompts, responses) -> a score for each
 Function = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -40,20 +41,20 @@ class RewardFunction:
     def apply(
         self,
         variables: Any,
-        tokens: Array,
-        segments: Array,
-        positions: Array,
+        tokens: Int[AnyArray, "B T"],
+        segments: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         *,
         deterministic: bool = True,
         rngs: Any = None,
-    ) -> Array:
-        """The score of each episode, [B, T] float32: the same at all of its tokens. See `ScalarModel`."""
+    ) -> Float[Array, "B T"]:
+        """Computes the score of each episode: the same at all of its tokens. See `ScalarModel`."""
         del variables, positions, deterministic, rngs
         shape = jax.ShapeDtypeStruct(tokens.shape[:1], jnp.float32)
         scores = jax.pure_callback(self._on_host, shape, tokens, segments)
         return jnp.broadcast_to(scores[:, None], tokens.shape)
 
-    def _on_host(self, given_tokens: Array, given_segments: Array) -> np.ndarray:
+    def _on_host(self, given_tokens: AnyArray, given_segments: AnyArray) -> np.ndarray:
         tokens, segments = np.asarray(given_tokens), np.asarray(given_segments)
         border, decode = self.layout.max_prompt, self.layout.tokenizer.decode
 
