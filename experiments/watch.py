@@ -25,12 +25,12 @@ def main(workdirs):
         raise InputError("expected the folder of a run, or several, found none")
     console = Console()
     if not console.is_terminal:
-        Console(width=WIDTH).print(watch.view(workdirs))
+        Console(width=WIDTH).print(watch.render(workdirs))
         return
-    with Live(watch.view(workdirs), console=console, auto_refresh=False) as live:
-        while not all(map(watch.is_over, workdirs)):
+    with Live(watch.render(workdirs), console=console, auto_refresh=False) as live:
+        while not all(map(watch.is_finished, workdirs)):
             time.sleep(SECONDS)
-            live.update(watch.view(workdirs), refresh=True)
+            live.update(watch.render(workdirs), refresh=True)
 
 
 if __name__ == "__main__":

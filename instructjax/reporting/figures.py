@@ -1,4 +1,7 @@
-"""The figures of a report, from results and metrics; colours are Okabe and Ito's, told apart by everyone."""
+"""Draws the figures of a report from results and metrics.
+
+The palette is that of Okabe and Ito, which color-blind readers can tell apart.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,14 @@ Results = Mapping[str, Any]
 
 
 def draw(results: Results, metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Figure]:
-    """All figures for which results and metrics hold numbers.
+    """Draws all figures for which there are numbers.
 
     Args:
-      results: what stands in results.json.
-      metrics: for each stage, the lines of its metrics.jsonl; "ppo" and "ppo_ptx" are drawn.
+      results: the content of results.json.
+      metrics: for each stage, the lines of its metrics.jsonl. Only "ppo" and "ppo_ptx" are drawn.
 
     Returns:
-      Figures by name, of: "win_rates", "ppo", "pretrain_loss", "human".
+      Figures by name: "win_rates", "ppo", "pretrain_loss", "human".
     """
     figures = {
         "win_rates": win_rates(results),
@@ -47,13 +50,13 @@ def draw(results: Results, metrics: Mapping[str, Sequence[Mapping[str, float]]])
 
 
 def styles(models: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Names and colours: of the paper's models, then of guests, such as "dpo", in their order.
+    """Returns the label and color of the paper's models and then of guests, such as "dpo".
 
     Args:
       models: keys of `models` in results.json.
     """
     guests = [model for model in models if model not in MODELS]
-    return MODELS | {guest: (guest.upper(), colour) for guest, colour in zip(guests, itertools.cycle(_GUESTS))}
+    return MODELS | {guest: (guest.upper(), color) for guest, color in zip(guests, itertools.cycle(_GUESTS))}
 
 
 def save(figure: Figure, path: epath.PathLike) -> None:
@@ -65,7 +68,7 @@ def save(figure: Figure, path: epath.PathLike) -> None:
 
 
 def win_rates(results: Results) -> Figure | None:
-    """Win rates against SFT by training and held-out labelers, in the manner of the paper's Figures 1 and 3.
+    """Draws win rates against SFT by training and held-out labelers, as in the paper's Figures 1 and 3.
 
     Returns:
       The figure, or None if no model has a win rate.
@@ -88,7 +91,7 @@ def win_rates(results: Results) -> Figure | None:
         for x, model in enumerate(models):
             if (estimate := rates.get((model, labelers))) is not None:
                 _interval(axes, x + shift, estimate, shown[model][1], marker, filled=labelers == "training")
-        # Entries of the legend only: the colours belong to the models.
+        # This entry is for the legend only: colors stand for models.
         face = "black" if labelers == "training" else "white"
         axes.plot([], [], marker, color="black", markerfacecolor=face, label=name)
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
@@ -101,7 +104,7 @@ def win_rates(results: Results) -> Figure | None:
 
 
 def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
-    """Reward, KL to the initial policy, and true quality where it is known, over the iterations of PPO.
+    """Draws reward, KL to the initial policy and, if known, true quality over the iterations of PPO.
 
     Returns:
       The figure, or None if there are no metrics of PPO.
@@ -121,9 +124,9 @@ def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
         for stage in ("ppo", "ppo_ptx"):
             if (key, stage) in curves:
                 steps, values = curves[key, stage]
-                name, colour = MODELS[stage]
+                name, color = MODELS[stage]
                 dense = len(steps) > 30
-                axes.plot(steps, values, "-" if dense else ".-", color=colour, linewidth=1.5, label=name)
+                axes.plot(steps, values, "-" if dense else ".-", color=color, linewidth=1.5, label=name)
         axes.set_title(panels[key])
         axes.set_xlabel("PPO iteration")
         axes.grid(axis="y", alpha=0.3)
@@ -132,10 +135,10 @@ def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
 
 
 def pretrain_loss(results: Results) -> Figure | None:
-    """The loss on pretraining text of each model: what alignment costs, and what PPO-ptx takes back.
+    """Draws each model's loss on pretraining text: the alignment tax, and the share that PPO-ptx takes back.
 
     Returns:
-      The figure, or None if no loss is known.
+      The figure, or None if no model has a loss.
     """
     shown = styles(results["models"])
     losses = {model: loss for model in shown if (loss := lookup(results, "models", model, "pretrain_loss")) is not None}
@@ -155,10 +158,13 @@ def pretrain_loss(results: Results) -> Figure | None:
 
 
 def human(results: Results) -> Figure | None:
-    """On human data: accuracy of the reward model beside its baselines, and facts stated by each policy.
+    """Draws the measures on human data.
+
+    The left panel has the accuracy of the reward model next to its baselines, and the right
+    panel the share of facts that each policy states.
 
     Returns:
-      The figure, or None if the results are not of human data.
+      The figure, or None if the run is not on human data.
     """
     measures = results.get("human")
     if not measures:
@@ -173,8 +179,8 @@ def human(results: Results) -> Figure | None:
         for x, predictor in enumerate(names):
             if (estimate := lookup(measures, "accuracy", raters, predictor)) is not None:
                 lowest, highest = min(lowest, estimate["low"]), max(highest, estimate["high"])
-                colour = MODELS["ppo_ptx"][1] if predictor == "reward_model" else MODELS["gpt"][1]
-                _interval(left, x + shift, estimate, colour, marker, filled=raters == "single")
+                color = MODELS["ppo_ptx"][1] if predictor == "reward_model" else MODELS["gpt"][1]
+                _interval(left, x + shift, estimate, color, marker, filled=raters == "single")
         face = "black" if raters == "single" else "white"
         left.plot([], [], marker, color="black", markerfacecolor=face, label=f"against {name}")
     left.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
@@ -203,7 +209,7 @@ def human(results: Results) -> Figure | None:
 
 
 def lookup(tree: Mapping[str, Any] | None, *keys: str) -> Any:
-    """The value under a path of keys; None where a step is missing or null, as results.json allows."""
+    """Returns the value under a path of keys, or None if a key is missing or null."""
     for key in keys:
         if tree is None:
             return None
@@ -219,11 +225,11 @@ def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panes
 
 
-def _interval(axes: Axes, x: float, estimate: Mapping[str, float], colour: str, marker: str, *, filled: bool) -> None:
+def _interval(axes: Axes, x: float, estimate: Mapping[str, float], color: str, marker: str, *, filled: bool) -> None:
     mean = estimate["mean"]
     reach = [[mean - estimate["low"]], [estimate["high"] - mean]]
-    face = colour if filled else "white"
-    axes.errorbar(x, mean, reach, fmt=marker, color=colour, markerfacecolor=face, capsize=3, markersize=7)
+    face = color if filled else "white"
+    axes.errorbar(x, mean, reach, fmt=marker, color=color, markerfacecolor=face, capsize=3, markersize=7)
 
 
 def _name_models(axes: Axes, names: Sequence[str]) -> None:

@@ -1,8 +1,13 @@
-"""The end of a run for people: a table in the terminal, and report.md with its figures.
+"""Reports a finished run: a table in the terminal, and report.md with its figures.
 
-Everything is derived from `results.json` and the stages' metrics, so a report can be
-written anew without running anything. A measure that is null or missing leaves out its
-column, line or figure. On human data, where no true world can be asked, the results carry
+Everything is derived from `results.json`, `evaluate/answers.jsonl` and the stages' metrics, so a
+report can be rewritten without running anything. Columns, lines and figures whose measure is
+null or missing are left out.
+
+A report claims only what the numbers support. It makes no claims for a smoke run. A difference
+whose interval contains zero, or two numbers whose intervals overlap, are "too small to tell".
+
+On human data, where the true quality of an answer is unknown, the results contain
 
     "human": {
       "accuracy": {"single" | "averaged": {"reward_model" | "length" | "raters" | "difference": ESTIMATE}},
@@ -10,13 +15,18 @@ column, line or figure. On human data, where no true world can be asked, the res
       "calibration": {"single" | "averaged": [{"margin", "predicted", "right", "n"}, ...]},
       "facts_stated": {MODEL | "references": ESTIMATE}}
 
-with ESTIMATE = {"mean", "low", "high", "n"}; `agreement.against_raters` makes the first three,
-`facts.share_of_facts` the last.
+with ESTIMATE = {"mean", "low", "high", "n"}. The first three are from
+`agreement.compare_with_raters`, the last is from `facts.share_of_facts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import random
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -25,23 +35,102 @@ from instructjax.reporting import figures
 from instructjax.reporting.figures import lookup, styles
 
 Results = Mapping[str, Any]
+Estimate = Mapping[str, float]  # "mean", "low", "high", "n"
+
+SHOWN_PROMPTS = 10
+LEAST_TAX = 0.01  # nats per token; the loss on text has no interval, and a smaller difference is not interpreted
+SMOKE = (
+    "This is a smoke run: it checks that every stage works. Its models are too small and its steps too few to tell "
+    "anything about win rates, the alignment tax or the agreement with labelers."
+)
+TOO_SMALL = "too small to tell"
 
 _CAPTIONS = {
     "win_rates": "Win rates against SFT, as in the paper's Figures 1 and 3.",
-    "ppo": "Reward by the reward model, KL to the initial policy and, where it is known, true quality over PPO.",
-    "pretrain_loss": "Loss on held-out pretraining text. The dotted line is GPT.",
-    "human": "Left: the reward model and its baselines on held-out rankings. Right: facts stated; dashed, people.",
+    "ppo": "The reward model's score, the KL to the initial policy and, if known, the true quality during PPO.",
+    "pretrain_loss": "Loss on held-out pretraining text. The dotted line is GPT's.",
+    "human": (
+        "Left: accuracy of the reward model and its baselines on held-out rankings. "
+        "Right: share of facts stated; the dashed line is that of texts by people."
+    ),
 }
 
 
-def alignment_tax(results: Results) -> float | None:
-    """The share of the loss on pretraining text given away by PPO that PPO-ptx takes back.
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A column of the table of models.
 
-    (ppo - ppo_ptx) / (ppo - gpt): 1 if PPO-ptx is as good on the text as GPT, 0 if it is no
-    better than PPO; more than 1 and less than 0 are possible (section 4.2, "alignment tax").
+    Attributes:
+      name: the header.
+      keys: the path of its values in results.json, with MODEL for the model.
+      digits: their format.
+      meaning: the explanation in report.md.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    digits: str
+    meaning: str
+
+
+_COLUMNS = (
+    _Column(
+        "vs SFT, training",
+        ("models", "MODEL", "win_rate_vs_sft", "training"),
+        ".3f",
+        "win rate against another sample of SFT's answers, judged by training labelers; a tie counts half",
+    ),
+    _Column(
+        "vs SFT, held-out",
+        ("models", "MODEL", "win_rate_vs_sft", "heldout"),
+        ".3f",
+        "the same, judged by held-out labelers, who ranked no training data",
+    ),
+    _Column(
+        "true quality",
+        ("models", "MODEL", "true_quality"),
+        ".3f",
+        "quality by the sandbox's own criteria, from 0 to 1; no model is trained on it",
+    ),
+    _Column(
+        "facts stated",
+        ("human", "facts_stated", "MODEL"),
+        ".3f",
+        "share of the prompt's facts that the answer states, from 0 to 1",
+    ),
+    _Column(
+        "reward",
+        ("models", "MODEL", "reward"),
+        ".2f",
+        "score by the reward model; training demonstrations score 0 on average, unless it was imported",
+    ),
+    _Column("Likert", ("models", "MODEL", "likert"), ".2f", "mean score by held-out labelers, from 1 to 7"),
+    _Column(
+        "text loss",
+        ("models", "MODEL", "pretrain_loss"),
+        ".3f",
+        "loss on held-out pretraining text, in nats per token; lower is better",
+    ),
+    _Column(
+        "KL",
+        ("models", "MODEL", "kl_to_init"),
+        ".2f",
+        "log-ratio of an answer between the model and PPO's initial policy, averaged over the model's own answers, "
+        "in nats",
+    ),
+    _Column("tokens", ("models", "MODEL", "response_tokens"), ".1f", "mean length of an answer, EOS included"),
+)
+
+
+def alignment_tax(results: Results) -> float | None:
+    """Computes the share of the alignment tax that PPO-ptx takes back (section 4.2).
+
+    The tax is the loss on pretraining text that PPO gives away. The share is
+    (ppo - ppo_ptx) / (ppo - gpt): 1 if PPO-ptx is as good on the text as GPT, 0 if it is no better
+    than PPO. Values above 1 and below 0 are possible.
 
     Returns:
-      The share, or None where a loss is missing or PPO gave nothing away.
+      The share, or None if a loss is missing or PPO gave nothing away.
     """
     gpt, ppo, ppo_ptx = (lookup(results, "models", name, "pretrain_loss") for name in ("gpt", "ppo", "ppo_ptx"))
     if gpt is None or ppo is None or ppo_ptx is None or ppo <= gpt:
@@ -49,11 +138,16 @@ def alignment_tax(results: Results) -> float | None:
     return (ppo - ppo_ptx) / (ppo - gpt)
 
 
+def is_smoke(results: Results) -> bool:
+    """Returns whether a run used the smoke variant of its recipe, such as "configs/sandbox.py:smoke"."""
+    return results["config"].rpartition(":")[2] == "smoke"
+
+
 def terminal_table(results: Results) -> str:
-    """The models and their measures as aligned text, with the reward model below.
+    """Formats the models and their measures as aligned text, with the findings below.
 
     Returns:
-      Lines without a line break at the end; intervals are 95 %, as mean ± half width.
+      Lines, without a line break at the end. Intervals are 95 %, as mean ± half width.
     """
     header, *rows = _model_rows(results)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -63,17 +157,19 @@ def terminal_table(results: Results) -> str:
         return "  ".join([cells[0].ljust(len(name)), *numbers]).rstrip()
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([line(header), rule, *map(line, rows), rule, *_remarks(results)])
+    return "\n".join([line(header), rule, *map(line, rows), rule, *_findings(results)])
 
 
 def write_report(
     workdir: epath.PathLike, results: Results, metrics: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> epath.Path:
-    """Writes report.md and its figures (PNG) into a directory.
+    """Writes report.md and its figures (PNG) into the folder of a run.
+
+    The report shows some answers of every model if WORKDIR/evaluate/answers.jsonl exists.
 
     Args:
-      workdir: an existing directory.
-      results: what stands in results.json.
+      workdir: an existing folder.
+      results: the content of results.json.
       metrics: for each stage, the lines of its metrics.jsonl.
 
     Returns:
@@ -83,16 +179,24 @@ def write_report(
     drawn = figures.draw(results, metrics)
     for name, figure in drawn.items():
         figures.save(figure, workdir / f"{name}.png")
-    header, *rows = _model_rows(results)
     parts = [
         "# InstructGPT in miniature: report",
-        f"Config `{results['config']}`, seed {results['seed']}. Intervals are 95 %, clustered by prompt.",
-        _markdown([header, *rows]),
-        "\n".join(f"- {remark}" for remark in _remarks(results)),
-        *(f"![{name}]({name}.png)\n\n{_CAPTIONS[name]}" for name in drawn),
+        f"Recipe `{results['config']}`, seed {results['seed']}.",
+        f"**{SMOKE}**" if is_smoke(results) else "",
+        "## Models",
+        _markdown(_model_rows(results)),
+        "Intervals (±) are 95 %, clustered by prompt. The columns:",
+        "\n".join(f"- *{column.name}*: {column.meaning}" for column in _known_columns(results)),
+        *_section("## Findings", "" if is_smoke(results) else "\n".join(f"- {text}" for text in _findings(results))),
+        *_section("## Figures", "\n\n".join(f"![{name}]({name}.png)\n\n{_CAPTIONS[name]}" for name in drawn)),
+        *_section("## Answers", _answers(workdir, results)),
     ]
-    if metadata := _metadata_rows(results):
-        parts += ["## Flags of the answers\n\nShares of answers, with the fields of Table 3.", _markdown(metadata)]
+    if flags := _flag_rows(results):
+        parts += [
+            "## Flags of the answers",
+            "Share of a model's answers with each flag, set by held-out labelers (the paper's Table 3).",
+            _markdown(flags),
+        ]
     if results.get("wall_seconds"):
         cost = [["stage", "seconds"], *([name, f"{s:.0f}"] for name, s in results["wall_seconds"].items())]
         memory = f"Peak memory: {results['peak_rss_gib']:.2f} GiB." if results.get("peak_rss_gib") else ""
@@ -102,70 +206,180 @@ def write_report(
     return path
 
 
+def _section(heading: str, content: str) -> tuple[str, ...]:
+    return (heading, content) if content else ()
+
+
+def _value(results: Results, column: _Column, model: str) -> float | Estimate | None:
+    return lookup(results, *(model if key == "MODEL" else key for key in column.keys))
+
+
+def _models(results: Results) -> list[str]:
+    return [name for name in styles(results["models"]) if lookup(results, "models", name) is not None]
+
+
+def _known_columns(results: Results) -> list[_Column]:
+    """Returns the columns for which at least one model has a value."""
+    models = _models(results)
+    return [column for column in _COLUMNS if any(_value(results, column, model) is not None for model in models)]
+
+
 def _model_rows(results: Results) -> list[list[str]]:
-    """A header and a row for each model; columns of which nothing is known are left out."""
-    shown = styles(results["models"])
-    models = [name for name in shown if lookup(results, "models", name) is not None]
-    columns: list[tuple[str, Callable[[str], Any], str]] = [
-        ("vs SFT, training", lambda m: lookup(results, "models", m, "win_rate_vs_sft", "training"), ".3f"),
-        ("vs SFT, held-out", lambda m: lookup(results, "models", m, "win_rate_vs_sft", "heldout"), ".3f"),
-        ("true quality", lambda m: lookup(results, "models", m, "true_quality"), ".3f"),
-        ("facts stated", lambda m: lookup(results, "human", "facts_stated", m), ".3f"),
-        ("reward", lambda m: lookup(results, "models", m, "reward"), ".2f"),
-        ("Likert", lambda m: lookup(results, "models", m, "likert"), ".2f"),
-        ("text loss", lambda m: lookup(results, "models", m, "pretrain_loss"), ".3f"),
-        ("KL", lambda m: lookup(results, "models", m, "kl_to_init"), ".2f"),
-        ("tokens", lambda m: lookup(results, "models", m, "response_tokens"), ".1f"),
+    """Returns a header, and one row per model."""
+    columns, names = _known_columns(results), styles(results["models"])
+    header = ["model", *(column.name for column in columns)]
+    rows = [
+        [_one_line(names[m][0]), *(_number(_value(results, column, m), column.digits) for column in columns)]
+        for m in _models(results)
     ]
-    known = [column for column in columns if any(column[1](model) is not None for model in models)]
-    header = ["model", *(name for name, _, _ in known)]
-    rows = [[_one_line(shown[m][0]), *(_number(value(m), digits) for _, value, digits in known)] for m in models]
     return [header, *rows]
 
 
-def _metadata_rows(results: Results) -> list[list[str]]:
-    """A header and a row for each field of Table 3; empty without metadata."""
-    shown = styles(results["models"])
-    models = [name for name in shown if lookup(results, "models", name, "metadata")]
-    fields = list(dict.fromkeys(field for m in models for field in results["models"][m]["metadata"]))
-    rows = [[f, *(_number(results["models"][m]["metadata"].get(f), ".3f") for m in models)] for f in fields]
-    return [["field", *(_one_line(shown[m][0]) for m in models)], *rows] if rows else []
+def _flag_rows(results: Results) -> list[list[str]]:
+    """Returns a header, and one row per flag of Table 3; empty if no model has flags."""
+    names = styles(results["models"])
+    models = [name for name in names if lookup(results, "models", name, "metadata")]
+    flags = list(dict.fromkeys(flag for m in models for flag in results["models"][m]["metadata"]))
+    rows = [[f, *(_number(results["models"][m]["metadata"].get(f), ".3f") for m in models)] for f in flags]
+    return [["flag", *(_one_line(names[m][0]) for m in models)], *rows] if rows else []
 
 
-def _remarks(results: Results) -> list[str]:
-    """One sentence for each finding beyond the models: the tax, and the reward model."""
-    remarks = []
-    if (tax := alignment_tax(results)) is not None:
-        remarks.append(f"PPO-ptx takes back {100 * tax:.0f} % of the loss on pretraining text that PPO gave away.")
-    reward_model = results.get("reward_model") or {}
-    for key, name in (("training", "training"), ("heldout", "held-out")):
-        if (accuracy := lookup(reward_model, "accuracy", f"{key}_labelers")) is not None:
-            agreement = lookup(reward_model, "labeler_agreement", key)
-            remark = f"The reward model orders {_share(accuracy)} of untied pairs as {name} labelers do"
-            remarks.append(remark + (f"; they agree on {_share(agreement)}." if agreement is not None else "."))
-    people = results.get("human") or {}
+def _findings(results: Results) -> list[str]:
+    """Returns one sentence or two per finding, or only the notice of a smoke run."""
+    if is_smoke(results):
+        return [SMOKE]
+    return [
+        *_preferences(results),
+        *_tax(results),
+        *_agreement(results.get("reward_model") or {}),
+        *_human(results.get("human") or {}),
+    ]
+
+
+def _preferences(results: Results) -> list[str]:
+    names = {model: _one_line(styles(results["models"])[model][0]) for model in _models(results) if model != "sft"}
+    better: list[str] = []
+    worse: list[str] = []
+    unclear: list[str] = []
+    for model, name in names.items():
+        if estimate := lookup(results, "models", model, "win_rate_vs_sft", "heldout"):
+            (better if estimate["low"] > 0.5 else worse if estimate["high"] < 0.5 else unclear).append(name)
+    found = []
+    if better:
+        found.append(f"Held-out labelers prefer {_and(better)} to SFT.")
+    if worse:
+        found.append(f"Held-out labelers prefer SFT to {_and(worse)}.")
+    if unclear:
+        found.append(f"The preference between SFT and {_and(unclear)} is {TOO_SMALL}.")
+    return found
+
+
+def _tax(results: Results) -> list[str]:
+    share = alignment_tax(results)
+    if share is None:
+        return []
+    given_away = results["models"]["ppo"]["pretrain_loss"] - results["models"]["gpt"]["pretrain_loss"]
+    if given_away < LEAST_TAX:
+        excess = f"PPO's loss on pretraining text is {given_away:.4f} nats per token above GPT's"
+        return [f"The alignment tax is {TOO_SMALL}: {excess}."]
+    return [f"PPO-ptx takes back {100 * share:.0f} % of the loss on pretraining text that PPO gave away."]
+
+
+def _agreement(reward_model: Mapping[str, Any]) -> list[str]:
+    found = []
+    for group, name in (("training", "training"), ("heldout", "held-out")):
+        accuracy, agreement = (
+            _first_known(lookup(reward_model, "intervals", measure, group), lookup(reward_model, measure, key))
+            for measure, key in (("accuracy", f"{group}_labelers"), ("labeler_agreement", group))
+        )
+        if accuracy is None:
+            continue
+        text = f"The reward model orders {_share(accuracy)} of untied pairs as {name} labelers do"
+        if agreement is not None:
+            text += f"; they agree on {_share(agreement)}"
+        if isinstance(accuracy, Mapping) and accuracy["low"] <= 0.5 <= accuracy["high"]:
+            text += f". The reward model's difference from chance is {TOO_SMALL}"
+        elif _overlap(accuracy, agreement):
+            text += f". The difference is {TOO_SMALL}"
+        found.append(text + ".")
+    return found
+
+
+def _human(human: Mapping[str, Any]) -> list[str]:
+    found = []
     for key, name in (("averaged", "averaged raters"), ("single", "single raters")):
-        found = lookup(people, "accuracy", key) or {}
-        if found.get("reward_model") is not None:
-            remark = f"Held-out items, against {name}: reward model {_share(found['reward_model'])}"
-            if found.get("length") is not None:
-                prefers = people.get("length_prefers")
-                remark += f", length baseline{f' ({prefers} is better)' if prefers else ''} {_share(found['length'])}"
-            if found.get("difference") is not None:
-                remark += f", difference {_share(found['difference'])}"
-            if found.get("raters") is not None:
-                remark += f", agreement of raters {_share(found['raters'])}"
-            remarks.append(remark + ".")
-    if (references := lookup(people, "facts_stated", "references")) is not None:
-        remarks.append(f"Texts by people state {_share(references)} of the facts.")
-    return remarks
+        accuracy = lookup(human, "accuracy", key) or {}
+        if accuracy.get("reward_model") is None:
+            continue
+        text = f"Accuracy on held-out rankings by {name}: reward model {_share(accuracy['reward_model'])}"
+        if accuracy.get("length") is not None:
+            prefers = human.get("length_prefers")
+            text += f", length baseline{f' ({prefers} is better)' if prefers else ''} {_share(accuracy['length'])}"
+        if (difference := accuracy.get("difference")) is not None:
+            text += f", difference {_share(difference)}"
+            text += f" ({TOO_SMALL})" if difference["low"] <= 0 <= difference["high"] else ""
+        if accuracy.get("raters") is not None:
+            text += f", agreement of raters {_share(accuracy['raters'])}"
+        found.append(text + ".")
+    if (references := lookup(human, "facts_stated", "references")) is not None:
+        found.append(f"Texts by people state {_share(references)} of the facts.")
+    return found
+
+
+def _answers(workdir: epath.Path, results: Results) -> str:
+    """Formats every model's answers to some prompts, drawn at random with a fixed seed."""
+    path = workdir / "evaluate" / "answers.jsonl"
+    if not path.exists():
+        return ""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = sorted(random.Random(0).sample(range(len(rows)), min(SHOWN_PROMPTS, len(rows))))
+    names = {model: _one_line(name) for model, (name, _) in styles(results["models"]).items()}
+    width = 2 + max(map(len, names.values()))
+
+    def entry(row: Mapping[str, str]) -> str:
+        answers = [_indented(names[model], row[model], width) for model in names if model in row]
+        return "\n".join([_indented("prompt", row["prompt"], width), "", *answers])
+
+    blocks = [_fenced(entry(rows[i])) for i in drawn]
+    note = f"All models' answers to {len(drawn)} of {len(rows)} test prompts, drawn at random."
+    return "\n\n".join([f"{note} evaluate/answers.jsonl has all of them.", *blocks]) if blocks else ""
+
+
+def _indented(name: str, text: str, width: int) -> str:
+    """Formats a text behind its name, wrapped, and cut if it is very long."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110 - width) or [""]] or [""]
+    if len(lines) > 12:
+        lines = [*lines[:12], "..."]
+    indent = "\n" + " " * width
+    return (name.ljust(width) + indent.join(lines)).rstrip()
+
+
+def _fenced(text: str) -> str:
+    """Returns a block of code, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _overlap(one: float | Estimate | None, other: float | Estimate | None) -> bool:
+    """Returns whether two intervals overlap; False if either number has none."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return False
+    return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def _first_known(*values: float | Estimate | None) -> float | Estimate | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _one_line(name: str) -> str:
     return name.replace("\n", " ")
 
 
-def _number(value: float | Mapping[str, float] | None, digits: str) -> str:
+def _number(value: float | Estimate | None, digits: str) -> str:
     if value is None:
         return "–"
     if isinstance(value, Mapping):
@@ -174,7 +388,7 @@ def _number(value: float | Mapping[str, float] | None, digits: str) -> str:
     return f"{value:{digits}}"
 
 
-def _share(value: float | Mapping[str, float]) -> str:
+def _share(value: float | Estimate) -> str:
     if isinstance(value, Mapping):
         return f"{100 * value['mean']:.1f} ± {50 * (value['high'] - value['low']):.1f} %"
     return f"{100 * value:.1f} %"

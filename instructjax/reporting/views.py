@@ -1,7 +1,7 @@
-"""What the notebooks show: runs read from their folders, figures and texts made from them.
+"""Reads finished runs and shows them as figures and text, for the notebooks.
 
-A folder of a run needs metrics.jsonl of each stage, results.json and evaluate/answers.jsonl, not
-checkpoints, so that what was measured once can be drawn anywhere.
+Only metrics.jsonl of each stage, results.json and evaluate/answers.jsonl are read. `save` copies
+them, so a run can be shown without its checkpoints.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from matplotlib.figure import Figure
 from instructjax import files
 from instructjax.errors import DataError
 from instructjax.reporting import figures
-from instructjax.reporting.curves import COLOURS, curve
+from instructjax.reporting.curves import COLORS, curve
 from instructjax.reporting.figures import MODELS
 from instructjax.runs import metrics_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a finished run measured.
+    """The measurements of a finished run.
 
     Attributes:
-      name: its folder's.
-      results: its results.json.
+      name: the name of its folder.
+      results: the content of results.json.
       metrics: for each stage, the lines of its metrics.jsonl.
-      answers: for each test prompt, {"prompt": ..., MODEL: answer, ...}.
+      answers: for each test prompt, {"prompt": PROMPT, MODEL: ANSWER, ...}.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def is_human(self) -> bool:
-        """Whether people judged its answers, and not simulated labelers."""
+        """Whether the run is on human data, without simulated labelers."""
         return bool(self.results.get("human"))
 
 
@@ -51,7 +51,7 @@ def load(folder: epath.PathLike) -> Run:
     """Reads one run.
 
     Raises:
-      DataError: the run has no results.
+      DataError: the folder has no results.json.
     """
     folder = epath.Path(folder)
     if not (folder / "results.json").is_file():
@@ -66,22 +66,26 @@ def load(folder: epath.PathLike) -> Run:
 
 
 def load_all(folder: epath.PathLike, *, human: bool = False) -> list[Run]:
-    """Reads the finished runs in a folder of runs, by name: those on human data, or else the others.
+    """Reads the finished runs in a folder of runs, sorted by name.
+
+    Args:
+      folder: the folder that contains the runs' folders.
+      human: whether to read the runs on human data, or all others.
 
     Raises:
-      DataError: there is none.
+      DataError: there is no such run.
     """
     folder = epath.Path(folder)
     runs = [load(path.parent) for path in sorted(folder.glob("*/results.json"))]
     kept = [run for run in runs if run.is_human == human]
     if not kept:
-        kind = "on human data" if human else "of the sandbox or on files"
+        kind = "on human data" if human else "without human data"
         raise DataError(f"{folder}: expected a finished run {kind}, found {len(runs)} others")
     return kept
 
 
 def save(run: epath.PathLike, folder: epath.PathLike, prompts: int = 40) -> None:
-    """Copies what `load` reads, with the answers to the first prompts only: some kilobytes."""
+    """Copies the files that `load` reads, a few kilobytes, with the answers to the first `prompts` prompts only."""
     run, folder = epath.Path(run), epath.Path(folder)
     found = load(run)
     if folder.exists():
@@ -95,8 +99,8 @@ def save(run: epath.PathLike, folder: epath.PathLike, prompts: int = 40) -> None
     (folder / "evaluate" / "answers.jsonl").write_text("".join(lines))
 
 
-def answers(run: Run, count: int = 5, seed: int = 0, models: Sequence[str] = tuple(MODELS)) -> str:
-    """The answers of each model to some prompts, drawn at random, as text."""
+def format_answers(run: Run, count: int = 5, seed: int = 0, models: Sequence[str] = tuple(MODELS)) -> str:
+    """Formats the answers of each model to some prompts, drawn at random."""
     drawn = random.Random(seed).sample(range(len(run.answers)), min(count, len(run.answers)))
     parts = []
     for row in (run.answers[i] for i in sorted(drawn)):
@@ -105,8 +109,8 @@ def answers(run: Run, count: int = 5, seed: int = 0, models: Sequence[str] = tup
     return "\n\n".join(parts)
 
 
-def stages(run: Run) -> str:
-    """What each stage took, as text: steps, seconds, and the last of its losses or rewards."""
+def format_stages(run: Run) -> str:
+    """Formats the steps and seconds of each stage."""
     rows = [f"{'stage':10}{'steps':>7}{'seconds':>9}"]
     for stage in ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx"):
         if lines := run.metrics.get(stage):
@@ -115,11 +119,11 @@ def stages(run: Run) -> str:
     return "\n".join(rows)
 
 
-def overoptimisation(runs: Sequence[Run]) -> Figure:
-    """Reward, and what it is meant to measure, against how far the policy has gone.
+def overoptimization(runs: Sequence[Run]) -> Figure:
+    """Draws reward and, if known, true quality against the policy's distance from the initial policy.
 
-    In the manner of Gao et al. 2022, figure 1: over the square root of the KL divergence.
-    Rewards of held-out prompts; true quality where it is known.
+    The distance is the square root of the KL divergence, as in figure 1 of Gao et al. 2022. All
+    measures are on held-out prompts.
     """
     panels = {"validation_reward": "reward (RM)", "true_quality": "true quality"}
     shown = {
@@ -130,13 +134,13 @@ def overoptimisation(runs: Sequence[Run]) -> Figure:
     figure, panes = _figure(max(1, len(shown)))
     for axes, (name, title) in zip(panes, shown.items(), strict=False):
         for stage in ("ppo", "ppo_ptx"):
-            label, colour = MODELS[stage]
+            label, color = MODELS[stage]
             for i, run in enumerate(runs):
                 lines = run.metrics.get(stage, ())
                 kl = dict(zip(*curve(lines, "validation_kl"), strict=True))
                 steps, values = curve(lines, name)
                 x = [np.sqrt(max(kl[step], 0.0)) for step in steps]
-                axes.plot(x, values, ".-", color=colour, linewidth=1.2, alpha=0.8, label=None if i else label)
+                axes.plot(x, values, ".-", color=color, linewidth=1.2, alpha=0.8, label=None if i else label)
         axes.set_xlabel(r"$\sqrt{\mathrm{KL}}$ to the initial policy")
         axes.set_title(title)
         axes.legend(frameon=False)
@@ -144,45 +148,45 @@ def overoptimisation(runs: Sequence[Run]) -> Figure:
 
 
 def calibration(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """How often the reward model is right, by how sure it is; on the diagonal it knows.
+    """Draws the reward model's accuracy against its confidence. A calibrated model is on the diagonal.
 
     Args:
-      found: bins of `agreement.calibration`, by raters.
+      found: for each group of raters, the bins of `agreement.calibration`.
     """
     figure, (axes,) = _figure(1)
-    for (raters, bins), colour in zip(found.items(), COLOURS, strict=False):
+    for (raters, bins), color in zip(found.items(), COLORS, strict=False):
         x, y = [part["predicted"] for part in bins], [part["right"] for part in bins]
-        axes.plot(x, y, "o-", color=colour, linewidth=1.2, label=f"{raters} raters")
+        axes.plot(x, y, "o-", color=color, linewidth=1.2, label=f"{raters} raters")
     axes.plot([0.5, 1], [0.5, 1], ":", color="black", linewidth=0.8)
-    axes.set_xlabel("what the model says: mean of σ(difference of rewards)")
-    axes.set_ylabel("share of pairs ordered as raters do")
+    axes.set_xlabel("predicted accuracy: mean of σ(difference of rewards)")
+    axes.set_ylabel("share of pairs ordered as by raters")
     axes.legend(frameon=False)
     return figure
 
 
 def answer_gradients(rewards: Sequence[float], gradients: Sequence[float], scores: Sequence[float]) -> Figure:
-    """Answers at their rewards, each with an arrow in the direction in which a step of the loss moves it.
+    """Draws the reward of each answer, with an arrow in the direction of a gradient step.
 
     Args:
       rewards: [K].
-      gradients: [K], of the loss with respect to the rewards.
-      scores: [K], of the labeler; they name the answers.
+      gradients: [K], the gradient of the loss with respect to the rewards.
+      scores: [K], the labeler's scores, which label the answers.
     """
     figure, (axes,) = _figure(1)
     ends = [reward - 4 * gradient for reward, gradient in zip(rewards, gradients, strict=True)]
     axes.set_ylim(min(*rewards, *ends) - 0.2, max(*rewards, *ends) + 0.2)
     for k, (reward, end, score) in enumerate(zip(rewards, ends, scores, strict=True)):
-        axes.plot([k], [reward], "o", color=COLOURS[0], markersize=8)
-        axes.annotate("", (k, end), (k, reward), arrowprops={"arrowstyle": "->", "color": COLOURS[1], "lw": 2})
+        axes.plot([k], [reward], "o", color=COLORS[0], markersize=8)
+        axes.annotate("", (k, end), (k, reward), arrowprops={"arrowstyle": "->", "color": COLORS[1], "lw": 2})
         axes.annotate(f"score {score:g}", (k, reward), (8, -3), textcoords="offset points", fontsize=9)
     axes.set_xlim(-0.5, len(rewards) - 0.1)
     axes.set_xticks(range(len(rewards)), [f"answer {k}" for k in range(len(rewards))])
-    axes.set_ylabel("reward, and where a step moves it")
+    axes.set_ylabel("reward, and the direction of a gradient step")
     return figure
 
 
-def seeds(runs: Sequence[Run], key: str = "heldout") -> str:
-    """Win rates against SFT of each model in each run, as text, with 95 % intervals."""
+def format_seeds(runs: Sequence[Run], key: str = "heldout") -> str:
+    """Formats the win rate against SFT of each model in each run, with 95 % intervals."""
     rows = [f"{'':16}" + "".join(f"{run.name:>20}" for run in runs)]
     for model, (name, _) in MODELS.items():
         cells = [figures.lookup(run.results, "models", model, "win_rate_vs_sft", key) for run in runs]

@@ -1,4 +1,4 @@
-"""How far runs are, read from their folders: for the terminal, also while they go on."""
+"""Shows the progress of runs in the terminal, read from their folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instructjax.reporting import curves, report
 from instructjax.reporting.figures import lookup, styles
 from instructjax.runs import folder, metrics_file
 
-SHOWN = {  # metrics by what to call them, the most telling first
+LABELS = {  # of metrics, the most informative first
     "true_quality": "true quality",
     "validation_reward": "held-out reward",
     "reward": "reward",
@@ -29,20 +29,20 @@ SHOWN = {  # metrics by what to call them, the most telling first
     "text_loss": "text loss",
     "loss": "loss",
 }
-MOST = 3  # metrics of a stage
-QUIET = 120  # seconds without a line after which a stage that is not finished is said to be quiet
+MAX_METRICS = 3  # per stage
+QUIET_SECONDS = 120  # without a new line of metrics, until an unfinished stage is called quiet
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of one run.
+    """The progress of a stage of a run.
 
     Attributes:
-      name: its folder's.
-      lines: of its metrics.jsonl.
-      steps: how many it is going to make, where that is known.
-      finished: whether it made the last of them.
-      age: seconds since its newest line.
+      name: the stage.
+      lines: the lines of its metrics.jsonl.
+      steps: the total number of steps; None if it is not known yet.
+      finished: whether the stage has made its last step.
+      age: seconds since its last line of metrics.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Stage:
     age: float
 
 
-def stages(workdir: epath.PathLike) -> list[Stage]:
-    """The stages that have begun, in the paper's order, then guests by name.
+def read_stages(workdir: epath.PathLike) -> list[Stage]:
+    """Reads the stages that have begun, in the paper's order, followed by guests in alphabetical order.
 
     Raises:
-      DataError: there is no such folder, or no run in it.
+      DataError: the folder does not exist, or has no run in it.
     """
     workdir = epath.Path(workdir)
     if not workdir.is_dir():
@@ -77,20 +77,20 @@ def _stage(directory: epath.Path) -> Stage:
 
 
 def _planned(directory: epath.Path) -> int | None:
-    """Returns the steps that a recipe states; those that follow from epochs are known at the end only."""
+    """Returns the steps that a recipe sets, or None if they follow from epochs."""
     declared = folder.began(directory.parent, directory.name).get("stage", {})
     section = files.read_json(directory / "config.json").get(declared.get("section", directory.name), {})
     return section.get("steps", section.get("iterations"))
 
 
-def is_over(workdir: epath.PathLike) -> bool:
-    """Whether a run has its results."""
+def is_finished(workdir: epath.PathLike) -> bool:
+    """Returns whether a run has its results."""
     return (epath.Path(workdir) / "results.json").exists()
 
 
-def view(workdirs: Sequence[epath.PathLike]) -> RenderableType:
-    """A table of the stages of the runs, one run below the other, and the results of those that are over."""
-    runs = {_short(workdir, workdirs): stages(workdir) for workdir in workdirs}
+def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
+    """Renders a table of stages, with one line per run, and the results of finished runs."""
+    runs = {_short(workdir, workdirs): read_stages(workdir) for workdir in workdirs}
     names = list(dict.fromkeys(stage.name for found in runs.values() for stage in found))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", *(["run"] if len(runs) > 1 else []), "", "time", "", "now"):
@@ -101,42 +101,42 @@ def view(workdirs: Sequence[epath.PathLike]) -> RenderableType:
                 if stage.name == name:
                     first = name if i == 0 or len(runs) == 1 else ""
                     table.add_row(first, *([run] if len(runs) > 1 else []), *_cells(stage))
-    over = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_over(workdir)}
+    finished = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_finished(workdir)}
     if len(workdirs) == 1:
-        return Group(table, *(Text("\n" + report.terminal_table(results)) for results in over.values()))
-    return Group(table, Text(), *([_comparison(over)] if over else []))
+        return Group(table, *(Text("\n" + report.terminal_table(results)) for results in finished.values()))
+    return Group(table, Text(), *([_compare(finished)] if finished else []))
 
 
 def _cells(stage: Stage) -> tuple[str, str, str, str]:
-    known = [name for name in SHOWN if any(line.get(name) is not None for line in stage.lines)]
-    now = [f"{SHOWN[name]} {curves.curve(stage.lines, name)[1][-1]:.3g}" for name in known[:MOST]]
+    known = [name for name in LABELS if any(line.get(name) is not None for line in stage.lines)]
+    now = [f"{LABELS[name]} {curves.curve(stage.lines, name)[1][-1]:.3g}" for name in known[:MAX_METRICS]]
     step = stage.lines[-1]["step"] if stage.lines else 0
     if stage.finished:
         state = f"[green]{stage.steps} steps[/green]"
     else:
         count = f"{step} of {stage.steps}" if stage.steps else f"step {step}"
         quiet = f"[red]{count}, quiet for {_clock(stage.age)}[/red]"
-        state = f"[yellow]{count}[/yellow]" if stage.age < QUIET else quiet
+        state = f"[yellow]{count}[/yellow]" if stage.age < QUIET_SECONDS else quiet
     seconds = max((line.get("wall_seconds", 0.0) for line in stage.lines), default=0.0)
     line = curves.sparkline(list(curves.curve(stage.lines, known[0])[1])) if known else ""
     return state, _clock(seconds), line, ", ".join(now)
 
 
-def _comparison(over: Mapping[str, Any]) -> Table:
-    """Win rates against SFT by held-out labelers where they are known, and rewards: a column for each run."""
-    models = styles(name for results in over.values() for name in results["models"])
+def _compare(runs: Mapping[str, Any]) -> Table:
+    """Renders a column per run: win rates against SFT by held-out labelers or, if there are none, rewards."""
+    models = styles(name for results in runs.values() for name in results["models"])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", *over):
+    for column in ("model", *runs):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model, (name, _) in models.items():
-        cells = [_judged(lookup(results, "models", model)) for results in over.values()]
+        cells = [_win_rate_or_reward(lookup(results, "models", model)) for results in runs.values()]
         if any(cells):
             table.add_row(name.replace("\n", " "), *cells)
-    table.caption = "win rate against SFT by held-out labelers, or else the reward; 95 % intervals"
+    table.caption = "win rate against SFT by held-out labelers or, if there is none, reward; 95 % intervals"
     return table
 
 
-def _judged(found: Mapping[str, Any] | None) -> str:
+def _win_rate_or_reward(found: Mapping[str, Any] | None) -> str:
     estimate = lookup(found, "win_rate_vs_sft", "heldout") or lookup(found, "reward")
     return f"{estimate['mean']:.3f} ± {(estimate['high'] - estimate['low']) / 2:.3f}" if estimate else ""
 
@@ -146,7 +146,7 @@ def _results(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def _short(workdir: epath.PathLike, workdirs: Sequence[epath.PathLike]) -> str:
-    """The last part of a folder's path, or all of it where that is not enough to tell the runs apart."""
+    """Returns the last part of a folder's path, or the whole path if several runs share the last part."""
     names = [epath.Path(other).name for other in workdirs]
     name = epath.Path(workdir).name
     return name if names.count(name) == 1 else str(workdir)

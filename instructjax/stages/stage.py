@@ -244,7 +244,7 @@ class Stage:
         callbacks = dataclasses.replace(
             callbacks or Callbacks(),
             check_metrics=alarms.check_metrics(self.config),
-            draw=functools.partial(curves.update, self.directory),
+            draw=functools.partial(curves.redraw, self.directory),
         )
         loop.run(
             parallel.compile_step(step, self.config.parallel),

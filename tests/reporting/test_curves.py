@@ -1,4 +1,4 @@
-"""Curves show the numbers of the metrics, and nothing else."""
+"""Curves show exactly the numbers of the metrics."""
 
 import json
 
@@ -14,13 +14,13 @@ PPO = [{"step": i, "reward": i / 2, "kl": i / 5, "clip_fraction": 0.1} for i in 
 
 
 def drawn(figure):
-    """{title: {legend entry: points}} of a figure."""
+    """Returns {title: {legend entry: points}} of a figure."""
     return {
         axes.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
     }
 
 
-def test_a_run_is_drawn_as_it_is():
+def test_a_run_is_drawn_point_by_point():
     assert drawn(curves.draw({"pretrain": PRETRAIN})) == {
         "loss": {"training": [[20, 5], [40, 4]], "held-out text": [[0, 7], [40, 4.5]]}
     }
@@ -31,15 +31,15 @@ def test_a_run_is_drawn_as_it_is():
     }
 
 
-def test_several_runs_are_drawn_side_by_side():
+def test_several_runs_share_a_panel():
     found = drawn(curves.draw({"a": PRETRAIN, "b": OTHER}))["loss"]
     assert found["a, training"] == [[20, 5], [40, 4]]
     assert found["b, held-out text"] == [[0, 6], [40, 4]]
     assert len(found) == 4
 
 
-def test_seeds_are_a_mean_in_a_band():
-    steps, mean, low, high = curves.band([PRETRAIN, OTHER], "text_loss")
+def test_seeds_are_drawn_as_a_mean_within_a_band():
+    steps, mean, low, high = curves.mean_and_range([PRETRAIN, OTHER], "text_loss")
     assert steps.tolist() == [0, 40]
     assert (mean.tolist(), low.tolist(), high.tolist()) == ([6.5, 4.25], [6, 4], [7, 4.5])
     figure = curves.draw_seeds([PRETRAIN, OTHER])
@@ -47,21 +47,21 @@ def test_seeds_are_a_mean_in_a_band():
     assert len(figure.axes[0].collections) == 2
 
 
-def test_a_step_that_one_seed_lacks_is_left_out():
-    steps, *_ = curves.band([PRETRAIN, OTHER[:2]], "text_loss")
+def test_a_step_that_a_seed_lacks_is_left_out():
+    steps, *_ = curves.mean_and_range([PRETRAIN, OTHER[:2]], "text_loss")
     assert steps.tolist() == [0]
-    assert not len(curves.band([PRETRAIN, PPO], "loss")[0])
+    assert not len(curves.mean_and_range([PRETRAIN, PPO], "loss")[0])
 
 
 def test_a_stage_is_drawn_into_its_folder(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PPO))
-    curves.update(tmp_path)
+    curves.redraw(tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.integers(1, 40))
-def test_a_sparkline_has_a_bottom_and_a_top(values, width):
+def test_a_sparkline_reaches_its_minimum_and_maximum(values, width):
     line = curves.sparkline(values, width)
     assert len(line) == min(width, len(values))
     assert "▁" in line
@@ -71,5 +71,5 @@ def test_a_sparkline_has_a_bottom_and_a_top(values, width):
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")]])
-def test_a_sparkline_of_nothing(values):
+def test_a_sparkline_of_no_finite_value_is_empty(values):
     assert curves.sparkline(values) == ""

@@ -1,4 +1,5 @@
 import copy
+import json
 import re
 
 import pytest
@@ -67,14 +68,14 @@ METRICS = {
 
 
 @given(st.floats(0.5, 5), st.floats(0.01, 2), st.floats(-0.5, 1.5))
-def test_alignment_tax_is_the_share_taken_back(gpt, given_away, share):
+def test_alignment_tax_is_the_share_that_ppo_ptx_takes_back(gpt, given_away, share):
     ppo = gpt + given_away
     losses = {"gpt": gpt, "ppo": ppo, "ppo_ptx": ppo - share * given_away}
     results = {"models": {name: {"pretrain_loss": loss} for name, loss in losses.items()}}
     assert report.alignment_tax(results) == pytest.approx(share, abs=1e-6)
 
 
-def test_alignment_tax_is_unknown_where_nothing_was_given_away_or_measured():
+def test_alignment_tax_is_unknown_if_ppo_gave_nothing_away_or_a_loss_is_missing():
     results = copy.deepcopy(SANDBOX)
     assert report.alignment_tax(results) == pytest.approx(0.75)
     results["models"]["ppo"]["pretrain_loss"] = 1.9
@@ -83,25 +84,118 @@ def test_alignment_tax_is_unknown_where_nothing_was_given_away_or_measured():
     assert report.alignment_tax(results) is None
 
 
-def test_the_table_is_aligned_and_says_what_was_found():
+def test_the_table_is_aligned_and_followed_by_findings():
     lines = report.terminal_table(SANDBOX).split("\n")
     header, rows = lines[0], lines[2:7]
     assert [row.split("  ")[0] for row in rows] == ["GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx"]
     assert len({len(line) for line in (header, *rows)}) == 1
     assert re.findall(r"[\d.]+ ± [\d.]+", rows[4]) == ["0.720 ± 0.030", "0.700 ± 0.030", "0.660 ± 0.030"]
-    assert "PPO-ptx takes back 75 % of the loss" in lines[8]
-    assert "71.2 % of untied pairs as training labelers do; they agree on 72.6 %" in lines[9]
-    assert "69.4 % of untied pairs as held-out labelers do; they agree on 73.1 %" in lines[10]
+    assert lines[8:] == [
+        "Held-out labelers prefer PPO and PPO-ptx to SFT.",
+        "Held-out labelers prefer SFT to GPT and GPT (prompted).",
+        "PPO-ptx takes back 75 % of the loss on pretraining text that PPO gave away.",
+        "The reward model orders 71.2 % of untied pairs as training labelers do; they agree on 72.6 %.",
+        "The reward model orders 69.4 % of untied pairs as held-out labelers do; they agree on 73.1 %.",
+    ]
 
 
-def test_what_is_null_has_no_column_and_human_measures_stand_beside():
+def test_a_smoke_run_makes_no_claims(tmp_path):
+    smoke = SANDBOX | {"config": "configs/sandbox.py:smoke"}
+    assert report.terminal_table(smoke).split("\n")[8:] == [report.SMOKE]
+    text = report.write_report(tmp_path, smoke, METRICS).read_text()
+    assert f"**{report.SMOKE}**" in text and "## Findings" not in text
+    for claim in ("takes back", "prefer", "untied pairs"):
+        assert claim not in text
+    assert not report.is_smoke(SANDBOX) and not report.is_smoke(SANDBOX | {"config": "configs/instructgpt.py:175b"})
+
+
+def test_a_win_rate_whose_interval_contains_one_half_is_too_small_to_tell():
+    results = copy.deepcopy(SANDBOX)
+    results["models"]["ppo"]["win_rate_vs_sft"]["heldout"] = estimate(0.52)
+    findings = report.terminal_table(results)
+    assert "Held-out labelers prefer PPO-ptx to SFT.\n" in findings
+    assert "The preference between SFT and PPO is too small to tell.\n" in findings
+
+
+def test_an_alignment_tax_below_the_least_is_too_small_to_tell():
+    results = copy.deepcopy(SANDBOX)
+    results["models"]["ppo"]["pretrain_loss"] = 2.004
+    findings = report.terminal_table(results)
+    assert "tax is too small to tell: PPO's loss on pretraining text is 0.0040 nats per token above GPT's." in findings
+    assert "takes back" not in findings
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "agreement", "finding"),
+    [
+        (estimate(0.7), estimate(0.8), "do; they agree on 80.0 ± 3.0 %."),
+        (estimate(0.7), estimate(0.72), "do; they agree on 72.0 ± 3.0 %. The difference is too small to tell."),
+        (estimate(0.52), estimate(0.8), "%. The reward model's difference from chance is too small to tell."),
+    ],
+)
+def test_an_accuracy_whose_interval_overlaps_is_too_small_to_tell(accuracy, agreement, finding):
+    results = copy.deepcopy(SANDBOX)
+    results["reward_model"]["intervals"] = {
+        "accuracy": {"training": accuracy},
+        "labeler_agreement": {"training": agreement},
+    }
+    (line,) = [line for line in report.terminal_table(results).split("\n") if "training labelers do" in line]
+    assert line.endswith(finding)
+
+
+def test_a_difference_from_length_whose_interval_contains_zero_is_too_small_to_tell():
+    results = copy.deepcopy(HUMAN)
+    results["human"]["accuracy"]["averaged"]["difference"] = estimate(0.02)
+    assert "difference 2.0 ± 3.0 % (too small to tell)" in report.terminal_table(results)
+    assert "too small to tell" not in report.terminal_table(HUMAN)
+
+
+def test_every_column_is_explained(tmp_path):
+    for results in (SANDBOX, HUMAN):
+        text = report.write_report(tmp_path, results, {}).read_text()
+        (header,) = [line for line in text.splitlines() if line.startswith("| model |")]
+        explained = re.findall(r"^- \*(.+)\*: \w", text, re.MULTILINE)
+        assert explained == [cell.strip() for cell in header.strip("|").split("|")[1:]]
+
+
+def write_answers(workdir, count, text="an answer"):
+    (workdir / "evaluate").mkdir()
+    rows = [{"prompt": f"prompt {i}", "sft": f"{text} {i}", "ppo_ptx": f"{text} {i}", "dpo": "x"} for i in range(count)]
+    (workdir / "evaluate" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_report_shows_all_models_answers_to_ten_prompts(tmp_path):
+    write_answers(tmp_path, 25)
+    guests = SANDBOX | {"models": SANDBOX["models"] | {"dpo": model(0.6, 2.5)}}
+    first, second = (report.write_report(tmp_path, guests, {}).read_text() for _ in range(2))
+    assert first == second  # the prompts are the same each time
+    shown = re.findall(
+        r"```text\nprompt +prompt (\d+)\n\nSFT +an answer (\d+)\nPPO-ptx +an answer (\d+)\nDPO +x", first
+    )
+    assert len({numbers[0] for numbers in shown}) == 10
+    assert all(len(set(numbers)) == 1 for numbers in shown)
+    assert "answers to 10 of 25 test prompts" in first
+
+
+def test_answers_cannot_end_their_block_or_fill_the_report(tmp_path):
+    write_answers(tmp_path, 2, "```\n# heading\n" + "word " * 2000)
+    text = report.write_report(tmp_path, SANDBOX, {}).read_text()
+    assert text.count("\n````text\n") == text.count("\n````\n") == 2
+    assert "answers to 2 of 2 test prompts" in text and len(text) < 10_000
+
+
+def test_without_answers_there_is_no_section_for_them(tmp_path):
+    assert "## Answers" not in report.write_report(tmp_path, SANDBOX, {}).read_text()
+
+
+def test_null_measures_have_no_column_and_human_measures_are_shown():
     table = report.terminal_table(HUMAN)
     for absent in ("true quality", "vs SFT", "Likert", "None"):
         assert absent not in table
     rows = {line.split("  ")[0]: line for line in table.split("\n")}
     assert "0.910 ± 0.030" in rows["PPO"]
     assert "–" in rows["PPO-ptx"]
-    assert "averaged raters: reward model 70.0 ± 3.0 %, length baseline (longer is better) 60.8 ± 3.0 %" in table
+    assert "by averaged raters: reward model 70.0 ± 3.0 %, length baseline (longer is better) 60.8 ± 3.0 %" in table
     assert "agreement of raters 67.4 ± 3.0 %" in table
     assert "Texts by people state 92.6 ± 3.0 %" in table
 
@@ -110,7 +204,7 @@ def test_what_is_null_has_no_column_and_human_measures_stand_beside():
     ("results", "drawn"),
     [(SANDBOX, ["ppo", "pretrain_loss", "win_rates"]), (HUMAN, ["human", "ppo", "pretrain_loss"])],
 )
-def test_the_report_shows_every_figure_it_wrote(tmp_path, results, drawn):
+def test_the_report_shows_every_figure(tmp_path, results, drawn):
     path = report.write_report(tmp_path, results, METRICS)
     text = path.read_text()
     assert sorted(re.findall(r"!\[\w+\]\((\w+)\.png\)", text)) == drawn
@@ -126,7 +220,7 @@ def test_the_report_has_the_flags_of_table_3(tmp_path):
     assert "ppo.png" not in text
 
 
-def test_win_rates_are_drawn_where_they_belong():
+def test_win_rates_are_drawn_above_their_models():
     (axes,) = figures.win_rates(SANDBOX).axes
     points = [container.lines[0].get_xydata()[0] for container in axes.containers]
     names = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
@@ -139,7 +233,7 @@ def test_win_rates_are_drawn_where_they_belong():
     assert drawn == sorted(expected)
 
 
-def test_curves_are_the_metrics():
+def test_ppo_curves_are_the_metrics():
     figure = figures.ppo_curves(METRICS)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["reward (RM)", "KL to initial policy (nats)", "true quality"]
@@ -154,6 +248,6 @@ def test_without_true_quality_there_is_no_panel_for_it():
     assert figures.ppo_curves({"pretrain": [{"step": 1, "loss": 2.0}]}) is None
 
 
-def test_prompted_gpt_has_no_bar_of_its_own():
+def test_prompted_gpt_has_no_bar():
     (axes,) = figures.pretrain_loss(SANDBOX).axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 2.6, 3.0, 2.25]

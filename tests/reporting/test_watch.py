@@ -1,4 +1,4 @@
-"""What the terminal shows of a run is what lies in its folder."""
+"""The terminal shows the content of a run's folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ CONFIG = {"pretrain": {"steps": 100}, "ppo": {"iterations": 50}, "sft": {"epochs
 
 
 def stage(workdir, name, lines, steps=None):
-    """The folder of a stage, finished if `steps` are given."""
+    """Writes the folder of a stage, which is finished if `steps` are given."""
     folder = workdir / name
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -42,7 +42,7 @@ def results(win_rate):
 
 def shown(*workdirs):
     console = Console(width=160, record=True, file=open(os.devnull, "w"))
-    console.print(watch.view(workdirs))
+    console.print(watch.render(workdirs))
     return console.export_text()
 
 
@@ -55,7 +55,7 @@ def run(tmp_path):
 
 
 def test_stages_are_in_the_papers_order(run):
-    found = watch.stages(run)
+    found = watch.read_stages(run)
     assert [(s.name, s.steps, s.finished) for s in found] == [
         ("pretrain", 100, False),
         ("sft", 12, True),
@@ -63,31 +63,31 @@ def test_stages_are_in_the_papers_order(run):
     ]
 
 
-def test_the_table_tells_steps_time_and_numbers(run):
+def test_the_table_shows_steps_time_and_metrics(run):
     rows = {line.split()[0]: line for line in shown(run).splitlines() if line.strip()}
     assert "20 of 100" in rows["pretrain"] and "2:00" in rows["pretrain"] and "loss 4.25" in rows["pretrain"]
     assert "12 steps" in rows["sft"] and "loss 2" in rows["sft"]
     assert "step 0" in rows["dpo"]
 
 
-def test_a_stage_that_says_nothing_is_quiet(run):
+def test_a_stage_without_new_metrics_is_called_quiet(run):
     assert "quiet" not in shown(run)
     path = run / "pretrain" / "metrics.jsonl"
     os.utime(path, (0, path.stat().st_mtime - 700))
     (row,) = [line for line in shown(run).splitlines() if "quiet for" in line]
     assert row.startswith("pretrain") and "11:4" in row
-    os.utime(run / "sft" / "metrics.jsonl", (0, 0))  # finished, so it may be
+    os.utime(run / "sft" / "metrics.jsonl", (0, 0))  # a finished stage is not called quiet
     assert shown(run).count("quiet") == 1
 
 
-def test_a_run_that_is_over_shows_its_results(run):
-    assert not watch.is_over(run)
+def test_a_finished_run_shows_its_results(run):
+    assert not watch.is_finished(run)
     (run / "results.json").write_text(results(0.71))
-    assert watch.is_over(run)
+    assert watch.is_finished(run)
     assert "0.710 ± 0.030" in shown(run)
 
 
-def test_runs_are_side_by_side(run, tmp_path):
+def test_runs_are_compared_line_by_line(run, tmp_path):
     other = tmp_path / "other"
     stage(other, "pretrain", losses(6.0, 4.0), steps=10)
     for folder, win_rate in ((run, 0.71), (other, 0.65)):
@@ -99,14 +99,14 @@ def test_runs_are_side_by_side(run, tmp_path):
     assert row.split() == ["PPO", "0.710", "±", "0.030", "0.650", "±", "0.030"]
 
 
-def test_what_is_no_run_is_named(tmp_path):
+def test_a_folder_that_is_not_a_run_is_rejected(tmp_path):
     with pytest.raises(DataError, match="nowhere: expected the folder of a run, found none$"):
-        watch.stages(tmp_path / "nowhere")
+        watch.read_stages(tmp_path / "nowhere")
     with pytest.raises(DataError, match="expected the folder of a run, found no stage in it$"):
-        watch.stages(tmp_path)
+        watch.read_stages(tmp_path)
 
 
-def test_the_script_shows_runs_once_where_there_is_no_terminal(run, tmp_path):
+def test_the_script_prints_once_if_there_is_no_terminal(run, tmp_path):
     def watch(*arguments):
         script = ROOT / "experiments" / "watch.py"
         return subprocess.run(

@@ -248,7 +248,7 @@ def test_cut_json(pretrained):
 def test_metrics(pretrained):
     _, workdir = pretrained
     (workdir / "pretrain" / "metrics.jsonl").write_text('{"step": 1}\n\0\0\0\0\n{"step": 2}\n')
-    watch.view([workdir])
+    watch.render([workdir])
 
 
 @fault(
