@@ -1,4 +1,4 @@
-"""Sequences in rows: each once, none cut, and the rows as full as their rule says."""
+"""Tests that sequences are packed whole and once each, according to the rule of each algorithm."""
 
 import itertools
 
@@ -8,33 +8,33 @@ from hypothesis import strategies as st
 
 from instructjax.data import bin_packing
 
-ROOM = 12
-lengths = st.lists(st.integers(1, ROOM), max_size=30)
+CAPACITY = 12
+lengths = st.lists(st.integers(1, CAPACITY), max_size=30)
 
 
 @pytest.mark.parametrize("fit", [bin_packing.first_fit_decreasing, bin_packing.next_fit])
 @given(lengths)
-def test_every_sequence_is_in_one_row_and_every_row_has_room(fit, lengths):
-    rows = fit(lengths, ROOM)
+def test_every_sequence_is_in_one_row_and_no_row_overflows(fit, lengths):
+    rows = fit(lengths, CAPACITY)
     assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
-    assert all(row and sum(lengths[i] for i in row) <= ROOM for row in rows)
+    assert all(row and sum(lengths[i] for i in row) <= CAPACITY for row in rows)
 
 
 @given(lengths)
-def test_first_fit_decreasing_opens_a_row_only_where_no_earlier_one_has_room_for_it(lengths):
-    rows = bin_packing.first_fit_decreasing(lengths, ROOM)
+def test_first_fit_decreasing_opens_a_row_only_if_no_earlier_row_has_room(lengths):
+    rows = bin_packing.first_fit_decreasing(lengths, CAPACITY)
     placed = [(-lengths[index], index) for index in range(len(lengths))]
     assert all(row == sorted(row, key=lambda index: placed[index]) for row in rows)
     for number, row in enumerate(rows):
         for index in row:
             for earlier in rows[:number]:
                 before = sum(lengths[i] for i in earlier if placed[i] < placed[index])
-                assert before + lengths[index] > ROOM
+                assert before + lengths[index] > CAPACITY
 
 
 @given(lengths)
-def test_next_fit_keeps_the_order_and_opens_a_row_only_where_the_last_is_full(lengths):
-    rows = bin_packing.next_fit(lengths, ROOM)
+def test_next_fit_keeps_the_order_and_opens_a_row_only_if_the_last_has_no_room(lengths):
+    rows = bin_packing.next_fit(lengths, CAPACITY)
     assert list(itertools.chain(*rows)) == list(range(len(lengths)))
     for row, following in itertools.pairwise(rows):
-        assert sum(lengths[i] for i in row) + lengths[following[0]] > ROOM
+        assert sum(lengths[i] for i in row) + lengths[following[0]] > CAPACITY

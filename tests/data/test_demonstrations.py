@@ -1,4 +1,4 @@
-"""Batches of demonstrations: each whole, few rows empty, resumable, and the same for any number of processes."""
+"""Tests batches of demonstrations: whole, with few empty rows, resumable, and equal for any number of processes."""
 
 import gzip
 import itertools
@@ -22,7 +22,7 @@ LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
 
 
 def sentences(count, seed):
-    """Sentences of many lengths that differ: each ends with its own number."""
+    """Returns distinct sentences of many lengths. Each ends with its number."""
     rng = np.random.default_rng(seed)
     return [" ".join([*rng.choice(WORDS, size=rng.integers(0, 9)), str(i)]) for i in range(count)]
 
@@ -52,12 +52,12 @@ def same(one, other):
 
 
 def is_text(batch):
-    """Of each row: windows have no prompt, and so no separator."""
+    """Returns whether each row is a window of text. Windows have no prompt, and therefore no separator."""
     return batch.segments.any(axis=1) & ~(batch.tokens == TOKENIZER.encode("\n")[0]).any(axis=1)
 
 
 def pairs_of(batch):
-    """The prompts and responses that a batch holds, read from its arrays alone."""
+    """Reads the prompts and responses of a batch from its arrays."""
     found = []
     for tokens, segments, positions, weights in zip(
         batch.tokens, batch.segments, batch.positions, batch.weights, strict=True
@@ -80,10 +80,12 @@ def demonstrations_of(batch):
 
 
 @KINDS
-def test_a_long_run_has_few_empty_rows_and_few_shapes_a_short_one_has_one(kind):
+def test_a_long_run_has_few_empty_rows_and_few_shapes_and_a_short_run_has_one_shape(kind):
     batches = take(stream(kind, steps=1600), 300)
     assert 1 < len({batch.tokens.shape for batch in batches}) <= 8
-    assert np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94  # 0.95 over all steps
+    assert (
+        np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94
+    )  # at least 0.95 over all steps
     assert np.mean([len(batch.tokens) for batch in batches]) < 7  # of eight examples
     batches = take(stream(kind, steps=40), 40)
     (shape,) = {batch.tokens.shape for batch in batches}
@@ -92,7 +94,7 @@ def test_a_long_run_has_few_empty_rows_and_few_shapes_a_short_one_has_one(kind):
 
 
 @KINDS
-def test_a_process_makes_its_own_rows_only(kind, monkeypatch):
+def test_a_process_makes_only_its_own_rows(kind, monkeypatch):
     made = []
 
     def counting(records, *arguments):
@@ -110,7 +112,7 @@ def test_a_process_makes_its_own_rows_only(kind, monkeypatch):
     assert sum(parts) == sum(map(len, map(demonstrations_of, take(stream(kind, multiple=4), 10))))
 
 
-def test_a_batch_has_the_demonstrations_that_the_order_says():
+def test_batches_follow_the_order_of_shuffled_batches():
     order = pipeline.shuffled_batches(pipeline.indices(DEMONSTRATIONS), batch_size=8, seed=3)
     for batch, indices in zip(take(stream(seed=3), 20), take(order, 20), strict=True):
         assert sorted(pairs_of(batch)) == sorted(PAIRS[i] for i in indices)
@@ -125,12 +127,12 @@ def test_an_epoch_has_every_demonstration_once(kind):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5])
-def test_the_share_of_text_is_kept_from_the_start(share):
+def test_the_share_of_text_holds_from_the_start(share):
     windows = [is_text(batch).sum() for batch in take(stream("mixed", text_share=share, batch_size=6), 40)]
     assert abs(np.cumsum(windows) - share * 6 * np.arange(1, 41)).max() <= 1
 
 
-def test_windows_of_text_are_full_and_go_on_where_the_last_ended():
+def test_windows_of_text_are_full_and_contiguous():
     batches = take(stream("mixed"), 20)
     windows = [row for batch in batches for row in batch.tokens[is_text(batch)]]
     expected = take(pipeline.text_batches(TEXTS, TOKENIZER, length=LAYOUT.length, batch_size=1, seed=0), len(windows))
@@ -146,13 +148,13 @@ def test_the_seed_decides_the_order(kind):
 
 @KINDS
 @pytest.mark.parametrize("stop", [0, 1, 17])
-def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(kind, stop):
+def test_a_resumed_stream_equals_the_uninterrupted_one(kind, stop):
     uninterrupted = take(stream(kind), stop + 9)
     iterator = iter(stream(kind))
     for _ in range(stop):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
-    next(iterator)  # what a job still read after its last checkpoint
+    next(iterator)  # a batch that was read after the last checkpoint
     resumed = iter(stream(kind))
     resumed.set_state(state)
     assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
@@ -174,14 +176,14 @@ def test_rows_for_evaluation_keep_the_order():
     assert len(rows) < len(DEMONSTRATIONS)
 
 
-def test_the_weight_of_a_prompt_reaches_the_rows():
+def test_rows_have_the_given_prompt_weight():
     plain, weighted = (take(stream(prompt_weight=weight), 1)[0] for weight in (0.0, 0.5))
     first = plain.positions == 0
     assert (weighted.weights[(plain.segments > 0) & (plain.weights == 0) & ~first] == 0.5).all()
     assert not weighted.weights[first].any()
 
 
-def test_impossible_choices_are_named():
+def test_errors_name_the_bad_value():
     with pytest.raises(ConfigError, match="^share: expected a number of processes that divides 4 rows, found 3"):
         stream(multiple=4, share=(0, 3))
     with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
@@ -196,7 +198,7 @@ def test_impossible_choices_are_named():
 @pytest.mark.skipif(not DOLLY.is_file(), reason=ABSENT)
 @KINDS
 def test_lengths_as_people_write_them_waste_less_than_15_percent(kind):
-    """Of rows of 1024 tokens in a run of 16 epochs, where a demonstration in each row would waste 80 %."""
+    """Uses rows of 1024 tokens in a run of 16 epochs. One demonstration per row would waste 80%."""
     with gzip.open(DOLLY, "rt", encoding="utf-8") as lines:
         found = [json.loads(line) for line in itertools.islice(lines, 3000)]
     pairs = [("\n".join(filter(None, (one["instruction"], one["context"]))), one["response"]) for one in found]
@@ -221,5 +223,5 @@ def test_lengths_as_people_write_them_waste_less_than_15_percent(kind):
         )
         / 1024
     )
-    print(f"{kind}: {wasted:.3f} of the columns are padding, {alone:.3f} with a demonstration in each row")
+    print(f"{kind}: {wasted:.3f} of the columns are padding, {alone:.3f} with one demonstration per row")
     assert wasted < 0.15 < 0.7 < alone

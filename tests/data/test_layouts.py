@@ -1,4 +1,4 @@
-"""Layouts of rows, on the worked examples of the docstrings and on any text."""
+"""Tests the layouts of rows on the examples of the docstrings and on random text."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ WORDS = "name a colour dark red fox b c d e f g".split()
 
 
 class Words:
-    """A tokenizer with one token a word, as in the drawings."""
+    """A tokenizer with one token per word, as in the drawings."""
 
     pad_id, eos_id = SentencePieceTokenizer.pad_id, SentencePieceTokenizer.eos_id
 
@@ -44,7 +44,7 @@ def test_window():
     assert row.weights.tolist() == [0, 1, 1, 0, 1, 1, 1, 0]
 
 
-def test_the_padding_of_a_window_is_no_segment():
+def test_the_padding_of_a_window_is_not_a_segment():
     row = layouts.window_row(np.array([B, EOS, D, EOS, 0, 0], np.int32), np.arange(6) < 4, EOS)
     assert row.segments.tolist() == [1, 1, 2, 2, 0, 0]
     assert row.positions.tolist() == [0, 1, 0, 1, 0, 0]
@@ -121,8 +121,8 @@ texts = st.text(min_size=1, max_size=10)
 
 
 @given(texts, texts, st.integers(0, 9))
-def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer, asked, answered, room):
-    layout = Layout(tokenizer, "\n", 50 + room, 60 + room)
+def test_all_layouts_agree_on_the_tokens_of_a_prompt_and_a_response(tokenizer, asked, answered, slack):
+    layout = Layout(tokenizer, "\n", 50 + slack, 60 + slack)
     row = layouts.demonstration_row([Demonstration(prompt=asked, response=answered)], layout)
     ranked = layouts.tokenize_ranking(Ranking(prompt=asked, responses=("no", answered), scores=(0, 1)), layout)
     left = layouts.prompt_row(Prompt(prompt=asked), layout)
@@ -137,7 +137,7 @@ def test_all_layouts_agree_about_the_tokens_of_a_prompt_and_a_response(tokenizer
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=5), st.integers(0, 5))
-def test_a_window_tells_documents_apart(tokenizer, documents, padding):
+def test_each_document_of_a_window_is_a_segment(tokenizer, documents, padding):
     parts = [layouts.document_tokens(Text(text=text), tokenizer) for text in documents]
     tokens = np.concatenate([*parts, np.zeros(padding, np.int32)])
     row = layouts.window_row(tokens, np.arange(len(tokens)) < len(tokens) - padding, EOS)
@@ -166,7 +166,7 @@ def test_a_window_tells_documents_apart(tokenizer, documents, padding):
         ),
     ],
 )
-def test_what_does_not_fit_is_an_error_not_cut(record, message):
+def test_a_record_that_does_not_fit_is_an_error(record, message):
     make = {Prompt: lambda r: layouts.prompt_row(r, LAYOUT)}
     make |= {
         Demonstration: lambda r: layouts.demonstration_row([r], LAYOUT),
@@ -177,13 +177,13 @@ def test_what_does_not_fit_is_an_error_not_cut(record, message):
             attempt(record)
 
 
-def test_what_just_fits_is_no_error():
+def test_a_record_that_just_fits_is_not_an_error():
     LAYOUT.check(Demonstration(prompt="a a a a", response="a a a"))
     row = layouts.demonstration_row([Demonstration(prompt="a a a a", response="a a a")], LAYOUT)
     assert row.segments.all()
 
 
-def test_too_many_responses_and_impossible_lengths():
+def test_too_many_responses_and_too_small_lengths_are_errors():
     record = Ranking(prompt="a", responses=("a", "b", "c"), scores=(1, 2, 3), where="f:6")
     with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(comparisons.max_answers\), found 3"):
         layouts.check_ranking(record, 2)

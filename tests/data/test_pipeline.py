@@ -1,4 +1,4 @@
-"""Streams of batches: complete, deterministic, resumable, and the same however many processes read them."""
+"""Tests streams of batches: complete, deterministic, resumable, and equal for any number of processes."""
 
 import collections
 import itertools
@@ -24,7 +24,7 @@ LENGTH = 24
 
 
 def sentences(count, seed=0):
-    """Sentences that differ: each ends with its own number."""
+    """Returns distinct sentences. Each ends with its number."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, size=rng.integers(0, 5))) + f"{i}" for i in range(count)]
 
@@ -40,7 +40,7 @@ ROWS = {
 
 
 def stream(name, *, batch_size=4, seed=0, **processes):
-    """A training stream, by name."""
+    """Returns a training stream by name."""
     if name == "text":
         return pipeline.text_batches(TEXTS, TOKENIZER, length=LENGTH, batch_size=batch_size, seed=seed, **processes)
     if name == "zipped":
@@ -67,7 +67,7 @@ def stack(batches):
 
 
 def documents(batches):
-    """The documents of packed windows, in order, each as its list of tokens."""
+    """Returns the documents of packed windows, in order, each as a list of tokens."""
     whole = stack(batches)
     tokens = whole.tokens[whole.segments > 0].tolist()
     ends = [i + 1 for i, token in enumerate(tokens) if token == TOKENIZER.eos_id]
@@ -75,7 +75,7 @@ def documents(batches):
 
 
 def texts_of(batch):
-    """The prompts of a batch of prompts."""
+    """Decodes the prompts of a batch."""
     return [TOKENIZER.decode(row).split("\n")[0] for row in batch.tokens]
 
 
@@ -100,13 +100,13 @@ def test_the_seed_decides_the_order(name):
 
 @pytest.mark.parametrize("name", [*STREAMS, "zipped"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 17])
-def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
+def test_a_resumed_stream_equals_the_uninterrupted_one(name, stop):
     uninterrupted = take(stream(name), stop + 9)
     iterator = iter(stream(name))
     for _ in range(stop):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
-    next(iterator)  # what a job still read after its last checkpoint
+    next(iterator)  # a batch that was read after the last checkpoint
     resumed = iter(stream(name))
     resumed.set_state(state)
     assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
@@ -114,7 +114,7 @@ def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(name, stop):
 
 @pytest.mark.parametrize("name", [*STREAMS, "zipped"])
 @pytest.mark.parametrize("stop", [0, 1, 5])
-def test_batches_made_ahead_are_the_same_and_do_not_count_before_they_are_taken(name, stop):
+def test_prefetching_changes_neither_batches_nor_state(name, stop):
     ahead = iter(pipeline.prefetch(stream(name)))
     plain = iter(stream(name))
     assert all(same(next(ahead), next(plain)) for _ in range(stop))
@@ -135,7 +135,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
 
 
 def test_two_processes_share_the_documents_of_an_epoch():
-    # 36 of 37 documents can be split evenly, so the first epoch of both misses or repeats one at most.
+    # Only 36 of 37 documents divide evenly, so each process reads 18 of them in the first epoch.
     parts = [take(stream("text", share=(i, 2)), 12) for i in range(2)]
     first = [documents(batches)[:18] for batches in parts]
     seen = collections.Counter(map(tuple, first[0] + first[1]))
@@ -143,14 +143,14 @@ def test_two_processes_share_the_documents_of_an_epoch():
 
 
 @pytest.mark.parametrize("name", ["prompts"])
-def test_an_epoch_has_every_row_once_in_another_order_each_time(name):
+def test_an_epoch_has_every_row_once_in_a_new_order(name):
     size = len(ROWS[name])
     orders = [texts_of(batch) for batch in take(stream(name, batch_size=size), 4)]
     assert all(sorted(order) == sorted(orders[0]) and len(set(order)) == size for order in orders)
     assert len(set(map(tuple, orders))) == 4
 
 
-def test_zipped_streams_are_the_streams():
+def test_zipping_does_not_change_the_streams():
     prompts, text = zip(*take(stream("zipped"), 7), strict=True)
     assert same(list(prompts), take(stream("prompts"), 7))
     assert same(list(text), take(stream("text"), 7))
@@ -162,7 +162,7 @@ def test_a_single_row_is_enough():
         assert texts_of(batch) == [PROMPTS[0].prompt] * 3
 
 
-def test_packing_keeps_every_token_of_an_epoch_once_and_pads_nothing():
+def test_packing_keeps_every_token_once_per_epoch_without_padding():
     batches = take(stream("text"), 60)
     assert all((batch.segments > 0).all() for batch in batches)
     expected = sorted([*TOKENIZER.encode(record.text), TOKENIZER.eos_id] for record in TEXTS)
@@ -175,7 +175,7 @@ def test_packing_keeps_every_token_of_an_epoch_once_and_pads_nothing():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(min_size=1, max_size=70), min_size=1, max_size=80), st.integers(2, 40))
-def test_text_rows_hold_the_documents_in_order(texts, length):
+def test_text_rows_contain_the_documents_in_order(texts, length):
     rows = pipeline.text_rows([Text(text=text) for text in texts], TOKENIZER, length)
     windows = stack([jax.tree.map(lambda leaf: leaf[None], rows[i]) for i in range(len(rows))])
     expected = [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in texts]
@@ -200,7 +200,7 @@ def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
     rest = jax.tree.map(lambda leaf: leaf[len(rows) :], found)
     assert 0 <= len(rest.tokens) < batch_size
     assert (rest.tokens == expected.tokens[-1]).all()
-    # Prompts carry no weight: who answers them knows how many there are.
+    # Prompts have no weights: the caller knows how many there are.
     assert name == "prompts" or not rest.weights.any()
 
 
@@ -228,7 +228,7 @@ def test_lengths_are_checked_before_training(tmp_path):
         demonstrations.rows(read[-1:], LAYOUT)
 
 
-def test_what_is_too_long_can_be_left_out():
+def test_records_that_are_too_long_can_be_left_out():
     too_long = Prompt(prompt="q" * 31)
     found = [too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]]
     assert pipeline.find_too_long(found, LAYOUT) == [0, 4]
@@ -239,7 +239,7 @@ def test_what_is_too_long_can_be_left_out():
         pipeline.find_too_long([too_long], LAYOUT)
 
 
-def test_impossible_choices_are_named():
+def test_errors_name_the_bad_value():
     with pytest.raises(
         ConfigError, match=r"^batch_size: expected a positive multiple of the number of processes \(3\), found 4"
     ):

@@ -1,4 +1,4 @@
-"""Prepared sets: what goes in comes out, in order, once, and only if it is whole."""
+"""Tests that prepared sets give back their records, in order and once each, and that incomplete sets are rejected."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def snapshot(directory):
     return {str(path): path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
-def test_splits_hold_every_record_once_in_order_with_its_place(files, tmp_path):
+def test_splits_contain_every_record_once_in_order_with_its_place(files, tmp_path):
     prepared.prepare(Demonstration, files, tmp_path / "data", name="demos", validation=0.2, test=0.2)
     everything = [record for path in files for record in records.read(path, Demonstration)]
     for split in records.SPLITS:
@@ -53,7 +53,7 @@ def test_splits_hold_every_record_once_in_order_with_its_place(files, tmp_path):
         Ranking(prompt="p", responses=("a", ""), scores=(0.5, -1.0), metadata=({"q": 1}, {"q": None})),
     ],
 )
-def test_every_kind_of_record(record, tmp_path):
+def test_every_kind_of_record_can_be_prepared(record, tmp_path):
     records.write(tmp_path / "a.jsonl", [record])
     prepared.prepare(type(record), [tmp_path / "a.jsonl"], tmp_path, name="a", validation=0, test=0)
     assert list(prepared.load(tmp_path, "a", type(record), "train")) == [record]
@@ -67,7 +67,7 @@ def test_a_finished_set_is_not_written_again(files, tmp_path):
     assert prepared.fingerprint(tmp_path / "data", "demos") == first
 
 
-def test_other_content_or_shares_are_written_anew(files, tmp_path):
+def test_changed_content_or_shares_replace_the_set(files, tmp_path):
     prepare = lambda **kwargs: prepared.prepare(Demonstration, files, tmp_path / "data", name="demos", **kwargs)  # noqa: E731
     fingerprints = [prepare(), prepare(validation=0.3)]
     records.write(files[0], demonstrations(10))
@@ -77,7 +77,7 @@ def test_other_content_or_shares_are_written_anew(files, tmp_path):
     assert sizes[0] <= 60
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_place(files, tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_file_names(files, tmp_path):
     first = prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
     moved = [path.rename(path.parent / f"moved_{path.name}") for path in files]
     assert prepared.prepare(Demonstration, moved, tmp_path / "data", name="demos") == first
@@ -85,7 +85,7 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(files, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 120])
-def test_a_half_written_set_is_refused_and_redone(files, tmp_path, monkeypatch, stop_at):
+def test_an_incomplete_set_is_rejected_and_replaced(files, tmp_path, monkeypatch, stop_at):
     def interrupted(*args):
         calls.append(args)
         if len(calls) == stop_at:
@@ -105,7 +105,7 @@ def test_a_half_written_set_is_refused_and_redone(files, tmp_path, monkeypatch, 
     assert sum(map(len, found)) <= 200
 
 
-def test_a_bad_line_is_named_and_leaves_the_old_set(files, tmp_path):
+def test_an_invalid_line_is_named_and_leaves_the_old_set(files, tmp_path):
     prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
     before = snapshot(tmp_path / "data")
     with files[0].open("a") as file:
@@ -115,7 +115,7 @@ def test_a_bad_line_is_named_and_leaves_the_old_set(files, tmp_path):
     assert snapshot(tmp_path / "data") == before
 
 
-def test_errors_name_set_split_and_kind(files, tmp_path):
+def test_errors_name_the_set_the_split_and_the_kind(files, tmp_path):
     prepare = lambda name, files, **shares: prepared.prepare(Demonstration, files, tmp_path, name=name, **shares)  # noqa: E731
     with pytest.raises(DataError, match="demos: expected a prepared data set, found none"):
         prepared.fingerprint(tmp_path, "demos")

@@ -1,4 +1,4 @@
-"""Batches of rankings: every ranking whole, in batches of few shapes, resumable, for any number of processes."""
+"""Tests batches of rankings: whole, with few shapes, resumable, and equal for any number of processes."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def text(rng, most):
 
 
 def records(count=23):
-    """Rankings of 2 to 4 answers, of many lengths, with ties; each prompt ends with its number."""
+    """Yields rankings of 2 to 4 answers, of many lengths, with ties. Each prompt ends with its number."""
     rng = np.random.default_rng(0)
     for i in range(count):
         size = 2 + i % 3
@@ -53,7 +53,7 @@ def same(one, other):
 
 
 def rankings_of(batch):
-    """The rankings that a batch holds, read from its arrays alone, row after row."""
+    """Reads the rankings of a batch from its arrays, row by row."""
     found = []
     for row in range(len(batch.tokens)):
         tokens, segments, branches = batch.tokens[row], batch.segments[row], batch.branches[row]
@@ -76,10 +76,12 @@ def test_a_long_run_has_few_empty_rows_and_few_shapes():
     batches = take(stream(steps=1600), 300)
     assert len({batch.tokens.shape for batch in batches}) <= 8
     assert len({str(jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), batch)) for batch in batches}) == 1
-    assert np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94  # 0.95 over all steps
+    assert (
+        np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94
+    )  # at least 0.95 over all steps
 
 
-def test_rows_are_shared():
+def test_several_rankings_share_a_row():
     batch = take(stream(batch_size=8), 1)[0]
     rows, length = batch.tokens.shape
     longest = max(map(len, RANKINGS))
@@ -87,14 +89,14 @@ def test_rows_are_shared():
     assert rows < 8 and batch.scores.shape[1] > 1 and batch.scores.shape[2] == 4
 
 
-def test_a_batch_has_the_rankings_that_the_order_of_rows_says():
-    """Each whole, and so the lengths that are read ahead are those of the rankings that come."""
+def test_batches_follow_the_order_of_shuffled_batches():
+    """Checks whole rankings, and therefore also that the lengths that are read ahead are correct."""
     order = pipeline.shuffled_batches(pipeline.indices(RECORDS), batch_size=4, seed=3)
     for batch, indices in zip(take(stream(seed=3), 20), take(order, 20), strict=True):
         assert sorted(rankings_of(batch)) == sorted(TUPLES[i] for i in indices)
 
 
-def test_the_number_of_rows_is_a_multiple_of_what_shares_them():
+def test_the_number_of_rows_is_a_multiple_of_the_given_number():
     plain, shared = (take(stream(batch_size=8, multiple=multiple), 3) for multiple in (1, 5))
     assert all(len(batch.tokens) % 5 == 0 for batch in shared)
     assert [rankings_of(batch) for batch in shared] == [rankings_of(batch) for batch in plain]
@@ -107,20 +109,20 @@ def test_the_seed_decides_the_order():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 17])
-def test_a_resumed_stream_goes_on_as_the_uninterrupted_one(stop):
+def test_a_resumed_stream_equals_the_uninterrupted_one(stop):
     uninterrupted = take(stream(), stop + 9)
     iterator = iter(stream())
     for _ in range(stop):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
-    next(iterator)  # what a job still read after its last checkpoint
+    next(iterator)  # a batch that was read after the last checkpoint
     resumed = iter(stream())
     resumed.set_state(state)
     assert same(list(itertools.islice(resumed, 9)), uninterrupted[stop:])
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_rankings_of_a_batch_in_rows_of_one_shape(count):
+def test_processes_share_the_rankings_of_a_batch_with_equal_shapes(count):
     alone = take(stream(multiple=count), 9)
     parts = [take(stream(share=(i, count), multiple=count), 9) for i in range(count)]
     for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
@@ -135,7 +137,7 @@ def test_rows_for_evaluation_keep_the_order():
     assert len(rows) < len(RECORDS)
 
 
-def test_rows_that_fill_up_the_last_batch_do_not_count():
+def test_copies_that_fill_the_last_batch_do_not_count():
     rows = ranking_rows(RANKINGS, PAD)
     batches = take(pipeline.ordered_batches(rows, batch_size=len(rows) - 1), 3)
     assert [len(batch.tokens) for batch in batches] == [len(rows) - 1] * 2
@@ -143,7 +145,7 @@ def test_rows_that_fill_up_the_last_batch_do_not_count():
     assert scores.tolist() == list(itertools.chain(*(scores for _, _, scores in TUPLES)))
 
 
-def test_impossible_choices_are_named():
+def test_errors_name_the_bad_value():
     with pytest.raises(DataError, match="expected at least one record"):
         tokenize_rankings([], LAYOUT)
     long = Ranking(prompt="a", responses=("fox " * 41, "a"), scores=(0, 1), where="f:1")
