@@ -6,7 +6,7 @@ from etils import epath
 
 from instructjax.models import huggingface, pretrained
 from instructjax.stages.run import Run
-from instructjax.text import tokenizer_files
+from instructjax.text.export import pretrained_files
 
 
 def export(run: Run, stage: str, output: epath.PathLike) -> str:
@@ -30,6 +30,6 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model
     )
     tensors = huggingface.tensors_of(trained.params, shape)
-    files = tokenizer_files.pretrained_files(tokenizer, shape.max_length)
+    files = pretrained_files(tokenizer, shape.max_length)
     pretrained.write(output, described, tensors, files)
     return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}"

@@ -32,6 +32,7 @@ from instructjax.errors import TokenizerError
 
 # SentencePiece writes this character for a space. In a text it can only be told apart from one as bytes.
 _SPACE_MARK = "\u2581"
+PIECES = "tokenizer.model"  # the usual name of such a file in the folder of a model
 _PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # altered by what normalises
 
 

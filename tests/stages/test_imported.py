@@ -16,7 +16,7 @@ from instructjax.records import Demonstration
 from instructjax.rollout import episode
 from instructjax.stages import exported, pretrain, reward, trained
 from instructjax.stages.run import Run, policy_config
-from instructjax.text import tokenizer_files
+from instructjax.text import export, tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
@@ -43,7 +43,7 @@ def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=kind is ScalarModel
     )
-    files = tokenizer_files.pretrained_files(tokenizer, shape.max_length)
+    files = export.pretrained_files(tokenizer, shape.max_length)
     pretrained.write(path, described | dict(changes), huggingface.tensors_of(params, shape), files)
     return params
 
@@ -214,7 +214,7 @@ def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path):
     params = tiny_models.params(LanguageModel(shape))
     params["trunk"]["final_norm"]["bias"] = jnp.full(8, jnp.nan)
     described = huggingface.describe(shape, eos_id=PIECES.eos_id, pad_id=PIECES.pad_id)
-    files = tokenizer_files.pretrained_files(PIECES, shape.max_length)
+    files = export.pretrained_files(PIECES, shape.max_length)
     pretrained.write(tmp_path / "gpt2", described, huggingface.tensors_of(params, shape), files)
     config = importing(config, "pretrain", tmp_path / "gpt2")
     found = refused(CheckpointError, pretrain.run, Run(config, tmp_path / "run"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.errors import TokenizerError
-from instructjax.text import sentencepiece_json, tokenizer_files
+from instructjax.text import export, tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT, PAD, BytePairTokenizer
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 
@@ -32,7 +32,7 @@ def learned(lines=LINES, size=400):
 PAIRS = learned()
 BPE = BytePairTokenizer.from_bytes(PAIRS.to_str().encode())
 PIECES = SentencePieceTokenizer.train(LINES, 330)
-CONVERTED = tokenizers.Tokenizer.from_str(sentencepiece_json.convert(PIECES).decode())
+CONVERTED = tokenizers.Tokenizer.from_str(export.tokenizer_json(PIECES).decode())
 
 words = st.sampled_from(
     ["the", " fox", "\n", " ", "  ", "owl", "ÿ", "狐", "\ufffd", "<|endoftext|>", "<|pad|>", "'s", "\t", "12"]
@@ -109,7 +109,7 @@ def test_files(tmp_path):
 
 @pytest.mark.parametrize("ours", [BPE, PIECES], ids=["byte pairs", "pieces"])
 def test_an_exported_tokenizer_comes_in_again(tmp_path, ours):
-    for name, content in tokenizer_files.pretrained_files(ours, 64).items():
+    for name, content in export.pretrained_files(ours, 64).items():
         (tmp_path / name).write_bytes(content)
     found = tokenizer_files.load(tmp_path)
     assert found.fingerprint == ours.fingerprint and (found.pad_id, found.eos_id) == (ours.pad_id, ours.eos_id)
@@ -150,7 +150,7 @@ def overlapping(seed):
     """(a tokenizer of strings of two letters, the same as tokenizer.json)."""
     rng = random.Random(seed)
     pieces = SentencePieceTokenizer.train(["".join(rng.choices("ab ", k=20)) for _ in range(200)], 310)
-    return pieces, tokenizers.Tokenizer.from_str(sentencepiece_json.convert(pieces).decode())
+    return pieces, tokenizers.Tokenizer.from_str(export.tokenizer_json(pieces).decode())
 
 
 class TestConversion:
@@ -186,7 +186,7 @@ def test_a_tokenizer_that_they_write_comes_in(tmp_path):
 @pytest.mark.parametrize("ours", [BPE, PIECES], ids=["byte pairs", "pieces"])
 def test_their_auto_class_loads_either(tmp_path, ours):
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
-    for name, content in tokenizer_files.pretrained_files(ours, 64).items():
+    for name, content in export.pretrained_files(ours, 64).items():
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     for text in (*LINES, "fox  ÿ\n\n 狐", "狐\n\nfox"):

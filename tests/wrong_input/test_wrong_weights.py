@@ -9,7 +9,7 @@ from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import exported, pretrain
 from instructjax.stages.run import Run, policy_config
-from instructjax.text import tokenizer_files
+from instructjax.text import export, tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import tiny_models
 from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint, save_stage
@@ -28,7 +28,7 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     )
     arrays = huggingface.tensors_of(tiny_models.params(model(shape)), shape) | dict(tensors)
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    pretrained.write(folder, described | dict(config), arrays, tokenizer_files.pretrained_files(TOKENIZER, 32))
+    pretrained.write(folder, described | dict(config), arrays, export.pretrained_files(TOKENIZER, 32))
     for name in without:
         (folder / name).unlink()
     for name, content in dict(files).items():

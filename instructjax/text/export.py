@@ -1,4 +1,4 @@
-"""A SentencePiece model of ours as a tokenizer.json, for programs that know only that format."""
+"""Exports a tokenizer in the files that AutoTokenizer of Hugging Face loads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ import json
 
 import sentencepiece
 
-from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.byte_pairs import END_OF_TEXT, PAD, BytePairTokenizer
+from instructjax.text.sentencepiece import PIECES, SentencePieceTokenizer
+from instructjax.text.tokenizer import Tokenizer
 
 
-def convert(tokenizer: SentencePieceTokenizer) -> bytes:
-    """The tokenizer.json that gives the same token ids and the same text.
+def pretrained_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
+    """Returns the files, by name, from which AutoTokenizer makes this tokenizer.
+
+    Args:
+      tokenizer: of either kind; for SentencePiece the model itself is included.
+      max_length: the context of the model, tokens.
+    """
+    settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+    settings["clean_up_tokenization_spaces"] = False
+    if isinstance(tokenizer, BytePairTokenizer):
+        files = {"tokenizer.json": tokenizer.to_bytes()}
+        settings |= {"eos_token": END_OF_TEXT, "pad_token": PAD}
+    else:
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        files = {"tokenizer.json": tokenizer_json(tokenizer), PIECES: tokenizer.to_bytes()}
+        settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return files | {"tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
+
+
+def tokenizer_json(tokenizer: SentencePieceTokenizer) -> bytes:
+    """Converts a SentencePiece model to a tokenizer.json that gives the same token ids and the same text.
 
     A piece of BPE was made by one merge of two pieces, and merges are applied best first;
     SentencePiece keeps a score for the result and not the two, so every split of a piece into
