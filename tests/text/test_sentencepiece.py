@@ -135,7 +135,8 @@ def test_a_model_that_alters_text_is_refused():
 
 def test_training_is_silent():
     code = (
-        "from instructjax.text.sentencepiece import SentencePieceTokenizer; SentencePieceTokenizer.train(['abc abc abd'] * 9, 266)"
+        "from instructjax.text.sentencepiece import SentencePieceTokenizer as Tokenizer\n"
+        "Tokenizer.train(['abc abc abd'] * 9, 266)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == run.stderr == ""
