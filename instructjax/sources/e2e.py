@@ -1,8 +1,8 @@
-"""The E2E NLG challenge as a source: people wrote the references and rated the answers that the reward model learns."""
+"""The E2E NLG Challenge as a source, with demonstrations and rankings by people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from etils import epath
@@ -19,18 +19,22 @@ _ALL = ("train", "validation", "test")
 
 
 class E2E:
-    """Human references and ratings, and public texts to pretrain on, from a local copy."""
+    """Human references and ratings, and public texts for pretraining, from a local copy."""
 
-    splits = {**SPLITS, Demonstration: _ALL, Ranking: _ALL}  # people judge in the test split
+    splits: Mapping[type[Record], tuple[str, ...]] = {
+        **SPLITS,
+        Demonstration: _ALL,
+        Ranking: _ALL,
+    }  # the test split has human ratings, too
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Takes a whole recipe, of which it reads `e2e` and the shares of splits in `data`."""
+        """Takes a whole recipe and reads its sections `e2e` and `data`."""
         self._section, self._data = config.e2e, config.data
 
     def write(self, folder: epath.Path) -> None:
         """Converts the data set and the texts to records."""
         if not self._section.directory:
-            raise ConfigError("e2e.directory: expected the folder of all data sets, found none; see the README")
+            raise ConfigError("e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
         root, data = epath.Path(self._section.directory), self._data
         human = e2e_records.load(root / "e2e_human_rankings", self._section.aspects, data.validation, data.test)
         documents = [
@@ -46,15 +50,15 @@ class E2E:
         return prepared.written_files(kind, folder)
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
-        """Raises DataError: the ratings come with the records."""
-        raise DataError("e2e: expected rankings among the records, found none, and nobody to ask")
+        """Raises DataError, because the rankings are part of the records."""
+        raise DataError("e2e: expected rankings among the records, found none; this source has no labelers")
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-        """Returns {}: facts are counted at the end."""
+        """Returns {}. Facts are counted at the end of the run."""
         return {}
 
     def judge(self, answers: Answers) -> Judgement:
-        """Measures the reward model's accuracy on held-out raters, and the share of facts that each model states."""
+        """Measures the reward model's accuracy on held-out rankings, and the share of facts that each model states."""
         single = list(answers.load(Ranking, "test"))
         references = answers.load(Demonstration, "test")
         stated = {model: facts.share_of_facts(answers.prompts, found) for model, found in answers.texts.items()}

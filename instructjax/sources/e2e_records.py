@@ -1,19 +1,19 @@
-"""The E2E NLG Challenge as demonstrations, rankings and prompts (Dusek et al. 2020).
+"""Reads the E2E NLG Challenge as demonstrations, rankings and prompts (Dusek et al. 2020).
 
-One narrow task that people did and judged: state the facts of a meaning representation
-(MR) such as `name[Blue Spice], eatType[coffee shop], area[city centre]` in a sentence or
-two. People wrote the references; others rated the outputs of five systems side by side.
+The task is to state the facts of a meaning representation (MR), such as
+`name[Blue Spice], eatType[coffee shop], area[city centre]`, in a sentence or two. People wrote
+the references, and other people rated the outputs of five systems side by side.
 
-A folder of four files is read, each of JSON lines:
+The data set is a folder of four files of JSON lines:
 
     dev_references.jsonl.gz, test_references.jsonl.gz
         {"prompt", "mr", "response"}
     quality.jsonl.gz, naturalness.jsonl.gz
         {"prompt", "mr", "item", "rater", "responses", "scores"}
 
-In the files, "prompt" is an instruction and the MR; here it is the MR alone, because the
-instruction is the same sentence every time and a small model has no room for it. The
-names of places stay: there are about forty of them, and all occur in training.
+In the files, "prompt" is an instruction followed by the MR. The records have the MR alone,
+because the instruction is always the same sentence and a small model has little context. The
+names of places are kept: there are about forty, and all of them occur in training.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _SLOT = re.compile(r"([A-Za-z ]+)\[([^\[\]]*)\](?:,\s*|\s*$)")
 
 
 @dataclasses.dataclass(frozen=True)
-class E2E:
-    """The records of the data set; every record carries its split.
+class E2ERecords:
+    """The records of the data set. Every record has its split.
 
     Attributes:
       demonstrations: the references that people wrote.
-      rankings: one for each rater and item, without the all-tied ones.
-      averaged: one for each item with several raters, with the mean of their ranks.
-      prompts: one for each MR.
-      tied: how many rankings were left out because the rater tied all answers.
+      rankings: one per rater and item, without those whose answers are all tied.
+      averaged: one per item with several raters, with the mean of their ranks.
+      prompts: one per MR.
+      tied: the number of rankings left out because the rater tied all answers.
     """
 
     demonstrations: tuple[Demonstration, ...]
@@ -62,30 +62,30 @@ class E2E:
 
 def load(
     folder: epath.PathLike, aspects: Sequence[str] = ("quality",), validation: float = 0.1, test: float = 0.3
-) -> E2E:
+) -> E2ERecords:
     """Reads the data set and splits it by meaning representation.
 
-    The split is drawn by the pattern of an MR, which is the MR without the names of
-    places, so that no training input says the same of another restaurant. Only patterns
-    that were ranked can fall into the test split: the others could not test a reward
-    model, and their references are better used to train on.
+    MRs that differ only in the names of places have the same pattern and are in the same split,
+    so that no training input states the facts of a test input about another restaurant. Only
+    patterns with rankings can be in the test split. The others cannot test a reward model, and
+    their references are used for training.
 
-    Raters of "quality" were to weigh content and fluency and prefer longer answers;
-    raters of "naturalness" did not see the MR and prefer shorter ones. With both aspects
-    a reward model learns from labelers who contradict each other.
+    Raters of "quality" were asked to weigh content and fluency, and prefer longer answers.
+    Raters of "naturalness" did not see the MR, and prefer shorter answers. With both aspects,
+    the reward model learns from labelers who contradict each other.
 
     Args:
-      folder: holds the files named above.
-      aspects: one or both of ASPECTS; the rankings of each carry it in `extra["aspect"]`.
-      validation: share of patterns to put into the validation split.
-      test: share of ranked patterns to put into the test split.
+      folder: contains the files named above.
+      aspects: one or both of ASPECTS. Rankings have their aspect in `extra["aspect"]`.
+      validation: the share of patterns in the validation split.
+      test: the share of ranked patterns in the test split.
 
     Returns:
-      The records; `labeler` names aspect and rater, `extra["item"]` the item.
+      The records. `labeler` names the aspect and the rater, and `extra["item"]` the item.
 
     Raises:
       DataError: the folder or a file is missing, or an aspect is unknown.
-      RecordError: a line is not what it should be: "FILE:LINE: field: ...".
+      RecordError: a line is not a valid record; the error starts with "FILE:LINE: field".
     """
     folder = epath.Path(folder)
     for aspect in aspects:
@@ -100,16 +100,16 @@ def load(
     rankings = [ranking for kept, _ in ratings for ranking in kept]
     ranked = {pattern(ranking.prompt) for ranking in rankings}
 
-    def placed(record: Judged) -> Judged:
-        """The record with the split of its pattern."""
+    def with_split(record: Judged) -> Judged:
+        """Returns the record with the split of its pattern."""
         key = pattern(record.prompt)
         split = records.split_of(Prompt(prompt=key), validation, test if key in ranked else 0.0)
         return dataclasses.replace(record, split=split)
 
-    demonstrations = [placed(record) for file in REFERENCES for record in _references(folder / file)]
-    rankings = [placed(ranking) for ranking in rankings]
+    demonstrations = [with_split(record) for file in REFERENCES for record in _references(folder / file)]
+    rankings = [with_split(ranking) for ranking in rankings]
     prompts = {record.prompt: Prompt(prompt=record.prompt, split=record.split) for record in demonstrations + rankings}
-    return E2E(
+    return E2ERecords(
         demonstrations=tuple(demonstrations),
         rankings=tuple(rankings),
         averaged=tuple(average(rankings)),
@@ -131,32 +131,32 @@ def slots(mr: str) -> dict[str, str]:
 
 
 def pattern(mr: str) -> str:
-    """A meaning representation without the names of places, its slots in alphabetical order."""
+    """Returns a meaning representation without the names of places, with its slots in alphabetical order."""
     facts = slots(mr) | {slot: "" for slot in ("name", "near") if slot in slots(mr)}
     return ", ".join(f"{slot}[{value}]" for slot, value in sorted(facts.items()))
 
 
 def average(rankings: Iterable[Ranking]) -> list[Ranking]:
-    """One ranking for each item that several raters ranked: the mean of their ranks.
+    """Averages the rankings of each item over its raters.
 
-    Ranks, because raters chose their own scale, some of them up to 100000: a mean of the
-    scores would be the opinion of a few.
+    Ranks are averaged instead of scores. Raters chose their own scales, some up to 100000, and
+    would dominate a mean of scores.
 
     Args:
-      rankings: with `extra["aspect"]` and `extra["item"]`; the raters of one item rank
+      rankings: rankings with `extra["aspect"]` and `extra["item"]`. The raters of an item rank
         the same answers in the same order.
 
     Returns:
-      Rankings with scores from 1 (every rater's worst) to K (every rater's best) and the
-      number of raters in `extra["raters"]`. Items with one rater, or whose answers all
-      tie on average, are left out.
+      One ranking per item, with scores from 1 (every rater's worst) to K (every rater's best)
+      and the number of raters in `extra["raters"]`. Items with one rater, and items whose
+      answers all tie on average, are left out.
     """
     items = collections.defaultdict(list)
     for ranking in rankings:
         items[ranking.extra["aspect"], ranking.extra["item"], ranking.responses].append(ranking)
     averaged = []
     for raters in items.values():
-        # Ranks are halves of integers and their sum is exact: a tie on average is an equal score.
+        # Ranks are multiples of 1/2, so their sum is exact and an average tie is an equal score.
         scores = np.sum([stats.rankdata(r.scores) for r in raters], axis=0) / len(raters)
         if len(raters) > 1 and len(set(scores)) > 1:
             extra = {**raters[0].extra, "raters": len(raters)}
@@ -173,7 +173,7 @@ def _references(path: epath.Path) -> list[Demonstration]:
 
 
 def _ratings(path: epath.Path, aspect: str) -> tuple[list[Ranking], int]:
-    """The rankings of a file, and the number of those left out because all answers tied."""
+    """Reads the rankings of a file, and counts those left out because all answers tie."""
     rankings, tied = [], 0
     for row in records.read(path, Prompt):
         for field in ("item", "rater", "responses", "scores"):
@@ -201,7 +201,7 @@ def _ratings(path: epath.Path, aspect: str) -> tuple[list[Ranking], int]:
 
 
 def _all_equal(scores: object) -> bool:
-    """Whether these are numbers, all equal. What is no list of numbers is left to the validation of records."""
+    """Returns whether scores are equal numbers. Anything else is left to the validation of records."""
     return (
         isinstance(scores, list | tuple)
         and len(scores) > 1
@@ -219,7 +219,7 @@ def _mr(record: Demonstration | Prompt) -> str:
 
 
 def _consistent(ranking: Ranking) -> tuple[float, ...]:
-    """Gives identical answers the mean of their scores: a rater cannot prefer a text to itself."""
+    """Returns scores in which identical answers have the mean of their scores, and so tie."""
     given = collections.defaultdict(list)
     for response, score in zip(ranking.responses, ranking.scores, strict=True):
         given[response].append(score)

@@ -1,11 +1,10 @@
-"""Which facts of a meaning representation a text states, by rule.
+"""Finds by rule which facts of a meaning representation a text states.
 
-A measure that no model of the E2E task (`sources/e2e_records.py`) is trained on. The rules know the
-usual ways to say each fact ("child friendly", "5 stars", "by the river"), not all of
-them, and people leave facts out, so human references score less than 1 (0.93 on the E2E
-references; 0.29 if the references are shuffled): read a policy's share beside theirs. A
-text that says the opposite of a fact does not state it, but nothing is deducted for facts
-that were made up.
+No model of the E2E task (`sources/e2e_records.py`) is trained on this measure. The rules cover
+the usual ways to state each fact ("child friendly", "5 stars", "by the river"), but not all of
+them, and people leave facts out. Human references therefore score less than 1: 0.93 on the E2E
+references, and 0.29 if the references are shuffled. Compare a policy's share with theirs. A text
+that says the opposite of a fact does not state it, but made-up facts are not penalized.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from instructjax.errors import DataError
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.sources import e2e_records
 
-# Levels that writers use for each other: "more than £30" is often written "expensive".
+# Values that writers use interchangeably: "more than £30" is often written as "expensive".
 _LEVELS = {
     "priceRange": {
         "cheap": "low",
@@ -101,16 +100,15 @@ _ADULTS = r"\badults?(?: only| oriented|s? friendly)?\b|\bgrown ?ups?\b"
 def facts_stated(mr: str, text: str) -> tuple[int, int]:
     """Counts the facts of a meaning representation that a text states.
 
-    Price and rating count as stated at their level: "cheap" states `less than £20`, and
-    "5 out of 5" states `high`. A value that the rules do not know counts as stated where
-    its own words stand in the text.
+    Prices and ratings are compared by level: "cheap" states `less than £20`, and "5 out of 5"
+    states `high`. A value without a rule is stated if its own words occur in the text.
 
     Args:
       mr: such as `name[Blue Spice], food[Chinese], familyFriendly[no]`.
-      text: any text, also an empty one.
+      text: any text; it may be empty.
 
     Returns:
-      (stated, total), the number of facts stated and of facts in `mr`.
+      (stated, total), the number of facts that the text states and the number of facts in `mr`.
 
     Raises:
       DataError: `mr` is not a list of slot[value].
@@ -120,11 +118,11 @@ def facts_stated(mr: str, text: str) -> tuple[int, int]:
 
 
 def slots_stated(mr: str, text: str) -> dict[str, bool]:
-    """For each slot of a meaning representation, whether the text states its value; see `facts_stated`."""
+    """Returns for each slot of a meaning representation whether the text states its value; see `facts_stated`."""
     facts = e2e_records.slots(mr)
     plain = _plain(text)
     stated = {}
-    # Names first, and out of the way: "near Raja Indian Cuisine" says nothing about the food.
+    # Names are removed first: "near Raja Indian Cuisine" says nothing about the food.
     for slot in ("name", "near"):
         if slot in facts:
             name = r"\b(?:the )?" + re.escape(re.sub(r"^the ", "", _plain(facts[slot]))) + r"(?:'s)?\b"
@@ -134,11 +132,11 @@ def slots_stated(mr: str, text: str) -> dict[str, bool]:
 
 
 def share_of_facts(mrs: Sequence[str], texts: Sequence[str]) -> Estimate:
-    """The mean share of facts stated, over texts.
+    """Computes the mean share of facts that texts state.
 
     Args:
       mrs: [n] meaning representations.
-      texts: [n], one text for each.
+      texts: [n], one text per meaning representation.
 
     Returns:
       The mean over texts of stated / total, in [0, 1], clustered by meaning representation.
@@ -147,13 +145,13 @@ def share_of_facts(mrs: Sequence[str], texts: Sequence[str]) -> Estimate:
       DataError: lengths differ, or there are fewer than two meaning representations.
     """
     if len(mrs) != len(texts):
-        raise DataError(f"facts stated: expected a text for each of {len(mrs)} prompts, found {len(texts)} texts")
+        raise DataError(f"facts stated: expected one text for each of {len(mrs)} prompts, found {len(texts)} texts")
     counts = [facts_stated(mr, text) for mr, text in zip(mrs, texts, strict=True)]
     return clustered_mean([stated / total for stated, total in counts], mrs)
 
 
 def _plain(text: str) -> str:
-    """Lower case, no accents, no hyphens, single spaces; sentences still end in a full stop."""
+    """Returns a text in lower case without accents and hyphens, with single spaces. Punctuation is kept."""
     decomposed = unicodedata.normalize("NFKD", text.replace("’", "'")).lower()
     letters = "".join(c for c in decomposed if not unicodedata.combining(c))
     return re.sub(r"\s+", " ", re.sub(r"[-‐-―_]", " ", letters)).strip()
@@ -171,7 +169,7 @@ def _states(slot: str, value: str, plain: str) -> bool:
 
 @functools.cache
 def _scale(slot: str, level: str) -> re.Pattern[str]:
-    """A level of a scale: "high customer rating", "rating is high", or a phrase of its own."""
+    """Returns the pattern of a level: "high customer rating", "rating is high", or a phrase such as "5 stars"."""
     noun, adjective = _NOUNS[slot], _ADJECTIVES[slot][level]
     (other,) = (_NOUNS[name] for name in _NOUNS if name != slot)
     between = rf"(?: (?!(?:and|but|with|while|{other})\b)\w+){{0,2}}"
@@ -182,7 +180,7 @@ def _scale(slot: str, level: str) -> re.Pattern[str]:
 
 
 def _welcomes_families(plain: str) -> bool | None:
-    """Whether a text calls a place family friendly; None where it does not speak of families."""
+    """Returns whether a text calls a place family friendly, or None if it does not mention families."""
     said = None
     for sentence in re.split(r"[.;!?]", plain):
         mention = re.search(_FAMILY, sentence)

@@ -1,4 +1,4 @@
-"""JSON lines that the user names."""
+"""The user's own files of JSON lines as a source."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
 
 
 class Files:
-    """The user's own files; nobody judges answers to their prompts but the reward model."""
+    """The user's own files. Only the reward model judges answers to their prompts."""
 
     splits = SPLITS
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Takes a whole recipe, of which it reads the section `files`."""
+        """Takes a whole recipe and reads its section `files`."""
         self._named = config.files
 
     def write(self, folder: epath.Path) -> None:
-        """Writes nothing: the files are there."""
+        """Writes nothing, because the files exist."""
 
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
-        """Returns the files that the recipe names for a kind."""
+        """Returns the files that the recipe names for a kind of record."""
         return [epath.Path(name) for name in self._named[prepared.SET_NAMES[kind]].split(",")]
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
-        """Raises DataError: rankings come with the records."""
-        raise DataError("files.rankings: expected rankings among the records, found none, and nobody to ask")
+        """Raises DataError, because the rankings are part of the records."""
+        raise DataError("files.rankings: expected rankings among the records, found none; this source has no labelers")
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         """Returns {}."""
         return {}
 
     def judge(self, answers: Answers) -> Judgement:
-        """Returns nothing beyond what every run reports."""
+        """Returns an empty judgement: a run reports only the measures that need no labelers."""
         return Judgement()

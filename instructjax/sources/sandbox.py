@@ -1,4 +1,4 @@
-"""The sandbox as a source: simulated people write and rank, and the truth about every answer is known."""
+"""The sandbox as a source: simulated labelers write and rank, and the true quality of every answer is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from instructjax.sandbox.labelers import Labeler
 from instructjax.sandbox.quality import quality
 from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
 
-REWARD_PROMPTS = "reward_prompts.jsonl"  # prompts to collect comparisons with
+REWARD_PROMPTS = "reward_prompts.jsonl"  # prompts whose answers are ranked
 HELDOUT_RANKINGS = "heldout_rankings.jsonl"
 
 
@@ -29,14 +29,14 @@ class Sandbox:
     splits = SPLITS
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Takes a whole recipe, of which it reads `sandbox`, `comparisons`, `data`, `evaluate` and `seed`."""
+        """Takes a whole recipe and reads `sandbox`, `comparisons`, `data`, `evaluate` and `seed`."""
         self._config = config
         section = config.sandbox
         self._training = labelers.training_labelers(config.seed, section.labelers, section.noise, section.tie)
         self._heldout = labelers.heldout_labelers(config.seed, section.heldout_labelers, section.noise, section.tie)
 
     def write(self, folder: epath.Path) -> None:
-        """Writes pretraining text, demonstrations, prompts to rank answers to, and prompts for PPO."""
+        """Writes pretraining text, demonstrations, prompts whose answers are ranked, and prompts for PPO."""
         section = self._config.sandbox
         written = corpus.write_records(
             self._config.seed,
@@ -55,14 +55,14 @@ class Sandbox:
         records.write(folder / "prompts.jsonl", written["ppo_prompts"])
 
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
-        """Returns FOLDER/SET.jsonl, if it was written: rankings are collected later."""
+        """Returns FOLDER/SET.jsonl if it exists. Rankings are collected later."""
         return prepared.written_files(kind, folder)
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Has one training labeler rank the answers to each training prompt, as in section 5.3.
 
-        On validation prompts, several labelers of both groups rank the same answers, to measure their agreement and
-        the reward model's accuracy.
+        On validation prompts, several labelers of both groups rank the same answers. These
+        rankings measure the labelers' agreement and the reward model's accuracy.
         """
         section, seed = self._config.sandbox, self._config.seed
         rng = np.random.default_rng([seed, 3])
@@ -79,11 +79,11 @@ class Sandbox:
         return rankings, list(_ranked(validation, answered, self._heldout, section.raters, rng))
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-        """Returns the mean true quality."""
+        """Returns the mean true quality of the answers."""
         return {"true_quality": float(np.mean([quality(p, a) for p, a in zip(prompts, texts, strict=True)]))}
 
     def judge(self, answers: Answers) -> Judgement:
-        """Has simulated labelers of both groups judge, and adds the truth and the reward model's accuracy."""
+        """Has labelers of both groups judge, and adds the true quality and the reward model's accuracy."""
         rng = np.random.default_rng([self._config.seed, 4])
         groups = {"training": self._training, "heldout": self._heldout}
         judgements = self._config.evaluate.judgements
@@ -109,15 +109,16 @@ def _ranked(
     raters: int,
     rng: np.random.Generator,
 ) -> Iterator[Ranking]:
+    """Has `raters` labelers of a group rank the answers to each prompt."""
     for record, (prompt, responses) in zip(prompts, answered, strict=True):
         for index in rng.choice(len(group), size=raters, replace=False):
             ranking = labelers.rank(prompt, responses, group[index], rng)
-            if ranking is not None:  # None: all tied, nothing to learn
+            if ranking is not None:  # None if all answers tie
                 yield dataclasses.replace(ranking, user=record.user, split=record.split, source="sft")
 
 
 def _reward_model(answers: Answers) -> dict[str, Any]:
-    """Returns how well the reward model predicts each group of labelers, and how well they agree."""
+    """Measures the reward model's accuracy on each group of labelers, and the labelers' agreement."""
     rankings = {
         "training": list(answers.load(Ranking, "validation")),
         "heldout": records.read(answers.folder / HELDOUT_RANKINGS, Ranking),

@@ -1,11 +1,11 @@
-"""Where a recipe's records come from, and who judges answers to its prompts.
+"""The interface of a source, which provides a recipe's records and judges answers to its prompts.
 
-    files     JSON lines that the user names
-    sandbox   a simulated world and simulated people
-    e2e       human references and ratings of the E2E NLG challenge, and public texts
+    files     the user's own files of JSON lines
+    sandbox   a simulated world with simulated labelers
+    e2e       human references and ratings of the E2E NLG Challenge, and public texts
 
-A recipe declares exactly one of these sections. Whichever it is, its records end up in WORKDIR/data in the same form,
-and the stages know nothing of where they came from.
+A recipe declares exactly one of these sections. All sources write their records to WORKDIR/data
+in the same form, so the stages do not depend on the source.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from etils import epath
 
 from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 
-SPLITS: Mapping[type[Record], tuple[str, ...]] = {  # that training and evaluation need
+SPLITS: Mapping[type[Record], tuple[str, ...]] = {  # the splits that training and evaluation need
     Text: ("train", "validation"),
     Demonstration: ("train", "validation"),
     Prompt: ("train", "validation", "test"),
     Ranking: ("train", "validation"),
 }
 
-# sample(prompts, seed) yields (prompt, K sampled answers), in the order of the prompts.
+# `sample(prompts, seed)` yields (prompt, K sampled answers), in the order of the prompts.
 Sample = Callable[[Sequence[Prompt], int], Iterator[tuple[str, list[str]]]]
 Load = Callable[[type[R], str], Sequence[R]]
 
@@ -36,9 +36,9 @@ class Answers:
     """The answers of all models to the test prompts, for a source to judge.
 
     Attributes:
-      prompts: one text each.
-      texts: by model, one answer to each prompt.
-      baseline: another sample of SFT's answers, which the models are compared with.
+      prompts: the texts of the test prompts.
+      texts: for each model, one answer per prompt.
+      baseline: another sample of SFT's answers, to compare all models with.
       load: `load(kind, split)` returns prepared records.
       rewards: `rewards(rankings)` returns the reward model's scores of the answers of each ranking.
       folder: WORKDIR/data.
@@ -54,11 +54,11 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What a source says of answers; both parts go into results.json as they are.
+    """A source's judgement of answers. Both parts are copied into results.json.
 
     Attributes:
-      models: fields of each model's entry.
-      results: fields of the whole.
+      models: for each model, fields of its entry.
+      results: fields at the top level.
     """
 
     models: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -66,7 +66,7 @@ class Judgement:
 
 
 class Source(Protocol):
-    """One source of records.
+    """A source of records.
 
     Attributes:
       splits: the splits that each kind of record must have.
@@ -75,27 +75,27 @@ class Source(Protocol):
     splits: Mapping[type[Record], tuple[str, ...]]
 
     def write(self, folder: epath.Path) -> None:
-        """Writes the records that are made or converted to FOLDER/SET.jsonl, once in a run.
+        """Writes records that are generated or converted to FOLDER/SET.jsonl. Called once per run.
 
         Raises:
-          ConfigError, DataError, RecordError: there is no such data, or it is not what it should be.
+          ConfigError, DataError, RecordError: the data is missing or invalid.
         """
 
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
-        """Returns the files that hold the records of a kind; none if there are no such records yet."""
+        """Returns the files with the records of a kind, or [] if there are none yet."""
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Has labelers rank sampled answers (section 3.4).
 
         Returns:
-          Rankings by training labelers, and by held-out labelers.
+          Rankings by training labelers, and rankings by held-out labelers.
 
         Raises:
-          DataError: the source has no labelers who could be asked; its rankings come with the records.
+          DataError: the source has no labelers, because its rankings are part of the records.
         """
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-        """Measures answers during PPO, by what the source knows of the truth; {} if it knows nothing."""
+        """Returns metrics of answers during PPO, such as their true quality; {} if the source has none."""
 
     def judge(self, answers: Answers) -> Judgement:
         """Judges the answers of all models at the end of a run."""

@@ -1,7 +1,7 @@
-"""Public texts to pretrain on, each set split by work.
+"""Reads public texts for pretraining, and splits each set by work.
 
-A set is a folder with one file of JSON lines that hold a "text" each, and fields that
-tell what work it is a part of. Long texts stay whole: packing cuts them into rows.
+A set is a folder with one file of JSON lines. Each line has a "text" and fields that name the
+work it is part of. Long texts are not cut here: packing cuts them into rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from instructjax.records import Text
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
-    """Where the texts of a set lie, and what counts as one work.
+    """The file of a set, and what counts as one work.
 
     Attributes:
       file: the name of the file in the set's folder.
-      work: from a record, the name of the work that it is a part of.
+      work: `work(record)` returns the name of the work that a text is part of.
     """
 
     file: str
@@ -36,8 +36,8 @@ SETS: Mapping[str, TextSet] = {
     "storybooks": TextSet("storybooks.jsonl.gz", lambda record: record.extra["title"]),
     "openstax_textbooks": TextSet("openstax.jsonl.gz", lambda record: record.extra["book"]),
     "standard_ebooks": TextSet("standard_ebooks.jsonl.gz", lambda record: record.extra["book"]),
-    # Messages in their order, conversation by conversation, without a mark where one ends:
-    # long runs of them are taken for works, so that few conversations are in two splits.
+    # Messages are ordered by conversation, without a mark at the end of one. Long runs of messages
+    # are treated as works, so that few conversations are in two splits.
     "oasst1_en": TextSet("train_messages_text_only.jsonl.gz", lambda record: str(record.extra["i"] // 500)),
 }
 
@@ -46,17 +46,17 @@ def load(root: epath.PathLike, name: str, validation: float = 0.05) -> list[Text
     """Reads a text set and holds out whole works for validation.
 
     Args:
-      root: the folder of all text sets, with one folder for each.
+      root: the folder of all text sets, with one folder per set.
       name: one of SETS.
-      validation: share of the works to hold out, at least one; chosen by a hash of
+      validation: the share of works to hold out, at least one work. They are chosen by a hash of
         their names, so that the choice is the same everywhere.
 
     Returns:
-      The records in file order, each with its split ("train" or "validation") and the
+      The records in file order, each with its split ("train" or "validation") and with the
       set's name as its source.
 
     Raises:
-      DataError: the set is unknown, its folder or file is missing, or it is one work only.
+      DataError: the set is unknown, its folder or file is missing, or it has only one work.
       RecordError: a line is not a Text record with the set's fields.
     """
     if name not in SETS:
@@ -68,7 +68,7 @@ def load(root: epath.PathLike, name: str, validation: float = 0.05) -> list[Text
     works = [_work(record, SETS[name]) for record in texts]
     names = sorted(set(works), key=lambda work: hashlib.sha256(work.encode("utf-8")).digest())
     if len(names) < 2:
-        raise DataError(f"{path}: expected several works, to hold one out, found only {names[0]!r}")
+        raise DataError(f"{path}: expected at least 2 works, to hold one out, found only {names[0]!r}")
     held_out = set(names[: max(1, round(validation * len(names)))])
     return [
         dataclasses.replace(record, split="validation" if work in held_out else "train", source=name)

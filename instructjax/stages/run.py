@@ -17,7 +17,7 @@ from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.records import Demonstration, R, Ranking, Text
 from instructjax.runs import folder
-from instructjax.sources import declared
+from instructjax.sources import registry
 from instructjax.sources.source import Source
 from instructjax.stages import prepare, trained
 from instructjax.stages.trained import Trained
@@ -49,7 +49,7 @@ class Run:
     @functools.cached_property
     def source(self) -> Source:
         """Where the records come from, and who judges answers."""
-        return declared.source_of(self.config)
+        return registry.make_source(self.config)
 
     @functools.cached_property
     def layout(self) -> Layout:

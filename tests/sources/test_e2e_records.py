@@ -32,7 +32,7 @@ def reference(mr, response):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small E2E folder: 30 foods ranked for three places each, 30 others with references only."""
+    """Writes a small E2E folder: 30 foods, ranked for three places each, and 30 with references only."""
     ranked = [f"name[{place}], food[{food}]" for food in FOODS for place in PLACES]
     others = [f"name[{place}], food[{food}], area[riverside]" for food in FOODS for place in PLACES]
     write(tmp_path / "dev_references.jsonl.gz", [reference(mr, "A place.") for mr in others for _ in range(2)])
@@ -45,7 +45,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_no_pattern_stands_in_two_splits(folder):
+def test_no_pattern_is_in_two_splits(folder):
     data = e2e_records.load(folder, ("quality", "naturalness"))
     splits = {}
     for record in (*data.demonstrations, *data.rankings, *data.averaged, *data.prompts):
@@ -56,7 +56,7 @@ def test_no_pattern_stands_in_two_splits(folder):
     assert {pattern for pattern, found in splits.items() if found == {"test"}} <= ranked
 
 
-def test_everything_is_read_and_tied_rankings_are_counted(folder):
+def test_all_records_are_read_and_tied_rankings_are_counted(folder):
     data = e2e_records.load(folder)
     assert len(data.demonstrations) == 3 * len(FOODS) * 3
     assert len(data.prompts) == len({prompt.prompt for prompt in data.prompts}) == 2 * len(FOODS) * 3
@@ -66,7 +66,7 @@ def test_everything_is_read_and_tied_rankings_are_counted(folder):
     assert data.rankings[0].labeler == "quality-0"
 
 
-def test_records_survive_their_file(folder):
+def test_records_are_the_same_after_writing_and_reading(folder):
     data = e2e_records.load(folder)
     for name in ("demonstrations", "rankings", "averaged", "prompts"):
         written = getattr(data, name)
@@ -74,7 +74,7 @@ def test_records_survive_their_file(folder):
         assert records.read(folder / f"{name}.jsonl", type(written[0])) == list(written)
 
 
-def test_the_average_is_of_ranks_not_of_scores(folder):
+def test_ranks_are_averaged_and_not_scores(folder):
     averaged = e2e_records.load(folder).averaged
     assert len(averaged) == len(FOODS) * 3
     assert {ranking.scores for ranking in averaged} == {((1 + 1.5) / 2, (2 + 1.5) / 2, 3.0)}
@@ -124,7 +124,7 @@ def test_slots_and_pattern():
         e2e_records.slots("The Mill is a pub.")
 
 
-def test_a_missing_folder_or_file_is_named(folder):
+def test_a_missing_folder_or_file_is_rejected(folder):
     with pytest.raises(DataError, match=r"nowhere: expected the E2E files dev_references.*found no dev_references"):
         e2e_records.load(folder / "nowhere")
     (folder / "quality.jsonl.gz").unlink()
@@ -144,14 +144,14 @@ def test_a_missing_folder_or_file_is_named(folder):
         (rating(0, 0, "name[A]", "12", ["x", "y"]), r"quality.jsonl.gz:1: scores: expected 2 numbers"),
     ],
 )
-def test_a_bad_rating_is_named(folder, row, message):
+def test_an_invalid_rating_is_rejected(folder, row, message):
     write(folder / "quality.jsonl.gz", [row])
     with pytest.raises(RecordError, match=message):
         e2e_records.load(folder)
 
 
 @pytest.mark.skipif(not local_data.E2E.is_dir(), reason=local_data.ABSENT)
-def test_raters_agree_as_far_as_their_authors_found():
+def test_raters_agree_as_often_as_the_authors_report():
     quality, naturalness = (e2e_records.load(local_data.E2E, (aspect,)) for aspect in e2e_records.ASPECTS)
     assert pairwise_agreement(quality.rankings).mean == pytest.approx(0.67, abs=0.01)
     assert pairwise_agreement(naturalness.rankings).mean == pytest.approx(0.63, abs=0.01)

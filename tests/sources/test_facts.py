@@ -46,7 +46,7 @@ def written(facts):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_text_states_the_facts_it_was_made_from_and_no_others(seed):
+def test_a_text_states_exactly_the_facts_it_was_made_from(seed):
     rng = random.Random(seed)
     facts = world(rng)
     said = {slot for slot in facts if rng.random() < 0.6}
@@ -89,7 +89,7 @@ def test_another_value_is_not_stated(slot):
         ("food[Peruvian]", "It serves Peruvian dishes."),
     ],
 )
-def test_other_words_for_the_same_fact(mr, text):
+def test_other_words_state_the_same_fact(mr, text):
     assert facts_stated(mr, text) == (1, 1)
 
 
@@ -107,7 +107,7 @@ def test_other_words_for_the_same_fact(mr, text):
         ("area[riverside]", ""),
     ],
 )
-def test_what_only_looks_like_the_fact(mr, text):
+def test_phrases_that_only_resemble_a_fact_do_not_state_it(mr, text):
     facts = mr if "Indian" not in mr else mr + ", near[Raja Indian Cuisine]"
     assert slots_stated(facts, text)[mr.split("[")[0]] is False
 
@@ -116,7 +116,7 @@ def test_share_of_facts_is_the_mean_over_texts():
     mrs = ["name[Aromi], area[riverside]", "name[Cotto]"]
     estimate = share_of_facts(mrs, ["Aromi is a pub.", "Cotto is a pub."])
     assert (estimate.mean, estimate.n) == (0.75, 2)
-    with pytest.raises(DataError, match="expected a text for each of 2 prompts, found 1"):
+    with pytest.raises(DataError, match="expected one text for each of 2 prompts, found 1"):
         share_of_facts(mrs, ["Aromi is a pub."])
 
 

@@ -219,7 +219,7 @@ def test_no_files(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/own.py")
 
 
-@fault("no folder of the human data", "e2e.directory: expected the folder of all data sets, found none; see the README")
+@fault("no folder of the human data", "e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
 def test_no_e2e(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/e2e.py:smoke", script="pretrain.py")
 

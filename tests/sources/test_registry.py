@@ -1,4 +1,4 @@
-"""Every source does what the stages ask of one, and a recipe gets the one that it declares."""
+"""Every source implements the protocol, and a recipe gets the source that it declares."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sandbox.quality import quality
-from instructjax.sources import declared
+from instructjax.sources import registry
 from instructjax.sources.e2e import E2E
 from instructjax.sources.files import Files
 from instructjax.sources.sandbox import HELDOUT_RANKINGS, REWARD_PROMPTS, Sandbox
@@ -30,38 +30,38 @@ def small_sandbox(**changes):
     return changed(sandbox.get_config("smoke"), **sizes, comparisons__prompts=12, **changes)
 
 
-def test_the_recipe_s_section_decides(tmp_path):
+def test_the_recipes_section_decides(tmp_path):
     for config, kind in ((recipe(tmp_path), Files), (small_sandbox(), Sandbox), (e2e.get_config(), E2E)):
-        assert type(declared.source_of(config)) is kind
+        assert type(registry.make_source(config)) is kind
 
 
-def test_those_that_a_recipe_may_declare_are_those_that_there_are():
-    assert tuple(declared.SOURCES) == check.SOURCES
+def test_a_recipe_may_declare_exactly_the_sources():
+    assert tuple(registry.SOURCES) == check.SOURCES
 
 
-@pytest.mark.parametrize("kind", declared.SOURCES.values())
-def test_each_has_the_methods_of_the_protocol(kind):
+@pytest.mark.parametrize("kind", registry.SOURCES.values())
+def test_every_source_has_the_methods_of_the_protocol(kind):
     assert METHODS == ["write", "files", "collect_rankings", "measure", "judge"]
     for name in METHODS:
         found, expected = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (kind, Source))
         assert found == expected, name
-    for record, splits in SPLITS.items():  # of no kind may a split be missing that the stages need
+    for record, splits in SPLITS.items():  # the stages need these splits
         assert set(splits) <= set(kind.splits[record])
 
 
 class TestFiles:
     @pytest.fixture
     def source(self, tmp_path):
-        return declared.source_of(changed(recipe(tmp_path), files__text="a.jsonl,b.jsonl.gz"))
+        return registry.make_source(changed(recipe(tmp_path), files__text="a.jsonl,b.jsonl.gz"))
 
-    def test_they_are_those_that_the_recipe_names(self, source, tmp_path):
+    def test_the_files_are_those_that_the_recipe_names(self, source, tmp_path):
         folder = epath.Path(tmp_path / "data")
         source.write(folder)
         assert not folder.exists()
         assert source.files(Text, folder) == [epath.Path("a.jsonl"), epath.Path("b.jsonl.gz")]
         assert source.files(Ranking, folder) == [epath.Path(tmp_path / "rankings.jsonl")]
 
-    def test_nobody_is_asked(self, source, tmp_path):
+    def test_there_are_no_labelers(self, source, tmp_path):
         with pytest.raises(DataError, match="^files.rankings: expected rankings among the records, found none"):
             source.collect_rankings(epath.Path(tmp_path), None)
         assert source.measure(["the fox"], ["an owl"]) == {}
@@ -72,18 +72,18 @@ class TestFiles:
 class TestSandbox:
     @pytest.fixture
     def written(self, tmp_path):
-        """(source, the folder that it wrote to)."""
-        source, folder = declared.source_of(small_sandbox()), epath.Path(tmp_path)
+        """Returns (source, the folder that it wrote to)."""
+        source, folder = registry.make_source(small_sandbox()), epath.Path(tmp_path)
         source.write(folder)
         return source, folder
 
     @staticmethod
     def sample(prompts, seed):
-        """Three answers to each prompt: one that repeats it, and two others."""
+        """Yields three answers to each prompt: the prompt itself and two others."""
         for record in prompts:
             yield record.prompt, [record.prompt, "the fox is red .", "i do not know ."]
 
-    def test_rankings_come_later(self, written):
+    def test_rankings_are_not_written_with_the_other_records(self, written):
         source, folder = written
         assert [source.files(kind, folder) for kind in prepared.SET_NAMES] == [
             [folder / "text.jsonl"],
@@ -95,15 +95,15 @@ class TestSandbox:
             (path,) = source.files(kind, folder)
             assert {record.split for record in records.read(path, kind)} >= set(SPLITS[kind])
 
-    def test_the_same_recipe_writes_the_same_records_and_another_seed_others(self, written, tmp_path_factory):
+    def test_the_records_depend_only_on_the_recipe_and_its_seed(self, written, tmp_path_factory):
         _, folder = written
         for seed, same in ((0, True), (1, False)):
             other = epath.Path(tmp_path_factory.mktemp("other"))
-            declared.source_of(small_sandbox(seed=seed)).write(other)
+            registry.make_source(small_sandbox(seed=seed)).write(other)
             for name in ("text.jsonl", "demonstrations.jsonl", "prompts.jsonl", REWARD_PROMPTS):
                 assert ((folder / name).read_text() == (other / name).read_text()) == same
 
-    def test_training_labelers_rank_and_held_out_labelers_rank_again(self, written):
+    def test_both_groups_of_labelers_rank_validation_prompts(self, written):
         source, folder = written
         rankings, heldout = source.collect_rankings(folder, self.sample)
         prompts = {record.prompt: record for record in records.read(folder / REWARD_PROMPTS, Prompt)}
@@ -115,9 +115,9 @@ class TestSandbox:
         assert {ranking.split for ranking in heldout} == {"validation"}
         assert not {ranking.labeler for ranking in rankings} & {ranking.labeler for ranking in heldout}
         per_prompt = [ranking.prompt for ranking in heldout]
-        assert max(per_prompt.count(prompt) for prompt in per_prompt) > 1  # to measure how far they agree
+        assert max(per_prompt.count(prompt) for prompt in per_prompt) > 1  # to measure their agreement
 
-    def test_it_knows_the_truth(self, written):
+    def test_it_measures_true_quality(self, written):
         source, folder = written
         prompts = [record.prompt for record in records.read(folder / "prompts.jsonl", Prompt)][:6]
         texts = ["the fox is red ."] * len(prompts)
@@ -137,7 +137,7 @@ class TestSandbox:
             assert (kind, split) == (Ranking, "validation")
             return validation
 
-        def rewards(asked):  # as its labeler would have it
+        def rewards(asked):  # the scores of its labeler
             return [np.array(ranking.scores, np.float64) for ranking in asked]
 
         judgement = source.judge(Answers(prompts, texts, texts["sft"], load, rewards, folder))
@@ -145,24 +145,24 @@ class TestSandbox:
         for found in judgement.models.values():
             assert {"true_quality", "win_rate_vs_sft", "likert", "metadata"} <= found.keys()
             assert found["win_rate_vs_sft"].keys() == {"training", "heldout"}
-        # Against the same answers nobody wins.
+        # Compared with the same answers, all comparisons tie.
         assert judgement.models["sft"]["win_rate_vs_sft"]["training"]["mean"] == 0.5
         assert judgement.results["reward_model"]["accuracy"] == {"training_labelers": 1.0, "heldout_labelers": 1.0}
-        json.dumps([judgement.models, judgement.results])  # they go into results.json as they are
+        json.dumps([judgement.models, judgement.results])  # they are copied into results.json
 
 
 class TestE2E:
-    def test_its_folder_must_be_named(self, tmp_path):
+    def test_it_needs_a_folder(self, tmp_path):
         with pytest.raises(ConfigError, match="^e2e.directory: expected the folder of all data sets, found none"):
-            declared.source_of(changed(e2e.get_config(), e2e__directory="")).write(epath.Path(tmp_path))
+            registry.make_source(changed(e2e.get_config(), e2e__directory="")).write(epath.Path(tmp_path))
 
-    def test_nobody_is_asked(self, tmp_path):
-        source = declared.source_of(e2e.get_config())
+    def test_there_are_no_labelers(self, tmp_path):
+        source = registry.make_source(e2e.get_config())
         with pytest.raises(DataError, match="^e2e: expected rankings among the records, found none"):
             source.collect_rankings(epath.Path(tmp_path), None)
         assert source.measure(["name[Aromi]"], ["a place"]) == {}
 
-    def test_it_counts_facts_and_measures_the_reward_model_on_people_who_were_held_out(self, tmp_path):
+    def test_it_counts_facts_and_measures_the_reward_model_on_held_out_rankings(self, tmp_path):
         def prompt(i):
             return f"name[Aromi], food[French], area[place {i}]"
 
@@ -176,7 +176,7 @@ class TestE2E:
             (Ranking, "test"): [ranking(i, rater, "test") for i in range(4, 8) for rater in (0, 1)],
             (Demonstration, "test"): [Demonstration(prompt=p, response="Aromi serves French food.") for p in prompts],
         }
-        judgement = declared.source_of(e2e.get_config()).judge(
+        judgement = registry.make_source(e2e.get_config()).judge(
             Answers(
                 prompts,
                 {"sft": ["nothing"] * 4, "ppo": ["Aromi serves French food."] * 4},
