@@ -1,6 +1,6 @@
-"""docs/errors.md holds a row for each fault that a test provokes, with the message that is printed.
+"""Tests that docs/errors.md has a row, with the printed message, for each fault that a test provokes.
 
-`python tests/test_errors_page.py` writes the rows anew, with the repository and its folder experiments/ on PYTHONPATH.
+`PYTHONPATH=.:experiments python tests/test_errors_page.py` rewrites the rows.
 """
 
 import importlib
@@ -25,16 +25,16 @@ def module(file):
 
 
 def faults(file):
-    """{name of the test: its fault}."""
+    """Returns {name of the test: its fault}."""
     return {name: test.fault for name, test in vars(module(file)).items() if hasattr(test, "fault")}
 
 
 def tables():
-    """A table for each file of tests."""
+    """Returns the tables of the page, one per file of tests."""
     parts = []
     for file in FILES:
         parts.append(
-            f"## {module(file).__doc__}\n\nIn `{file}`:\n\n| what is wrong | what is printed | test |\n| - | - | - |\n"
+            f"## {module(file).__doc__}\n\nIn `{file}`:\n\n| problem | message | test |\n| - | - | - |\n"
         )
         for name, fault in faults(file).items():
             cells = fault.wrong, f"`{fault.message.strip()}`", f"`{name}`"
@@ -43,27 +43,27 @@ def tables():
     return "".join(parts)
 
 
-def test_the_rows_are_those_of_the_tests():
+def test_the_page_is_up_to_date():
     _, rest = PAGE.read_text().split(BEGIN)
     rows, _ = rest.split(END)
     assert rows == tables()
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_fault_is_a_test_of_its_own(file):
+def test_faults_are_tests_and_are_distinct(file):
     found = faults(file)
     assert found and all(name.startswith("test_") for name in found)
     assert len({fault.wrong for fault in found.values()}) == len(found)
     assert all("`" not in fault.message for fault in found.values())
 
 
-def test_there_are_many():
+def test_there_are_at_least_100_messages():
     messages = [fault.message for file in FILES for fault in faults(file).values()]
     assert len(messages) >= 100 and len(set(messages)) >= 100
 
 
 @pytest.mark.parametrize("line", ["a\nb", "a\rb", "a\u2028b", "\x1b[31ma", "a\x85b"])
-def test_a_message_is_one_line_whatever_is_in_it(line):
+def test_control_characters_in_a_message_are_escaped(line):
     assert re.fullmatch(r"[a-b\\\[\]a-z0-9]+", str(errors.RecordError(line)))
 
 

@@ -41,7 +41,7 @@ def get_config(variant=""):
 
 
 def assert_begins_or_says_why(arguments):
-    with tries.ours_only():
+    with tries.only_input_errors():
         try:
             scripts.end_of("script.py", lambda: command_line.read(lambda run: check.recipe(run.config)), arguments)
         except scripts.Left as left:

@@ -1,4 +1,4 @@
-"""Whatever is in a file of records: records, or an error of ours that names the place."""
+"""Tests that any file of records gives records or an InputError."""
 
 import gzip
 import json
@@ -32,9 +32,9 @@ DEEP = b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 @KINDS
 @tries.tries
 @given(data=st.data())
-def test_fields_of_any_value(data, kind):
+def test_records_with_changed_fields(data, kind):
     line = tries.as_json(data.draw(tries.changed_json(VALID[kind]))).decode()
-    with tries.ours_only():
+    with tries.only_input_errors():
         record = records.parse(line, kind, "a.jsonl:1")
         assert records.parse(records.to_json(record), kind) == record
         records.to_json(record).encode()
@@ -49,10 +49,10 @@ def test_fields_of_any_value(data, kind):
 @example(content=DEEP)
 @example(content=b"\xef\xbb\xbf" + FILE)
 @example(content=FILE.decode().encode("utf-16"))
-def test_bytes_of_any_kind(tmp_path, name, content):
+def test_files_of_any_bytes(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(gzip.compress(content, compresslevel=1) if name.endswith("gz") else content)
-    with tries.ours_only():
+    with tries.only_input_errors():
         assert records.read(path, Ranking)
 
 
@@ -61,12 +61,12 @@ def test_bytes_of_any_kind(tmp_path, name, content):
 def test_damaged_gzip(tmp_path, content):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(content)
-    with tries.ours_only():
+    with tries.only_input_errors():
         assert records.read(path, Ranking)
 
 
 @pytest.mark.parametrize("line", ['{"a\\nb": 1}', '{"%s": 1}' % ("x" * 5000), '{"\\ud800": 1}'])
-def test_names_of_fields_that_do_not_fit_on_a_line(line):
+def test_errors_shorten_and_escape_field_names(line):
     with pytest.raises(RecordError) as error:
         records.parse(line, Text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300

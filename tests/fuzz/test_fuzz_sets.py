@@ -1,4 +1,4 @@
-"""Whatever the files of the public data sets hold: records with splits, or an error of ours."""
+"""Tests that any file of a public data set gives records with splits or an InputError."""
 
 import gzip
 import json
@@ -32,11 +32,11 @@ def write(path, *lines):
 @tries.tries
 @given(reference=st.just(REFERENCE) | tries.changed_json(REFERENCE), rating=tries.changed_json(RATING))
 @example(reference=REFERENCE, rating=RATING | {"scores": [1e308, 1e308, -1e308]})
-def test_e2e(tmp_path, reference, rating):
+def test_e2e_files(tmp_path, reference, rating):
     for file in e2e_records.REFERENCES:
         write(tmp_path / file, reference, REFERENCE)
     write(tmp_path / "quality.jsonl.gz", RATING, rating)
-    with tries.ours_only():
+    with tries.only_input_errors():
         found = e2e_records.load(tmp_path)
         assert all(record.split in SPLITS for record in (*found.demonstrations, *found.rankings, *found.prompts))
 
@@ -45,13 +45,13 @@ def test_e2e(tmp_path, reference, rating):
 @tries.tries
 @given(line=tries.changed_json(TEXT))
 @example(line=TEXT | {"title": 3, "book": ["a"], "i": "a"})
-def test_texts(tmp_path, name, line):
+def test_text_files(tmp_path, name, line):
     write(tmp_path / name / texts.SETS[name].file, OTHER, line)
-    with tries.ours_only():
+    with tries.only_input_errors():
         assert {record.split for record in texts.load(tmp_path, name)} == {"train", "validation"}
 
 
-def test_the_valid_ones_are_taken(tmp_path):
+def test_valid_files_are_accepted(tmp_path):
     for file in (*e2e_records.REFERENCES, "quality.jsonl.gz"):
         write(tmp_path / file, json.loads(json.dumps(REFERENCE | RATING)))
     assert len(e2e_records.load(tmp_path).rankings) == 1

@@ -1,6 +1,6 @@
-"""How wrong inputs are made and judged: by changes to right ones, and of any bytes.
+"""Strategies for invalid inputs (changes to valid ones, and random bytes), and the check that all fuzz tests make.
 
-INSTRUCTJAX_TRIES is the number of tries of each test; see docs/errors.md.
+The environment variable INSTRUCTJAX_TRIES is the number of tries per test; see docs/errors.md.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from instructjax.errors import InputError
 
 TRIES = int(os.environ.get("INSTRUCTJAX_TRIES", "200"))
-SECONDS = 10.0  # of the processor, for one try
-GIB = 1.5  # that the process may grow in all tries
+SECONDS = 10.0  # the limit of processor time for one try
+GIB = 1.5  # the limit by which the process may grow in all tries together
 
 tries = settings(
     max_examples=TRIES,
-    deadline=None,  # `ours_only` has one of the processor's time, which other programs do not lengthen
+    deadline=None,  # `only_input_errors` limits processor time, which does not depend on other programs
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
 
 
-def memory():
-    """The most memory that this process had so far, GiB."""
+def peak_memory():
+    """Returns the peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -34,21 +34,25 @@ _before = None
 
 
 @contextlib.contextmanager
-def ours_only():
-    """A try: an error of one line that is ours may come out, nothing else, in bounded time and memory."""
+def only_input_errors():
+    """Runs one try. The block may raise an InputError with a message of one line, and no other error.
+
+    Processor time and memory are limited by SECONDS and GIB.
+    """
     global _before
-    _before = _before or memory()
+    _before = _before or peak_memory()
     began = time.process_time()
     try:
         yield
-        event("taken")
+        event("accepted")
     except InputError as error:
-        event("refused")
+        event("rejected")
         assert str(error) and "\n" not in str(error), str(error)
         assert len(str(error)) < 1500, str(error)
     spent = time.process_time() - began
     assert spent < SECONDS, f"{spent:.1f} s"
-    assert memory() - _before < GIB, f"grew by {memory() - _before:.1f} GiB"
+    growth = peak_memory() - _before
+    assert growth < GIB, f"grew by {growth:.1f} GiB"
 
 
 odd_text = st.sampled_from(
@@ -66,14 +70,14 @@ odd = st.recursive(
 
 @st.composite
 def changed_json(draw, value, most=3):
-    """A JSON value with up to `most` of its parts replaced, removed, renamed or doubled."""
+    """Draws a JSON value with up to `most` of its parts replaced, removed, swapped, renamed or duplicated."""
     for _ in range(draw(st.integers(1, most))):
         value = _changed(draw, value)
     return value
 
 
 def _changed(draw, value):
-    """A copy with one change, somewhere in it."""
+    """Returns a copy with one change."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(odd)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -95,13 +99,13 @@ def _changed(draw, value):
 
 
 def as_json(value):
-    """JSON text, also of what JSON does not allow (NaN) or nests without end."""
+    """Encodes a value as JSON, including values that JSON does not allow, such as NaN."""
     return json.dumps(value).encode()
 
 
 @st.composite
 def changed_bytes(draw, content, most=4):
-    """Bytes with up to `most` places flipped, overwritten, cut out, doubled or filled in, or cut off."""
+    """Draws a copy of `content` with up to `most` bits flipped, or pieces overwritten, cut, repeated or inserted."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, most))):
         place = draw(st.integers(0, len(content)))
@@ -127,5 +131,5 @@ def changed_bytes(draw, content, most=4):
 
 
 def any_bytes(content):
-    """Changes of a content, or any bytes at all."""
+    """Returns a strategy for changes to `content` and for random bytes."""
     return changed_bytes(content) | st.binary(max_size=200)

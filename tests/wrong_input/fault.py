@@ -1,4 +1,4 @@
-"""One thing that can be wrong, the test that provokes it, and its row in docs/errors.md."""
+"""The decorator `fault`, which ties an error message to a test that provokes it and to a row of docs/errors.md."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 from instructjax.errors import InputError
 from tests.scripts import Left, end_of
 
-# What stands for what differs from case to case, in the messages here and on the page.
+# Placeholders in the messages, here and in docs/errors.md, for the parts that vary.
 PLACEHOLDERS = {
     "PATH": r"\S+",
     "N": r"-?[\d.e+-]+",
@@ -21,11 +21,11 @@ PLACEHOLDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A row of the page.
+    """A row of docs/errors.md.
 
     Attributes:
-      wrong: what is wrong.
-      message: what is printed behind "error: ", with placeholders.
+      wrong: the cause of the error.
+      message: the printed line without "error: ", with placeholders.
     """
 
     wrong: str
@@ -33,22 +33,24 @@ class Fault:
 
     @property
     def pattern(self):
-        """Matches the messages that the row stands for."""
+        """The regular expression for the messages of this row."""
         parts = re.split(rf"\b({'|'.join(PLACEHOLDERS)})\b", self.message)
         return "".join(PLACEHOLDERS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts))
 
 
 def fault(wrong, message):
-    """Makes a test of a function that does something wrong: a script must end with this line, and with 2."""
+    """Turns a function that does something wrong into a test that a script exits with code 2 and prints `message`."""
 
     def decorate(provoke):
         @functools.wraps(provoke)
         def test(*arguments, **named):
             with pytest.raises((InputError, Left)) as caught:
                 provoke(*arguments, **named)
-            left = caught.value if isinstance(caught.value, Left) else _in_a_script(caught.value)
+            left = caught.value if isinstance(caught.value, Left) else _exit_of_script(caught.value)
             assert left.code == 2, left
-            (line,) = (line for line in str(left).split("\n") if line and not line.startswith("\r"))  # a progress bar
+            (line,) = (
+                line for line in str(left).split("\n") if line and not line.startswith("\r")
+            )  # skip progress bars
             found = line.removeprefix("error: ")
             assert line != found and re.fullmatch(test.fault.pattern, found), line
 
@@ -58,8 +60,8 @@ def fault(wrong, message):
     return decorate
 
 
-def _in_a_script(error):
-    """How a script leaves in which this error is raised."""
+def _exit_of_script(error):
+    """Returns the exit of a script that raises this error."""
 
     def main(run):
         raise error

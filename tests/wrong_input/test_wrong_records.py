@@ -26,32 +26,32 @@ def read_ranking(tmp_path, **changes):
 
 
 def prepared(tmp_path, name, index=4, changes=(), **values):
-    """Prepares the records of a small recipe in which one line of one file has other fields."""
+    """Prepares the records of a small recipe after changing fields in one line of one file."""
     lines = [{**record, "split": ("train", "validation", "test")[i % 3]} for i, record in enumerate(RECORDS[name])]
     lines[index] |= values
     config = recipe(tmp_path, **{name: [json.dumps(line) for line in lines]})
     return prepare(changed(config, **dict(changes)), tmp_path / "run")
 
 
-@fault("a file that is not there", "PATH: expected a file of Text records, found no such file")
-def test_no_such_file(tmp_path):
+@fault("a missing file", "PATH: expected a file of Text records, found no such file")
+def test_missing_file(tmp_path):
     records.read(tmp_path / "a.jsonl", Text)
 
 
-@fault("a folder in the place of a file", "PATH: expected a file of Text records, found a folder")
+@fault("a folder instead of a file", "PATH: expected a file of Text records, found a folder")
 def test_a_folder(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
     records.read(tmp_path / "a.jsonl", Text)
 
 
-@fault("a file of another kind, by its name", "PATH: expected a file that ends in .jsonl or .jsonl.gz")
-def test_another_ending(tmp_path):
+@fault("a file name with another ending", "PATH: expected a file that ends in .jsonl or .jsonl.gz")
+def test_file_ending(tmp_path):
     read(tmp_path, '{"text": "a"}', name="a.json")
 
 
-@fault("a file that the system does not let one read", "PATH: expected a file that can be read, found: TEXT")
+@fault("a file that cannot be read", "PATH: expected a file that can be read, found: TEXT")
 def test_unreadable(tmp_path):
-    os.symlink("/proc/self/mem", tmp_path / "a.jsonl")  # not even an administrator can read its start
+    os.symlink("/proc/self/mem", tmp_path / "a.jsonl")  # even root cannot read its start
     records.read(tmp_path / "a.jsonl", Text)
 
 
@@ -60,8 +60,8 @@ def test_empty(tmp_path):
     read(tmp_path, "\n\n")
 
 
-@fault("bytes that are no UTF-8", "PATH:N: expected UTF-8, found invalid start byte")
-def test_no_utf8(tmp_path):
+@fault("bytes that are not UTF-8", "PATH:N: expected UTF-8, found invalid start byte")
+def test_not_utf8(tmp_path):
     read(tmp_path, b'{"text": "caf\xe9"}\n{"text": "\xff"}'.replace(b"caf\xe9", b"cafe"))
 
 
@@ -70,29 +70,29 @@ def test_utf16(tmp_path):
     read(tmp_path, '{"text": "a"}\n'.encode("utf-16"))
 
 
-@fault("a `.gz` that is no gzip", "PATH: expected gzip data, found a damaged file (TEXT)")
-def test_no_gzip(tmp_path):
+@fault("a `.gz` file that is not gzip", "PATH: expected gzip data, found a damaged file (TEXT)")
+def test_not_gzip(tmp_path):
     read(tmp_path, '{"text": "a"}', name="a.jsonl.gz")
 
 
-@fault("a `.gz` that was cut off", "PATH: expected gzip data, found a damaged file (Compressed file ended before TEXT)")
-def test_cut_gzip(tmp_path):
+@fault("a truncated `.gz` file", "PATH: expected gzip data, found a damaged file (Compressed file ended before TEXT)")
+def test_truncated_gzip(tmp_path):
     read(tmp_path, gzip.compress(b'{"text": "a"}\n' * 99)[:-9], name="a.jsonl.gz")
 
 
-@fault("a line without an end", "PATH:N: expected a line of at most N bytes, found a longer one")
-def test_endless_line(tmp_path):
+@fault("a line that is too long", "PATH:N: expected a line of at most N bytes, found a longer one")
+def test_long_line(tmp_path):
     with open(tmp_path / "a.jsonl", "wb") as file:
-        file.truncate(records.MAX_LINE + 100)  # zeros, which take no room on the disk
+        file.truncate(records.MAX_LINE + 100)  # zeros, which take no space on the disk
     records.read(tmp_path / "a.jsonl", Text)
 
 
-@fault("a line that is no JSON", 'PATH:N: expected one JSON object, found \'{"text": "a fox"\' (TEXT)')
-def test_no_json(tmp_path):
+@fault("a line that is not JSON", 'PATH:N: expected one JSON object, found \'{"text": "a fox"\' (TEXT)')
+def test_not_json(tmp_path):
     read(tmp_path, '{"text": "a"}\n{"text": "a fox"\n')
 
 
-@fault("a line that holds a list", "PATH:N: expected a JSON object, found ['a', 'fox']")
+@fault("a line with a list", "PATH:N: expected a JSON object, found ['a', 'fox']")
 def test_a_list(tmp_path):
     read(tmp_path, '["a", "fox"]')
 
@@ -102,81 +102,83 @@ def test_nan(tmp_path):
     read_ranking(tmp_path, scores=[1, float("nan")])
 
 
-@fault("a number above all floats", "PATH:N: expected one JSON object, found TEXT ('1e999' is too large)")
+@fault("a number that is too large for a float", "PATH:N: expected one JSON object, found TEXT ('1e999' is too large)")
 def test_a_large_number(tmp_path):
     read(tmp_path, '{"text": "a", "n": 1e999}')
 
 
-@fault("lists in lists without end", "PATH:N: expected one JSON object, found TEXT (maximum recursion depth TEXT)")
-def test_deep(tmp_path):
+@fault(
+    "lists that are nested too deeply", "PATH:N: expected one JSON object, found TEXT (maximum recursion depth TEXT)"
+)
+def test_nested_too_deeply(tmp_path):
     read(tmp_path, '{"text": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}")
 
 
-@fault("a field that is missing", "PATH:N: response: expected in a Demonstration, found only answer, prompt")
+@fault("a missing field", "PATH:N: response: expected in a Demonstration, found only answer, prompt")
 def test_missing_field(tmp_path):
     read(tmp_path, '{"prompt": "a", "answer": "b"}', Demonstration)
 
 
-@fault("a text that is empty", "PATH:N: response: expected text, found ''")
+@fault("an empty text", "PATH:N: response: expected text, found ''")
 def test_empty_text(tmp_path):
     read(tmp_path, '{"prompt": "a", "response": ""}', Demonstration)
 
 
-@fault("a number in the place of a text", "PATH:N: prompt: expected text, found 3")
-def test_number(tmp_path):
+@fault("a number instead of text", "PATH:N: prompt: expected text, found 3")
+def test_number_for_text(tmp_path):
     read(tmp_path, '{"prompt": 3}', Prompt)
 
 
-@fault("half of a character", "PATH:N: expected valid Unicode, found a lone surrogate at the end of TEXT")
+@fault("half of a surrogate pair", "PATH:N: expected valid Unicode, found a lone surrogate at the end of TEXT")
 def test_surrogate(tmp_path):
     read(tmp_path, '{"text": "a\\ud83e"}')
 
 
-@fault("a split of another name", "PATH:N: split: expected one of train, validation, test, found 'dev'")
+@fault("an unknown split", "PATH:N: split: expected one of train, validation, test, found 'dev'")
 def test_split(tmp_path):
     read(tmp_path, '{"text": "a", "split": "dev"}')
 
 
-@fault("a ranking of one answer", "PATH:N: responses: expected 2 to 9 answers, found 1")
+@fault("a ranking with one answer", "PATH:N: responses: expected 2 to 9 answers, found 1")
 def test_one_answer(tmp_path):
     read_ranking(tmp_path, responses=["a"], scores=[1])
 
 
-@fault("answers that are no list", "PATH:N: responses: expected a list of texts, found 'ab'")
-def test_no_list(tmp_path):
+@fault("answers that are not a list", "PATH:N: responses: expected a list of texts, found 'ab'")
+def test_not_a_list(tmp_path):
     read_ranking(tmp_path, responses="ab")
 
 
 @fault("an answer without a score", "PATH:N: scores: expected 2 numbers, found [1]")
-def test_no_score(tmp_path):
+def test_missing_score(tmp_path):
     read_ranking(tmp_path, scores=[1])
 
 
-@fault("a score that is no number", "PATH:N: scores[N]: expected a finite number, found 'good'")
-def test_no_number(tmp_path):
+@fault("a score that is not a number", "PATH:N: scores[N]: expected a finite number, found 'good'")
+def test_score_is_not_a_number(tmp_path):
     read_ranking(tmp_path, scores=[1, "good"])
 
 
 @fault(
-    "a ranking in which all are tied",
+    "a ranking in which all answers tie",
     "PATH:N: scores: expected at least one preference, found all 2 answers tied",
 )
 def test_tied(tmp_path):
     read_ranking(tmp_path, scores=[1, 1])
 
 
-@fault("scores that float32 cannot tell apart", "PATH:N: scores: expected numbers that are distinct in float32, found TEXT")
+@fault("scores that are equal in float32", "PATH:N: scores: expected numbers that are distinct in float32, found TEXT")
 def test_close_scores(tmp_path):
     prepared(tmp_path, "rankings", scores=[1, 1 + 1e-12])
 
 
-@fault("metadata for other answers", "PATH:N: metadata: expected 2 objects, found [{'overall': 7}]")
+@fault("metadata for another number of answers", "PATH:N: metadata: expected 2 objects, found [{'overall': 7}]")
 def test_metadata(tmp_path):
     read_ranking(tmp_path, metadata=[{"overall": 7}])
 
 
 @fault(
-    "a prompt that is too long, where `data.drop_long` is off",
+    "a prompt that is too long, if `data.drop_long` is off",
     "PATH:N: prompt: expected at most 16 tokens (data.max_prompt), found N",
 )
 def test_long_prompt(tmp_path):
@@ -184,7 +186,7 @@ def test_long_prompt(tmp_path):
 
 
 @fault(
-    "a response that is too long, where `data.drop_long` is off",
+    "a response that is too long, if `data.drop_long` is off",
     "PATH:N: response: expected at most 12 tokens (data.max_response), found N",
 )
 def test_long_response(tmp_path):
@@ -201,39 +203,40 @@ def test_many_answers(tmp_path):
 
 
 @fault(
-    "no record in a split that a stage needs",
+    "an empty split that a stage needs",
     "PATH: expected records in the splits train, validation, test, found only train (N)",
 )
-def test_no_split(tmp_path):
+def test_empty_split(tmp_path):
     lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
     prepare(recipe(tmp_path, prompts=lines), tmp_path / "run")
 
 
-@fault("an E2E folder that lacks a file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")
+@fault("an E2E folder with a missing file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")
 def test_e2e_files(tmp_path):
     e2e_records.load(tmp_path)
 
 
-@fault("a set of texts that is not known", "texts: expected one of TEXT, found 'wikipedia'")
+@fault("an unknown set of texts", "texts: expected one of TEXT, found 'wikipedia'")
 def test_text_set(tmp_path):
     texts.load(tmp_path, "wikipedia")
 
 
 @fault(
-    "a meaning representation of another form", "PATH:N: mr: expected slot[value], slot[value], ..., found 'a place'"
+    "a meaning representation with another syntax",
+    "PATH:N: mr: expected slot[value], slot[value], ..., found 'a place'",
 )
-def test_mr(tmp_path):
+def test_meaning_representation(tmp_path):
     for file in (*e2e_records.REFERENCES, "quality.jsonl.gz"):
         rating = {"prompt": "p", "mr": "a place", "response": "r", "item": 1, "rater": 1, **RANKING}
         records.write(tmp_path / file, [records.from_dict(rating, Prompt)])
     e2e_records.load(tmp_path)
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     assert read(tmp_path, b'\xef\xbb\xbf{"text": "a"}\n') == [Text(text="a")]
 
 
-def test_a_name_with_a_line_break_stays_on_its_line(tmp_path):
+def test_a_line_break_in_a_file_name_is_escaped(tmp_path):
     path = pathlib.Path(tmp_path / "a\nb.jsonl")
     try:
         records.read(path, Text)
