@@ -1,6 +1,7 @@
-"""Trains a policy by DPO (Rafailov et al. 2023) from rankings alone: WORKDIR/dpo.
+"""Trains a policy by DPO (Rafailov et al. 2023) on rankings: WORKDIR/dpo.
 
-Needs WORKDIR/sft, its start and reference; where labelers are simulated, their rankings are collected first.
+Needs WORKDIR/sft, which is the initial policy and the reference. If the labelers are simulated and there are no
+rankings yet, they are collected first.
 """
 
 import command_line
@@ -12,7 +13,7 @@ from instructjax.stages.run import Run
 
 
 def main(run: Run) -> None:
-    """Collects comparisons, if there are none, and runs DPO."""
+    """Collects comparisons if there are none, and runs DPO."""
     check.section(run.config, "dpo", DPO)
     comparisons.collect(run)
     dpo.run(run)

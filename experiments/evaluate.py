@@ -1,6 +1,6 @@
-"""Samples from every model of a run, judges the answers, and writes results.json and report.md.
+"""Samples answers from every model of a run, judges them, and writes WORKDIR/results.json and report.md.
 
-Needs the other stages in WORKDIR.
+Needs all other stages in WORKDIR.
 """
 
 import command_line

@@ -1,6 +1,6 @@
 """Trains PPO's initial policy, then PPO and PPO-ptx: WORKDIR/ppo_init, ppo and ppo_ptx.
 
-Needs WORKDIR/pretrain and WORKDIR/reward. --stages names those to run.
+Needs WORKDIR/pretrain and WORKDIR/reward. Run some of the stages with --stages.
 """
 
 import command_line
@@ -16,7 +16,7 @@ _STAGES = flags.DEFINE_multi_enum(
 
 
 def main(run: Run) -> None:
-    """Runs the stages asked for, in their order."""
+    """Runs the stages of --stages in the paper's order."""
     for name, stage in STAGES.items():
         if name in _STAGES.value:
             stage(run)

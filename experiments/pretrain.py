@@ -1,4 +1,4 @@
-"""Trains GPT on the pretraining text: WORKDIR/pretrain."""
+"""Trains GPT on pretraining text: WORKDIR/pretrain."""
 
 import command_line
 

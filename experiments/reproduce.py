@@ -1,7 +1,7 @@
-"""The whole of the paper in one command: every stage, the evaluation, a table and a figure.
+"""Reproduces the paper in one command: all stages, the evaluation, a table and figures.
 
-Without flags it runs the sandbox, which needs nothing but this repository. Started again
-with the same flags, it continues where it stopped.
+Without flags, it runs the sandbox, which needs only this repository. Run it again with the same flags to resume an
+interrupted run.
 """
 
 import command_line
@@ -14,7 +14,7 @@ def main(run: Run) -> None:
     """Runs all stages in the paper's order."""
     pretrain.run(run)
     sft.run(run)
-    if not run.config.ppo.reward_from:  # otherwise another run's reward model is used
+    if not run.config.ppo.reward_from:  # otherwise the reward model is another run's
         comparisons.collect(run)
         reward.run(run)
     selection.select(run)

@@ -1,6 +1,6 @@
-"""Trains the reward model on rankings and chooses the SFT checkpoint by it: WORKDIR/reward. Needs WORKDIR/sft.
+"""Trains the reward model on rankings, and chooses the SFT checkpoint with it: WORKDIR/reward.
 
-Where the labelers are simulated, the rankings are collected first.
+Needs WORKDIR/sft. If the labelers are simulated, the rankings are collected first.
 """
 
 import command_line

@@ -1,10 +1,13 @@
-"""Answers prompts with a trained model: from --prompt, or one a line from standard input.
+"""Answers prompts with a trained policy.
+
+Prompts are given with --prompt, or one per line on standard input.
 
 python experiments/sample.py --workdir=runs/sandbox --stage=ppo_ptx --prompt="tell me about the fox ."
 """
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
 
 import command_line
 import jax
@@ -12,16 +15,17 @@ from absl import flags
 
 from instructjax.errors import InputError
 from instructjax.stages import evaluate
+from instructjax.stages.run import Run
 from instructjax.training import parallel
 
 _STAGE = flags.DEFINE_string(
-    "stage", "ppo_ptx", "Whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest's stage, such as dpo."
+    "stage", "ppo_ptx", "The stage whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest such as dpo."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for several.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0, upper_bound=2**32 - 1)
+_SEED = flags.DEFINE_integer("seed", 0, "The random seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 
 
-def main(run):
+def main(run: Run) -> None:
     """Prints each prompt with its answer."""
     asked = list(_prompts())
     if not asked:
@@ -30,17 +34,17 @@ def main(run):
         _answer(run, asked)
 
 
-def _answer(run, asked):
+def _answer(run: Run, asked: Sequence[tuple[str, str]]) -> None:
     policy, layout = run.open_policy(_STAGE.value)
     for where, prompt in asked:
-        layout.encode_prompt(prompt, where)  # refuses one that is too long
+        layout.encode_prompt(prompt, where)  # rejects a prompt that is too long
     prompts = [prompt for _, prompt in asked]
     for prompt, answer in evaluate.answer(run, policy, layout, prompts, jax.random.key(_SEED.value)):
         print(f"{prompt}\n  -> {answer}\n")
 
 
-def _prompts():
-    """Yields (where it was given, a prompt)."""
+def _prompts() -> Iterator[tuple[str, str]]:
+    """Yields (where the prompt was given, the prompt)."""
     given = [("--prompt", os.fsencode(prompt)) for prompt in _PROMPT.value]
     for where, prompt in given or ((f"standard input:{i}", line) for i, line in enumerate(sys.stdin.buffer, start=1)):
         try:

@@ -1,4 +1,7 @@
-"""Fine-tunes GPT on demonstrations, the SFT baseline: WORKDIR/sft. Needs WORKDIR/pretrain."""
+"""Fine-tunes GPT on demonstrations, which gives the SFT baseline: WORKDIR/sft.
+
+Needs WORKDIR/pretrain.
+"""
 
 import command_line
 

@@ -1,6 +1,6 @@
-"""Shows how far runs are, side by side, until they are over: python experiments/watch.py WORKDIR [WORKDIR ...]
+"""Shows the progress of one or more runs until they have finished: python experiments/watch.py WORKDIR [WORKDIR ...]
 
-Reads only. Where the output is no terminal it shows them once.
+It only reads the folders. If the output is not a terminal, it prints the progress once.
 """
 
 import sys
@@ -12,12 +12,12 @@ from rich.live import Live
 from instructjax.errors import InputError
 from instructjax.reporting import watch
 
-SECONDS = 2.0  # between two looks
-WIDTH = 140  # of what is no terminal
+SECONDS = 2.0  # between two updates
+WIDTH = 140  # of output that is not a terminal
 
 
-def main(workdirs):
-    """The view of the runs, again and again while one goes on."""
+def main(workdirs: list[str]) -> None:
+    """Shows the runs, and updates the view until all of them have finished."""
     if workdirs in (["--help"], ["-h"]):
         print(__doc__)
         return
@@ -40,4 +40,4 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        pass  # the usual way to leave
+        pass  # the usual way to stop watching
