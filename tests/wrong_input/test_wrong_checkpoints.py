@@ -35,26 +35,27 @@ def damage(path, change):
     file.write_bytes(change(file.read_bytes()))
 
 
-@fault("a stage whose predecessor is missing", "PATH: expected the finished stage pretrain, found none")
+@fault("a missing predecessor of a stage", "PATH: expected the finished stage pretrain, found none")
 def test_no_stage(tmp_path):
     sft.run(Run(recipe(tmp_path), tmp_path / "run"))
 
 
-@fault(
-    "a stage whose predecessor is not finished", "PATH: expected the finished stage pretrain, found an unfinished one"
-)
+@fault("an unfinished predecessor of a stage", "PATH: expected the finished stage pretrain, found an unfinished one")
 def test_unfinished_stage(pretrained):
     config, workdir = pretrained
     (workdir / "pretrain" / "summary.json").unlink()
     sft.run(Run(config, workdir))
 
 
-@fault("an evaluation before the choice of SFT", "PATH: expected the choice among the checkpoints of sft, found none")
+@fault(
+    "an evaluation before an SFT checkpoint is selected",
+    "PATH: expected the choice among the checkpoints of sft, found none",
+)
 def test_no_selection(pretrained):
     evaluate.evaluate(Run(*pretrained, "name"))
 
 
-@fault("a folder of checkpoints that is not there", "PATH: expected a directory of checkpoints, found none")
+@fault("a missing folder of checkpoints", "PATH: expected a directory of checkpoints, found none")
 def test_no_directory(pretrained):
     config, workdir = pretrained
     sft.run(Run(changed(config, sft__init_from=str(workdir / "nowhere")), workdir))
@@ -65,20 +66,20 @@ def test_empty_directory(tmp_path):
     checkpoint.read_meta(tmp_path)
 
 
-@fault("a step that is not there", "PATH: expected step 3, found only 1")
+@fault("a missing step", "PATH: expected step 3, found only 1")
 def test_step(pretrained):
     _, workdir = pretrained
     checkpoint.read_meta(workdir / "pretrain" / "checkpoints", step=3)
 
 
-@fault("a file in the place of checkpoints", "PATH: expected a directory of checkpoints, found a file")
+@fault("a file instead of a folder of checkpoints", "PATH: expected a directory of checkpoints, found a file")
 def test_a_file(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     checkpoint.Checkpoints(tmp_path / "checkpoints")
 
 
 @fault(
-    "a checkpoint of another size",
+    "a checkpoint of a model of another size",
     "PATH: params/TEXT: expected float32[TEXT], found float32[TEXT]; N of N arrays do not fit this model",
 )
 def test_size(pretrained):
@@ -86,13 +87,16 @@ def test_size(pretrained):
     sft.run(Run(changed(config, model__d_model=16), workdir))
 
 
-@fault("a checkpoint of other heads", "PATH: model.num_heads: expected 2, found a model with 1")
+@fault("a checkpoint with another number of heads", "PATH: model.num_heads: expected 2, found a model with 1")
 def test_heads(pretrained):
     config, workdir = pretrained
     sft.run(Run(changed(config, model__num_heads=2, model__d_head=4), workdir))
 
 
-@fault("a checkpoint of a language model for a reward model", "PATH: params/TEXT: expected TEXT, found nothing; TEXT")
+@fault(
+    "a checkpoint of a language model instead of a reward model",
+    "PATH: params/TEXT: expected TEXT, found nothing; TEXT",
+)
 def test_kind(pretrained):
     config, workdir = pretrained
     _, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
@@ -100,7 +104,7 @@ def test_kind(pretrained):
     trained.load_reward_model(workdir / "pretrain" / "checkpoints", shape, layout.tokenizer)
 
 
-@fault("a part that the state has not", "PATH: policy/ema: expected policy in the state, found only params")
+@fault("a part that the state does not have", "PATH: policy/ema: expected policy in the state, found only params")
 def test_part(pretrained):
     config, workdir = pretrained
     _, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
@@ -127,7 +131,8 @@ def test_older_version(pretrained):
 
 
 @fault(
-    "a reward model where a policy is needed", "PATH: expected the checkpoint of a policy, found one of a reward model"
+    "a checkpoint of a reward model instead of a policy",
+    "PATH: expected the checkpoint of a policy, found one of a reward model",
 )
 def test_reward_model_as_policy(pretrained):
     config, workdir = pretrained
@@ -136,7 +141,7 @@ def test_reward_model_as_policy(pretrained):
     sft.run(Run(changed(config, sft__init_from=str(workdir / "reward" / "checkpoints")), workdir))
 
 
-@fault("a checkpoint of another tokenizer", "PATH: expected a checkpoint with tokenizer HASH, found HASH")
+@fault("a checkpoint with another tokenizer", "PATH: expected a checkpoint with tokenizer HASH, found HASH")
 def test_tokenizer(pretrained, tmp_path):
     config, workdir = pretrained
     SentencePieceTokenizer.train(["other words of another text"] * 9, 290).save(tmp_path / "other.model")
@@ -146,7 +151,7 @@ def test_tokenizer(pretrained, tmp_path):
 
 
 @fault(
-    "another tokenizer in the place of that of a stage that has begun",
+    "a stage that began with another tokenizer",
     "PATH: expected the tokenizer that the stage began with (HASH), found HASH; choose another --workdir",
 )
 def test_other_tokenizer(tmp_path):
@@ -179,14 +184,14 @@ def test_flipped_bit(tmp_path):
     raise AssertionError(seen)
 
 
-@fault("arrays that were cut off", "PATH: expected readable arrays, found TEXT")
+@fault("truncated arrays", "PATH: expected readable arrays, found TEXT")
 def test_cut(pretrained):
     config, workdir = pretrained
     damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
     sft.run(Run(config, workdir))
 
 
-@fault("a change in what a checkpoint says of itself", "PATH: expected content with the sha256 HASH, found HASH")
+@fault("a change in the metadata of a checkpoint", "PATH: expected content with the sha256 HASH, found HASH")
 def test_meta(pretrained):
     config, workdir = pretrained
     damage(
@@ -196,7 +201,7 @@ def test_meta(pretrained):
     sft.run(Run(config, workdir))
 
 
-@fault("a checkpoint without a file", "PATH: expected in the checkpoint, found no such file")
+@fault("a missing file in a checkpoint", "PATH: expected in the checkpoint, found no such file")
 def test_missing_file(pretrained):
     config, workdir = pretrained
     (workdir / "pretrain" / "checkpoints" / "1" / "meta" / "metadata").unlink()
@@ -204,7 +209,7 @@ def test_missing_file(pretrained):
 
 
 @fault(
-    "no checkpoint that is whole, to go on from",
+    "no undamaged checkpoint to resume from",
     "PATH: expected TEXT, found TEXT; no other checkpoint is whole: remove PATH",
 )
 def test_none_whole(pretrained):
@@ -217,7 +222,7 @@ def test_none_whole(pretrained):
 
 
 @fault(
-    "other records in a folder that was begun",
+    "a stage that began with other records",
     "PATH: demonstrations: expected the records that the stage began with (HASH), found HASH; choose another --workdir",
 )
 def test_other_records(pretrained):
@@ -229,7 +234,7 @@ def test_other_records(pretrained):
 
 
 @fault(
-    "other values in a folder that was begun",
+    "a stage that began with other values",
     "PATH: tokenizer.vocab_size: expected 290, as the stage began with, found 291; choose another --workdir",
 )
 def test_other_values(pretrained):
@@ -237,23 +242,21 @@ def test_other_values(pretrained):
     sft.run(Run(changed(config, tokenizer__vocab_size=291), workdir))
 
 
-@fault("a small file of a run that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
+@fault("a truncated JSON file of a run", "PATH: expected JSON that a run wrote, found TEXT")
 def test_cut_json(pretrained):
     config, workdir = pretrained
     (workdir / "data" / "checked.json").write_text('{"demonstrations": {"wh')
     sft.run(Run(config, workdir))
 
 
-@fault("a line of metrics that is damaged", "PATH:N: expected a JSON object, found TEXT")
+@fault("a damaged line of metrics", "PATH:N: expected a JSON object, found TEXT")
 def test_metrics(pretrained):
     _, workdir = pretrained
     (workdir / "pretrain" / "metrics.jsonl").write_text('{"step": 1}\n\0\0\0\0\n{"step": 2}\n')
     watch.render([workdir])
 
 
-@fault(
-    "prepared records that are damaged", "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH"
-)
+@fault("damaged prepared records", "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH")
 def test_damaged_records(pretrained):
     config, workdir = pretrained
     (workdir / "data" / "prompts" / "1.0.0" / "dataset_info.json").write_text("{")
@@ -261,7 +264,7 @@ def test_damaged_records(pretrained):
 
 
 @fault(
-    "prepared records that were cut off",
+    "truncated prepared records",
     "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH",
 )
 def test_cut_records(pretrained):
@@ -271,7 +274,7 @@ def test_cut_records(pretrained):
     sft.run(Run(config, workdir))
 
 
-@fault("the account of a run's cost that was cut off", "PATH: expected JSON that a run wrote, found TEXT")
+@fault("a truncated cost.json", "PATH: expected JSON that a run wrote, found TEXT")
 def test_cut_cost(pretrained):
     config, workdir = pretrained
     (workdir / "cost.json").write_text('{"pretrain": {"sec')
@@ -282,7 +285,7 @@ def test_cut_cost(pretrained):
 
 
 @fault(
-    "a folder `data` with files of one's own",
+    "a folder `data` with other files",
     "PATH: expected no such folder, to prepare records in, found files that no run put there; choose another --workdir",
 )
 def test_own_files(tmp_path):
@@ -294,23 +297,19 @@ def test_own_files(tmp_path):
         assert (tmp_path / "data" / "text.jsonl").read_text() == '{"text": "years of work"}\n'
 
 
-@fault(
-    "a file in the place of the folder of a run", "PATH: expected a folder that can be written to, found: File exists"
-)
+@fault("a file instead of the folder of a run", "PATH: expected a folder that can be written to, found: File exists")
 def test_workdir_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     run("pretrain.py", f"--workdir={tmp_path}/run")
 
 
-@fault(
-    "a disk that cannot be written to", "PATH: expected a folder that can be written to, found: Read-only file system"
-)
+@fault("a read-only file system", "PATH: expected a folder that can be written to, found: Read-only file system")
 def test_read_only(tmp_path):
     with small_disks.mounted(tmp_path / "disk", "ro") as disk:
         run("pretrain.py", f"--workdir={disk}/run")
 
 
-@fault("a disk that is full", "PATH: expected to write a checkpoint, found TEXT")
+@fault("a full disk", "PATH: expected to write a checkpoint, found TEXT")
 def test_full_disk(tmp_path):
     with small_disks.mounted(tmp_path / "disk", "size=200k") as disk:
         with checkpoint.Checkpoints(disk / "checkpoints") as checkpoints:
@@ -320,7 +319,7 @@ def test_full_disk(tmp_path):
 @fault("two runs in one folder", "PATH: expected a folder without another run, found one of process N")
 def test_two_runs(tmp_path):
     holder = (
-        "import sys, time\nfrom instructjax.stages import lock\n"
+        "import sys, time\nfrom instructjax.runs import lock\n"
         "with lock.hold(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)

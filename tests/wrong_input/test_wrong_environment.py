@@ -24,7 +24,7 @@ def start(script, *flags, **environment):
 
 
 @fault(
-    "a kind of device that JAX does not know",
+    "an unknown kind of device",
     "JAX_PLATFORMS=abacus: expected a device that JAX can use, found Unable to initialize backend 'abacus': TEXT",
 )
 def test_no_device(tmp_path):
@@ -32,7 +32,7 @@ def test_no_device(tmp_path):
 
 
 @fault(
-    "a model that does not fit into memory",
+    "a model that does not fit in memory",
     "expected room in memory, found: Out of memory allocating N bytes; more microbatches need less",
 )
 def test_memory(tmp_path):
@@ -50,7 +50,7 @@ def get_config():
 
 
 @fault(
-    "a number of tasks that is no number",
+    "a number of tasks that is not a number",
     "OMPI_COMM_WORLD_SIZE: expected a number of processes in the environment, found 'many'",
 )
 def test_tasks(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_tasks(tmp_path, monkeypatch):
 
 
 @fault(
-    "a port that another program has",
+    "a port that is in use",
     "--coordinator: expected a port that is free, found 127.0.0.1:N: TEXT",
 )
 def test_port():
@@ -71,7 +71,7 @@ def test_port():
 
 
 @fault(
-    "no package to execute notebooks with",
+    "a missing package for notebooks",
     "expected the package nbclient to execute notebooks, found none; pip install 'instructjax[notebooks]'",
 )
 def test_no_nbclient(monkeypatch):
@@ -80,10 +80,10 @@ def test_no_nbclient(monkeypatch):
     end_of(script, lambda: runpy.run_path(script, run_name="__main__"), [])
 
 
-@fault("a script that there is not", "instructjax: expected one of TEXT, found 'train'")
+@fault("an unknown script", "instructjax: expected one of TEXT, found 'train'")
 def test_no_script():
     finished = subprocess.run(
-        [sys.executable, "-m", "experiments", "train"],
+        [sys.executable, "-m", "instructjax", "train"],
         cwd=SCRIPTS.parent,
         capture_output=True,
         text=True,

@@ -4,43 +4,43 @@ from tests.scripts import run
 from tests.wrong_input.fault import fault
 
 
-@fault("a flag that is not known", "Unknown command line flag 'epochs'")
+@fault("an unknown flag", "Unknown command line flag 'epochs'")
 def test_unknown_flag():
     run("sft.py", "--epochs=3")
 
 
-@fault("a word that is no flag", "expected flags only, found 'sft'")
+@fault("an argument that is not a flag", "expected flags only, found 'sft'")
 def test_no_flag():
     run("reproduce.py", "sft")
 
 
-@fault("a recipe without a name", "--config: expected a recipe, found no file ")
+@fault("an empty name of a recipe", "--config: expected a recipe, found no file ")
 def test_empty_config():
     run("sft.py", "--config=")
 
 
-@fault("a folder without a name", "--workdir: expected a folder, found none")
+@fault("an empty name of a folder", "--workdir: expected a folder, found none")
 def test_empty_workdir():
     run("reproduce.py", "--workdir=")
 
 
-@fault("a file of flags that is not there", "ERROR:: Unable to open flagfile: TEXT")
+@fault("a missing file of flags", "ERROR:: Unable to open flagfile: TEXT")
 def test_flagfile():
     run("sft.py", "--flagfile=/nowhere")
 
 
-@fault("a stage that is not known", "flag --stages=rl: value should be one of <ppo_init|ppo|ppo_ptx>")
+@fault("an unknown stage", "flag --stages=rl: value should be one of <ppo_init|ppo|ppo_ptx>")
 def test_stages():
     run("ppo.py", "--stages=rl")
 
 
-@fault("a flag that is missing", "--output: expected a value, found none")
+@fault("a missing flag", "--output: expected a value, found none")
 def test_required():
     run("export_weights.py", "--stage=sft")
 
 
 @fault(
-    "some of the flags of several processes",
+    "only some of the flags for several processes",
     "--process_count: expected with the other flags of several processes, found none",
 )
 def test_some_of_the_processes():
@@ -52,12 +52,12 @@ def test_coordinator():
     run("pretrain.py", "--coordinator=localhost", "--process_id=0", "--process_count=2")
 
 
-@fault("no processes", "--process_count: expected at least 1, found 0")
+@fault("zero processes", "--process_count: expected at least 1, found 0")
 def test_process_count():
     run("pretrain.py", "--coordinator=localhost:1234", "--process_id=0", "--process_count=0")
 
 
-@fault("a process that is one too many", "--process_id: expected 0 to 1, found 2")
+@fault("a process id that is too large", "--process_id: expected 0 to 1, found 2")
 def test_process_id():
     run("pretrain.py", "--coordinator=localhost:1234", "--process_id=2", "--process_count=2")
 
@@ -67,27 +67,27 @@ def test_no_prompt(tmp_path):
     run("sample.py", f"--workdir={tmp_path}", stdin=b"\n\n")
 
 
-@fault("a prompt that is no text", "standard input:2: expected UTF-8, found invalid start byte")
+@fault("a prompt that is not UTF-8", "standard input:2: expected UTF-8, found invalid start byte")
 def test_prompt_of_bytes(tmp_path):
     run("sample.py", f"--workdir={tmp_path}", stdin=b"the fox\n\xff\n")
 
 
-@fault("a seed that is no number", "flag --seed=lucky: TEXT")
+@fault("a seed that is not a number", "flag --seed=lucky: TEXT")
 def test_seed():
     run("sample.py", "--prompt=a", "--seed=lucky")
 
 
-@fault("weights to import from nowhere", "--source: expected the folder of a model, found none")
+@fault("no folder to import weights from", "--source: expected the folder of a model, found none")
 def test_empty_source(tmp_path):
     run("import_weights.py", "--source=", f"--workdir={tmp_path}")
 
 
-@fault("a folder to watch that is no run", "PATH: expected the folder of a run, found no stage in it")
+@fault("a folder to watch that is not a run", "PATH: expected the folder of a run, found no stage in it")
 def test_watch(tmp_path):
     run("watch.py", str(tmp_path))
 
 
-@fault("nothing to watch", "expected the folder of a run, or several, found none")
+@fault("no folder to watch", "expected the folder of a run, or several, found none")
 def test_watch_nothing():
     run("watch.py")
 
@@ -101,18 +101,21 @@ def test_no_topology():
 
 
 @fault(
-    "a topology that is none",
+    "an unknown topology",
     "--topology: expected the chips to compile for as CHIP:SHAPE, such as v4:4x4x4, TEXT, found 'v9:2'",
 )
 def test_topology():
     run("plan.py", "--topology=v9:2")
 
 
-@fault("a slice of another shape", "--topology: expected v5p:4x4x4 or another shape of 3 numbers, found 'v5p:8x8'")
+@fault(
+    "a slice with the wrong number of dimensions",
+    "--topology: expected v5p:4x4x4 or another shape of 3 numbers, found 'v5p:8x8'",
+)
 def test_shape_of_slice():
     run("plan.py", "--topology=v5p:8x8")
 
 
-@fault("a mesh of other chips", "parallel: expected data x fsdp x tensor = 1 devices, found 4 x 1 x 1")
+@fault("a mesh with another number of chips", "parallel: expected data x fsdp x tensor = 1 devices, found 4 x 1 x 1")
 def test_mesh_of_a_plan():
     run("plan.py", "--topology=cpu:1", "--config.parallel.data=4")

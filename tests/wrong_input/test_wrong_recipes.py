@@ -32,22 +32,24 @@ def run_with(tmp_path, **changes):
     _ = Run(changed(recipe(tmp_path), **changes), tmp_path / "run").layout
 
 
-@fault("a file that is not there", "--config: expected a recipe, found no file configs/none.py")
+@fault("a missing file", "--config: expected a recipe, found no file configs/none.py")
 def test_no_recipe():
     begin(config="configs/none.py")
 
 
-@fault("a variant that is not there", "configs/sandbox.py: expected no variant or 'smoke', found 'smoek'")
+@fault("an unknown variant", "configs/sandbox.py: expected no variant or 'smoke', found 'smoek'")
 def test_variant():
     begin(config="configs/sandbox.py:smoek")
 
 
-@fault("a file that is no Python", "--config: expected a recipe, found SyntaxError: TEXT (PATH:4)")
+@fault("a file that is not Python", "--config: expected a recipe, found SyntaxError: TEXT (PATH:4)")
 def test_syntax(tmp_path):
     begin_with(tmp_path, "c.sft.epochs = = 3")
 
 
-@fault("a program that fails", "--config: expected a recipe, found ZeroDivisionError: division by zero (PATH:4)")
+@fault(
+    "a recipe that raises an error", "--config: expected a recipe, found ZeroDivisionError: division by zero (PATH:4)"
+)
 def test_recipe_fails(tmp_path):
     begin_with(tmp_path, "c.sft.epochs = 1 / 0\nreturn c")
 
@@ -65,43 +67,43 @@ def test_no_return(tmp_path):
     begin_with(tmp_path, "pass")
 
 
-@fault("a section that is missing", "sft: expected a section of the recipe, found none")
+@fault("a missing section", "sft: expected a section of the recipe, found none")
 def test_no_section(tmp_path):
     begin_with(tmp_path, "del c.sft\nreturn c")
 
 
-@fault("a guest's section that is missing", "dpo: expected a section of the recipe, found none")
+@fault("a missing section of a guest", "dpo: expected a section of the recipe, found none")
 def test_no_guest(tmp_path):
     begin(f"--workdir={tmp_path}/run", script="dpo.py")
 
 
-@fault("a key that is missing", "sft.epochs: expected more than 0, found no such key in the recipe")
+@fault("a missing key", "sft.epochs: expected more than 0, found no such key in the recipe")
 def test_no_key(tmp_path):
     begin_with(tmp_path, "del c.sft.epochs\nreturn c")
 
 
-@fault("a key of the model that is not known", "model.rope: expected one of TEXT, found no such key")
+@fault("an unknown key of the model", "model.rope: expected one of TEXT, found no such key")
 def test_unknown_model_key(tmp_path):
     begin_with(tmp_path, "c.model.rope = True\nreturn c")
 
 
-@fault("text in the place of a number, in a file", "sft.epochs: expected more than 0, found '16'")
+@fault("text instead of a number, in a file", "sft.epochs: expected more than 0, found '16'")
 def test_text_for_number(tmp_path):
     begin_with(tmp_path, "with c.ignore_type(): c.sft.epochs = '16'\nreturn c")
 
 
-@fault("a fraction in the place of a count", "ppo.epochs: expected an integer, at least 1, found 1.5")
+@fault("a fraction instead of an integer", "ppo.epochs: expected an integer, at least 1, found 1.5")
 def test_fraction(tmp_path):
     begin_with(tmp_path, "with c.ignore_type(): c.ppo.epochs = 1.5\nreturn c")
 
 
-@fault("text in the place of a list", "evaluate.guests: expected a list of names, found 'dpo'")
+@fault("text instead of a list", "evaluate.guests: expected a list of names, found 'dpo'")
 def test_text_for_list(tmp_path):
     begin_with(tmp_path, "with c.ignore_type(): c.evaluate.guests = 'dpo'\nreturn c")
 
 
 @fault(
-    "a key that is not known, on the command line",
+    "an unknown key, on the command line",
     "pretrain.stepps: expected a key that the recipe declares, found no such key; did you mean pretrain.steps?",
 )
 def test_unknown_key():
@@ -109,7 +111,7 @@ def test_unknown_key():
 
 
 @fault(
-    "a key that is not known, in a file",
+    "an unknown key, in a file",
     "sft.epoch: expected a key that the recipe declares, found no such key; did you mean sft.epochs?",
 )
 def test_unknown_key_in_a_file(tmp_path):
@@ -117,7 +119,7 @@ def test_unknown_key_in_a_file(tmp_path):
 
 
 @fault(
-    "a key that was renamed, on the command line",
+    "a renamed key, on the command line",
     "model.factors: expected model.matmul_dtype, its new name, found the old one",
 )
 def test_renamed_key():
@@ -125,7 +127,7 @@ def test_renamed_key():
 
 
 @fault(
-    "a key that was renamed, in a file",
+    "a renamed key, in a file",
     "parallel.shard_slots: expected parallel.shard_optimizer_state, its new name, found the old one",
 )
 def test_renamed_key_in_a_file(tmp_path):
@@ -133,7 +135,7 @@ def test_renamed_key_in_a_file(tmp_path):
 
 
 @fault(
-    "a key that was renamed, in the folder of an earlier version",
+    "a renamed key, in a folder of an earlier version",
     "PATH: model.factors: expected model.matmul_dtype, its new name, found the old one; continue with the version of "
     "instructjax that wrote it, or choose another --workdir",
 )
@@ -153,18 +155,21 @@ def test_key_of_another_recipe():
     begin("--config.dpo.beta=0.2")
 
 
-@fault("a guest's value that is impossible", "dpo.beta: expected at least 0, found -1.0")
+@fault("an invalid value of a guest", "dpo.beta: expected at least 0, found -1.0")
 def test_guests_value():
     begin("--config.dpo.beta=-1", script="dpo.py", config="configs/dpo.py:smoke")
 
 
-@fault("groups that do not divide a batch", "ppo.samples_per_prompt: expected a divisor of ppo.batch_size (8), found 3")
+@fault(
+    "a batch that is not a whole number of groups",
+    "ppo.samples_per_prompt: expected a divisor of ppo.batch_size (8), found 3",
+)
 def test_samples_per_prompt(tmp_path):
     run_with(tmp_path, ppo__samples_per_prompt=3)
 
 
 @fault(
-    "text in the place of a number, on the command line",
+    "text instead of a number, on the command line",
     "flag --config.sft.batch_size=many: invalid literal for int() with base 10: 'many'",
 )
 def test_value_of_another_type():
@@ -172,14 +177,14 @@ def test_value_of_another_type():
 
 
 @fault(
-    "a key whose value in the recipe is None, on the command line",
+    "a key that is None in the recipe, on the command line",
     "flag --config.model.local_window: expected a key with a value, found None, which only a recipe file can replace",
 )
 def test_key_without_a_type():
     begin("--config.model.local_window=4")
 
 
-@fault("a section, on the command line", "flag --config.sft=3: TEXT")
+@fault("a value for a section, on the command line", "flag --config.sft=3: TEXT")
 def test_section_for_value():
     begin("--config.sft=3")
 
@@ -199,12 +204,12 @@ def test_a_large_number():
     begin("--config.ppo.batch_size=99999999999999999999")
 
 
-@fault("a negative rate", "ppo.learning_rate: expected at least 0, found -0.1")
+@fault("a negative learning rate", "ppo.learning_rate: expected at least 0, found -0.1")
 def test_negative_rate():
     begin("--config.ppo.learning_rate=-0.1", script="ppo.py")
 
 
-@fault("a share that is all", "ppo_init.text_share: expected from 0 to below 1, found 1.0")
+@fault("a share of 100%", "ppo_init.text_share: expected from 0 to below 1, found 1.0")
 def test_share():
     begin("--config.ppo_init.text_share=1", script="ppo.py")
 
@@ -219,7 +224,7 @@ def test_no_files(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/own.py")
 
 
-@fault("no folder of the human data", "e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
+@fault("no folder of the E2E data", "e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
 def test_no_e2e(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/e2e.py:smoke", script="pretrain.py")
 
@@ -239,53 +244,58 @@ def test_batch_and_devices(tmp_path):
     run_with(tmp_path, sft__microbatches=3)
 
 
-@fault("a batch that does not divide", "ppo.batch_size: expected a multiple of ppo.minibatch_size (8), found 12")
+@fault(
+    "a batch that does not divide into minibatches",
+    "ppo.batch_size: expected a multiple of ppo.minibatch_size (8), found 12",
+)
 def test_minibatches(tmp_path):
     run_with(tmp_path, ppo__batch_size=12)
 
 
 @fault(
-    "sequences that are longer than the context",
+    "sequences longer than the context",
     "model.max_length: expected at least data.max_prompt + data.max_response = 28 tokens, found 20",
 )
 def test_context(tmp_path):
     run_with(tmp_path, model__max_length=20)
 
 
-@fault("windows that are longer than the context", "pretrain.length: expected at most model.max_length (32), found 64")
+@fault("windows longer than the context", "pretrain.length: expected at most model.max_length (32), found 64")
 def test_windows(tmp_path):
     run_with(tmp_path, pretrain__length=64)
 
 
-@fault("splits without anything to train on", "data.validation + data.test: expected less than 1, found 1.2")
+@fault("splits that leave nothing for training", "data.validation + data.test: expected less than 1, found 1.2")
 def test_splits(tmp_path):
     run_with(tmp_path, data__validation=0.6, data__test=0.6)
 
 
-@fault("a dtype that is not known", "model.dtype: expected one of float32, bfloat16, float16, float64, found 'fp16'")
+@fault("an unknown dtype", "model.dtype: expected one of float32, bfloat16, float16, float64, found 'fp16'")
 def test_dtype(tmp_path):
     run_with(tmp_path, model__dtype="fp16")
 
 
 @fault(
-    "a dtype of matmuls that is not known",
+    "an unknown matmul dtype",
     'model.matmul_dtype: expected "" or one of float32, bfloat16, float16, float64, found TEXT',
 )
 def test_matmul_dtype(tmp_path):
     run_with(tmp_path, model__matmul_dtype="int8")
 
 
-@fault("float64 without 64 bits", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
+@fault("float64 without JAX_ENABLE_X64", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
 def test_float64(tmp_path):
     run_with(tmp_path, model__dtype="float64")
 
 
-@fault("a way to use devices that is not known", "parallel.mode: expected one of jit, pmap, found 'xmap'")
+@fault("an unknown parallel mode", "parallel.mode: expected one of jit, pmap, found 'xmap'")
 def test_parallel(tmp_path):
     run_with(tmp_path, parallel__mode="xmap")
 
 
-@fault("a mesh of more devices than there are", "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1")
+@fault(
+    "a mesh with more devices than there are", "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1"
+)
 def test_mesh(tmp_path):
     run_with(tmp_path, parallel__data=3)
 
@@ -307,23 +317,23 @@ def test_model_and_mesh(tmp_path):
     run_with(tmp_path, parallel__tensor=2)
 
 
-@fault("another word for what guards do", "guards.action: expected one of stop, warn, found 'pray'")
+@fault("an unknown action of the guards", "guards.action: expected one of stop, warn, found 'pray'")
 def test_guards(tmp_path):
     run_with(tmp_path, guards__action="pray")
 
 
-@fault("another word for what invariants do", "invariants: expected one of stop, warn, found 'ignore'")
+@fault("an unknown action of the invariants", "invariants: expected one of stop, warn, found 'ignore'")
 def test_invariants(tmp_path):
     run_with(tmp_path, invariants="ignore")
 
 
-@fault("lines of metrics that are too far apart", "log.every: expected 1 to 30 steps, found 100")
+@fault("metrics that are logged too rarely", "log.every: expected 1 to 30 steps, found 100")
 def test_log(tmp_path):
     run_with(tmp_path, log__every=100)
 
 
 @fault(
-    "measurements that fall between the lines",
+    "evaluations between two lines of the log",
     "ppo_log.evaluate_every: expected a multiple of ppo_log.every (2), found 5",
 )
 def test_evaluate_every(tmp_path):
@@ -354,22 +364,28 @@ def reward_function(tmp_path, name):
         run_with(tmp_path, ppo__reward_function=name)
 
 
-@fault("a reward that is no function", "ppo.reward_function: expected MODULE:FUNCTION, found 'math'")
+@fault("a reward that is not the name of a function", "ppo.reward_function: expected MODULE:FUNCTION, found 'math'")
 def test_reward_name(tmp_path):
     reward_function(tmp_path, "math")
 
 
-@fault("a reward that is not there", "ppo.reward_function: expected 'math:sevn' to be found, found: TEXT")
+@fault("a missing reward function", "ppo.reward_function: expected 'math:sevn' to be found, found: TEXT")
 def test_reward_missing(tmp_path):
     reward_function(tmp_path, "math:sevn")
 
 
-@fault("a reward that fails", "ppo.reward_function: expected 2 finite numbers for 2 responses, found name TEXT")
+@fault(
+    "a reward function that raises an error",
+    "ppo.reward_function: expected 2 finite numbers for 2 responses, found name TEXT",
+)
 def test_reward_fails(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:fails")
 
 
-@fault("a reward of some responses only", "ppo.reward_function: expected 2 finite numbers for 2 responses, found [1.0]")
+@fault(
+    "rewards for some of the responses only",
+    "ppo.reward_function: expected 2 finite numbers for 2 responses, found [1.0]",
+)
 def test_reward_count(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:one")
 

@@ -39,17 +39,17 @@ def load(tmp_path, content, name="tokenizer.model"):
     return tokenizer_files.load(path)
 
 
-@fault("a file that is not there", "PATH: expected a tokenizer, found no such file")
+@fault("a missing file", "PATH: expected a tokenizer, found no such file")
 def test_no_such_file(tmp_path):
     prepare(changed(recipe(tmp_path), tokenizer__path=str(tmp_path / "a.model")), tmp_path / "run")
 
 
-@fault("a folder without one", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")
+@fault("a folder without a tokenizer", "PATH: expected tokenizer.json, or vocab.json and merges.txt, found neither")
 def test_no_tokenizer(tmp_path):
     tokenizer_files.load(tmp_path)
 
 
-@fault("a file of another kind", "PATH: expected a SentencePiece model, found other data")
+@fault("a file that is not a SentencePiece model", "PATH: expected a SentencePiece model, found other data")
 def test_other_data(tmp_path):
     load(tmp_path, b"the fox and the owl")
 
@@ -59,19 +59,22 @@ def test_other_ids(tmp_path):
     load(tmp_path, pieces(pad_id=-1, eos_id=2, unk_id=0, bos_id=1))
 
 
-@fault("SentencePiece without bytes", "PATH: expected a model with all bytes (byte_fallback), found none for 0x00")
+@fault(
+    "SentencePiece without byte fallback", "PATH: expected a model with all bytes (byte_fallback), found none for 0x00"
+)
 def test_no_bytes(tmp_path):
     load(tmp_path, pieces(byte_fallback=False, vocab_size=40))
 
 
 @fault(
-    "SentencePiece that alters text", "PATH: expected a model that gives back every text, found one that alters TEXT"
+    "a SentencePiece model that changes text",
+    "PATH: expected a model that gives back every text, found one that alters TEXT",
 )
 def test_normalising_pieces(tmp_path):
     load(tmp_path, pieces(normalization_rule_name="nmt_nfkc"))
 
 
-@fault("a JSON that was cut off", "PATH: expected a tokenizer.json of a byte-level BPE, found JSONDecodeError(TEXT)")
+@fault("a truncated tokenizer.json", "PATH: expected a tokenizer.json of a byte-level BPE, found JSONDecodeError(TEXT)")
 def test_cut_json(tmp_path):
     load(tmp_path, json.dumps(pairs()).encode()[:-100], "tokenizer.json")
 
@@ -82,7 +85,7 @@ def test_unigram(tmp_path):
 
 
 @fault(
-    "a BPE without an end of text",
+    "a BPE without an end-of-text token",
     "PATH: expected a vocabulary with <|endoftext|> and all bytes, found none of ['<|endoftext|>']",
 )
 def test_no_end_of_text(tmp_path):
@@ -91,26 +94,28 @@ def test_no_end_of_text(tmp_path):
     load(tmp_path, described, "tokenizer.json")
 
 
-@fault("a BPE whose ids have a gap", "PATH: expected N tokens with the ids from 0, each once, found others")
+@fault("a BPE with a gap in its ids", "PATH: expected N tokens with the ids from 0, each once, found others")
 def test_gap(tmp_path):
     described = pairs()
     described["model"]["vocab"]["new"] = 10**9
     load(tmp_path, described, "tokenizer.json")
 
 
-@fault("a BPE that alters text", "PATH: expected a BPE that gives back every text, found one that alters TEXT")
+@fault("a BPE that changes text", "PATH: expected a BPE that gives back every text, found one that alters TEXT")
 def test_normalising_pairs(tmp_path):
     load(tmp_path, pairs() | {"normalizer": {"type": "Lowercase"}}, "tokenizer.json")
 
 
-@fault("a vocab.json that is no vocabulary", "PATH: expected the id of each token, found ['the', 'fox']")
+@fault("a vocab.json that is not a vocabulary", "PATH: expected the id of each token, found ['the', 'fox']")
 def test_vocab(tmp_path):
     (tmp_path / "vocab.json").write_text('["the", "fox"]')
     (tmp_path / "merges.txt").write_text("")
     tokenizer_files.load(tmp_path)
 
 
-@fault("merges of other tokens", "PATH: expected vocab.json and merges.txt of a BPE, found TEXT")
+@fault(
+    "merges with tokens that are not in the vocabulary", "PATH: expected vocab.json and merges.txt of a BPE, found TEXT"
+)
 def test_merges(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(pairs()["model"]["vocab"]))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nno such\n")

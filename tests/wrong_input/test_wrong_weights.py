@@ -37,12 +37,12 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     pretrain.run(Run(changed(recipe_, **given), tmp_path / "run"))
 
 
-@fault("no such folder", "PATH: expected the folder of a model, found none")
+@fault("a missing folder", "PATH: expected the folder of a model, found none")
 def test_no_folder(tmp_path):
     importing(tmp_path, pretrain__import_from=str(tmp_path / "nowhere"))
 
 
-@fault("a file in the place of a folder", "PATH: expected the folder of a model, found a file")
+@fault("a file instead of a folder", "PATH: expected the folder of a model, found a file")
 def test_a_file(tmp_path):
     importing(tmp_path, pretrain__import_from=str(tmp_path / "text.jsonl"))
 
@@ -55,12 +55,12 @@ def test_no_tokenizer(tmp_path):
     importing(tmp_path, tokenizer__path="")
 
 
-@fault("no config.json", "PATH: expected config.json, found no such file")
+@fault("a missing config.json", "PATH: expected config.json, found no such file")
 def test_no_config(tmp_path):
     importing(tmp_path, without=["config.json"])
 
 
-@fault("a config.json that is no JSON", "PATH: expected JSON, found TEXT")
+@fault("a config.json that is not JSON", "PATH: expected JSON, found TEXT")
 def test_config_of_no_json(tmp_path):
     importing(tmp_path, files={"config.json": b"model_type: gpt2"})
 
@@ -71,37 +71,40 @@ def test_llama(tmp_path):
 
 
 @fault(
-    "a GPT-2 of another arithmetic", "PATH: activation_function: expected gelu_new or gelu_pytorch_tanh, found 'relu'"
+    "a GPT-2 with another activation function",
+    "PATH: activation_function: expected gelu_new or gelu_pytorch_tanh, found 'relu'",
 )
 def test_relu(tmp_path):
     importing(tmp_path, config={"activation_function": "relu"})
 
 
-@fault("a size that is no number", "PATH: n_inner: expected a positive integer, found 'large'")
+@fault("a size that is not a number", "PATH: n_inner: expected a positive integer, found 'large'")
 def test_size(tmp_path):
     importing(tmp_path, config={"n_inner": "large"})
 
 
-@fault("a model of another size than the recipe's", "PATH: model: expected num_layers 1, found num_layers 1000000000")
+@fault(
+    "a model whose size differs from the recipe's", "PATH: model: expected num_layers 1, found num_layers 1000000000"
+)
 def test_other_size(tmp_path):
     importing(tmp_path, config={"n_layer": 10**9})
 
 
 @fault(
-    "a tokenizer that is not that of the weights",
+    "a tokenizer that does not belong to the weights",
     "tokenizer.path: expected the tokenizer of PATH in which eos_token_id is 5, found one in which it is 1",
 )
 def test_other_tokenizer(tmp_path):
     importing(tmp_path, config={"eos_token_id": 5})
 
 
-@fault("no weights", "PATH: expected model.safetensors or model.safetensors.index.json, found none")
+@fault("missing weights", "PATH: expected model.safetensors or model.safetensors.index.json, found none")
 def test_no_weights(tmp_path):
     importing(tmp_path, without=["model.safetensors"])
 
 
 @fault(
-    "weights that are pickled",
+    "pickled weights",
     "PATH: expected model.safetensors or model.safetensors.index.json, found pytorch_model.bin, which is a pickle "
     "and can run code: convert it first",
 )
@@ -109,31 +112,31 @@ def test_pickles(tmp_path):
     importing(tmp_path, without=["model.safetensors"], files={"pytorch_model.bin": b""})
 
 
-@fault("an index of no files", "PATH: weight_map: expected a file for each tensor, found ['model.safetensors']")
+@fault("an index without file names", "PATH: weight_map: expected a file for each tensor, found ['model.safetensors']")
 def test_index_of_no_files(tmp_path):
     importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": ["model.safetensors"]}'})
 
 
-@fault("an index that leads out of its folder", "PATH: expected names of safetensors files, found '../a.safetensors'")
+@fault("an index that refers to another folder", "PATH: expected names of safetensors files, found '../a.safetensors'")
 def test_index_outside(tmp_path):
     importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": {"a": "../a.safetensors"}}'})
 
 
 @fault(
-    "a part that is missing",
+    "a missing file of the weights",
     "PATH: expected a.safetensors, which model.safetensors.index.json names, found no such file",
 )
 def test_missing_part(tmp_path):
     importing(tmp_path, files={"model.safetensors.index.json": b'{"weight_map": {"a": "a.safetensors"}}'})
 
 
-@fault("weights that were cut off", "PATH: expected a safetensors file, found TEXT")
+@fault("truncated weights", "PATH: expected a safetensors file, found TEXT")
 def test_cut(tmp_path):
     importing(tmp_path, files={"model.safetensors": lambda content: content[:-100]})
 
 
 @fault(
-    "tensors that are missing or of other shapes",
+    "tensors that are missing or have other shapes",
     "PATH: expected transformer.ln_f.bias [8], transformer.wpe.weight [32, 8]; found transformer.ln_f.bias absent, "
     "transformer.wpe.weight [8, 32]; 2 tensors do not fit",
 )
@@ -143,18 +146,18 @@ def test_tensors(tmp_path):
     )
 
 
-@fault("weights that are integers", "PATH: expected floating-point numbers, found transformer.wpe.weight int8")
+@fault("integer weights", "PATH: expected floating-point numbers, found transformer.wpe.weight int8")
 def test_integers(tmp_path):
     importing(tmp_path, tensors={"transformer.wpe.weight": np.zeros((32, 8), np.int8)})
 
 
-@fault("weights that are no numbers", "PATH: transformer.ln_f.bias: expected finite numbers, found NaN or infinity")
+@fault("weights that are not finite", "PATH: transformer.ln_f.bias: expected finite numbers, found NaN or infinity")
 def test_nan(tmp_path):
     importing(tmp_path, tensors={"transformer.ln_f.bias": np.full(8, np.nan, np.float32)})
 
 
 @fault(
-    "a reward model in the place of a language model",
+    "a reward model instead of a language model",
     "PATH: expected a language model, without score.weight, found a reward model, with score.weight",
 )
 def test_reward_model(tmp_path):
@@ -162,7 +165,7 @@ def test_reward_model(tmp_path):
 
 
 @fault(
-    "no package to read weights with",
+    "a missing package for weights",
     "expected the package safetensors to read and write weights, found none; pip install 'instructjax[huggingface]'",
 )
 def test_no_safetensors(tmp_path, monkeypatch):
@@ -173,7 +176,7 @@ def test_no_safetensors(tmp_path, monkeypatch):
 
 
 @fault(
-    "no package to read a BPE with",
+    "a missing package for BPE tokenizers",
     "tokenizer: expected the package tokenizers to read a BPE, found none; pip install 'instructjax[huggingface]'",
 )
 def test_no_tokenizers(tmp_path, monkeypatch):
@@ -195,7 +198,7 @@ def exporting(tmp_path, stage, params=None, **changes):
 
 
 @fault(
-    "export into a folder with files",
+    "export to a folder that is not empty",
     "PATH: expected no folder, or an empty one, to write the model to, found other files",
 )
 def test_full_folder(tmp_path):
@@ -204,13 +207,17 @@ def test_full_folder(tmp_path):
     exporting(tmp_path, "sft")
 
 
-@fault("export of bands, which GPT-2 has not", "model.local_window: expected None, as GPT-2 has no bands, found 4")
+@fault(
+    "export of local attention, which GPT-2 does not have",
+    "model.local_window: expected None, as GPT-2 has no bands, found 4",
+)
 def test_bands(tmp_path):
     exporting(tmp_path, "sft", model__local_window=4)
 
 
 @fault(
-    "export of heads that do not make up the width", "model.d_head: expected d_model / num_heads = 8 for GPT-2, found 4"
+    "export of heads that do not add up to the width",
+    "model.d_head: expected d_model / num_heads = 8 for GPT-2, found 4",
 )
 def test_heads(tmp_path):
     exporting(tmp_path, "sft", model__d_head=4)
