@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from instructjax.algorithms.ppo import Frozen, PPOState, make_iteration
+from instructjax.algorithms.advantages import gae
+from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.runs import invariants, loop
+from instructjax.runs import invariants
 from instructjax.training import parallel
 from instructjax.training import state as train_state
+from instructjax.training.metrics import compute
 from tests import tiny_models
 
 PAD, EOS = 0, 1
@@ -101,7 +103,18 @@ FAKE = Bigram(), PlantedScalar(uneven)
 
 
 def make(config=PPO, *, models=FAKE, optimizers=(SGD, SGD), eos_id=EOS, axis_name=None):
-    return make_iteration(*models, *optimizers, config, max_response=R, eos_id=eos_id, pad_id=PAD, axis_name=axis_name)
+    policy, scalar = models
+    return make_iteration(
+        Learner(policy, optimizers[0]),
+        scalar,
+        Learner(scalar, optimizers[1]),
+        gae(config.discount, config.gae_lambda),
+        config,
+        max_response=R,
+        eos_id=eos_id,
+        pad_id=PAD,
+        axis_name=axis_name,
+    )
 
 
 def real_params():
@@ -155,7 +168,7 @@ def distance(left, right):
 
 
 def numbers(metrics):
-    return loop.reduce([jax.device_get(metrics)])
+    return compute([jax.device_get(metrics)])
 
 
 @pytest.fixture(scope="module")
@@ -195,17 +208,17 @@ class TestFirstIteration:
         assert int(after.step) == 1
         assert int(after.policy.step) == int(after.value.step) == 2 * MINIBATCHES
         assert numbers(metrics)["gradient_norm"] > 0
-        assert float(metrics["gradient_norm"][1]) == 2 * MINIBATCHES
+        assert float(metrics["gradient_norm"].weight) == 2 * MINIBATCHES
 
     def test_every_prompt_is_answered_and_every_token_learned_from_once_an_epoch(self, ptx):
         *_, metrics = ptx
-        tokens = float(metrics["response_tokens"][0])
-        assert float(metrics["reward"][1]) == float(metrics["kl"][1]) == BATCH
+        tokens = float(metrics["response_tokens"].total)
+        assert float(metrics["reward"].weight) == float(metrics["kl"].weight) == BATCH
         assert BATCH <= tokens <= BATCH * R
         prompted = np.sum(prompts().segments)
-        assert float(metrics["padding"][0]) == BATCH * (P + R) - tokens - prompted
-        assert float(metrics["policy_loss"][1]) == float(metrics["value_loss"][1]) == 2 * tokens
-        assert float(metrics["ptx_loss"][1]) == 2 * text().weights.sum()
+        assert float(metrics["padding"].total) == BATCH * (P + R) - tokens - prompted
+        assert float(metrics["policy_loss"].weight) == float(metrics["value_loss"].weight) == 2 * tokens
+        assert float(metrics["ptx_loss"].weight) == 2 * text().weights.sum()
 
     def test_the_average_moves_by_its_share_and_once(self, ptx):
         before, after, *_ = ptx
@@ -329,7 +342,7 @@ class TestMinibatches:
     def test_each_iteration_samples_anew_from_the_same_key(self):
         state, metrics, _ = self.run()
         _, later, _ = self.run(start=state)
-        assert float(metrics["entropy"][0]) != float(later["entropy"][0])
+        assert float(metrics["entropy"].total) != float(later["entropy"].total)
 
 
 class TestRewards:

@@ -6,19 +6,22 @@ import flax.struct
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from instructjax import losses
 from instructjax.algorithms import ppo
+from instructjax.algorithms.advantages import gae
 from instructjax.algorithms.ppo import Frozen, PPOState
 from instructjax.batch import PromptBatch
 from instructjax.errors import InvariantError
 from instructjax.rollout import episode, sampling
 from instructjax.runs import checkpoint, invariants, loop, metrics_file
+from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
+from instructjax.training.metrics import compute
 from tests.algorithms.test_ppo import (
     BATCH,
     EOS,
@@ -73,7 +76,11 @@ def initial(policy, value):
 
 def uncompiled(models=MODELS, config=PPO):
     """Operation by operation: nothing is compiled twice, and what is planted is in it."""
-    iterate = ppo.make_iteration(*models, SGD, SGD, config, max_response=R, eos_id=EOS, pad_id=PAD)
+    policy, scalar = models
+    learners = ppo.Learner(policy, SGD), ppo.Learner(scalar, SGD)
+    estimator = gae(config.discount, config.gae_lambda)
+    ends = {"max_response": R, "eos_id": EOS, "pad_id": PAD}
+    iterate = ppo.make_iteration(learners[0], scalar, learners[1], estimator, config, **ends)
 
     def step(*given):
         with jax.disable_jit():
@@ -87,7 +94,7 @@ def iteration(step=None, *, policy=POLICY, reference=None, reward=REWARD, value=
     frozen = Frozen(policy if reference is None else reference, reward)
     state = initial(policy, reward if value is None else value)
     _, metrics = (step or uncompiled())(state, (prompts(seed), None), jax.random.key(seed), frozen)
-    return loop.reduce([jax.device_get(metrics)])
+    return compute([jax.device_get(metrics)])
 
 
 def found(values, precision="float32"):
@@ -110,7 +117,7 @@ def after(change):
 
 class TestSound:
     def test_what_the_bugs_are_planted_in_has_nothing_to_report(self):
-        """Nor have real networks: see test_ppo_iteration.py."""
+        """Nor have real networks: see test_ppo.py."""
         for seed in range(3):
             values = iteration(seed=seed)
             assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(values)
@@ -122,7 +129,7 @@ class TestSound:
         _, metrics = uncompiled()(
             state.replace(step=jnp.ones((), jnp.int32)), (prompts(), None), jax.random.key(0), frozen
         )
-        values = loop.reduce([jax.device_get(metrics)])
+        values = compute([jax.device_get(metrics)])
         assert values["max_abs_kl"] > 0.1 and "initial_kl" not in values
         assert invariants.violations(values, "float32") == []
 
@@ -176,7 +183,7 @@ class TestMasksAndPositions:
             changed = jnp.roll(getattr(experience.episodes, field), 1, axis=0)
             return experience.replace(episodes=experience.episodes.replace(**{field: changed}))
 
-        planted(monkeypatch, ppo, "gather_rows", after(other))
+        planted(monkeypatch, ppo.rows, "gather_rows", after(other))
         assert "mask_mismatches" in found(iteration())
 
 
@@ -209,7 +216,7 @@ class TestLogProbabilities:
         def stale(experience):
             return experience.replace(log_probs=change(experience.log_probs))
 
-        planted(monkeypatch, ppo, "gather_rows", after(stale))
+        planted(monkeypatch, ppo.rows, "gather_rows", after(stale))
         assert found(iteration()) == {"first_ratio_deviation", "first_approx_kl"}
 
     @pytest.mark.parametrize("precision", ["float32", "low"])
@@ -282,18 +289,18 @@ def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
     frozen = Frozen(POLICY, REWARD)
     with pytest.raises(InvariantError, match="^ppo, step 2: sampler_"):
         loop.run(
-            "ppo",
             step,
             initial(POLICY, REWARD),
             lambda: grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(),
             jax.random.key(0),
-            steps=4,
-            directory=tmp_path,
+            directory=epath.Path(tmp_path) / "ppo",
+            schedule=Schedule(steps=4, every=1, save_every=1, evaluate_every=1, keep=4),
             meta={},
-            log=ml_collections.ConfigDict({"every": 1, "save_every": 1, "evaluate_every": 1, "keep": 4}),
             constants=(frozen,),
-            judge=functools.partial(invariants.enforce, precision="float32", action="stop"),
+            callbacks=loop.Callbacks(
+                check_metrics=functools.partial(invariants.enforce, precision="float32", action="stop")
+            ),
         )
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with checkpoint.Checkpoints(tmp_path / "ppo" / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [1]
-    assert [line["step"] for line in metrics_file.read(tmp_path / "metrics.jsonl")] == [1]
+    assert [line["step"] for line in metrics_file.read(tmp_path / "ppo" / "metrics.jsonl")] == [1]

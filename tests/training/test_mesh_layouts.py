@@ -11,14 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from instructjax.algorithms.ppo import Frozen, PPOState, make_iteration
+from instructjax.algorithms.advantages import gae
+from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import refilling, sampling
-from instructjax.runs import loop
 from instructjax.training import objectives, parallel
 from instructjax.training import state as train_state
+from instructjax.training.metrics import compute
 from instructjax.training.step import train_step
 from tests import tiny_models
 
@@ -123,7 +124,7 @@ def steps(name, layout, *, eager=False, dropout=0.0):
         )
         for batch in batches:
             state, metrics = step(state, batch(), KEY)
-            found.append((jax.device_get(state), loop.reduce([jax.device_get(metrics)])))
+            found.append((jax.device_get(state), compute([jax.device_get(metrics)])))
         return found
 
 
@@ -194,10 +195,10 @@ def prompt_batch():
 def two_iterations(layout):
     with on(layout) as config:
         iterate = make_iteration(
-            MODEL,
+            Learner(MODEL, ADAM),
             SCALAR,
-            ADAM,
-            ADAM,
+            Learner(SCALAR, ADAM),
+            gae(PPO.discount, PPO.gae_lambda),
             PPO,
             max_response=R,
             eos_id=EOS,
@@ -216,7 +217,7 @@ def two_iterations(layout):
         step, metrics = parallel.compile_step(iterate, config), []
         for seed in range(2):
             state, found = step(state, (prompt_batch(), text_batch(seed, 4 * B)), KEY, frozen)
-            metrics.append(loop.reduce([jax.device_get(found)]))
+            metrics.append(compute([jax.device_get(found)]))
         return jax.device_get(state), metrics
 
 

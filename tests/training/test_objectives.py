@@ -70,8 +70,10 @@ def test_a_token_is_predicted_from_those_before_it():
             right += float(batch.weights[b, t]) * (log_probs[b, t - 1].argmax() == token)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     np.testing.assert_allclose(weight, np.sum(batch.weights), rtol=1e-6)
-    np.testing.assert_allclose(metrics["token_accuracy"][0], right, rtol=1e-5)
-    assert metrics["padding"][0] == np.sum(batch.segments == 0) > 0 and metrics["padding"][1] == batch.segments.size
+    np.testing.assert_allclose(metrics["token_accuracy"].total, right, rtol=1e-5)
+    assert (
+        metrics["padding"].total == np.sum(batch.segments == 0) > 0 and metrics["padding"].weight == batch.segments.size
+    )
 
 
 def test_each_answer_is_scored_as_if_it_were_alone():
@@ -108,12 +110,13 @@ def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
     differentiate = jax.jit(jax.value_and_grad(lambda p, b: objectives.ranking_loss(model)(p, b, KEY)[0][0]))
     (_, weight), metrics = jax.jit(objectives.ranking_loss(model))(params, batch, KEY)
     tokens = sum(len(ranking) for ranking in RANKINGS)
-    assert metrics["padding"][0] == batch.tokens.size - tokens and metrics["padding"][1] == batch.tokens.size
+    assert metrics["padding"].total == batch.tokens.size - tokens and metrics["padding"].weight == batch.tokens.size
     rewards = objectives.rewards_of(model, params, batch)
     total, gradient = differentiate(params, batch)
     ranked = [array.reshape(9, 4) for array in (rewards, batch.scores, batch.valid)]
     np.testing.assert_allclose(total, losses.ranking_loss(*ranked)[0], rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], losses.ranking_accuracy(*ranked))
+    accuracy = metrics["accuracy"]
+    np.testing.assert_allclose((accuracy.total, accuracy.weight), losses.ranking_accuracy(*ranked))
     assert float(weight) == 3
     other = batch.replace(tokens=jnp.where(batch.segments > 0, batch.tokens, 3))
     other = other.replace(scores=jnp.where(batch.valid, batch.scores, 9.0))

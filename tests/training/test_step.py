@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from instructjax import losses
 from instructjax.training import state as train_state
-from instructjax.training.step import Maximum, gather_rows, over_devices, own_rows, summed_gradient, train_step
+from instructjax.training.metrics import Maximum, Mean, reduce
+from instructjax.training.rows import gather_rows, own_rows
+from instructjax.training.step import summed_gradient, train_step
 
 B, T, D = 8, 5, 3
 CUTS = [(1, 1), (2, 1), (8, 1), (1, 2), (1, 4), (2, 4)]  # (microbatches, devices)
@@ -24,7 +26,7 @@ def loss(params, batch, key):
     del key
     error = jnp.tanh(batch["x"] @ params["w"] + params["b"]) - batch["y"]
     metrics = {
-        "absolute": losses.masked_sum(jnp.abs(error), batch["mask"]),
+        "absolute": Mean(*losses.masked_sum(jnp.abs(error), batch["mask"])),
         "largest": Maximum(jnp.max(jnp.where(batch["mask"] > 0, error, -jnp.inf))),
         # Below zero: a maximum must not start from 0.
         "largest_penalty": Maximum(-1 - jnp.min(jnp.square(error))),
@@ -75,9 +77,9 @@ def test_gradient_is_that_of_the_global_mean_however_the_batch_is_cut(seed):
         for device in range(cut[1]):
             gradient = jax.tree.map(lambda x, device=device: x[device], losses.mean(gradients, weights[0]))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected)
-            np.testing.assert_allclose(found["loss"][0][device], total, rtol=1e-5, atol=1e-6)
-            assert float(found["loss"][1][device]) == float(weight) == batch["mask"].sum()
-            np.testing.assert_allclose(found["absolute"][0][device], metrics["absolute"][0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found["loss"].total[device], total, rtol=1e-5, atol=1e-6)
+            assert float(found["loss"].weight[device]) == float(weight) == batch["mask"].sum()
+            np.testing.assert_allclose(found["absolute"].total[device], metrics["absolute"].total, rtol=1e-5, atol=1e-6)
             for name in ("largest", "largest_penalty"):
                 np.testing.assert_allclose(found[name].value[device], metrics[name].value, rtol=1e-6)
 
@@ -125,8 +127,8 @@ def test_each_microbatch_and_each_device_draws_its_own_noise():
         mapped = jax.jit(jax.vmap(program, in_axes=(None, 0, None), axis_name="data"))
         metrics = mapped(PARAMS, cut_rows(batch, cut[1]), KEY)[1]
         parts = cut[0] * cut[1]
-        total, largest = float(metrics["loss"][0][0]), float(metrics["largest_draw"].value[0])
-        assert float(metrics["loss"][1][0]) == parts
+        total, largest = float(metrics["loss"].total[0]), float(metrics["largest_draw"].value[0])
+        assert float(metrics["loss"].weight[0]) == parts
         assert abs(total - parts * largest) > 0.1  # equal draws would add up to this
         draws.add(total)
     assert len(draws) == 3
@@ -139,7 +141,7 @@ def test_a_step_draws_anew_from_the_same_key_and_a_resumed_one_draws_the_same():
     second, first = step(state, batch, KEY)
     third, next_one = step(second, batch, KEY)
     again, repeated = step(second, batch, KEY)
-    assert float(first["loss"][0]) != float(next_one["loss"][0]) == float(repeated["loss"][0])
+    assert float(first["loss"].total) != float(next_one["loss"].total) == float(repeated["loss"].total)
     assert int(third.step) == int(again.step) == 2
 
 
@@ -151,8 +153,8 @@ def test_a_step_is_one_update_by_the_gradient_of_the_mean():
     gradient = gradient_of_mean(batch)
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, PARAMS, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, expected)
-    np.testing.assert_allclose(metrics["gradient_norm"][0], optax.tree.norm(gradient), rtol=1e-5)
-    assert float(metrics["gradient_norm"][1]) == 1
+    np.testing.assert_allclose(metrics["gradient_norm"].total, optax.tree.norm(gradient), rtol=1e-5)
+    assert float(metrics["gradient_norm"].weight) == 1
 
 
 def test_rows_are_gathered_in_order_and_dealt_out_again():
@@ -161,17 +163,18 @@ def test_rows_are_gathered_in_order_and_dealt_out_again():
     def program(part):
         everything = gather_rows({"x": part}, "data")["x"]
         mine = everything[own_rows(jnp.array([7, 6, 5, 4, 3, 2, 1, 0]), "data")]
-        total = over_devices({"sum": mine.sum(), "largest": Maximum(mine.max())}, "data")
+        total = reduce({"sum": Mean(mine.sum(), jnp.ones(())), "largest": Maximum(mine.max())}, "data")
         return everything, mine, total
 
     everything, mine, total = jax.pmap(program, axis_name="data")(rows.reshape(4, 2))
     np.testing.assert_array_equal(everything, jnp.tile(rows, (4, 1)))
     np.testing.assert_array_equal(mine.reshape(-1), rows[::-1])
-    np.testing.assert_array_equal(total["sum"], [28.0] * 4)
+    np.testing.assert_array_equal(total["sum"].total, [28.0] * 4)
     np.testing.assert_array_equal(total["largest"].value, [7.0] * 4)
 
 
 def test_without_an_axis_everything_is_global_already():
-    tree = {"sum": jnp.ones(3), "largest": Maximum(jnp.ones(()))}
-    assert over_devices(tree, None) is gather_rows(tree, None) is tree
-    assert own_rows(tree["sum"], None) is tree["sum"]
+    metrics = {"sum": Mean(jnp.ones(()), jnp.ones(())), "largest": Maximum(jnp.ones(()))}
+    assert reduce(metrics, None) == metrics
+    rows = jnp.ones(3)
+    assert gather_rows(rows, None) is own_rows(rows, None) is rows
