@@ -19,8 +19,7 @@ MASKED = -1e30  # finite, so that a row of padding gives an average and not a Na
 MAX_BLOCKS, MIN_BLOCK = 8, 128
 
 
-@flax.struct.dataclass
-class Visible:
+class Visible(flax.struct.PyTreeNode):
     """What the queries of a pass see.
 
     Attributes:

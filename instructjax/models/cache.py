@@ -19,8 +19,7 @@ Slots: TypeAlias = Float[
 ]  # keys or values of one layer, or of all; the slots of a head lie together
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
 
     Attributes:

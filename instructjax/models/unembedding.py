@@ -10,15 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from instructjax.models import partitioning
-from instructjax.models.transformer import LanguageModel
-from instructjax.typing import AnyArray, Array, Params, Tree
+from instructjax.typing import AnyArray, Array, Model, Params, Tree
 
 # read(logits, tokens) -> a pytree of arrays like `tokens`, such as `losses.log_probs`
 Read: TypeAlias = Callable[[Float[Array, "B T V"], Int[Array, "B T"]], Tree]
 
 
 def read_logits(
-    model: LanguageModel,
+    model: Model,
     params: Params,
     hidden: Float[Array, "B T d"],
     tokens: Int[AnyArray, "B T"],

@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from instructjax import losses
 from instructjax.batch import Episodes
 from instructjax.models import unembedding
-from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.models.unembedding import Read
-from instructjax.typing import AnyArray, Array, Params
+from instructjax.typing import AnyArray, Array, Model, Params
 
 
 @runtime_checkable
@@ -66,7 +65,7 @@ def response_tokens(episodes: Episodes) -> Int[AnyArray, "B R"]:
     return episodes.tokens[:, -episodes.response_mask.shape[1] :]
 
 
-def read_response(model: LanguageModel, params: Params, episodes: Episodes, read: Read) -> PyTree[Shaped[Array, "B R"]]:
+def read_response(model: Model, params: Params, episodes: Episodes, read: Read) -> PyTree[Shaped[Array, "B R"]]:
     """Applies `read` to the logits of each token of the response; 0 on padding.
 
     The token in column P + t is predicted at column P + t - 1.
@@ -78,13 +77,13 @@ def read_response(model: LanguageModel, params: Params, episodes: Episodes, read
 
 
 def response_log_probs(
-    model: LanguageModel, params: Params, episodes: Episodes, temperature: float = 1.0
+    model: Model, params: Params, episodes: Episodes, temperature: float = 1.0
 ) -> Float[Array, "B R"]:
     """Computes log pi(token | what precedes it) of the policy at this temperature; 0 on padding."""
     return read_response(model, params, episodes, lambda logits, tokens: losses.log_probs(logits / temperature, tokens))
 
 
-def response_values(model: ScalarModel, params: Params, episodes: Episodes) -> Float[Array, "B R"]:
+def response_values(model: Model, params: Params, episodes: Episodes) -> Float[Array, "B R"]:
     """Computes the value network's estimates before each token of the response; 0 on padding."""
     values = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions)
     return values[:, -episodes.response_mask.shape[1] - 1 : -1] * episodes.response_mask

@@ -18,10 +18,9 @@ from jaxtyping import Float, Int, Key
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models import partitioning
 from instructjax.models.cache import Cache, init_cache, scatter_rows
-from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import sampling
 from instructjax.rollout.sampling import Choose
-from instructjax.typing import AnyArray, Array, Params
+from instructjax.typing import AnyArray, Array, Model, Params
 
 NOBODY = -1  # the prompt of an idle row
 
@@ -53,7 +52,7 @@ class _Rows(flax.struct.PyTreeNode):
 
 
 def sample(
-    model: LanguageModel,
+    model: Model,
     params: Params,
     prompts: PromptBatch,
     keys: Key[Array, "N"],

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int, Key
 from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models.cache import Cache, init_cache
-from instructjax.models.transformer import LanguageModel
-from instructjax.typing import AnyArray, Array, Index, Params
+from instructjax.typing import AnyArray, Array, Index, Model, Params
 
 AnyCache = TypeVar("AnyCache")  # any pytree
 _Carry: TypeAlias = tuple[Array, Array, Array, Array, Array, AnyCache]  # step, tokens, log_probs, token, done, cache
@@ -177,7 +176,7 @@ def episodes(
 
 
 def sample(
-    model: LanguageModel,
+    model: Model,
     params: Params,
     prompts: PromptBatch,
     keys: Key[Array, "B"],
