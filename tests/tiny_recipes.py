@@ -3,8 +3,9 @@
 import json
 
 from configs import instructgpt
-from instructjax.models.transformer import LanguageModel
-from instructjax.runs import checkpoint
+from instructjax.models import sizes
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.runs import checkpoint, folder
 from instructjax.stages import dpo, ppo, ppo_init, pretrain, reward, sft
 from instructjax.stages.run import Run, policy_config
 from instructjax.stages.stage import Stage
@@ -52,10 +53,21 @@ def prepare(config, workdir):
 
 def save_stage(config, workdir, stage, tokenizer, seed=0):
     """One checkpoint of random weights, and the mark of a finished stage."""
-    shape = policy_config(config, tokenizer.vocab_size)
-    params = tiny_models.params(LanguageModel(shape), seed=seed)
+    shape, kind = policy_config(config, tokenizer.vocab_size), LanguageModel
+    if DECLARATIONS[stage].policy is None:
+        shape, kind = sizes.resized(shape, config.reward.size), ScalarModel
+    params = tiny_models.params(kind(shape), seed=seed)
     save_checkpoint(config, workdir, stage, tokenizer, shape, _state(stage, params))
     (workdir / stage / "summary.json").write_text('{"steps": 1}')
+
+
+def save_run(run):
+    """All of the paper's stages look finished, with random weights, and the SFT checkpoint is chosen."""
+    for seed, stage in enumerate(folder.PAPER):
+        if not run.is_finished(stage):
+            save_stage(run.config, run.workdir, stage, run.layout.tokenizer, seed)
+        (run.directory(stage) / "metrics.jsonl").touch()
+    (run.directory("sft") / "selected.json").write_text('{"step": 1, "reward": {"1": 0.0}, "reward_model": ""}')
 
 
 def save_checkpoint(config, workdir, stage, tokenizer, shape, state, step=1):

@@ -14,12 +14,12 @@ from configs import sandbox
 from instructjax import losses
 from instructjax.algorithms.dpo import dpo_loss
 from instructjax.data.layouts import TokenizedRanking
-from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.runs import folder, metrics_file
+from instructjax.models.transformer import LanguageModel
+from instructjax.runs import metrics_file
 from instructjax.stages import dpo, evaluate
 from instructjax.stages.run import Run
 from tests import naive_rankings, tiny_models
-from tests.tiny_recipes import recipe, save_checkpoint, save_stage
+from tests.tiny_recipes import recipe, save_run, save_stage
 
 MODEL = LanguageModel(tiny_models.CONFIG)
 BETA = 0.3
@@ -159,19 +159,7 @@ def test_it_is_judged_beside_the_others(run):
     """With random weights in the places of the other models."""
     config, workdir = run
     run = Run(config, workdir, "name")
-    tokenizer, shape = run.layout.tokenizer, run.policy_config
-    (workdir / "sft" / "selected.json").write_text('{"step": 1, "reward": {"1": 0.0}, "reward_model": ""}')
-    language, scalar = (tiny_models.params(kind(shape)) for kind in (LanguageModel, ScalarModel))
-    states = {
-        "reward": {"params": scalar},
-        "ppo": {"policy": {"ema": language}},
-        "ppo_ptx": {"policy": {"ema": language}},
-    }
-    for stage, state in states.items():
-        save_checkpoint(config, workdir, stage, tokenizer, shape, state)
-        (workdir / stage / "summary.json").write_text('{"steps": 1}')
-    for stage in folder.PAPER:
-        (workdir / stage / "metrics.jsonl").touch()
+    save_run(run)
     found = evaluate.evaluate(run)["models"]
     assert found["dpo"]["pretrain_loss"] != found["sft"]["pretrain_loss"]
     assert found["dpo"]["reward"]["n"] == found["sft"]["reward"]["n"]

@@ -15,11 +15,11 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.records import Prompt
 from instructjax.runs import folder
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import evaluate
+from instructjax.stages import evaluate, trained
 from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage, stage
 from instructjax.training.metrics import Mean
-from tests.tiny_recipes import DECLARATIONS, begin, changed, prepare, recipe, save_stage
+from tests.tiny_recipes import DECLARATIONS, begin, changed, prepare, recipe, save_run, save_stage
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +191,51 @@ def guest(stage):
     )
 
 
-def test_any_stage_says_where_its_policy_lies(tmp_path):
-    config = changed(recipe(tmp_path), evaluate__batch_size=8)
-    run = Run(config, tmp_path / "run")
-    save_stage(config, run.workdir, "pretrain", run.layout.tokenizer)
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory):
+    """A run whose guest is trained, beside stages of the paper that look finished."""
+    home = tmp_path_factory.mktemp("guest")
+    config = changed(recipe(home), evaluate__batch_size=8, evaluate__prompts=8, evaluate__text_windows=4)
+    config = changed(config, evaluate__few_shot=0, evaluate__few_shot_candidates=1, evaluate__guests=("guest",))
+    run = Run(config, home / "run", "name")
+    save_run(run)
     guest(run)
-    start, found = run.load_start("pretrain"), run.load_policy("guest").params
+    return run
+
+
+def test_any_stage_says_where_its_policy_lies(visited):
+    start, found = visited.load_start("pretrain"), visited.load_policy("guest").params
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), start, found)
-    opened, layout = run.open_policy("guest")
-    jax.tree.map(np.testing.assert_array_equal, opened.params, found)
-    ((prompt, _),) = evaluate.answer(run, opened, layout, ["the fox"], jax.random.key(0))
-    assert prompt == "the fox"
-    further = run.load_start("sft", str(run.checkpoints("guest")))  # as sft.init_from would name it
+    further = visited.load_start("sft", str(visited.checkpoints("guest")))  # as sft.init_from would name it
     jax.tree.map(np.testing.assert_array_equal, further, found)
+
+
+def test_any_stage_s_policy_answers(visited):
+    opened, layout = visited.open_policy("guest")
+    jax.tree.map(np.testing.assert_array_equal, opened.params, visited.load_policy("guest").params)
+    ((prompt, _),) = evaluate.answer(visited, opened, layout, ["the fox"], jax.random.key(0))
+    assert prompt == "the fox"
+
+
+def test_what_a_stage_declares_is_saved_with_its_checkpoints(visited):
+    expected = json.loads(json.dumps(dataclasses.asdict(guest.declaration)))
+    assert trained.read_meta(visited.checkpoints("guest"), None)["stage"] == expected
+    assert folder.began(visited.workdir, "guest")["stage"] == expected
+    assert expected["policy"] == "second/ema" and expected["sections"] == ["sft"]
+
+
+def test_a_guest_goes_on_only_with_its_own_section_and_sets(visited):
+    with pytest.raises(ConfigError, match="guest/config.json: sft.learning_rate: expected .*; choose another"):
+        guest(Run(changed(visited.config, sft__learning_rate=0.5), visited.workdir))
+    guest(Run(changed(visited.config, reward__learning_rate=0.5), visited.workdir))
+
+
+@pytest.mark.slow
+def test_a_guest_is_judged_beside_the_papers_models(visited):
+    found = evaluate.evaluate(visited)["models"]
+    assert found.keys() == {"gpt", "gpt_prompted", "sft", "ppo", "ppo_ptx", "guest"}
+    assert found["guest"]["reward"]["n"] == found["sft"]["reward"]["n"] == 8
+    assert found["guest"]["pretrain_loss"] != found["gpt"]["pretrain_loss"]
+    rows = [json.loads(line) for line in (visited.workdir / "evaluate" / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all("guest" in row for row in rows)
+    assert "guest" in (visited.workdir / "report.md").read_text().lower()
