@@ -38,7 +38,8 @@ def sums(loss, params, batch, microbatches=1):
     """((gradient, weight), (loss, weight)), nothing divided yet."""
     with jax.enable_x64(True):
         pair, metrics = compiled(loss, microbatches)(params, batch, jax.random.key(0))
-    return pair, metrics["loss"]
+    loss = metrics["loss"]
+    return pair, (loss.total, loss.weight)
 
 
 def mean(loss, params, batch, microbatches=1):

@@ -33,9 +33,7 @@ def tables():
     """Returns the tables of the page, one per file of tests."""
     parts = []
     for file in FILES:
-        parts.append(
-            f"## {module(file).__doc__}\n\nIn `{file}`:\n\n| problem | message | test |\n| - | - | - |\n"
-        )
+        parts.append(f"## {module(file).__doc__}\n\nIn `{file}`:\n\n| problem | message | test |\n| - | - | - |\n")
         for name, fault in faults(file).items():
             cells = fault.wrong, f"`{fault.message.strip()}`", f"`{name}`"
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")

@@ -181,25 +181,41 @@ def _batches(config: ml_collections.ConfigDict) -> None:
     for stage in ("pretrain", "sft", "reward", "ppo_init"):
         section = config[stage]
         parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", config.parallel, section.microbatches)
-    ppo = config.ppo
+    ppo_batches(config, "ppo")
+
+
+def ppo_batches(config: ml_collections.ConfigDict, name: str) -> None:
+    """Checks that the batches of PPO divide into samples, minibatches, microbatches, parts and devices.
+
+    Args:
+      config: a whole recipe.
+      name: of its section `ppo`, or of a guest's section with the same keys.
+
+    Raises:
+      ConfigError: names the key, what was expected and what was found.
+    """
+    ppo = config[name]
     if ppo.batch_size % ppo.minibatch_size:
         raise ConfigError(
-            f"ppo.batch_size: expected a multiple of ppo.minibatch_size ({ppo.minibatch_size}), found {ppo.batch_size}"
+            f"{name}.batch_size: expected a multiple of {name}.minibatch_size ({ppo.minibatch_size}), "
+            f"found {ppo.batch_size}"
         )
-    divides = f"a divisor of ppo.batch_size ({ppo.batch_size})"
-    _require(config, "ppo.samples_per_prompt", lambda samples: ppo.batch_size % samples == 0, divides)
-    parallel.check_batch_size(ppo.batch_size, "ppo.batch_size", config.parallel, ppo.rollout_parts)
+    divides = f"a divisor of {name}.batch_size ({ppo.batch_size})"
+    _require(config, f"{name}.samples_per_prompt", lambda samples: ppo.batch_size % samples == 0, divides)
+    parallel.check_batch_size(ppo.batch_size, f"{name}.batch_size", config.parallel, ppo.rollout_parts)
+    prompts = f"{name}.batch_size / {name}.samples_per_prompt"
+    parallel.check_batch_size(ppo.batch_size // ppo.samples_per_prompt, prompts, config.parallel)
     at_once = ppo.batch_size // ppo.rollout_parts
     _require(
         config,
-        "ppo.rollout_refill",
+        f"{name}.rollout_refill",
         lambda refill: refill <= at_once,
-        f"at most ppo.batch_size / ppo.rollout_parts ({at_once})",
+        f"at most {name}.batch_size / {name}.rollout_parts ({at_once})",
     )
-    parallel.check_batch_size(ppo.minibatch_size, "ppo.minibatch_size", config.parallel, ppo.microbatches)
+    parallel.check_batch_size(ppo.minibatch_size, f"{name}.minibatch_size", config.parallel, ppo.microbatches)
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,
-        "ppo.minibatch_size x ppo.ptx_examples_per_episode",
+        f"{name}.minibatch_size x {name}.ptx_examples_per_episode",
         config.parallel,
         ppo.ptx_microbatches,
     )

@@ -17,6 +17,7 @@ from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, mak
 from instructjax.data import pipeline
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.recipe import check
 from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function, samplers
 from instructjax.rollout.reward_function import RewardFunction
@@ -66,6 +67,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
       estimator: of advantages. If it needs a critic, a value network learns along, from the reward model's weights.
     """
     run, section = stage.run, stage.section
+    check.ppo_batches(stage.config, stage.declaration.section)
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     name = section.reward_function
     scorer: Scorer = RewardFunction(reward_function.load(name), run.layout) if name else scalar

@@ -14,6 +14,7 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.recipe import declared
 from instructjax.runs import checkpoint
 from instructjax.text import tokenizer_files
 from instructjax.text.tokenizer import Tokenizer
@@ -99,6 +100,7 @@ def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
       CheckpointError: also if an older version wrote it, which did not say what stage it is of.
     """
     meta = checkpoint.read_meta(directory, step=step)
+    declared.check_names(meta["model"], str(directory), "model.")
     if "stage" not in meta:
         raise CheckpointError(
             f"{directory}: expected a checkpoint of instructjax 0.3 or later, which names its stage, found an older "

@@ -227,7 +227,7 @@ def gradient_is_finite_difference(loss: Equation, x: Tree, *rest: Any, tolerance
 
 
 def losses_agree(loss: Loss, other: Loss, params: Params, batch: Any, other_batch: Any = None) -> None:
-    """Checks that two losses have one mean and one gradient.
+    """Checks that two losses have the same mean, the same weight and the same gradient.
 
     Args:
       loss: such as one of packed rows, or with layers that are rematerialized.
@@ -406,19 +406,22 @@ def _summed(loss: Loss, microbatches: int, devices: int) -> Equation:
     return jax.jit(run, compiler_options=_options())
 
 
-def _mean(loss: Loss, params: Params, batches: Sequence[Any]) -> dict[str, Any]:
-    """Computes the mean loss over batches and its gradient: sums first, divided once."""
+def _mean(loss: Loss, params: Params, batches: Sequence[Any]) -> tuple[dict[str, Any], Any]:
+    """Computes the mean loss over batches and its gradient: sums first, divided once. Returns their weight too."""
     with _precision(params):
         (gradient, weight), metric = functools.reduce(
             lambda left, right: jax.tree.map(jnp.add, left, right), [_sums(loss)(params, batch) for batch in batches]
         )
-        return {"loss": losses.mean(metric.total, metric.weight), "gradient": losses.mean(gradient, weight)}
+        return {"loss": losses.mean(metric.total, metric.weight), "gradient": losses.mean(gradient, weight)}, weight
 
 
 def _same_mean(
-    law: str, loss: Loss, change: str, params: Params, batches: Sequence[Any], expected: dict[str, Any]
+    law: str, loss: Loss, change: str, params: Params, batches: Sequence[Any], expected: tuple[dict[str, Any], Any]
 ) -> None:
-    assert_close(law, loss, change, _mean(loss, params, batches), expected, list(batches), floor=0.0)
+    mean, weight = _mean(loss, params, batches)
+    check = functools.partial(assert_close, law, loss, change, inputs=list(batches), floor=0.0)
+    check(mean, expected[0])
+    check({"weight": weight}, {"weight": expected[1]})
 
 
 def _precision(params: Params) -> Any:

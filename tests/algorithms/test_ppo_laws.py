@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from instructjax import losses
+from instructjax.algorithms import ppo_metrics
 from instructjax.batch import Episodes
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import episode, sampling
@@ -48,7 +49,8 @@ def policy_loss(config):
         episodes, noise = batch
         log_probs = episode.response_log_probs(LanguageModel(config), params, episodes)
         old = jax.lax.stop_gradient(log_probs) + 0.2 * noise[..., 0]
-        return losses.policy_loss(log_probs, old, noise[..., 1], episodes.response_mask, 0.2)
+        pair, metrics = losses.policy_loss(log_probs, old, noise[..., 1], episodes.response_mask, 0.2)
+        return pair, ppo_metrics.means(metrics)
 
     return loss
 
@@ -57,7 +59,8 @@ def value_loss(config):
     def loss(params, batch, key):
         episodes, noise = batch
         values = episode.response_values(ScalarModel(config), params, episodes)
-        return losses.value_loss(values, noise[..., 2], noise[..., 3], episodes.response_mask, 0.2)
+        pair, metrics = losses.value_loss(values, noise[..., 2], noise[..., 3], episodes.response_mask, 0.2)
+        return pair, ppo_metrics.means(metrics)
 
     return loss
 

@@ -13,24 +13,24 @@ from instructjax.models.attention import Visible
 from instructjax.models.block import Block
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
-from tests.small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
+from tests import fakes
 
 
 def test_logits_at_selected_positions_are_those_of_the_whole():
-    rows = batch([[1] * 7, [0, 0] + [1] * 5])
-    model, params = LanguageModel(CONFIG), parameters(LanguageModel(CONFIG))
-    hidden, _ = compiled(model, "hidden")(params, *rows)
+    rows = fakes.rows_of([[1] * 7, [0, 0] + [1] * 5])
+    model, params = LanguageModel(fakes.DECODER), fakes.params(LanguageModel(fakes.DECODER))
+    hidden, _ = fakes.compiled(model, "hidden")(params, *rows)
     last = model.apply({"params": params}, hidden[:, -3:], method="unembed")
-    np.testing.assert_allclose(last, logits_of(CONFIG, params, *rows)[:, -3:], atol=1e-5)
+    np.testing.assert_allclose(last, fakes.logits_of(fakes.DECODER, params, *rows)[:, -3:], atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("config", [fakes.DECODER, fakes.BANDED_DECODER], ids=["dense", "banded"])
 def test_scan_equals_unrolled_equals_a_loop_over_blocks(config):
-    tokens, segments, positions = batch([[1] * 8])
-    model, params = LanguageModel(config), parameters(LanguageModel(config))
-    scanned, _ = compiled(model, "hidden")(params, tokens, segments, positions)
+    tokens, segments, positions = fakes.rows_of([[1] * 8])
+    model, params = LanguageModel(config), fakes.params(LanguageModel(config))
+    scanned, _ = fakes.compiled(model, "hidden")(params, tokens, segments, positions)
     unrolled = LanguageModel(dataclasses.replace(config, unroll=config.num_layers))
-    found, _ = compiled(unrolled, "hidden")(params, tokens, segments, positions)
+    found, _ = fakes.compiled(unrolled, "hidden")(params, tokens, segments, positions)
     np.testing.assert_allclose(found, scanned, atol=1e-5)
     trunk = params["trunk"]
     x = trunk["token_embedding"][tokens] + trunk["position_embedding"][positions]
@@ -48,8 +48,8 @@ def test_scan_equals_unrolled_equals_a_loop_over_blocks(config):
 
 @functools.cache
 def gradients_of(config):
-    rows = batch([[1] * 6 + [0] * 2, [0] * 3 + [2] * 5])
-    model = compiled(LanguageModel(config), deterministic=False)
+    rows = fakes.rows_of([[1] * 6 + [0] * 2, [0] * 3 + [2] * 5])
+    model = fakes.compiled(LanguageModel(config), deterministic=False)
 
     def loss(params):
         logits, _ = model(params, *rows, key=jax.random.key(5))
@@ -60,8 +60,8 @@ def gradients_of(config):
 
 @pytest.mark.parametrize("change", [{"remat": True}, {"remat": True, "unroll": 2}])
 def test_rematerialising_and_unrolling_change_no_gradient(change):
-    config = dataclasses.replace(BANDED, dropout=0.3)
-    params = parameters(LanguageModel(config))
+    config = dataclasses.replace(fakes.BANDED_DECODER, dropout=0.3)
+    params = fakes.params(LanguageModel(config))
     expected, found = (gradients_of(c)(params) for c in (config, dataclasses.replace(config, **change)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
     kernels = [layer["kernel"] for layer in expected["trunk"]["blocks"]["attention"].values()]
@@ -69,50 +69,52 @@ def test_rematerialising_and_unrolling_change_no_gradient(change):
 
 
 def test_dropout_is_off_or_a_function_of_its_key():
-    rows, params = batch([[1] * 6]), parameters(LanguageModel(CONFIG))
-    model = LanguageModel(dataclasses.replace(CONFIG, dropout=0.3))
+    rows, params = fakes.rows_of([[1] * 6]), fakes.params(LanguageModel(fakes.DECODER))
+    model = LanguageModel(dataclasses.replace(fakes.DECODER, dropout=0.3))
 
     def noisy(seed):
-        return compiled(model, deterministic=False)(params, *rows, key=jax.random.key(seed))[0]
+        return fakes.compiled(model, deterministic=False)(params, *rows, key=jax.random.key(seed))[0]
 
-    plain = logits_of(CONFIG, params, *rows)
-    np.testing.assert_array_equal(compiled(model)(params, *rows)[0], plain)
+    plain = fakes.logits_of(fakes.DECODER, params, *rows)
+    np.testing.assert_array_equal(fakes.compiled(model)(params, *rows)[0], plain)
     np.testing.assert_array_equal(noisy(0), noisy(0))
     assert float(jnp.abs(noisy(0) - noisy(1)).max()) > 1e-2
     assert float(jnp.abs(noisy(0) - plain).max()) > 1e-2
 
 
 def test_bfloat16_computes_near_float32_and_keeps_its_parameters():
-    half = dataclasses.replace(BANDED, dtype="bfloat16")
-    rows, model = batch([[1] * 8]), LanguageModel(half)
+    half = dataclasses.replace(fakes.BANDED_DECODER, dtype="bfloat16")
+    rows, model = fakes.rows_of([[1] * 8]), LanguageModel(half)
     params = jax.jit(model.init)(jax.random.key(0), *rows)["params"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-    logits, cache = compiled(model)(params, *rows, init_cache(half, 1, 8))
+    logits, cache = fakes.compiled(model)(params, *rows, init_cache(half, 1, 8))
     assert logits.dtype == jnp.float32 and {keys.dtype for keys in cache.keys} == {jnp.dtype("bfloat16")}
-    hidden, _ = jax.eval_shape(compiled(model, "hidden"), params, *rows)
+    hidden, _ = jax.eval_shape(fakes.compiled(model, "hidden"), params, *rows)
     assert hidden.dtype == jnp.bfloat16
-    assert 0 < float(jnp.abs(logits - logits_of(BANDED, params, *rows)).max()) < 0.02
+    assert 0 < float(jnp.abs(logits - fakes.logits_of(fakes.BANDED_DECODER, params, *rows)).max()) < 0.02
     scalar = ScalarModel(half)
-    values = jax.eval_shape(compiled(scalar), parameters(scalar), *rows)
+    values = jax.eval_shape(fakes.compiled(scalar), fakes.params(scalar), *rows)
     assert values.dtype == jnp.float32
     slopes = jax.eval_shape(gradients_of(half), params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(slopes)} == {"float32"}
 
 
 def test_the_embedding_is_tied():
-    rows, params = batch([[1] * 4]), parameters(LanguageModel(CONFIG))
+    rows, params = fakes.rows_of([[1] * 4]), fakes.params(LanguageModel(fakes.DECODER))
     assert set(params) == {"trunk"}
-    unused = next(token for token in range(CONFIG.vocab_size) if token not in np.asarray(rows[0]))
+    unused = next(token for token in range(fakes.DECODER.vocab_size) if token not in np.asarray(rows[0]))
     embedding = params["trunk"]["token_embedding"]
     changed = {"trunk": {**params["trunk"], "token_embedding": embedding.at[unused].multiply(2.0)}}
-    before, after = logits_of(CONFIG, params, *rows), logits_of(CONFIG, changed, *rows)
+    before, after = fakes.logits_of(fakes.DECODER, params, *rows), fakes.logits_of(fakes.DECODER, changed, *rows)
     np.testing.assert_allclose(after[..., unused], 2 * before[..., unused], rtol=1e-4)
     np.testing.assert_array_equal(np.delete(after, unused, -1), np.delete(before, unused, -1))
 
 
 def test_initial_scales():
-    config = dataclasses.replace(CONFIG, d_model=256, num_heads=4, d_head=64, d_ff=512, vocab_size=500, max_length=200)
-    rows = batch([[1, 1]])
+    config = dataclasses.replace(
+        fakes.DECODER, d_model=256, num_heads=4, d_head=64, d_ff=512, vocab_size=500, max_length=200
+    )
+    rows = fakes.rows_of([[1, 1]])
     init = jax.jit(ScalarModel(config).init)
     trunk = init(jax.random.key(0), *rows)["params"]["trunk"]
     residual = 0.02 / np.sqrt(2 * config.num_layers)
@@ -135,17 +137,17 @@ def test_initial_scales():
 
 
 def test_the_bias_of_the_scalar_model_shifts_every_value():
-    rows, model = batch([[1] * 5]), ScalarModel(CONFIG)
-    params = parameters(model)
+    rows, model = fakes.rows_of([[1] * 5]), ScalarModel(fakes.DECODER)
+    params = fakes.params(model)
     shifted = {**params, "head": {**params["head"], "bias": params["head"]["bias"] + 2.5}}
-    before, after = (compiled(model)(p, *rows) for p in (params, shifted))
+    before, after = (fakes.compiled(model)(p, *rows) for p in (params, shifted))
     assert before.shape == (1, 5)
     np.testing.assert_allclose(after, before + 2.5, rtol=1e-5)
 
 
 def test_the_model_equals_numpy_in_float64():
-    rows = batch([[1] * 5 + [2] * 3])
-    params = parameters(LanguageModel(BANDED))
+    rows = fakes.rows_of([[1] * 5 + [2] * 3])
+    params = fakes.params(LanguageModel(fakes.BANDED_DECODER))
     trunk = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["trunk"])
     tokens, segments, positions = (np.asarray(a)[0] for a in rows)
 
@@ -157,7 +159,7 @@ def test_the_model_equals_numpy_in_float64():
         return x @ p["kernel"] + p["bias"]
 
     x = trunk["token_embedding"][tokens] + trunk["position_embedding"][positions]
-    for layer in range(BANDED.num_layers):
+    for layer in range(fakes.BANDED_DECODER.num_layers):
         p = jax.tree.map(lambda leaf, layer=layer: leaf[layer], trunk["blocks"])
         normed = norm(x, p["attention_norm"])
         query, key, value = (dense(normed, p["attention"][name]).reshape(8, 2, 8) for name in ("query", "key", "value"))
@@ -173,17 +175,17 @@ def test_the_model_equals_numpy_in_float64():
         inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
         x = x + dense(inner, p["feed_forward"]["out"])
     expected = norm(x, trunk["final_norm"]) @ trunk["token_embedding"].T
-    np.testing.assert_allclose(logits_of(BANDED, params, *rows)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(fakes.logits_of(fakes.BANDED_DECODER, params, *rows)[0], expected, atol=2e-5)
     with jax.enable_x64(True):
-        exact = dataclasses.replace(BANDED, dtype="float64", param_dtype="float64")
-        found = np.asarray(logits_of(exact, {"trunk": trunk}, *rows)[0])
+        exact = dataclasses.replace(fakes.BANDED_DECODER, dtype="float64", param_dtype="float64")
+        found = np.asarray(fakes.logits_of(exact, {"trunk": trunk}, *rows)[0])
     assert found.dtype == np.float64
     print(f"largest difference {np.abs(found - expected).max():.1e}, largest value {np.abs(expected).max():.1f}")
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_graft_replaces_the_trunk_by_a_copy_and_keeps_the_head():
-    language, scalar = parameters(LanguageModel(CONFIG), 1), parameters(ScalarModel(CONFIG), 2)
+    language, scalar = fakes.params(LanguageModel(fakes.DECODER), 1), fakes.params(ScalarModel(fakes.DECODER), 2)
     grafted = graft_trunk(scalar, language)
     jax.tree.map(np.testing.assert_array_equal, grafted, {"trunk": language["trunk"], "head": scalar["head"]})
     jax.tree.map(lambda leaf: leaf.delete(), language)
@@ -191,8 +193,8 @@ def test_graft_replaces_the_trunk_by_a_copy_and_keeps_the_head():
 
 
 def test_graft_names_both_sides_of_what_differs():
-    scalar = parameters(ScalarModel(CONFIG))
-    wide = parameters(LanguageModel(dataclasses.replace(CONFIG, vocab_size=23)))
+    scalar = fakes.params(ScalarModel(fakes.DECODER))
+    wide = fakes.params(LanguageModel(dataclasses.replace(fakes.DECODER, vocab_size=23)))
     with pytest.raises(
         CheckpointError, match=r"expected token_embedding float32\[19, 12\]; found token_embedding float32\[23, 12\]$"
     ):
@@ -219,4 +221,4 @@ def test_graft_names_both_sides_of_what_differs():
 )
 def test_impossible_configs(change, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(CONFIG, **change)
+        dataclasses.replace(fakes.DECODER, **change)

@@ -78,9 +78,12 @@ def test_named_sections_must_be_the_same(tmp_path):
     )
 
 
-def test_ppo_may_get_more_iterations(tmp_path):
+def test_keys_that_a_stage_names_may_change(tmp_path):
     path = epath.Path(tmp_path / "config.json")
     path.write_text(json.dumps(CONFIG))
-    provenance.check_config(changed(ppo__iterations=50), path, ("ppo",))
+    allowed = {"may_change": ("ppo.iterations",)}
+    provenance.check_config(changed(ppo__iterations=50), path, ("ppo",), **allowed)
     with pytest.raises(ConfigError, match="ppo.epochs: expected 4"):
-        provenance.check_config(changed(ppo__epochs=5), path, ("ppo",))
+        provenance.check_config(changed(ppo__epochs=5), path, ("ppo",), **allowed)
+    with pytest.raises(ConfigError, match="ppo.iterations: expected"):
+        provenance.check_config(changed(ppo__iterations=50), path, ("ppo",))

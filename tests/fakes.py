@@ -1,0 +1,97 @@
+"""Models that compile in a second, with weights large enough that nothing is hidden by a zero or a one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel, ScalarModel
+
+CONFIG = TransformerConfig(vocab_size=16, num_layers=2, d_model=32, num_heads=2, d_head=16, d_ff=64, max_length=24)
+BANDED = dataclasses.replace(CONFIG, local_window=3)
+
+
+def params(model, seed=0, noise=0.3):
+    """Random weights, without compiling the model's own; the more noise, the surer the predictions."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(seed), row, row, row)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + noise * rng.normal(size=shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def language_model(config=CONFIG, **kwargs):
+    """(model, weights)."""
+    model = LanguageModel(config)
+    return model, params(model, **kwargs)
+
+
+def scalar_model(config=CONFIG, **kwargs):
+    """(model, weights)."""
+    model = ScalarModel(config)
+    return model, params(model, **kwargs)
+
+
+# In float64.
+
+LAYERS = [{"unroll": 2}, {"remat": True}]  # changes of a config that change no result
+LAYER_NAMES = ["unrolled", "rematerialized"]
+
+
+def float64_config(**change):
+    """The config in float64, with a change."""
+    with jax.enable_x64(True):
+        return dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64", **change)
+
+
+@functools.cache
+def float64_params(kind, seed=0):
+    """Weights of a kind of model, in float64."""
+    with jax.enable_x64(True):
+        return params(kind(float64_config()), seed)
+
+
+# A decoder whose sizes all differ, and rows of several segments.
+
+DECODER = TransformerConfig(
+    vocab_size=19, num_layers=3, d_model=12, num_heads=2, d_head=8, d_ff=20, max_length=16, local_window=None
+)
+BANDED_DECODER = dataclasses.replace(DECODER, num_layers=2, local_window=3)
+
+
+def positions_of(segments):
+    segments = np.asarray(segments)
+    positions = np.zeros_like(segments)
+    for row, out in zip(segments, positions, strict=True):
+        for name in set(row) - {0}:
+            out[row == name] = np.arange((row == name).sum())
+    return jnp.asarray(positions)
+
+
+def rows_of(segments, seed=0):
+    """(tokens, segments, positions) of random tokens."""
+    segments = jnp.asarray(segments, jnp.int32)
+    tokens = jax.random.randint(jax.random.key(seed), segments.shape, 0, DECODER.vocab_size)
+    return tokens, segments, positions_of(segments)
+
+
+@functools.cache
+def compiled(model, method="__call__", deterministic=True):
+    """The model as a compiled function of its weights, its inputs and a key for dropout."""
+
+    def run(params, *inputs, key=None):
+        rngs = None if key is None else {"dropout": key}
+        return model.apply({"params": params}, *inputs, deterministic=deterministic, rngs=rngs, method=method)
+
+    return jax.jit(run)
+
+
+def logits_of(config, params, tokens, segments, positions):
+    return compiled(LanguageModel(config))(params, tokens, segments, positions)[0]

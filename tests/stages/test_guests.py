@@ -1,0 +1,69 @@
+"""RLOO exactly as docs/own_algorithm.md writes it: a stage, a section, and a policy that the others can use."""
+
+import pathlib
+import re
+
+import jax
+import pytest
+
+from instructjax.algorithms import advantages
+from instructjax.errors import ConfigError
+from instructjax.models.transformer import ScalarModel
+from instructjax.recipe import stage_keys
+from instructjax.runs import metrics_file
+from instructjax.stages import evaluate, ppo
+from instructjax.stages.run import Run
+from instructjax.stages.stage import Stage, stage
+from tests import tiny_models
+from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
+
+GUIDE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_algorithm.md"
+
+
+def rloo():
+    """The stage of the guide."""
+    (code,) = re.findall(r'```python\n(@stage\("rloo".*?)```', GUIDE.read_text(), flags=re.DOTALL)
+    names = {"stage": stage, "Stage": Stage, "ppo": ppo, "advantages": advantages, "stage_keys": stage_keys}
+    exec(code, names)  # noqa: S102
+    return names["run"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run in which RLOO made two iterations from random weights."""
+    home = tmp_path_factory.mktemp("rloo")
+    config = changed(recipe(home), ppo__iterations=2, evaluate__batch_size=8).unlock()
+    (code,) = re.findall(r"\n(config.rloo = .*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    exec(code, {"config": config})  # noqa: S102
+    config.rloo.update(batch_size=32, minibatch_size=16)  # eight prompts, for eight devices
+    run = Run(config.lock(), home / "run")
+    tokenizer, shape = run.layout.tokenizer, run.reward_config
+    save_stage(config, run.workdir, "ppo_init", tokenizer)
+    save_checkpoint(config, run.workdir, "reward", tokenizer, shape, {"params": tiny_models.params(ScalarModel(shape))})
+    (run.workdir / "reward" / "summary.json").write_text('{"steps": 1}')
+    rloo()(run)
+    return run
+
+
+def test_it_trains_without_a_value_network(trained):
+    *_, last = metrics_file.read(trained.directory("rloo") / "metrics.jsonl")
+    assert last["step"] == 2 and last["policy_loss"] is not None
+    assert not [name for name in last if name.startswith("value")]
+
+
+def test_its_policy_answers(trained):
+    policy, layout = trained.open_policy("rloo")
+    ((prompt, _),) = evaluate.answer(trained, policy, layout, ["the fox"], jax.random.key(0))
+    assert prompt == "the fox" and trained.config.evaluate.guests == ("rloo",)
+
+
+def test_its_section_is_checked(trained):
+    wrong = changed(trained.config, rloo__clip_ratio=-1)
+    with pytest.raises(ConfigError, match="^rloo.clip_ratio: expected more than 0, found -1"):
+        rloo()(Run(wrong, trained.workdir))
+
+
+def test_prompts_must_divide_over_devices(trained):
+    wrong = changed(trained.config, rloo__batch_size=16)
+    with pytest.raises(ConfigError, match="^rloo.batch_size / rloo.samples_per_prompt: expected a multiple of 8"):
+        rloo()(Run(wrong, trained.workdir.parent / "other"))
