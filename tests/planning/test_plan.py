@@ -36,16 +36,16 @@ class TestOneProgram:
         parameters = 4 * count_parameters(shape)
         assert 2 * row.residents.weights == pytest.approx(row.residents.optimizer, rel=0.01)
         assert parameters / 4 <= row.residents.weights < parameters / 2
-        where = compiling.make_mesh(chips.parse("cpu:1"), (1, 1, 1))
+        mesh = compiling.make_mesh(chips.parse("cpu:1"), (1, 1, 1))
         alone = compiling.resident_bytes(
-            compiling.abstract_arguments(programs.build("sft", config), where, shard_optimizer_state=False)
+            compiling.abstract_arguments(programs.build("sft", config), mesh, shard_optimizer_state=False)
         )
         assert alone.weights == parameters + 8  # plus two counters
 
     def test_optimizer_state_can_be_sharded_over_data(self, row, config):
-        where = compiling.make_mesh(chips.parse("cpu:8"), (2, 2, 2))
+        mesh = compiling.make_mesh(chips.parse("cpu:8"), (2, 2, 2))
         program = programs.build("sft", config)
-        shared = compiling.resident_bytes(compiling.abstract_arguments(program, where, shard_optimizer_state=True))
+        shared = compiling.resident_bytes(compiling.abstract_arguments(program, mesh, shard_optimizer_state=True))
         assert shared.weights == row.residents.weights
         assert shared.optimizer < 0.6 * row.residents.optimizer
 
