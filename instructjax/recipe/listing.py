@@ -102,6 +102,7 @@ A recipe of your own starts from another one and says what it changes:
 ```python
 from configs import sandbox
 
+
 def get_config(variant=""):
     config = sandbox.get_config(variant).unlock()
     config.ppo.kl_coefficient = 0.05
@@ -128,6 +129,7 @@ BEST = section(
     samples=Key(8, INTEGER_FROM_1, "samples", "of each prompt", "a first guess"),
     learning_rate=Key(1e-4, AT_LEAST_0, "", "peak"),
 )
+
 
 @stage("best", after=("sft", "reward"), uses=("prompts",), keys=BEST)
 def run(stage: Stage) -> None: ...

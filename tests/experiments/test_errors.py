@@ -98,7 +98,7 @@ def test_a_missing_stage_is_named(pretrained, stage, missing):
         (
             "pretrain.py",
             ["--config.pretrain.stepps=1"],
-            "--config: expected keys that the recipe declares, found 'stepps' Did you mean \"steps\" instead of",
+            "pretrain.stepps: expected a key that the recipe declares, found no such key; did you mean pretrain.steps?",
         ),
         (
             "sample.py",
