@@ -60,5 +60,5 @@ def test_numbers_of_another_run_take_the_place_of_its_kind(tmp_path, monkeypatch
 def test_a_run_without_results_is_named(tmp_path):
     with pytest.raises(DataError, match="expected a finished run, found no results.json$"):
         views.load(tmp_path)
-    with pytest.raises(DataError, match="expected a finished run of the sandbox or on files, found 0 others$"):
+    with pytest.raises(DataError, match="expected a finished run without human data, found 0 others$"):
         views.load_all(tmp_path)
