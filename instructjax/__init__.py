@@ -1,3 +1,3 @@
 """InstructGPT (Ouyang et al. 2022) in JAX and Flax."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

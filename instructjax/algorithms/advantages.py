@@ -73,7 +73,8 @@ def leave_one_out(rewards: Array, group: Array, axis_name: AxisName = None) -> A
 
       A_i = r_i - 1 / (K - 1) Σ_{j ≠ i} r_j = 1 / (K - 1) Σ_j (r_i - r_j)
 
-    The baseline of a response is the mean reward of the other responses to its prompt, so it is unbiased.
+    The baseline of a response is the mean reward of the other responses to its prompt. It does not depend on the
+    response, so the gradient stays unbiased.
 
     Args:
       rewards: r, [B], of whole responses.

@@ -25,16 +25,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from instructjax import losses
 from instructjax.algorithms import ppo_metrics
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo_metrics import Readings
+from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
@@ -50,45 +49,6 @@ from instructjax.training.step import Loss, finite_update, summed_gradient
 
 Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
-
-
-class PPOState(flax.struct.PyTreeNode):
-    """What an iteration changes.
-
-    Attributes:
-      step: int32 scalar, the number of iterations made.
-      policy: the policy, with the moving average that is evaluated and exported.
-      value: the critic, started from the reward model; None without a critic.
-    """
-
-    step: Array
-    policy: TrainState
-    value: TrainState | None
-
-
-class Frozen(flax.struct.PyTreeNode):
-    """Weights that an iteration only reads.
-
-    Attributes:
-      reference: the initial policy's, to which the KL penalty is taken.
-      reward: the reward model's, its offset included.
-    """
-
-    reference: Params
-    reward: Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """A network and what updates it.
-
-    Attributes:
-      model: a LanguageModel (policy) or a ScalarModel (critic), or what has their methods.
-      optimizer: makes one update per minibatch.
-    """
-
-    model: Any
-    optimizer: optax.GradientTransformation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
