@@ -149,8 +149,8 @@ class Iteration:
         # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
         readings = self._read(state, frozen, episodes)
         # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
+        consistency.require_floating(scores=readings.rewards)
         outcome = episode.at_last_token(readings.rewards, episodes.segments)
-        consistency.require_floating(scores=outcome)
         ended = episode.ended(episodes, self.eos_id)
         scores = jnp.where(ended, outcome, outcome - config.missing_eos_penalty)
         # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
