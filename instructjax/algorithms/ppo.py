@@ -300,8 +300,7 @@ def make_iteration(
         )
     if config.batch_size % samples_per_prompt:
         raise ConfigError(
-            f"samples_per_prompt: expected a divisor of ppo.batch_size ({config.batch_size}), "
-            f"found {samples_per_prompt}"
+            f"samples_per_prompt: expected a divisor of batch_size ({config.batch_size}), found {samples_per_prompt}"
         )
     return Iteration(
         policy=policy,

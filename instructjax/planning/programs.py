@@ -158,7 +158,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
     state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners), *weights)
     frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
-    tokens = _array((section.batch_size, data.max_prompt), jnp.int32)
+    tokens = _array((section.batch_size // section.samples_per_prompt, data.max_prompt), jnp.int32)
     prompts = PromptBatch(tokens, tokens)
     minibatches = section.batch_size // section.minibatch_size
     windows = section.ptx_examples_per_episode * section.minibatch_size

@@ -95,9 +95,8 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _lengths(config)
     _batches(config)
     _labelers(config)
+    ppo_section(config, "ppo")
     if config.ppo.reward_function:
-        if jax.process_count() > 1:  # one process would call it, and the others would not learn of its errors
-            raise ConfigError('ppo.reward_function: expected "" in a run of several processes, found a function')
         reward_function.load(config.ppo.reward_function)
 
 
@@ -154,13 +153,12 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"model.max_length: expected at least data.max_prompt + data.max_response = {needed} tokens, found {limit}"
         )
-    for key in ("pretrain.length", "ppo.ptx_length"):
-        _require(config, key, lambda length: length <= limit, f"at most model.max_length ({limit})")
+    _require(config, "pretrain.length", lambda length: length <= limit, f"at most model.max_length ({limit})")
 
 
 def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -> None:
-    """Checks the size of reward model and value network, and the dtype of frozen weights."""
-    size, frozen = config.reward.size, config.ppo.frozen_dtype or config.model.param_dtype
+    """Checks the size of reward model and value network."""
+    size = config.reward.size
     if size:
         parallel.check_model(sizes.resized(model, size), "reward", config.parallel)
         if not (config.reward.init_from or config.reward.import_from or config.ppo.reward_from):
@@ -168,12 +166,6 @@ def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -
                 f"reward.init_from: expected the checkpoints of a policy of reward.size ({size}), or those of a reward "
                 'model in ppo.reward_from, found none; reward.size="" makes reward models of the policy\'s size'
             )
-    wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
-    if frozen not in wide:
-        raise ConfigError(
-            f"ppo.frozen_dtype: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
-            f"(model.dtype), found {frozen!r}"
-        )
 
 
 def _batches(config: ml_collections.ConfigDict) -> None:
@@ -181,11 +173,10 @@ def _batches(config: ml_collections.ConfigDict) -> None:
     for stage in ("pretrain", "sft", "reward", "ppo_init"):
         section = config[stage]
         parallel.check_batch_size(section.batch_size, f"{stage}.batch_size", config.parallel, section.microbatches)
-    ppo_batches(config, "ppo")
 
 
-def ppo_batches(config: ml_collections.ConfigDict, name: str) -> None:
-    """Checks that the batches of PPO divide into samples, minibatches, microbatches, parts and devices.
+def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
+    """Checks what the keys of PPO's section must be next to each other and to the rest of the recipe.
 
     Args:
       config: a whole recipe.
@@ -194,7 +185,16 @@ def ppo_batches(config: ml_collections.ConfigDict, name: str) -> None:
     Raises:
       ConfigError: names the key, what was expected and what was found.
     """
-    ppo = config[name]
+    ppo, limit = config[name], config.model.max_length
+    if ppo.reward_function and jax.process_count() > 1:  # one would call it, the others not learn of its errors
+        raise ConfigError(f'{name}.reward_function: expected "" in a run of several processes, found a function')
+    _require(config, f"{name}.ptx_length", lambda length: length <= limit, f"at most model.max_length ({limit})")
+    wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
+    if (frozen := ppo.frozen_dtype or config.model.param_dtype) not in wide:
+        raise ConfigError(
+            f"{name}.frozen_dtype: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
+            f"(model.dtype), found {frozen!r}"
+        )
     if ppo.batch_size % ppo.minibatch_size:
         raise ConfigError(
             f"{name}.batch_size: expected a multiple of {name}.minibatch_size ({ppo.minibatch_size}), "

@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 DOCUMENTS = {"prose": 0.37, "instructions": 0.37, "transcript": 0.15, "chatter": 0.11}
 MIN_WORDS, MAX_WORDS = 20, 120
-SEPARATOR = "\n"
 
 _PORTRAIT = (
     "there is a {size} {colour} {animal} in the {home} .",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
+from instructjax.records import Demonstration, Prompt, Ranking, Record, Text
 
 SPLITS: Mapping[type[Record], tuple[str, ...]] = {  # the splits that training and evaluation need
     Text: ("train", "validation"),
@@ -28,7 +28,6 @@ SPLITS: Mapping[type[Record], tuple[str, ...]] = {  # the splits that training a
 
 # `sample(prompts, seed)` yields (prompt, K sampled answers), in the order of the prompts.
 Sample = Callable[[Sequence[Prompt], int], Iterator[tuple[str, list[str]]]]
-Load = Callable[[type[R], str], Sequence[R]]
 
 
 @dataclasses.dataclass(frozen=True)

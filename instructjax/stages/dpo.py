@@ -21,7 +21,7 @@ def run(stage: Stage) -> None:
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     stage.train(
         functools.partial(dpo_loss, model=LanguageModel(run.policy_config), beta=section.beta),
-        start=reference,
+        start=lambda: reference,
         batches=lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **batching),
         steps=steps,
         frozen=(reference,),

@@ -19,7 +19,7 @@ from instructjax.training.state import Params, TrainState
 
 def train(
     stage: Stage,
-    start: Params,
+    start: Callable[[], Params],
     batches: Callable[[], pipeline.Batches],
     *,
     steps: int,
@@ -31,7 +31,7 @@ def train(
 
     Args:
       stage: its section has dropout and, unless there is a schedule, the learning rate.
-      start: the weights before the first step.
+      start: returns the weights before the first step.
       batches: makes the grain dataset.
       steps: updates.
       held_out: batches to measure, by what to call them in the metrics.

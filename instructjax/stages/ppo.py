@@ -15,6 +15,7 @@ from instructjax.algorithms import advantages
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
+from instructjax.errors import ConfigError
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
@@ -67,7 +68,12 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
       estimator: of advantages. If it needs a critic, a value network learns along, from the reward model's weights.
     """
     run, section = stage.run, stage.section
-    check.ppo_batches(stage.config, stage.declaration.section)
+    check.ppo_section(stage.config, stage.declaration.section)
+    if section.samples_per_prompt < 1 + estimator.needs_groups:
+        raise ConfigError(
+            f"{stage.declaration.section}.samples_per_prompt: expected at least 2 for this estimator of advantages, "
+            f"found {section.samples_per_prompt}"
+        )
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     name = section.reward_function
     scorer: Scorer = RewardFunction(reward_function.load(name), run.layout) if name else scalar

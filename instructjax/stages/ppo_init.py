@@ -28,7 +28,7 @@ def run(stage: Stage) -> None:
         batches = functools.partial(demonstrations.batches, records, run.layout)
     language_model.train(
         stage,
-        run.load_start("pretrain", section.init_from),
+        lambda: run.load_start("pretrain", section.init_from),
         lambda: batches(steps=steps, prompt_weight=section.prompt_weight, **stage.batching()),
         steps=steps,
         held_out={"demonstration": run.validation_demonstrations(), "text": run.validation_text()},

@@ -25,7 +25,7 @@ def run(stage: Stage) -> None:
     model = LanguageModel(stage.run.policy_config)
     language_model.train(
         stage,
-        initial_params(model, jax.random.fold_in(stage.key, section.steps)),
+        lambda: initial_params(model, jax.random.fold_in(stage.key, section.steps)),
         lambda: pipeline.text_batches(
             stage.run.records(Text, "train"),
             stage.run.layout.tokenizer,

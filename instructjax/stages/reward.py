@@ -41,7 +41,6 @@ def run(stage: Stage) -> None:
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
     steps = pipeline.steps(rankings, section.batch_size, section.epochs)
     model = ScalarModel(run.reward_config)
-    start = _start(stage, model, steps)
     measure = reward_models.held_out_metrics(model, run.validation_rankings())
 
     def offset(state: TrainState) -> TrainState:
@@ -49,7 +48,7 @@ def run(stage: Stage) -> None:
 
     stage.train(
         objectives.ranking_loss(ScalarModel(dataclasses.replace(model.config, dropout=section.dropout))),
-        start,
+        lambda: _start(stage, model, steps),
         lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
         steps=steps,
         network=model.config,

@@ -14,12 +14,12 @@ def run(stage: Stage) -> None:
     run, section = stage.run, stage.section
     records = run.records(Demonstration, "train")
     steps = pipeline.steps(records, section.batch_size, section.epochs)
-    start = run.load_start("pretrain", section.init_from)
+    _ = run.checkpoints("pretrain", section.init_from)  # refuses before the choice is forgotten
     if not run.is_finished(stage.name):
         selection.forget(run)
     language_model.train(
         stage,
-        start,
+        lambda: run.load_start("pretrain", section.init_from),
         lambda: demonstrations.batches(
             records, run.layout, steps=steps, prompt_weight=section.prompt_weight, **stage.batching()
         ),

@@ -26,6 +26,7 @@ from etils import epath
 
 from instructjax import files
 from instructjax.data import pipeline
+from instructjax.errors import ConfigError
 from instructjax.models.config import TransformerConfig
 from instructjax.recipe import check
 from instructjax.recipe.declared import SECTIONS, SOURCES
@@ -81,6 +82,8 @@ class StageFunction:
         stage = Stage(run, self.declaration)
         if self.keys:
             check.section(run.config, self.declaration.section, self.keys)
+        elif self.declaration.section not in run.config:
+            raise ConfigError(f"{self.declaration.section}: expected a section of the recipe, found None")
         with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
             if stage.has_begun():  # what it began with is compared before anything is loaded
                 _ = run.layout
@@ -174,7 +177,7 @@ class Stage:
     def train(
         self,
         loss: Callable[..., Any],
-        start: Params,
+        start: Callable[[], Params],
         batches: Callable[[], pipeline.Batches],
         *,
         steps: int,
@@ -188,7 +191,7 @@ class Stage:
 
         Args:
           loss: `loss(params, batch, key, *frozen) -> ((sum, weight), metrics)`.
-          start: the weights before the first step.
+          start: returns the weights before the first step. A function, so that nobody else holds them meanwhile.
           batches: makes the grain dataset.
           steps: updates.
           network: the network's shape, saved with the checkpoints; the policy's if not given.
@@ -207,7 +210,7 @@ class Stage:
             # Weights that are also read must be another buffer than those that steps change in place.
             return train_state.create(jax.tree.map(jnp.copy, params) if frozen else params, adam)
 
-        state = parallel.build(begin, start, shard_optimizer_state=self.config.parallel.shard_optimizer_state)
+        state = parallel.build(begin, start(), shard_optimizer_state=self.config.parallel.shard_optimizer_state)
         self.train_with(
             step,
             state,

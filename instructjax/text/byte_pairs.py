@@ -35,7 +35,7 @@ _NEXT = "a"  # a text of one token in every vocabulary, which is joined with no 
 
 
 class BytePairTokenizer:
-    """Text to token ids and back; see `vocabulary.Tokenizer`.
+    """Text to token ids and back; see `tokenizer.Tokenizer`.
 
     `decode(encode(text)) == text` holds for every text. GPT-2 joins white space with white space that
     follows it, and else splits it off, so the tokens of a prompt depend on what comes after it. That is why

@@ -6,25 +6,27 @@ import re
 import jax
 import pytest
 
-from instructjax.algorithms import advantages
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import ScalarModel
-from instructjax.recipe import stage_keys
 from instructjax.runs import metrics_file
-from instructjax.stages import evaluate, ppo
+from instructjax.stages import evaluate
 from instructjax.stages.run import Run
-from instructjax.stages.stage import Stage, stage
 from tests import tiny_models
 from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
 
 GUIDE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_algorithm.md"
 
 
+def block(title):
+    """The code block of the guide that begins with this docstring."""
+    (code,) = re.findall(rf'```python\n("""{title}.*?)```', GUIDE.read_text(), flags=re.DOTALL)
+    return code
+
+
 def rloo():
     """The stage of the guide."""
-    (code,) = re.findall(r'```python\n(@stage\("rloo".*?)```', GUIDE.read_text(), flags=re.DOTALL)
-    names = {"stage": stage, "Stage": Stage, "ppo": ppo, "advantages": advantages, "stage_keys": stage_keys}
-    exec(code, names)  # noqa: S102
+    names = {"__name__": "rloo"}
+    exec(block("Trains a policy by RLOO"), names)  # noqa: S102
     return names["run"]
 
 
@@ -33,8 +35,11 @@ def trained(tmp_path_factory):
     """A run in which RLOO made two iterations from random weights."""
     home = tmp_path_factory.mktemp("rloo")
     config = changed(recipe(home), ppo__iterations=2, evaluate__batch_size=8).unlock()
-    (code,) = re.findall(r"\n(config.rloo = .*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    exec(code, {"config": config})  # noqa: S102
+    made = {}
+    exec(block("RLOO in the sandbox"), made)  # noqa: S102
+    config.rloo = config.ppo.copy_and_resolve_references()
+    config.rloo.samples_per_prompt = made["get_config"]("smoke").rloo.samples_per_prompt
+    config.evaluate.guests = made["get_config"]("smoke").evaluate.guests
     config.rloo.update(batch_size=32, minibatch_size=16)  # eight prompts, for eight devices
     run = Run(config.lock(), home / "run")
     tokenizer, shape = run.layout.tokenizer, run.reward_config
@@ -67,3 +72,10 @@ def test_prompts_must_divide_over_devices(trained):
     wrong = changed(trained.config, rloo__batch_size=16)
     with pytest.raises(ConfigError, match="^rloo.batch_size / rloo.samples_per_prompt: expected a multiple of 8"):
         rloo()(Run(wrong, trained.workdir.parent / "other"))
+
+
+def test_the_stage_of_dpo_is_the_guides():
+    source = (GUIDE.parents[1] / "instructjax" / "stages" / "dpo.py").read_text()
+    body = re.sub(r'    """.*?"""\n', "", source[source.index("@stage") :], flags=re.DOTALL)
+    for page in ("own_algorithm.md", "architecture.md"):
+        assert f"```python\n{body}```" in (GUIDE.parent / page).read_text()
