@@ -21,9 +21,9 @@ from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
 def prepared(tmp_path, monkeypatch):
     """A recipe whose policy has one layer of width 8, and checkpoints of both networks."""
     row = dataclasses.replace(sizes.SIZES["small"], num_layers=2, d_model=16, num_heads=2, d_head=8)
-    monkeypatch.setattr(sizes, "SIZES", {**sizes.SIZES, "tiny": row})
+    monkeypatch.setattr(sizes, "SIZES", {**sizes.SIZES, "small": row})
     config = changed(recipe(tmp_path), ppo__iterations=2, ppo_log__save_every=1, ppo_log__evaluate_every=2)
-    config = changed(config, reward__size="tiny", ppo__reward_from=str(tmp_path / "6b" / "reward" / "checkpoints"))
+    config = changed(config, reward__size="small", ppo__reward_from=str(tmp_path / "6b" / "reward" / "checkpoints"))
     layout = Run(config, tmp_path / "run").layout
     save_stage(config, tmp_path / "run", "ppo_init", layout.tokenizer)
     shape = sizes.resized(policy_config(config, layout.tokenizer.vocab_size), config.reward.size)
