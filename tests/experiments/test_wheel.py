@@ -53,7 +53,7 @@ def test_help_lists_the_scripts(tmp_path):
     printed_lines = printed(instructjax("--help", cwd=tmp_path, PYTHONPATH=str(ROOT))).splitlines()
     listed = dict(line.split(maxsplit=1) for line in printed_lines[printed_lines.index("SCRIPT is one of") + 1 :])
     assert list(listed) == SCRIPTS
-    assert listed["pretrain"] == "Trains GPT on the pretraining text: WORKDIR/pretrain."
+    assert listed["pretrain"] == "Trains GPT on pretraining text: WORKDIR/pretrain."
 
 
 def test_recipes_are_found_from_any_folder(tmp_path):
