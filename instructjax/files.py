@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and JSON objects in them.
 
-A file is written beside its final name and then renamed, so that whoever reads it while a run goes on, or after a run
-was killed, finds the old content or the new one, never half of either.
+A file is written under another name in the same folder and then renamed. So a reader finds the old content or the new
+one, never half of either, also during a run or after a run was killed.
 """
 
 from __future__ import annotations

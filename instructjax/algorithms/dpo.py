@@ -42,7 +42,7 @@ def dpo_loss(
     Args:
       params: the policy's weights.
       batch: prompts with their ranked answers.
-      key: unused: there is no dropout, so that policy and reference are computed alike.
+      key: unused. There is no dropout: policy and reference must be computed in the same way.
       reference: the reference policy's weights.
       model: of both.
       beta: see `implicit_rewards`.
