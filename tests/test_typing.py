@@ -17,7 +17,7 @@ from instructjax.batch import Episodes
 from instructjax.models import attention
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import episode
-from tests import shape_checks, tiny_models
+from tests import fakes, shape_checks
 
 B, R, V = 3, 4, 5
 
@@ -60,7 +60,7 @@ def test_a_wrong_shape_or_dtype_raises(call):
 
 
 def test_a_wrong_shape_raises_in_a_method_of_a_model():
-    model = LanguageModel(tiny_models.CONFIG)
+    model = LanguageModel(fakes.CONFIG)
     tokens = jnp.ones((B, R), jnp.int32)
     with pytest.raises(jaxtyping.TypeCheckError, match="segments"):
         jax.eval_shape(model.init, jax.random.key(0), tokens, tokens[:, 1:], tokens)

@@ -19,7 +19,7 @@ from instructjax.runs import invariants
 from instructjax.training import parallel
 from instructjax.training import state as train_state
 from instructjax.training.metrics import compute
-from tests import tiny_models
+from tests import fakes
 
 PAD, EOS = 0, 1
 P, R, T = 4, 5, 8
@@ -50,7 +50,7 @@ PPO = ml_collections.ConfigDict(
     }
 )
 PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_optimizer_state": False}
-MODEL, SCALAR = LanguageModel(tiny_models.CONFIG), ScalarModel(tiny_models.CONFIG)
+MODEL, SCALAR = LanguageModel(fakes.CONFIG), ScalarModel(fakes.CONFIG)
 
 
 def changed(**keys):
@@ -61,7 +61,7 @@ def changed(**keys):
 class Bigram:
     """Stands for a LanguageModel: predicts the next token from the last one, and compiles at once."""
 
-    config: object = flax.struct.field(pytree_node=False, default=tiny_models.CONFIG)
+    config: object = flax.struct.field(pytree_node=False, default=fakes.CONFIG)
 
     def decoding_params(self, params):
         return params
@@ -118,11 +118,11 @@ def make(config=PPO, *, models=FAKE, optimizers=(SGD, SGD), eos_id=EOS, axis_nam
 
 
 def real_params():
-    return tiny_models.params(MODEL, noise=0.1), tiny_models.params(SCALAR, seed=7, noise=0.1)
+    return fakes.params(MODEL, noise=0.1), fakes.params(SCALAR, seed=7, noise=0.1)
 
 
 def fake_params(seed=0, scalar=None):
-    width, vocabulary = 8, tiny_models.CONFIG.vocab_size
+    width, vocabulary = 8, fakes.CONFIG.vocab_size
     first, second = jax.random.split(jax.random.key(seed))
     bigram = {
         "embedding": jax.random.normal(first, (vocabulary, width)),
@@ -146,7 +146,7 @@ def prompts(seed=0):
     """Ragged prompts, without EOS and without token 5, which a test counts."""
     rng = np.random.default_rng(seed)
     segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
-    tokens = rng.integers(6, tiny_models.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32)
+    tokens = rng.integers(6, fakes.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32)
     return PromptBatch(tokens * segments, segments)
 
 
@@ -154,7 +154,7 @@ def text(seed=0):
     """Ragged windows of pretraining text."""
     rng = np.random.default_rng(seed)
     inside = (np.arange(T) < rng.integers(2, T + 1, size=(BATCH, 1))).astype(np.int32)
-    tokens = rng.integers(2, tiny_models.CONFIG.vocab_size, size=(BATCH, T)).astype(np.int32)
+    tokens = rng.integers(2, fakes.CONFIG.vocab_size, size=(BATCH, T)).astype(np.int32)
     positions = np.where(inside, np.arange(T), 0).astype(np.int32)
     return LMBatch(tokens, inside, positions, inside * (np.arange(T) > 0).astype(np.float32))
 
@@ -186,7 +186,7 @@ class TestFirstIteration:
         ids=["plain", "temperature, dropout and banded attention"],
     )
     def test_the_ratio_is_one_and_the_kl_zero(self, temperature, shape):
-        config = dataclasses.replace(tiny_models.CONFIG, **shape)
+        config = dataclasses.replace(fakes.CONFIG, **shape)
         models = LanguageModel(config), ScalarModel(config)
         state, frozen = initial(real_params())
         step = jax.jit(make(changed(temperature=temperature), models=models))

@@ -1,9 +1,8 @@
-"""What changes no loss and no gradient of PPO's policy and value network, in float64; see training/test_invariances."""
+"""What changes no loss and no gradient of PPO's policy and value network, in float64; see test_loss_laws.py."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,20 +11,12 @@ from instructjax.algorithms import ppo_metrics
 from instructjax.batch import Episodes
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import episode, sampling
-from tests.float64_gradients import (
-    CONFIG,
-    LAYERS,
-    PAD,
-    POLICY,
-    SCALAR,
-    TEXTS,
-    assert_same,
-    changed,
-    divided,
-    mean,
-    sums,
-)
+from instructjax.testing import laws
+from tests import fakes
 
+CONFIG, PAD = fakes.float64_config(), 0
+POLICY, SCALAR = fakes.float64_params(LanguageModel), fakes.float64_params(ScalarModel, seed=1)
+TEXTS = [np.random.default_rng(seed).integers(2, 16, size=size) for seed, size in enumerate((9, 4, 6, 2))]
 RNG = np.random.default_rng(0)
 RESPONSES = [RNG.integers(2, 16, size=size) for size in (3, 5, 1, 4)]
 NOISE = RNG.normal(size=(4, 5, 4))
@@ -65,36 +56,30 @@ def value_loss(config):
     return loss
 
 
+@functools.cache
+def loss_of(make, config=CONFIG):
+    return make(config)
+
+
 @pytest.mark.parametrize(("make", "params"), [(policy_loss, POLICY), (value_loss, SCALAR)], ids=["policy", "value"])
 class Test:
-    @staticmethod
-    @functools.cache
-    def loss(make):
-        return make(CONFIG)
-
-    def mean(self, make, params, batch, **keys):
-        return mean(self.loss(make), params, batch, **keys)
-
     @pytest.mark.parametrize("pad", [PAD, 7])
     def test_padding(self, make, params, pad):
         """More of it on both sides, of whatever token."""
-        assert_same(self.mean(make, params, batch(14, 8, pad)), self.mean(make, params, batch()))
+        laws.losses_agree(loss_of(make), loss_of(make), params, batch(14, 8, pad), batch())
 
     def test_order(self, make, params):
-        shuffled = jax.tree.map(lambda x: x[[3, 1, 0, 2]], batch())
-        assert_same(self.mean(make, params, shuffled), self.mean(make, params, batch()))
+        laws.permutation_of_rows(loss_of(make), params, batch())
 
     def test_microbatches(self, make, params):
-        assert_same(self.mean(make, params, batch(), microbatches=2), self.mean(make, params, batch()))
+        laws.microbatches_agree(loss_of(make), params, batch(), [(2, 1), (1, 2)])
 
     def test_minibatches_add_up_to_the_whole(self, make, params):
         """Sums over two minibatches of unequal numbers of tokens, divided once."""
-        first, second = (sums(self.loss(make), params, jax.tree.map(lambda x, i=i: x[i::2], batch())) for i in (0, 1))
-        assert float(first[0][1]) != float(second[0][1])
-        with jax.enable_x64(True):
-            total = jax.tree.map(jnp.add, first, second)
-        assert_same(divided(total), self.mean(make, params, batch()))
+        parts = [jax.tree.map(lambda x, i=i: x[i::2], batch()) for i in (0, 1)]
+        assert parts[0][0].response_mask.sum() != parts[1][0].response_mask.sum()
+        laws.parts_add_up(loss_of(make), params, parts, batch())
 
-    @pytest.mark.parametrize("change", LAYERS, ids=["unrolled", "rematerialised"])
+    @pytest.mark.parametrize("change", fakes.LAYERS, ids=fakes.LAYER_NAMES)
     def test_layers(self, make, params, change):
-        assert_same(mean(make(changed(**change)), params, batch()), self.mean(make, params, batch()))
+        laws.losses_agree(loss_of(make, fakes.float64_config(**change)), loss_of(make), params, batch())

@@ -6,7 +6,7 @@ import pytest
 from instructjax.data.layouts import TokenizedRanking
 from instructjax.evaluation import reward_models
 from instructjax.rollout import episode
-from tests import tiny_models
+from tests import fakes
 
 RNG = np.random.default_rng(0)
 SIZES = [(3, (2, 5, 1)), (1, (4,)), (6, (1, 2)), (2, (3, 3, 3))]  # tokens of each prompt and of its answers
@@ -15,7 +15,7 @@ RANKINGS = [TokenizedRanking(RNG.integers(1, 16, p), [RNG.integers(1, 16, r) for
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_rewards_equal_those_of_each_answer_alone(batch_size):
-    model, params = tiny_models.scalar_model()
+    model, params = fakes.scalar_model()
     found = reward_models.rewards(model, params, RANKINGS, pad_id=0, batch_size=batch_size)
     assert [rewards.dtype for rewards in found] == [np.float64] * len(RANKINGS)
     for ranking, rewards in zip(RANKINGS, found, strict=True):

@@ -18,10 +18,10 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.runs import metrics_file
 from instructjax.stages import dpo, evaluate
 from instructjax.stages.run import Run
-from tests import naive_rankings, tiny_models
-from tests.tiny_recipes import recipe, save_run, save_stage
+from tests import fakes, oracles
+from tests.recipes import recipe, save_run, save_stage
 
-MODEL = LanguageModel(tiny_models.CONFIG)
+MODEL = LanguageModel(fakes.CONFIG)
 BETA = 0.3
 PROMPTS = (2, 4, 3)  # tokens of each prompt
 ANSWERS = ((1, 5, 3), (4, 2), (2, 3, 3))  # tokens of each answer
@@ -39,7 +39,7 @@ def rankings():
 
 def batch(rankings):
     """Two in the first row, and the others below."""
-    return naive_rankings.packed([rankings[:2], rankings[2:]], length=24, prompts=2, answers=3)
+    return oracles.packed([rankings[:2], rankings[2:]], length=24, prompts=2, answers=3)
 
 
 @jax.jit
@@ -60,7 +60,7 @@ def joined(ranking, k):
 @pytest.fixture(scope="module")
 def weights():
     """(policy, reference)."""
-    return tiny_models.params(MODEL, seed=1), tiny_models.params(MODEL, seed=2)
+    return fakes.params(MODEL, seed=1), fakes.params(MODEL, seed=2)
 
 
 @jax.jit

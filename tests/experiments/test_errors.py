@@ -11,7 +11,7 @@ import pytest
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError
 from instructjax.stages import ppo, pretrain, reward, selection
 from instructjax.stages.run import Run
-from tests.tiny_recipes import RECORDS, recipe, save_stage
+from tests.recipes import RECORDS, recipe, save_stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from instructjax.models import huggingface, pretrained
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.text import tokenizer_files
-from tests import tiny_models
+from tests import fakes
 from tests.local_data import ABSENT, DATA, E2E
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
@@ -39,7 +39,7 @@ def random_gpt2(folder, texts, size=1500):
     shape = dict(gpt2.get_config("tiny").model)
     config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # filled up, as released models are
     described = huggingface.describe(config, eos_id=found.eos_id, pad_id=found.pad_id)
-    params = tiny_models.params(LanguageModel(config), noise=0.08)
+    params = fakes.params(LanguageModel(config), noise=0.08)
     pretrained.write(folder, described, huggingface.tensors_of(params, config), {"tokenizer.json": found.to_bytes()})
     return found
 

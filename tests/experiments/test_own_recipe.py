@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests import tiny_recipes
+from tests import recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ("text", "demonstrations", "rankings", "prompts")
@@ -26,7 +26,7 @@ def script(name, *arguments):
 
 @pytest.mark.slow
 def test_all_stages_run_on_files_of_ones_own(tmp_path):
-    tiny_recipes.recipe(tmp_path)  # writes the files
+    recipes.recipe(tmp_path)  # writes the files
     flags = [f"--config.files.{name}={tmp_path / name}.jsonl" for name in FILES]
     flags += ["--config.tokenizer.vocab_size=300"]  # for so little text, as docs/own_data.md says
     run = f"--workdir={tmp_path / 'run'}"

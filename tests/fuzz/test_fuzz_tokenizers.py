@@ -10,7 +10,7 @@ from instructjax.text import tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests.fuzz import tries
-from tests.tiny_recipes import LINES
+from tests.recipes import LINES
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 model = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason="needs protobuf")

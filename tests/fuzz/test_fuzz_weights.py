@@ -16,15 +16,15 @@ from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel
 from instructjax.stages import imported
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import tiny_models
+from tests import fakes
 from tests.fuzz import tries
-from tests.tiny_recipes import LINES
+from tests.recipes import LINES
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
 
 TOKENIZER = SentencePieceTokenizer.train(LINES, 290)
 MODEL = LanguageModel(
-    dataclasses.replace(tiny_models.CONFIG, vocab_size=290, num_layers=1, d_model=4, num_heads=1, d_head=4, d_ff=8)
+    dataclasses.replace(fakes.CONFIG, vocab_size=290, num_layers=1, d_model=4, num_heads=1, d_head=4, d_ff=8)
 )
 DESCRIBED = huggingface.describe(MODEL.config, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id)
 INDEX = {
@@ -37,7 +37,7 @@ INDEX = {
 def valid(tmp_path_factory):
     """The folder of a model that fits; its files are replaced, one by one."""
     folder = tmp_path_factory.mktemp("valid") / "model"
-    params = tiny_models.params(MODEL)
+    params = fakes.params(MODEL)
     pretrained.write(folder, DESCRIBED, huggingface.tensors_of(params, MODEL.config), {})
     return folder
 

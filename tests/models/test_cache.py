@@ -9,28 +9,28 @@ import pytest
 
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel
-from tests.small_decoder import BANDED, CONFIG, batch, compiled, logits_of, parameters
+from tests import fakes
 
 
 @pytest.mark.parametrize("more", ["branches", "deterministic"])
 def test_a_cache_knows_no_branches_and_no_dropout(more):
-    row, params = batch([[1] * 4]), parameters(LanguageModel(CONFIG))
+    row, params = fakes.rows_of([[1] * 4]), fakes.params(LanguageModel(fakes.DECODER))
     given = {"branches": row[1]} if more == "branches" else {"deterministic": False}
     with pytest.raises(ValueError, match="expected a cache alone, found branches or dropout with it"):
-        LanguageModel(CONFIG).apply({"params": params}, *row, init_cache(CONFIG, 1, 4), **given)
+        LanguageModel(fakes.DECODER).apply({"params": params}, *row, init_cache(fakes.DECODER, 1, 4), **given)
 
 
-@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("config", [fakes.DECODER, fakes.BANDED_DECODER], ids=["dense", "banded"])
 @pytest.mark.parametrize("by_layer", [True, False])
 @pytest.mark.parametrize("slots", [10, 13])
 def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer):
     config = dataclasses.replace(config, cache_by_layer=by_layer)
     segments = np.ones((3, 10), np.int32)
     segments[1, :2], segments[2, :4] = 0, 0
-    tokens, segments, positions = batch(segments)
-    params = parameters(LanguageModel(config))
-    full = logits_of(config, params, tokens, segments, positions)
-    step = compiled(LanguageModel(config))
+    tokens, segments, positions = fakes.rows_of(segments)
+    params = fakes.params(LanguageModel(config))
+    full = fakes.logits_of(config, params, tokens, segments, positions)
+    step = fakes.compiled(LanguageModel(config))
     cache, found = init_cache(config, 3, slots), []
     for start, stop in ((0, 5), (5, 7), (7, 8), (8, 9), (9, 10)):  # prompts, two at once, one by one
         piece, cache = step(params, *(a[:, start:stop] for a in (tokens, segments, positions)), cache)
@@ -44,12 +44,12 @@ def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer)
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_parameters_for_decoding_change_no_logits(by_layer):
     """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
-    config = dataclasses.replace(CONFIG, matmul_dtype="bfloat16", cache_by_layer=by_layer)
-    model, plain, rows = LanguageModel(config), LanguageModel(CONFIG), batch([[1] * 7])
-    params = parameters(model)
+    config = dataclasses.replace(fakes.DECODER, matmul_dtype="bfloat16", cache_by_layer=by_layer)
+    model, plain, rows = LanguageModel(config), LanguageModel(fakes.DECODER), fakes.rows_of([[1] * 7])
+    params = fakes.params(model)
     prepared = model.decoding_params(params)
-    found, _ = compiled(model)(prepared, *rows, init_cache(config, 1, 7))
-    expected, _ = compiled(model)(params, *rows, init_cache(config, 1, 7))
+    found, _ = fakes.compiled(model)(prepared, *rows, init_cache(config, 1, 7))
+    expected, _ = fakes.compiled(model)(params, *rows, init_cache(config, 1, 7))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     inner = prepared["trunk"]["blocks"]["feed_forward"]["in"]
     assert inner["transposed"].shape == (3, 20, 12) and inner["transposed"].dtype == jnp.bfloat16

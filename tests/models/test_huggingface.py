@@ -13,11 +13,11 @@ from instructjax.errors import CheckpointError
 from instructjax.models import huggingface, pretrained
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import sampling
-from tests import tiny_models
+from tests import fakes
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
 
-CONFIG = dataclasses.replace(tiny_models.CONFIG, vocab_size=19)
+CONFIG = dataclasses.replace(fakes.CONFIG, vocab_size=19)
 UNTIED = dataclasses.replace(CONFIG, tied=False)
 IDS = {"eos_id": 1, "pad_id": 0}
 
@@ -30,7 +30,7 @@ def assert_identical(found, expected):
 
 def written(folder, config=CONFIG, model=LanguageModel, **changes):
     """(parameters, the folder with them); changes are of config.json."""
-    params = tiny_models.params(model(config))
+    params = fakes.params(model(config))
     described = huggingface.describe(config, **IDS, is_reward_model=model is ScalarModel) | changes
     pretrained.write(folder, described, huggingface.tensors_of(params, config), {"tokenizer.json": b"{}"})
     return params
@@ -89,7 +89,7 @@ def test_shards_are_one_model(tmp_path):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_becomes_float32(tmp_path, dtype):
-    params = tiny_models.params(LanguageModel(CONFIG))
+    params = fakes.params(LanguageModel(CONFIG))
     halves = {name: jnp.asarray(t, dtype) for name, t in huggingface.tensors_of(params, CONFIG).items()}
     pretrained.write(tmp_path / "model", huggingface.describe(CONFIG, **IDS), halves, {})
     found = read(tmp_path / "model")
@@ -97,7 +97,7 @@ def test_half_precision_becomes_float32(tmp_path, dtype):
 
 
 def test_old_names_masks_and_a_copy_of_the_embedding_are_understood():
-    params = tiny_models.params(LanguageModel(CONFIG))
+    params = fakes.params(LanguageModel(CONFIG))
     tensors = huggingface.tensors_of(params, CONFIG)
     old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     old |= {"h.0.attn.bias": np.ones((1, 1, 24, 24)), "h.1.attn.masked_bias": np.zeros(())}
@@ -107,7 +107,7 @@ def test_old_names_masks_and_a_copy_of_the_embedding_are_understood():
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 def test_a_vocabulary_that_was_filled_up_is_cut(config):
-    params = tiny_models.params(LanguageModel(config))
+    params = fakes.params(LanguageModel(config))
     tensors = huggingface.tensors_of(params, config)
     for name in ("transformer.wte.weight", "lm_head.weight"):
         if name in tensors:
@@ -119,7 +119,7 @@ def test_a_vocabulary_that_was_filled_up_is_cut(config):
 
 
 def test_what_does_not_fit_is_told_from_both_sides():
-    tensors = huggingface.tensors_of(tiny_models.params(LanguageModel(CONFIG)), CONFIG)
+    tensors = huggingface.tensors_of(fakes.params(LanguageModel(CONFIG)), CONFIG)
     tensors["transformer.h.0.mlp.c_fc.weight"] = tensors["transformer.h.0.mlp.c_fc.weight"].T
     del tensors["transformer.ln_f.bias"]
     tensors["transformer.h.0.attn.rotary.weight"] = np.zeros(3)
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_told_from_both_sides():
 
 
 def test_integers_are_no_weights():
-    tensors = huggingface.tensors_of(tiny_models.params(LanguageModel(CONFIG)), CONFIG)
+    tensors = huggingface.tensors_of(fakes.params(LanguageModel(CONFIG)), CONFIG)
     tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].astype(np.int8)
     found = message(huggingface.params_of, tensors, CONFIG, "FILE")
     assert found == "FILE: expected floating-point numbers, found transformer.wpe.weight int8"
@@ -269,7 +269,7 @@ class TestAgainstTransformers:
 
     def test_their_auto_class_loads_our_reward_model(self, tmp_path, capsys):
         """Rows of several lengths, padded on the right; the score is read at EOS."""
-        params = tiny_models.params(ScalarModel(CONFIG))
+        params = fakes.params(ScalarModel(CONFIG))
         params["head"]["bias"] = jnp.float32(1.75)
         described = huggingface.describe(CONFIG, **IDS, is_reward_model=True)
         pretrained.write(tmp_path / "model", described, huggingface.tensors_of(params, CONFIG), {})

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 from instructjax import losses
 from instructjax.models import unembedding
 from instructjax.models.transformer import LanguageModel
-from tests import tiny_models
+from tests import fakes
 
-B, T, V = 3, 10, tiny_models.CONFIG.vocab_size
-PARAMS = tiny_models.params(LanguageModel(tiny_models.CONFIG), noise=0.5)
+B, T, V = 3, 10, fakes.CONFIG.vocab_size
+PARAMS = fakes.params(LanguageModel(fakes.CONFIG), noise=0.5)
 
 
 def read(logits, tokens):
@@ -26,12 +26,12 @@ def read(logits, tokens):
 
 
 def in_chunks(size, params, hidden, tokens, weights):
-    model = LanguageModel(dataclasses.replace(tiny_models.CONFIG, logits_chunk=B * size))
+    model = LanguageModel(dataclasses.replace(fakes.CONFIG, logits_chunk=B * size))
     return unembedding.read_logits(model, params, hidden, tokens, weights, read)
 
 
 def at_once(params, hidden, tokens, weights):
-    logits = LanguageModel(tiny_models.CONFIG).apply({"params": params}, hidden, method="unembed")
+    logits = LanguageModel(fakes.CONFIG).apply({"params": params}, hidden, method="unembed")
     return [jnp.where(weights > 0, x, 0) for x in read(logits, tokens)]
 
 
@@ -86,7 +86,7 @@ def sizes(jaxpr):
 @pytest.mark.parametrize("size", [1, 4])
 def test_no_array_has_the_size_of_all_logits(size):
     """The vocabulary is larger than all else."""
-    config = dataclasses.replace(tiny_models.CONFIG, vocab_size=10_007, logits_chunk=B * size - 1)
+    config = dataclasses.replace(fakes.CONFIG, vocab_size=10_007, logits_chunk=B * size - 1)
     model = LanguageModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((3, 1, 1), jnp.int32))["params"]
     hidden, tokens = jax.ShapeDtypeStruct((B, T, 32), jnp.float32), jax.ShapeDtypeStruct((B, T), jnp.int32)
@@ -110,7 +110,7 @@ def test_columns_without_a_weight_are_not_computed():
         jax.debug.callback(lambda: calls.append(logits.shape))
         return logits[..., 0]
 
-    model = LanguageModel(dataclasses.replace(tiny_models.CONFIG, logits_chunk=2 * B))
+    model = LanguageModel(dataclasses.replace(fakes.CONFIG, logits_chunk=2 * B))
     weights = np.zeros((B, T), np.float32)
     weights[1, 4], weights[2, 5] = 1.0, 1.0
     hidden = jnp.full((B, T, 32), jnp.nan).at[:, 4:6].set(1.0)

@@ -12,7 +12,7 @@ from instructjax.models.sizes import count_parameters
 from instructjax.models.transformer import LanguageModel
 from instructjax.planning import flops, plan, programs
 from instructjax.rollout import refilling, sampling
-from tests import tiny_models
+from tests import fakes
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_once_per_part
 
 @pytest.mark.parametrize(("parts", "refill"), [(1, 9), (2, 1), (2, 3), (2, 1000)])
 def test_refills_equal_those_of_the_sampler(parts, refill):
-    total, response, model = 16, 6, LanguageModel(tiny_models.CONFIG)
+    total, response, model = 16, 6, LanguageModel(fakes.CONFIG)
     section = ml_collections.ConfigDict({"batch_size": total, "rollout_parts": parts, "rollout_refill": refill})
     prompts = PromptBatch(jnp.full((total, 2), 3), jnp.ones((total, 2), jnp.int32))
     sample = functools.partial(refilling.sample, model, choose=sampling.categorical(), rows=total // parts)
     _, decoded = jax.jit(functools.partial(sample, refill=refill, max_response=response, eos_id=-1, pad_id=0))(
-        tiny_models.params(model), prompts, sampling.row_keys(jax.random.key(0), total)
+        fakes.params(model), prompts, sampling.row_keys(jax.random.key(0), total)
     )
     _, rounds = programs.refills(section, 1)
     assert int(decoded) == rounds * (total // parts) * (response - 1)

@@ -11,7 +11,7 @@ from instructjax.errors import ConfigError
 from instructjax.recipe import check, declared
 from instructjax.recipe.key import POSITIVE, Key, section
 from instructjax.stages.run import Run
-from tests.tiny_recipes import changed, recipe
+from tests.recipes import changed, recipe
 
 
 @pytest.mark.parametrize(

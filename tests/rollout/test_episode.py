@@ -7,7 +7,7 @@ import pytest
 
 from instructjax.batch import Episodes
 from instructjax.rollout import episode, sampling
-from tests import tiny_models
+from tests import fakes
 
 PAD, EOS = 0, 1
 P, R = 5, 4
@@ -40,7 +40,7 @@ def alone(row):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_each_token_after_all_before_it(temperature):
-    model, params = tiny_models.language_model()
+    model, params = fakes.language_model()
     found = jax.jit(lambda e: episode.response_log_probs(model, params, e, temperature))(episodes())
     assert found.shape == (4, R)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
@@ -52,7 +52,7 @@ def test_log_probs_are_those_of_each_token_after_all_before_it(temperature):
 
 
 def test_values_are_those_before_each_token():
-    model, params = tiny_models.scalar_model()
+    model, params = fakes.scalar_model()
     found = jax.jit(lambda e: episode.response_values(model, params, e))(episodes())
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         scalars = model.apply({"params": params}, *alone(row))[0]
@@ -61,7 +61,7 @@ def test_values_are_those_before_each_token():
 
 
 def test_the_score_is_read_at_the_last_real_token():
-    model, params = tiny_models.scalar_model()
+    model, params = fakes.scalar_model()
     score = jax.jit(lambda *rows: episode.score(model, params, *rows))
     batch = episodes()
     found = score(batch.tokens, batch.segments, batch.positions)

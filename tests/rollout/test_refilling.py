@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from instructjax.batch import PromptBatch
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import refilling, sampling
-from tests import tiny_models
+from tests import fakes
 
 EOS, PAD, P, R, N = 1, 0, 4, 7, 12
 ENDS = {"max_response": R, "eos_id": EOS, "pad_id": PAD}
-MODEL = LanguageModel(tiny_models.CONFIG)
+MODEL = LanguageModel(fakes.CONFIG)
 # Logits far enough apart that products of other shapes, which round otherwise, change no token.
-PARAMS = tiny_models.params(MODEL, noise=0.15)
+PARAMS = fakes.params(MODEL, noise=0.15)
 
 
 def prompts(seed):
@@ -42,7 +42,7 @@ def both(config, rows, refill, eos):
 
 
 @pytest.mark.parametrize("by_layer", [True, False])
-@pytest.mark.parametrize("config", [tiny_models.CONFIG, tiny_models.BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("config", [fakes.CONFIG, fakes.BANDED], ids=["dense", "banded"])
 @pytest.mark.parametrize(("rows", "refill"), [(4, 1), (4, 2), (4, 4), (12, 3), (1, 1), (2, 4)])
 def test_the_tokens_are_those_of_a_row_for_each_prompt(config, rows, refill, by_layer):
     config = dataclasses.replace(config, cache_by_layer=by_layer)
@@ -60,7 +60,7 @@ def test_the_tokens_are_those_of_a_row_for_each_prompt(config, rows, refill, by_
 @given(st.integers(0, 1000))
 def test_what_is_decoded_is_what_is_needed_and_what_rows_that_are_done_waste(seed):
     keys = sampling.row_keys(jax.random.key(seed), N)
-    (expected, plain), (found, refilled) = both(tiny_models.CONFIG, 4, 1, EOS)(prompts(seed), keys)
+    (expected, plain), (found, refilled) = both(fakes.CONFIG, 4, 1, EOS)(prompts(seed), keys)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     sizes = np.asarray(expected.response_mask.sum(1)).astype(int)
     assert int(plain) == N * (sizes.max() - 1)
@@ -74,7 +74,7 @@ def test_what_is_decoded_is_what_is_needed_and_what_rows_that_are_done_waste(see
 
 
 def test_a_response_that_never_ends_is_cut_and_nothing_is_wasted():
-    (expected, plain), (found, refilled) = both(tiny_models.CONFIG, 4, 4, -1)(
+    (expected, plain), (found, refilled) = both(fakes.CONFIG, 4, 4, -1)(
         prompts(0), sampling.row_keys(jax.random.key(0), N)
     )
     np.testing.assert_array_equal(found.tokens, expected.tokens)

@@ -13,12 +13,12 @@ from instructjax.errors import DataError
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import episode, samplers
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import tiny_models
+from tests import fakes
 
 TOKENIZER = SentencePieceTokenizer.train(["the fox runs and the owl sleeps in the red forest"] * 9, 300)
 LAYOUT = Layout(TOKENIZER, "\n", max_prompt=12, max_response=6)
-CONFIG = dataclasses.replace(tiny_models.CONFIG, vocab_size=TOKENIZER.vocab_size)
-MODEL, PARAMS = tiny_models.language_model(CONFIG, noise=0.1)
+CONFIG = dataclasses.replace(fakes.CONFIG, vocab_size=TOKENIZER.vocab_size)
+MODEL, PARAMS = fakes.language_model(CONFIG, noise=0.1)
 PROMPTS = ["the fox", "the owl sleeps", "red", "in the forest", "runs and"]
 
 
@@ -71,13 +71,13 @@ def test_a_text_is_the_response_without_eos_and_padding():
 
 def test_scores_and_divergences_are_of_the_sampled_tokens(batches):
     episodes, _ = batches[0]
-    scalar, scalar_params = tiny_models.scalar_model(CONFIG)
+    scalar, scalar_params = fakes.scalar_model(CONFIG)
     expected = episode.score(scalar, scalar_params, episodes.tokens, episodes.segments, episodes.positions)
     np.testing.assert_allclose(samplers.make_scorer(scalar)(scalar_params, episodes), expected, rtol=1e-4, atol=1e-5)
 
     divergence = samplers.make_divergence(MODEL)
     np.testing.assert_allclose(divergence(PARAMS, PARAMS, episodes), 0.0, atol=1e-6)
-    reference = tiny_models.params(LanguageModel(CONFIG), seed=1, noise=0.1)
+    reference = fakes.params(LanguageModel(CONFIG), seed=1, noise=0.1)
     ours, theirs = (episode.response_log_probs(MODEL, p, episodes).sum(1) for p in (PARAMS, reference))
     np.testing.assert_allclose(divergence(PARAMS, reference, episodes), ours - theirs, rtol=1e-3, atol=1e-4)
 

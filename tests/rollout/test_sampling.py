@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from instructjax.batch import PromptBatch
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import episode, sampling
-from tests import tiny_models
+from tests import fakes
 
 V = 12  # of the fake model, which counts modulo V
 PAD = 0
@@ -185,7 +185,7 @@ EOS = 1
 
 
 @functools.cache
-def sampler(config=tiny_models.CONFIG, temperature=1.0):
+def sampler(config=fakes.CONFIG, temperature=1.0):
     """(params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
     model = LanguageModel(config)
 
@@ -202,9 +202,9 @@ def responses(episodes):
 
 
 class TestWithTheLanguageModel:
-    params = tiny_models.params(LanguageModel(tiny_models.CONFIG), noise=0.15)
+    params = fakes.params(LanguageModel(fakes.CONFIG), noise=0.15)
 
-    @pytest.mark.parametrize("config", [tiny_models.CONFIG, tiny_models.BANDED], ids=["dense", "banded"])
+    @pytest.mark.parametrize("config", [fakes.CONFIG, fakes.BANDED], ids=["dense", "banded"])
     def test_greedy_sampling_is_the_argmax_of_full_forward_passes(self, config):
         episodes = sampler(config, 0.0)(self.params, prompts_of(ROWS, 4), KEYS)
         forward = jax.jit(lambda *row: LanguageModel(config).apply({"params": self.params}, *row)[0])
@@ -222,7 +222,7 @@ class TestWithTheLanguageModel:
 
     @pytest.mark.parametrize("by_layer", [True, False])
     def test_kernels_that_are_rounded_once_give_the_log_probabilities_of_a_full_pass(self, by_layer):
-        config = dataclasses.replace(tiny_models.CONFIG, matmul_dtype="bfloat16", cache_by_layer=by_layer)
+        config = dataclasses.replace(fakes.CONFIG, matmul_dtype="bfloat16", cache_by_layer=by_layer)
         episodes = sampler(config, 1.0)(self.params, prompts_of(ROWS, 4), KEYS)
         found = episode.response_log_probs(LanguageModel(config), self.params, episodes)
         np.testing.assert_allclose(found, episodes.log_probs * episodes.response_mask, atol=0.02)

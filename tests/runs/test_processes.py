@@ -51,7 +51,7 @@ def together(*given, **keys):
 
 def ended(directory):
     """(weights, curves) of a run."""
-    template = jax.eval_shape(lambda: worker.tiny_models.params(worker.LanguageModel(worker.tiny_models.BANDED)))
+    template = jax.eval_shape(lambda: worker.fakes.params(worker.LanguageModel(worker.fakes.BANDED)))
     curves = [
         {name: value for name, value in line.items() if name != "wall_seconds"}
         for line in metrics_file.read(directory / "metrics.jsonl")

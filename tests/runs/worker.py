@@ -24,7 +24,7 @@ from instructjax.runs.schedule import Schedule  # noqa: E402
 from instructjax.training import objectives, parallel  # noqa: E402
 from instructjax.training import state as train_state  # noqa: E402
 from instructjax.training.step import train_step  # noqa: E402
-from tests import tiny_models  # noqa: E402
+from tests import fakes  # noqa: E402
 
 T, B = 16, 16
 ADAM = optax.adam(1e-2, eps=1e-3)
@@ -59,7 +59,7 @@ def batches(share):
 
 def train(directory, steps, config):
     """Trains to the last step, and writes the weights as a file that any process count can read."""
-    model = LanguageModel(tiny_models.BANDED)
+    model = LanguageModel(fakes.BANDED)
     text_loss = objectives.language_model_loss(model)
 
     def loss(params, batch, key):
@@ -72,7 +72,7 @@ def train(directory, steps, config):
         begin = functools.partial(train_state.create, optimizer=ADAM)
         loop.run(
             parallel.compile_step(step, config),
-            parallel.build(begin, tiny_models.params(model), shard_optimizer_state=config.shard_optimizer_state),
+            parallel.build(begin, fakes.params(model), shard_optimizer_state=config.shard_optimizer_state),
             lambda: batches(parallel.share_of_rows()),
             jax.random.key(0),
             directory=directory,

@@ -19,7 +19,7 @@ from instructjax.sources.e2e import E2E
 from instructjax.sources.files import Files
 from instructjax.sources.sandbox import HELDOUT_RANKINGS, REWARD_PROMPTS, Sandbox
 from instructjax.sources.source import SPLITS, Answers, Judgement, Source
-from tests.tiny_recipes import changed, recipe
+from tests.recipes import changed, recipe
 
 METHODS = [name for name, value in vars(Source).items() if inspect.isfunction(value) and not name.startswith("_")]
 

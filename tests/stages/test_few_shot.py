@@ -8,15 +8,13 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import few_shot
 from instructjax.stages.run import Run, policy_config
 from instructjax.stages.trained import Trained
-from tests import tiny_models
-from tests.tiny_recipes import RECORDS, changed, recipe
+from tests import fakes
+from tests.recipes import RECORDS, changed, recipe
 
 
 def models(config, layout):
     shape = policy_config(config, layout.tokenizer.vocab_size)
-    return [
-        Trained(kind(shape), tiny_models.params(kind(shape)), layout.tokenizer) for kind in (LanguageModel, ScalarModel)
-    ]
+    return [Trained(kind(shape), fakes.params(kind(shape)), layout.tokenizer) for kind in (LanguageModel, ScalarModel)]
 
 
 def demonstrations(response):

@@ -19,8 +19,8 @@ from instructjax.stages.run import Run, policy_config
 from instructjax.text import export, tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import tiny_models
-from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint
+from tests import fakes
+from tests.recipes import LINES, changed, recipe, save_checkpoint
 
 pytest.importorskip("safetensors", reason="needs the extra huggingface")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
@@ -39,7 +39,7 @@ PIECES, PAIRS = SentencePieceTokenizer.train(LINES, 290), byte_pairs()
 def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_changes):
     """(parameters, the folder with them); `changes` are of config.json."""
     shape = dataclasses.replace(policy_config(config, tokenizer.vocab_size), **config_changes)
-    params = tiny_models.params(kind(shape), noise=0.2)
+    params = fakes.params(kind(shape), noise=0.2)
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=kind is ScalarModel
     )
@@ -104,7 +104,7 @@ def rewarded(run):
     config, workdir, _ = run
     tokenizer = tokenizer_files.load(config.tokenizer.path)
     shape = policy_config(config, tokenizer.vocab_size)
-    params = tiny_models.params(ScalarModel(shape))
+    params = fakes.params(ScalarModel(shape))
     params["head"]["bias"] = jnp.float32(-2.5)
     save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": params})
     (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
@@ -211,7 +211,7 @@ def test_imported_weights_need_their_tokenizer(tmp_path):
 def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path):
     config = recipe(tmp_path)
     shape = policy_config(config, PIECES.vocab_size)
-    params = tiny_models.params(LanguageModel(shape))
+    params = fakes.params(LanguageModel(shape))
     params["trunk"]["final_norm"]["bias"] = jnp.full(8, jnp.nan)
     described = huggingface.describe(shape, eos_id=PIECES.eos_id, pad_id=PIECES.pad_id)
     files = export.pretrained_files(PIECES, shape.max_length)

@@ -7,8 +7,8 @@ from instructjax.models.transformer import ScalarModel
 from instructjax.runs import metrics_file
 from instructjax.stages import ppo
 from instructjax.stages.run import Run, policy_config
-from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
+from tests import fakes
+from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def before(tmp_path_factory):
         tokenizer = Run(config, workdir).layout.tokenizer
     save_stage(config, workdir, "ppo_init", tokenizer)
     shape = policy_config(config, tokenizer.vocab_size)
-    save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": tiny_models.params(ScalarModel(shape))})
+    save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": fakes.params(ScalarModel(shape))})
     (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
     return config, workdir
 

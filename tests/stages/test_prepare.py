@@ -10,7 +10,7 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages.run import Run
-from tests.tiny_recipes import RECORDS, changed, prepare, recipe
+from tests.recipes import RECORDS, changed, prepare, recipe
 
 SPLITS = ("train", "validation", "test")
 DISHES = [f"dish {i}" for i in range(40)]

@@ -13,8 +13,8 @@ from instructjax.models.transformer import ScalarModel
 from instructjax.runs import checkpoint, folder
 from instructjax.stages import ppo
 from instructjax.stages.run import Run, policy_config
-from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
+from tests import fakes
+from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def prepared(tmp_path, monkeypatch):
     layout = Run(config, tmp_path / "run").layout
     save_stage(config, tmp_path / "run", "ppo_init", layout.tokenizer)
     shape = sizes.resized(policy_config(config, layout.tokenizer.vocab_size), config.reward.size)
-    params = tiny_models.params(ScalarModel(shape), seed=3)
+    params = fakes.params(ScalarModel(shape), seed=3)
     save_checkpoint(config, tmp_path / "6b", "reward", layout.tokenizer, shape, {"params": params})
     return config, tmp_path / "run", shape
 
@@ -36,7 +36,7 @@ def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
     config, workdir, shape = prepared
     assert (shape.num_layers, shape.d_model, shape.d_ff, config.model.d_model) == (2, 16, 64, 8)
     ppo.run(Run(config, workdir))
-    template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
+    template = jax.eval_shape(lambda: fakes.params(ScalarModel(shape)))
     found = checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")
     assert found["trunk"]["token_embedding"].shape[1] == 16
 
@@ -44,7 +44,7 @@ def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
 def test_a_finished_stage_goes_on_to_more_iterations(prepared):
     """To the weights of a run that was to make so many from the start."""
     config, workdir, shape = prepared
-    template = jax.eval_shape(lambda: tiny_models.params(ScalarModel(shape)))
+    template = jax.eval_shape(lambda: fakes.params(ScalarModel(shape)))
 
     def value():
         return checkpoint.restore_params(workdir / "ppo" / "checkpoints", template, item="value/params")

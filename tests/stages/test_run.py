@@ -13,8 +13,8 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages import prepare
 from instructjax.stages.run import Run
-from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
+from tests import fakes
+from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 
 def assert_same(found, expected):
@@ -87,7 +87,7 @@ def test_checkpoints_are_those_of_this_run_or_those_that_the_recipe_names(run, t
 
 
 def policies(run, *seeds):
-    return [tiny_models.params(LanguageModel(run.policy_config), seed=seed) for seed in seeds]
+    return [fakes.params(LanguageModel(run.policy_config), seed=seed) for seed in seeds]
 
 
 def test_the_chosen_checkpoint_of_sft_is_its_policy_and_the_last_one_where_none_was_chosen(run, tmp_path):
@@ -113,7 +113,7 @@ def test_a_start_that_points_at_ppo_is_its_averaged_policy(run, tmp_path):
 
 
 def test_a_reward_model_has_its_own_network(run, tmp_path):
-    scalar = tiny_models.params(ScalarModel(run.reward_config))
+    scalar = fakes.params(ScalarModel(run.reward_config))
     save_checkpoint(run.config, tmp_path, "reward", run.layout.tokenizer, run.reward_config, {"params": scalar})
     assert_same(run.load_reward_model(str(tmp_path / "reward" / "checkpoints")).params, scalar)
     with pytest.raises(CheckpointError, match="expected the checkpoint of a policy, found one of a reward model$"):

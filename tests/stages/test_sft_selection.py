@@ -7,7 +7,7 @@ import pytest
 
 from instructjax.stages import selection, sft
 from instructjax.stages.run import Run
-from tests.tiny_recipes import changed, recipe, save_stage
+from tests.recipes import changed, recipe, save_stage
 
 
 @pytest.fixture

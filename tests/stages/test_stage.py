@@ -19,7 +19,7 @@ from instructjax.stages import evaluate, trained
 from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage, stage
 from instructjax.training.metrics import Mean
-from tests.tiny_recipes import DECLARATIONS, begin, changed, prepare, recipe, save_run, save_stage
+from tests.recipes import DECLARATIONS, begin, changed, prepare, recipe, save_run, save_stage
 
 
 @pytest.fixture(scope="module")

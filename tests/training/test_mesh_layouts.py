@@ -21,9 +21,9 @@ from instructjax.training import objectives, parallel
 from instructjax.training import state as train_state
 from instructjax.training.metrics import compute
 from instructjax.training.step import train_step
-from tests import tiny_models
+from tests import fakes
 
-CONFIG = dataclasses.replace(tiny_models.BANDED, vocab_size=24, logits_chunk=8)  # tokens on a device: several chunks
+CONFIG = dataclasses.replace(fakes.BANDED, vocab_size=24, logits_chunk=8)  # tokens on a device: several chunks
 MODEL, SCALAR = LanguageModel(CONFIG), ScalarModel(CONFIG)
 KEY = jax.random.key(0)
 B, T, K, P, R = 16, 12, 3, 5, 6
@@ -119,7 +119,7 @@ def steps(name, layout, *, eager=False, dropout=0.0):
         step = step if eager else parallel.compile_step(step, config)
         begin = functools.partial(train_state.create, optimizer=OPTIMIZER)
         state, found = (
-            parallel.build(begin, tiny_models.params(model), shard_optimizer_state=config.shard_optimizer_state),
+            parallel.build(begin, fakes.params(model), shard_optimizer_state=config.shard_optimizer_state),
             [],
         )
         for batch in batches:
@@ -211,7 +211,7 @@ def two_iterations(layout):
             policy, value = train_state.create_averaged(policy, ADAM), train_state.create(value, ADAM)
             return PPOState(jnp.zeros((), jnp.int32), policy, value)
 
-        params = tiny_models.params(MODEL, noise=0.1), tiny_models.params(SCALAR, seed=7, noise=0.1)
+        params = fakes.params(MODEL, noise=0.1), fakes.params(SCALAR, seed=7, noise=0.1)
         state = parallel.build(begin, *params, shard_optimizer_state=config.shard_optimizer_state)
         frozen = parallel.build(lambda policy, value: Frozen(policy, value), *params)
         step, metrics = parallel.compile_step(iterate, config), []
@@ -247,7 +247,7 @@ def sampled(layout, refill=0):
     """A batch of episodes; with refill, in half as many rows as there are prompts."""
     draw = functools.partial(refilling.sample, rows=B, refill=refill) if refill else sampling.sample
     with on(layout):
-        params = parallel.build(lambda params: params, tiny_models.params(MODEL, noise=0.1))
+        params = parallel.build(lambda params: params, fakes.params(MODEL, noise=0.1))
         sample = jax.jit(
             lambda params, prompts: draw(
                 MODEL,

@@ -12,9 +12,9 @@ from instructjax.batch import LMBatch
 from instructjax.data.layouts import TokenizedRanking
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.training import objectives
-from tests import naive_rankings, tiny_models
+from tests import fakes, oracles
 
-T, V = 10, tiny_models.CONFIG.vocab_size
+T, V = 10, fakes.CONFIG.vocab_size
 KEY = jax.random.key(0)
 
 
@@ -53,11 +53,11 @@ ROWS = [[RANKINGS[0]], [RANKINGS[1], RANKINGS[2]], []]  # the third is padding
 
 def ranking_batch():
     """Four answers to a prompt; three and two to the prompts of another row; with padding."""
-    return naive_rankings.packed(ROWS, length=24, prompts=3, answers=4)
+    return oracles.packed(ROWS, length=24, prompts=3, answers=4)
 
 
 def test_a_token_is_predicted_from_those_before_it():
-    model, params = tiny_models.language_model()
+    model, params = fakes.language_model()
     batch = language_batch()
     (total, weight), metrics = jax.jit(objectives.language_model_loss(model))(params, batch, KEY)
     logits, _ = model.apply({"params": params}, batch.tokens, batch.segments, batch.positions)
@@ -77,21 +77,21 @@ def test_a_token_is_predicted_from_those_before_it():
 
 
 def test_each_answer_is_scored_as_if_it_were_alone():
-    model, params = tiny_models.scalar_model()
+    model, params = fakes.scalar_model()
     batch = ranking_batch()
     rewards = jax.jit(lambda batch: objectives.rewards_of(model, params, batch))(batch)
     assert rewards.shape == batch.scores.shape
-    alone = naive_rankings.naive(RANKINGS, length=T, answers=4)
-    expected = jax.jit(lambda alone: naive_rankings.naive_rewards(model, params, alone))(alone)
-    found = naive_rankings.taken(rewards, ROWS)
+    alone = oracles.naive(RANKINGS, length=T, answers=4)
+    expected = jax.jit(lambda alone: oracles.naive_rewards(model, params, alone))(alone)
+    found = oracles.taken(rewards, ROWS)
     np.testing.assert_allclose(found[alone.valid], expected[alone.valid], rtol=1e-4, atol=1e-5)
 
 
 def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_after_its_prompt():
-    model, params = tiny_models.language_model()
+    model, params = fakes.language_model()
     batch = ranking_batch()
     found = jax.jit(lambda batch: objectives.answer_log_probs(model, params, batch))(batch)
-    found = naive_rankings.taken(found, ROWS)
+    found = oracles.taken(found, ROWS)
     apply = jax.jit(lambda *row: jax.nn.log_softmax(model.apply({"params": params}, *row)[0]))
     for b, ranking in enumerate(RANKINGS):
         for k, answer in enumerate(ranking.responses):
@@ -105,7 +105,7 @@ def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_after_its_p
 
 
 def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
-    model, params = tiny_models.scalar_model()
+    model, params = fakes.scalar_model()
     batch = ranking_batch()
     differentiate = jax.jit(jax.value_and_grad(lambda p, b: objectives.ranking_loss(model)(p, b, KEY)[0][0]))
     (_, weight), metrics = jax.jit(objectives.ranking_loss(model))(params, batch, KEY)
@@ -134,9 +134,9 @@ def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
     ids=["language_model", "ranking"],
 )
 def test_dropout_is_drawn_from_the_key_and_only_where_there_is_a_rate(kind, objective, batch):
-    plain = kind(tiny_models.CONFIG)
-    noisy = kind(dataclasses.replace(tiny_models.CONFIG, dropout=0.3))
-    params = tiny_models.params(plain)
+    plain = kind(fakes.CONFIG)
+    noisy = kind(dataclasses.replace(fakes.CONFIG, dropout=0.3))
+    params = fakes.params(plain)
 
     def totals(model):
         loss = jax.jit(lambda key: objective(model)(params, batch, key)[0][0])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.training import optimizer
-from tests import tiny_models
+from tests import fakes
 
 CONFIG = ml_collections.ConfigDict({"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-3, "clip_norm": 1.0})
 
@@ -55,7 +55,7 @@ def test_a_schedule_never_leaves_its_bounds(peak, steps, warmup_steps, final_fra
 
 
 def test_matrices_decay_and_nothing_else():
-    for _, params in (tiny_models.language_model(), tiny_models.scalar_model()):
+    for _, params in (fakes.language_model(), fakes.scalar_model()):
         decayed = {
             jax.tree_util.keystr(path, simple=True, separator="/"): flag
             for path, flag in jax.tree_util.tree_leaves_with_path(optimizer.decayed(params))
@@ -68,7 +68,7 @@ def test_matrices_decay_and_nothing_else():
 
 
 def test_without_a_gradient_matrices_shrink_and_the_rest_stays():
-    _, params = tiny_models.language_model()
+    _, params = fakes.language_model()
     adam = optimizer.adam(CONFIG, optax.constant_schedule(0.1), weight_decay=0.5)
     update = jax.jit(lambda params: adam.update(jax.tree.map(jnp.zeros_like, params), adam.init(params), params))
     updates, _ = update(params)

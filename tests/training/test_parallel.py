@@ -15,7 +15,7 @@ from instructjax.errors import ConfigError
 from instructjax.training import parallel
 from instructjax.training import state as train_state
 from instructjax.training.step import Maximum, train_step
-from tests import tiny_models
+from tests import fakes
 
 ADAM = optax.adam(0.1, eps=1e-3)
 KEY = jax.random.key(0)
@@ -185,10 +185,10 @@ def test_a_mesh_that_the_devices_do_not_make_is_refused(axes, found):
 
 
 def test_a_model_that_does_not_divide_over_the_mesh_is_refused():
-    parallel.check_model(tiny_models.CONFIG, "model", config(fsdp=4, tensor=2))
+    parallel.check_model(fakes.CONFIG, "model", config(fsdp=4, tensor=2))
     expected = "^parallel.tensor: expected a divisor of model.num_heads \\(2\\), such as 1, 2, found 8$"
     with pytest.raises(ConfigError, match=expected):
-        parallel.check_model(tiny_models.CONFIG, "model", config(tensor=8))
+        parallel.check_model(fakes.CONFIG, "model", config(tensor=8))
 
 
 def test_pmap_is_for_one_process(monkeypatch):

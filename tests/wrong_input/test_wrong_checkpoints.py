@@ -14,9 +14,9 @@ from instructjax.runs import checkpoint
 from instructjax.stages import evaluate, pretrain, sft, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import small_disks, tiny_models
+from tests import fakes, small_disks
+from tests.recipes import LINES, changed, recipe, save_checkpoint, save_stage
 from tests.scripts import run
-from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint, save_stage
 from tests.wrong_input.fault import fault
 
 
@@ -109,9 +109,7 @@ def test_part(pretrained):
     config, workdir = pretrained
     _, layout = trained.open_policy(workdir / "pretrain" / "checkpoints")
     shape = policy_config(config, layout.tokenizer.vocab_size)
-    save_checkpoint(
-        config, workdir, "ppo", layout.tokenizer, shape, {"params": tiny_models.params(LanguageModel(shape))}
-    )
+    save_checkpoint(config, workdir, "ppo", layout.tokenizer, shape, {"params": fakes.params(LanguageModel(shape))})
     trained.open_policy(workdir / "ppo" / "checkpoints")
 
 
@@ -126,7 +124,7 @@ def test_older_version(pretrained):
     shape = policy_config(config, layout.tokenizer.vocab_size)
     meta = checkpoint.describe(config.to_dict(), dataclasses.asdict(shape), layout.tokenizer)
     with checkpoint.Checkpoints(workdir / "old") as checkpoints:
-        checkpoints.save(1, {"params": tiny_models.params(LanguageModel(shape))}, meta=meta)
+        checkpoints.save(1, {"params": fakes.params(LanguageModel(shape))}, meta=meta)
     sft.run(Run(changed(config, sft__init_from=str(workdir / "old")), workdir))
 
 
@@ -166,7 +164,7 @@ def test_other_tokenizer(tmp_path):
 
 @fault("a flipped bit in the arrays", "PATH: params/TEXT: expected the digest TEXT HASH, found TEXT HASH")
 def test_flipped_bit(tmp_path):
-    state = {"params": tiny_models.language_model()[1]}
+    state = {"params": fakes.language_model()[1]}
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, meta={})
     seen = []
@@ -216,7 +214,7 @@ def test_none_whole(pretrained):
     config, workdir = pretrained
     damage(workdir / "pretrain" / "checkpoints" / "1" / "state", lambda content: content[: len(content) // 2])
     shape = policy_config(config, SentencePieceTokenizer.load(workdir / "data" / "tokenizer.model").vocab_size)
-    template = {"params": tiny_models.params(LanguageModel(shape))}
+    template = {"params": fakes.params(LanguageModel(shape))}
     with checkpoint.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
         checkpoints.restore(template)
 

@@ -39,7 +39,7 @@ def test_memory(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         f"""import pathlib
-from tests.tiny_recipes import recipe
+from tests.recipes import recipe
 def get_config():
     config = recipe(pathlib.Path({str(tmp_path)!r})).unlock()
     config.model.update(num_layers=10_000, d_ff=2**31 - 1)  # 700 TB

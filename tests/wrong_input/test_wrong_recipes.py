@@ -7,8 +7,8 @@ from etils import epath
 
 from instructjax.runs import provenance
 from instructjax.stages.run import Run
+from tests.recipes import changed, recipe
 from tests.scripts import run
-from tests.tiny_recipes import changed, recipe
 from tests.wrong_input.fault import fault
 
 

@@ -9,7 +9,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
-from tests.tiny_recipes import RECORDS, changed, prepare, recipe
+from tests.recipes import RECORDS, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
 RANKING = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}

@@ -8,7 +8,7 @@ import sentencepiece
 from instructjax.text import tokenizer_files
 from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests.tiny_recipes import LINES, changed, prepare, recipe
+from tests.recipes import LINES, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
 

@@ -11,8 +11,8 @@ from instructjax.stages import exported, pretrain
 from instructjax.stages.run import Run, policy_config
 from instructjax.text import export, tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import tiny_models
-from tests.tiny_recipes import LINES, changed, recipe, save_checkpoint, save_stage
+from tests import fakes
+from tests.recipes import LINES, changed, recipe, save_checkpoint, save_stage
 from tests.wrong_input.fault import fault
 
 TOKENIZER = SentencePieceTokenizer.train(LINES, 290)
@@ -26,7 +26,7 @@ def importing(tmp_path, config=(), tensors=(), files=(), without=(), model=Langu
     described = huggingface.describe(
         shape, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id, is_reward_model=model is ScalarModel
     )
-    arrays = huggingface.tensors_of(tiny_models.params(model(shape)), shape) | dict(tensors)
+    arrays = huggingface.tensors_of(fakes.params(model(shape)), shape) | dict(tensors)
     arrays = {name: array for name, array in arrays.items() if array is not None}
     pretrained.write(folder, described | dict(config), arrays, export.pretrained_files(TOKENIZER, 32))
     for name in without:
@@ -229,7 +229,7 @@ def test_heads(tmp_path):
 )
 def test_zero_head(tmp_path):
     def params(shape):
-        drawn = tiny_models.params(ScalarModel(shape))
+        drawn = fakes.params(ScalarModel(shape))
         return drawn | {"head": {"kernel": jnp.zeros(shape.d_model), "bias": jnp.float32(-2.5)}}
 
     exporting(tmp_path, "reward", params)

@@ -9,7 +9,7 @@ from instructjax.runs import checkpoint, folder
 from instructjax.stages import dpo, ppo, ppo_init, pretrain, reward, sft
 from instructjax.stages.run import Run, policy_config
 from instructjax.stages.stage import Stage
-from tests import tiny_models
+from tests import fakes
 
 WORDS = "the fox and the owl sleep in a red forest by night".split()
 LINES = [f"{WORDS[i % 11]} {WORDS[i * 3 % 11]} {WORDS[i * 7 % 11]}" for i in range(60)]
@@ -56,7 +56,7 @@ def save_stage(config, workdir, stage, tokenizer, seed=0):
     shape, kind = policy_config(config, tokenizer.vocab_size), LanguageModel
     if DECLARATIONS[stage].policy is None:
         shape, kind = sizes.resized(shape, config.reward.size), ScalarModel
-    params = tiny_models.params(kind(shape), seed=seed)
+    params = fakes.params(kind(shape), seed=seed)
     save_checkpoint(config, workdir, stage, tokenizer, shape, _state(stage, params))
     (workdir / stage / "summary.json").write_text('{"steps": 1}')
 
