@@ -1,4 +1,4 @@
-"""Turns records into batches: rows in some order, divided into batches, of which each process reads its share.
+"""Turns records into batches: rows in some order, divided into batches. Each process reads its share of each batch.
 
 A stream is made by two independent choices:
 

@@ -59,7 +59,7 @@ def test_the_kernel_is_the_einsums_with_their_gradients(banded):
     [
         (256, 256, "bfloat16", None),
         (1, 256, "bfloat16", "queries of a cache"),
-        (200, 200, "bfloat16", "200 tokens, no multiple of 128"),
+        (200, 200, "bfloat16", "200 tokens, not a multiple of 128"),
         (256, 256, "float16", "arrays of float16"),
     ],
 )

@@ -116,10 +116,10 @@ def test_a_reward_model_has_its_own_network(run, tmp_path):
     scalar = fakes.params(ScalarModel(run.reward_config))
     save_checkpoint(run.config, tmp_path, "reward", run.layout.tokenizer, run.reward_config, {"params": scalar})
     assert_same(run.load_reward_model(str(tmp_path / "reward" / "checkpoints")).params, scalar)
-    with pytest.raises(CheckpointError, match="expected the checkpoint of a policy, found one of a reward model$"):
+    with pytest.raises(CheckpointError, match="checkpoint of a policy, found one of the stage reward, which has none$"):
         run.load_start("sft", str(tmp_path / "reward" / "checkpoints"))
     (tmp_path / "reward" / "summary.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="expected the checkpoint of a policy, found one of a reward model$"):
+    with pytest.raises(CheckpointError, match="checkpoint of a policy, found one of the stage reward, which has none$"):
         Run(run.config, tmp_path).open_policy("reward")
     opened, _ = Run(run.config, tmp_path).open_reward_model()
     assert_same(opened.params, scalar)

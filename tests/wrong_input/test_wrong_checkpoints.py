@@ -130,7 +130,7 @@ def test_older_version(pretrained):
 
 @fault(
     "a checkpoint of a reward model instead of a policy",
-    "PATH: expected the checkpoint of a policy, found one of a reward model",
+    "PATH: expected the checkpoint of a policy, found one of the stage reward, which has none",
 )
 def test_reward_model_as_policy(pretrained):
     config, workdir = pretrained

@@ -33,7 +33,7 @@ def test_no_device(tmp_path):
 
 @fault(
     "a model that does not fit in memory",
-    "expected room in memory, found: Out of memory allocating N bytes; more microbatches need less",
+    "not enough memory: Out of memory allocating N bytes; increase the number of microbatches",
 )
 def test_memory(tmp_path):
     path = tmp_path / "mine.py"
