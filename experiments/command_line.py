@@ -86,12 +86,16 @@ def _alone(script: Callable[[Run], object]) -> None:
 
 @contextlib.contextmanager
 def compiled_kept(folder: epath.Path) -> Iterator[None]:
-    """Programs that took a second to compile are kept for the next start.
+    """Keeps programs that took a second to compile for the next start.
+
+    None are kept for several CPU devices. When jaxlib 0.10 has read such a program back, the devices may run its
+    collectives in different orders and wait for one another until XLA aborts the process.
 
     JAX writes its entries in place. A run that was killed may leave its newest one cut short, which JAX would warn of
     at each start and never replace: it is removed.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
+    many_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if many_cpus or jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
         yield
         return
     mark = folder / ".in_use"
