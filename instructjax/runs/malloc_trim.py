@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import jax
 
@@ -10,11 +11,12 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _SECONDS = 0.1  # programs that compile faster leave little memory
 
 
+@functools.cache  # one listener for a process, however often a script is started in it
 def trim_after_compiling() -> None:
-    """From now on, returns freed memory to the system each time a program has been compiled.
+    """Returns freed memory to the system after each compilation from now on.
 
-    Otherwise glibc keeps it. For an iteration of PPO this is more memory than the iteration itself needs. If the C
-    library has no `malloc_trim`, this does nothing.
+    Otherwise glibc keeps it. For an iteration of PPO this is more memory than the iteration itself needs. Without
+    glibc's `malloc_trim`, this does nothing.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
