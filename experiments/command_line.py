@@ -87,10 +87,14 @@ def _alone(script: Callable[[Run], object]) -> None:
 def compiled_kept(folder: epath.Path) -> Iterator[None]:
     """Caches programs that took at least a second to compile, for the next start.
 
+    Nothing is cached for several CPU devices. When jaxlib 0.10 has read such a program back, the devices may run its
+    collectives in different orders and wait for one another until XLA aborts the process.
+
     JAX writes cache entries in place, so a run that was killed may leave a truncated one. JAX would print a warning
     about it at each start and never replace it. Therefore the newest entry is removed after a kill.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
+    many_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if many_cpus or jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
         yield
         return
     mark = folder / ".in_use"

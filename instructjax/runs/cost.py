@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
+import re
 import resource
-import sys
 import time
 from collections.abc import Iterator
 
@@ -80,6 +81,13 @@ def _add(workdir: epath.PathLike, name: str, seconds: float) -> None:
 
 
 def _peak_rss_gib() -> float:
-    """Returns the peak resident memory of this process. Linux counts in KiB, macOS in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    """Returns the peak resident memory of this process.
+
+    Linux hands the peak of `getrusage` on to whatever a process starts: started by a large process, a small one would
+    report the memory of the other. VmHWM begins anew.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        return int(peak) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts in bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import jax
 
@@ -10,6 +11,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _SECONDS = 0.1  # programs that compile faster free little memory
 
 
+@functools.cache  # one listener for a process, however often a script is started in it
 def trim_after_compiling() -> None:
     """Registers a listener that returns freed memory to the system after each compilation.
 

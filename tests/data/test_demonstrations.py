@@ -30,13 +30,16 @@ def sentences(count, seed):
 PAIRS = list(zip(sentences(23, 0), sentences(23, 1), strict=True))
 DEMONSTRATIONS = [Demonstration(prompt=prompt, response=response) for prompt, response in PAIRS]
 TEXTS = [Text(text=text) for text in sentences(37, 2)]
+# For long runs: the fewer records there are, the longer grain takes to shuffle an index.
+MANY = [Demonstration(prompt=prompt, response=prompt) for prompt in sentences(99, 0)]
+MANY_TEXTS = [Text(text=text) for text in sentences(99, 2)]
 
 
-def stream(kind="plain", *, batch_size=8, seed=0, steps=40, **keys):
+def stream(kind="plain", *, records=DEMONSTRATIONS, texts=TEXTS, batch_size=8, seed=0, steps=40, **keys):
     keys = {"batch_size": batch_size, "seed": seed, "steps": steps, **keys}
     if kind == "plain":
-        return demonstrations.batches(DEMONSTRATIONS, LAYOUT, **keys)
-    return demonstrations.mixed_batches(DEMONSTRATIONS, TEXTS, LAYOUT, **{"text_share": 0.25, **keys})
+        return demonstrations.batches(records, LAYOUT, **keys)
+    return demonstrations.mixed_batches(records, texts, LAYOUT, **{"text_share": 0.25, **keys})
 
 
 KINDS = pytest.mark.parametrize("kind", ["plain", "mixed"])
@@ -81,7 +84,7 @@ def demonstrations_of(batch):
 
 @KINDS
 def test_a_long_run_has_few_empty_rows_and_few_shapes_and_a_short_run_has_one_shape(kind):
-    batches = take(stream(kind, steps=1600), 300)
+    batches = take(stream(kind, records=MANY, texts=MANY_TEXTS, steps=1600), 300)
     assert 1 < len({batch.tokens.shape for batch in batches}) <= 8
     assert (
         np.concatenate([batch.segments.any(axis=1) for batch in batches]).mean() >= 0.94

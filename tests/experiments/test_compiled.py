@@ -10,9 +10,11 @@ from etils import epath
 
 
 @pytest.fixture(autouse=True)
-def unset():
+def one_device(monkeypatch):
+    """No folder of the user's, and one device."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -50,4 +52,11 @@ def test_the_users_own_folder_is_left_alone(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
     with command_line.compiled_kept(epath.Path(tmp_path) / "compiled"):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    assert names(tmp_path) == []
+
+
+def test_programs_for_several_cpu_devices_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    with command_line.compiled_kept(epath.Path(tmp_path) / "compiled"):
+        assert jax.config.jax_compilation_cache_dir is None
     assert names(tmp_path) == []

@@ -76,7 +76,7 @@ class TestResults:
         assert all(value > 0 for value in seconds.values())
         parts = sum(value for name, value in seconds.items() if name != "total")
         assert abs(seconds["total"] - parts) < 1
-        assert 0 < results["peak_rss_gib"] < 4
+        assert 0 < results["peak_rss_gib"] < 2
 
     @pytest.mark.parametrize("model", MODELS)
     def test_each_model(self, results, model):
@@ -124,12 +124,12 @@ class TestResults:
 
     def test_demonstrations_score_zero_on_average(self, run):
         workdir, config = run[0], sandbox.get_config("smoke")
-        layout = Run(config, workdir).layout
-        shape = policy_config(config, layout.tokenizer.vocab_size)
-        model = trained.load_reward_model(workdir / "reward" / "checkpoints", shape, layout.tokenizer)
-        records = Run(config, workdir).records(Demonstration, "train")
+        run = Run(config, workdir)
+        shape = policy_config(config, run.layout.tokenizer.vocab_size)
+        model = trained.load_reward_model(workdir / "reward" / "checkpoints", shape, run.layout.tokenizer)
+        records = run.records(Demonstration, "train")
         prompts, responses = zip(*((record.prompt, record.response) for record in records), strict=True)
-        scores = few_shot.score_texts(config, layout, model, prompts, [[text] for text in responses])
+        scores = few_shot.score_texts(run, model, prompts, [[text] for text in responses])
         assert abs(scores.mean()) < 1e-4 < scores.std()
 
 

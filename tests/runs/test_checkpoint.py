@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -27,12 +28,15 @@ def params(width=3, dtype=jnp.float32):
     return {"embed": {"kernel": kernel.astype(dtype)}, "bias": jnp.arange(width, dtype=jnp.bfloat16)}
 
 
+@jax.jit
+def updated(current):
+    gradients = jax.tree.map(jnp.cos, current.params)
+    return state.update_average(state.apply_gradients(current, gradients, OPTIMIZER, True), 0.9)
+
+
+@functools.cache
 def train_state(width=3, updates=2):
-    current = state.create_averaged(params(width), OPTIMIZER)
-    for _ in range(updates):
-        gradients = jax.tree.map(jnp.cos, current.params)
-        current = state.update_average(state.apply_gradients(current, gradients, OPTIMIZER, True), 0.9)
-    return current
+    return updated(train_state(width, updates - 1)) if updates else state.create_averaged(params(width), OPTIMIZER)
 
 
 def assert_identical(left, right):

@@ -1,8 +1,11 @@
 """The cost of a run: seconds add up over starts, memory is the peak, and nothing is added if nothing was done."""
 
 import json
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from instructjax.errors import ConfigError, WorkdirError
@@ -59,3 +62,11 @@ def test_a_damaged_file_is_reported_before_the_work(tmp_path):
             pytest.fail("the work began")
     with pytest.raises(WorkdirError):
         cost.check(tmp_path)
+
+
+def test_the_memory_of_the_process_that_started_this_one_is_not_counted():
+    program = "from instructjax.runs import cost; print(cost._peak_rss_gib())"
+    held = np.ones(3 << 27)  # 3 GiB
+    found = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    del held
+    assert 0 < found < 2

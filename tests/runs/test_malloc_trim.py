@@ -5,7 +5,10 @@ import platform
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from instructjax.runs import malloc_trim
 
 # Blocks are freed while one at the end of the heap is not, as compiling leaves them.
 PROGRAM = """
@@ -48,3 +51,12 @@ def test_free_blocks_go_back_after_compiling():
         for mode in ("trim", "keep")
     }
     assert given_back["trim"] > 200 > given_back["keep"], given_back
+
+
+def test_scripts_of_one_process_share_a_listener(monkeypatch):
+    listeners = []
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", listeners.append)
+    malloc_trim.trim_after_compiling.cache_clear()
+    for _ in range(3):
+        malloc_trim.trim_after_compiling()
+    assert len(listeners) == 1

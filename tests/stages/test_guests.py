@@ -11,8 +11,8 @@ from instructjax.models.transformer import ScalarModel
 from instructjax.runs import metrics_file
 from instructjax.stages import evaluate
 from instructjax.stages.run import Run
-from tests import tiny_models
-from tests.tiny_recipes import changed, recipe, save_checkpoint, save_stage
+from tests import fakes
+from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 GUIDE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_algorithm.md"
 
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     run = Run(config.lock(), home / "run")
     tokenizer, shape = run.layout.tokenizer, run.reward_config
     save_stage(config, run.workdir, "ppo_init", tokenizer)
-    save_checkpoint(config, run.workdir, "reward", tokenizer, shape, {"params": tiny_models.params(ScalarModel(shape))})
+    save_checkpoint(config, run.workdir, "reward", tokenizer, shape, {"params": fakes.params(ScalarModel(shape))})
     (run.workdir / "reward" / "summary.json").write_text('{"steps": 1}')
     rloo()(run)
     return run
