@@ -15,7 +15,7 @@ BANDED = dataclasses.replace(CONFIG, local_window=3)
 
 
 def params(model, seed=0, noise=0.3):
-    """Random weights, without compiling the model's own; the more noise, the surer the predictions."""
+    """Draws random weights without compiling the model's `init`. More noise gives more confident predictions."""
     row = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(seed), row, row, row)["params"]
     rng = np.random.default_rng(seed)
@@ -28,13 +28,13 @@ def params(model, seed=0, noise=0.3):
 
 
 def language_model(config=CONFIG, **kwargs):
-    """(model, weights)."""
+    """Returns (model, weights)."""
     model = LanguageModel(config)
     return model, params(model, **kwargs)
 
 
 def scalar_model(config=CONFIG, **kwargs):
-    """(model, weights)."""
+    """Returns (model, weights)."""
     model = ScalarModel(config)
     return model, params(model, **kwargs)
 
@@ -46,7 +46,7 @@ LAYER_NAMES = ["unrolled", "rematerialized"]
 
 
 def float64_config(**change):
-    """The config in float64, with a change."""
+    """Returns the config in float64, with changes."""
     with jax.enable_x64(True):
         return dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64", **change)
 
@@ -76,7 +76,7 @@ def positions_of(segments):
 
 
 def rows_of(segments, seed=0):
-    """(tokens, segments, positions) of random tokens."""
+    """Returns (tokens, segments, positions) of random tokens."""
     segments = jnp.asarray(segments, jnp.int32)
     tokens = jax.random.randint(jax.random.key(seed), segments.shape, 0, DECODER.vocab_size)
     return tokens, segments, positions_of(segments)
@@ -84,7 +84,7 @@ def rows_of(segments, seed=0):
 
 @functools.cache
 def compiled(model, method="__call__", deterministic=True):
-    """The model as a compiled function of its weights, its inputs and a key for dropout."""
+    """Compiles the model as a function of its weights, its inputs and a key for dropout."""
 
     def run(params, *inputs, key=None):
         rngs = None if key is None else {"dropout": key}

@@ -21,13 +21,13 @@ class Left(Exception):
 
 
 def run(script, *arguments, stdin=b""):
-    """What a script prints; Left where it does not end well."""
+    """Returns the output of a script; raises Left if it fails."""
     path = str(SCRIPTS / script)
     return end_of(path, lambda: runpy.run_path(path, run_name="__main__"), arguments, stdin)
 
 
 def end_of(program, main, arguments, stdin=b""):
-    """What `main` prints with these arguments on the command line; Left where it leaves with a code other than 0."""
+    """Returns the output of `main` with these arguments; raises Left if the exit code is not 0."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])

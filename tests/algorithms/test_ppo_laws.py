@@ -65,7 +65,7 @@ def loss_of(make, config=CONFIG):
 class Test:
     @pytest.mark.parametrize("pad", [PAD, 7])
     def test_padding(self, make, params, pad):
-        """More of it on both sides, of whatever token."""
+        """Adds padding on both sides, with any token."""
         laws.losses_agree(loss_of(make), loss_of(make), params, batch(14, 8, pad), batch())
 
     def test_order(self, make, params):

@@ -33,7 +33,7 @@ def test_the_folder_of_the_data_must_be_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not E2E.is_dir() or not (DATA / "storybooks").is_dir(), reason=ABSENT)
-def test_the_whole_of_the_paper_runs_on_human_records(tmp_path):
+def test_all_stages_run_on_human_records(tmp_path):
     process = reproduce(tmp_path, DATA)
     assert process.returncode == 0, process.stderr[-2000:]
     results = json.loads((tmp_path / "results.json").read_text())

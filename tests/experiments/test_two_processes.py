@@ -62,7 +62,7 @@ def start(workdir, devices, *flags):
     )
 
 
-def test_two_processes_make_the_recipe_of_one(tmp_path):
+def test_two_processes_give_the_results_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"

@@ -75,7 +75,7 @@ def test_vocabulary_and_merges_of_any_kind(tmp_path, vocab, merges):
 
 @st.composite
 def changed_model(draw):
-    """A SentencePiece model with other pieces, or another word of how they are to be used."""
+    """Returns a SentencePiece model with changed pieces or changed settings."""
     changed = model.ModelProto.FromString(PIECES)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(changed.pieces) - 1))

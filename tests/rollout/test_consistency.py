@@ -61,7 +61,7 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
 
 @settings(deadline=None)
 @given(sound(), st.integers(0, B - 1), st.integers(0, P + R - 1))
-def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column):
+def test_the_score_belongs_to_the_last_produced_token(rows, row, column):
     outputs = np.random.default_rng(0).normal(size=(B, P + R)).astype(np.float32)
     scores = np.array(episode.at_last_token(outputs, rows.segments))
     assert score_read_error(scores, outputs, rows) == 0
@@ -73,7 +73,7 @@ def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column
 
 @settings(deadline=None)
 @given(sound(), st.integers(0, B - 1), st.integers(0, R - 1), st.floats(-2, 2, width=32))
-def test_any_other_reward_is_told_by_its_size(rows, row, column, shift):
+def test_a_wrong_reward_is_reported_with_the_size_of_its_error(rows, row, column, shift):
     rng = np.random.default_rng(0)
     log_probs, reference = rng.normal(size=(2, B, R)).astype(np.float32) * rows.response_mask
     scores = rng.normal(size=B).astype(np.float32)

@@ -33,7 +33,7 @@ def episodes():
 
 
 def alone(row):
-    """(tokens, segments, positions) [1, n] of one sequence without padding."""
+    """Returns (tokens, segments, positions) [1, n] of one sequence without padding."""
     tokens = jnp.array([PROMPTS[row] + RESPONSES[row]])
     return tokens, jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
 

@@ -40,7 +40,7 @@ print(before - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
-def test_free_blocks_go_back_after_compiling():
+def test_free_memory_is_returned_after_compilation():
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # what is found there leaves nothing
     given_back = {
         mode: int(

@@ -32,7 +32,7 @@ GLANCE = 0.05  # seconds between looks at what a run has written
 
 
 def start(workdir, folder, overrides):
-    """The smoke run, or the rest of it, in a process of its own."""
+    """Starts the smoke run, or the rest of it, in its own process."""
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "experiments/reproduce.py", f"--config={RECIPE}", f"--workdir={workdir}", *overrides],
@@ -45,7 +45,7 @@ def start(workdir, folder, overrides):
 
 
 def signs(workdir):
-    """When the files were written that show where a run is: a stage's metrics, and the ends of stages."""
+    """Returns the times of the files that show a run's progress: metrics and the ends of stages."""
     found = {}
     for path in (workdir / stage / name for stage in PAPER for name in ("metrics.jsonl", "summary.json")):
         if path.exists():
@@ -54,7 +54,7 @@ def signs(workdir):
 
 
 def is_there(part, found, before):
-    """Whether a life of a run has come to a part, or a life before it came further.
+    """Returns whether a life of a run has reached a part, or an earlier life got further.
 
     Args:
       part: one of PARTS.
@@ -70,7 +70,7 @@ def is_there(part, found, before):
 
 
 def unfinished(workdir):
-    """The first stage that a run has not finished, or else its evaluation."""
+    """Returns the first stage that a run has not finished, or else its evaluation."""
     return next((stage for stage in PAPER if not (workdir / stage / "summary.json").exists()), "evaluate")
 
 
@@ -88,7 +88,7 @@ def durations(workdir, folder, overrides):
 
 
 def end_of(workdir):
-    """Everything that a run ends with, without its clocks: digests of all arrays, curves, choices, results."""
+    """Returns the final state of a run without times: digests of all arrays, curves, choices, results."""
     found = {}
     for stage in PAPER:
         directory = workdir / stage
@@ -108,18 +108,18 @@ def end_of(workdir):
 
 
 def differences(found, expected):
-    """The names of what differs."""
+    """Returns the names of the differing entries."""
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
 def aims(count, moments):
-    """The parts that a run is killed in: in their order, so that it gets on, with starts anywhere between them."""
+    """Yields the parts in which a run is killed: in order, so that it progresses, with starts anywhere in between."""
     drawn = moments.choices(PARTS, k=count)
     return sorted(drawn, key=lambda part: moments.uniform(0, len(PARTS)) if part == "start" else PARTS.index(part))
 
 
 def killed(workdir, folder, overrides, part, seconds):
-    """One life of a run: whether it was killed, so many seconds after it came to a part, and did not end before."""
+    """Runs one life of a run: returns whether it was killed some seconds after reaching a part, before its end."""
     before = signs(workdir)
     process = start(workdir, folder, overrides)
     while not is_there(part, signs(workdir), before) and process.poll() is None:

@@ -79,10 +79,10 @@ class TestRanking:
 
     @classmethod
     def batch(cls, rankings=RANKINGS, answers=4):
-        """A ranking a row."""
+        """Returns a batch with one ranking per row."""
         return oracles.packed([[ranking] for ranking in rankings], length=26, prompts=1, answers=answers)
 
-    def test_one_forward_pass_a_prompt(self):
+    def test_one_forward_pass_per_prompt(self):
         naive = oracles.naive(self.RANKINGS, length=13, answers=4)
         laws.losses_agree(ranking_loss(), oracles.naive_loss(ScalarModel(CONFIG)), SCALAR, self.batch(), naive)
 
@@ -108,7 +108,7 @@ class TestRanking:
         laws.losses_agree(ranking_loss(), ranking_loss(), SCALAR, self.batch(rankings[::-1]), self.batch())
 
     def test_all_answers_in_one_element_or_pair_by_pair(self):
-        """The mean over a prompt's C(K, 2) pairs, a tie counting as a pair without loss."""
+        """The mean is over a prompt's C(K, 2) pairs; a tie counts as a pair without loss."""
         pairs = [
             TokenizedRanking(
                 ranking.prompt, [ranking.responses[k] for k in (i, j)], [ranking.scores[k] for k in (i, j)]

@@ -48,13 +48,13 @@ def config_of(layout):
 
 @contextlib.contextmanager
 def on(layout):
-    """The mesh of a layout; one device is what there is without one."""
+    """Enters the mesh of a layout; without one, there is one device."""
     with contextlib.nullcontext() if LAYOUTS[layout] is None else parallel.on_mesh(config_of(layout)):
         yield config_of(layout)
 
 
 def rows(rng, *shape):
-    """Ragged rows [..., T] with padding on the right: (tokens, segments, positions)."""
+    """Returns ragged rows [..., T] with padding on the right: (tokens, segments, positions)."""
     lengths = rng.integers(2, T + 1, size=(*shape, 1))
     segments = (np.arange(T) < lengths).astype(np.int32)
     positions = np.maximum(np.cumsum(segments, axis=-1) - 1, 0).astype(np.int32)
@@ -68,14 +68,14 @@ def text_batch(seed=0, size=B):
 
 
 def answer_batch():
-    """Demonstrations: only what follows a prompt of ragged length counts."""
+    """Returns demonstrations; only tokens after a prompt of ragged length have a weight."""
     batch = text_batch(1)
     starts = np.random.default_rng(2).integers(1, T, size=(B, 1))
     return batch.replace(weights=batch.weights * (np.arange(T) >= starts))
 
 
 def ranking_batch(seed=3):
-    """Two prompts in a row, with one to three answers each, ties among them; some rows have one prompt."""
+    """Returns rows of one or two prompts with one to three answers each, some of them tied."""
     rng = np.random.default_rng(seed)
 
     def tokens(most):
@@ -143,7 +143,7 @@ def test_a_step_is_the_same_on_every_layout(name, layout):
     assert_close(steps(name, layout), steps_on_one(name))
 
 
-def test_gradients_are_there_to_be_compared():
+def test_the_compared_gradients_are_not_zero():
     for name in STEPS:
         for state, _ in steps_on_one(name):
             gradients = state.opt_state[0]["trunk"]["blocks"]
@@ -244,7 +244,7 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
 
 @functools.cache
 def sampled(layout, refill=0):
-    """A batch of episodes; with refill, in half as many rows as there are prompts."""
+    """Samples a batch of episodes; with refill, in half as many rows as prompts."""
     draw = functools.partial(refilling.sample, rows=B, refill=refill) if refill else sampling.sample
     with on(layout):
         params = parallel.build(lambda params: params, fakes.params(MODEL, noise=0.1))

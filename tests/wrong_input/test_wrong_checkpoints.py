@@ -22,7 +22,7 @@ from tests.wrong_input.fault import fault
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """(config, workdir): data are prepared, and pretraining looks finished."""
+    """Returns (config, workdir) with prepared data and a pretraining that looks finished."""
     config, workdir = recipe(tmp_path), tmp_path / "run"
     layout = Run(config, workdir).layout
     save_stage(config, workdir, "pretrain", layout.tokenizer)

@@ -11,7 +11,7 @@ from tests.wrong_input.fault import fault
 
 
 def start(script, *flags, **environment):
-    """A script in a process of its own, which tells of other devices than this one has."""
+    """Runs a script in its own process, whose environment describes other devices."""
     finished = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *flags],
         env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment},
