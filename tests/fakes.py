@@ -1,4 +1,4 @@
-"""Models that compile in a second, with weights large enough that nothing is hidden by a zero or a one."""
+"""Models that compile in a second, with weights large enough that zeros and ones hide no errors."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def scalar_model(config=CONFIG, **kwargs):
 
 # In float64.
 
-LAYERS = [{"unroll": 2}, {"remat": True}]  # changes of a config that change no result
+LAYERS = [{"unroll": 2}, {"remat": True}]  # changes to a config that do not change results
 LAYER_NAMES = ["unrolled", "rematerialized"]
 
 
@@ -53,7 +53,7 @@ def float64_config(**change):
 
 @functools.cache
 def float64_params(kind, seed=0):
-    """Weights of a kind of model, in float64."""
+    """Returns weights of a kind of model, in float64."""
     with jax.enable_x64(True):
         return params(kind(float64_config()), seed)
 

@@ -1,9 +1,8 @@
-"""The equations and layouts of the package once more, the slow and obvious way.
+"""The equations and layouts of the package, computed in a slow and obvious way.
 
-Equations are loops over Python floats, written from the formulas, one number at a time, so that a
-mistake of broadcasting, of axes, of precision or of reversal in the fast version cannot be here
-too. Arguments are NumPy arrays; sums are float64. Rankings have a row for each answer, with its own
-copy of the prompt.
+Equations are loops over Python floats, written from the formulas, one number at a time. So mistakes
+of the fast version in broadcasting, axes, precision or order cannot occur here. Arguments are NumPy
+arrays; sums are float64. Rankings have a row for each answer, with its own copy of the prompt.
 """
 
 import dataclasses
@@ -159,7 +158,7 @@ def value_loss(values, old_values, returns, mask, clip):
 
 @dataclasses.dataclass
 class Naive:
-    """One row an answer: tokens, segments, positions [B, K, T]; scores, valid [B, K]."""
+    """Rankings with one row per answer: tokens, segments, positions [B, K, T]; scores, valid [B, K]."""
 
     tokens: np.ndarray
     segments: np.ndarray

@@ -1,4 +1,4 @@
-"""A recipe for small files of records, and the folder of a stage that looks finished."""
+"""Recipes for small files of records, and folders of stages that look finished."""
 
 import json
 
@@ -47,7 +47,7 @@ def recipe(tmp_path, **changes):
 
 
 def prepare(config, workdir):
-    """Prepares the records, and gives their layout."""
+    """Prepares the records, and returns their layout."""
     return Run(config, workdir).layout
 
 
@@ -82,7 +82,7 @@ def opened(config, workdir, stage):
 
 
 def begin(config, workdir, stage):
-    """Notes what a stage is begun with, or refuses."""
+    """Records what a stage begins with, or raises an error."""
     opened(config, workdir, stage).begin()
 
 

@@ -1,4 +1,4 @@
-"""Runs a script of experiments/ in this process, as often as a test likes."""
+"""Runs scripts of experiments/ in this process, any number of times."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ SCRIPTS = command_line.ROOT / "experiments"
 
 
 class Left(Exception):
-    """A script left with a code other than 0; the message is what it told on standard error."""
+    """A script exited with a code other than 0; the message is its standard error."""
 
     def __init__(self, code, told):
         super().__init__(told)

@@ -152,7 +152,7 @@ def test_narrow_numbers_are_computed_in_float32(dtype):
     jax.tree.map(lambda narrow, wide: close(narrow, wide, 1e-6), results, everything(x.astype(jnp.float32)))
 
 
-# Language modelling.
+# Language modeling.
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])
@@ -343,8 +343,8 @@ def test_at_ratio_one_the_policy_gradient_is_reinforce(x64):
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "slope"), [
-    (1.5, 1.0, 0.0), (0.5, -1.0, 0.0),  # already moved too far in the wanted direction
-    (0.5, 1.0, -0.5), (1.5, -1.0, 1.5),  # moved the wrong way: the way back stays open
+    (1.5, 1.0, 0.0), (0.5, -1.0, 0.0),  # already too far in the intended direction
+    (0.5, 1.0, -0.5), (1.5, -1.0, 1.5),  # in the wrong direction: the way back stays open
     (1.1, 1.0, -1.1), (0.9, -1.0, 0.9),
 ])  # fmt: skip
 def test_the_policy_clip_is_one_sided(ratio, advantage, slope):
@@ -387,7 +387,7 @@ def test_old_values_advantages_and_returns_are_constants():
         close(gradients[1:], np.zeros((2, B, R)), 0)
 
 
-# What holds for all of them.
+# Properties of all equations.
 
 
 def differentiable():

@@ -1,6 +1,6 @@
 """docs/paper.md covers the paper, and every name, value and result on it is right.
 
-`python tests/test_paper_page.py` writes our results anew from notebooks/runs, with the repository on PYTHONPATH.
+`python tests/test_paper_page.py` rewrites our results from notebooks/runs, with the repository on PYTHONPATH.
 """
 
 import ast

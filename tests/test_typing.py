@@ -49,7 +49,7 @@ def test_public_functions_are_checked_and_classes_are_not():
 
 @pytest.mark.parametrize("call", [
     lambda: losses.masked_sum(jnp.ones((B, R)), jnp.ones((B, 1))),
-    lambda: losses.log_probs(jnp.ones((B, R, V)), jnp.ones((B, R))),  # tokens that are no integers
+    lambda: losses.log_probs(jnp.ones((B, R, V)), jnp.ones((B, R))),  # tokens that are not integers
     lambda: losses.kl_rewards(jnp.ones((B, R)), *[jnp.ones((B, R))] * 3, 0.1),
     lambda: attention.branch_mask(jnp.ones((B, R), int), jnp.ones((B + 1, R), int)),
     lambda: episode.last_token(jnp.ones((B, R))),

@@ -1,4 +1,4 @@
-"""An iteration of PPO: what it must not change, what it must, and the same on one device and on eight."""
+"""A PPO iteration: what it changes and what it leaves alone, and equal results on one device and on eight."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def changed(**keys):
 
 @flax.struct.dataclass
 class Bigram:
-    """Stands for a LanguageModel: predicts the next token from the last one, and compiles at once."""
+    """A fake LanguageModel that predicts the next token from the last one, and compiles fast."""
 
     config: object = flax.struct.field(pytree_node=False, default=fakes.CONFIG)
 
@@ -77,7 +77,7 @@ class Bigram:
 
 @flax.struct.dataclass
 class PlantedScalar:
-    """Stands for a ScalarModel: a known function of the tokens so far, scaled and shifted by two weights."""
+    """A fake ScalarModel: a known function of the tokens so far, scaled and shifted by two weights."""
 
     of_tokens: object = flax.struct.field(pytree_node=False)
 
@@ -194,7 +194,7 @@ class TestFirstIteration:
         found = numbers(metrics)
         assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(found)
         assert invariants.violations(found, "float32") == []
-        assert 0 < found["sampler_deviation"] < 1e-5  # measured, not given
+        assert 0 < found["sampler_deviation"] < 1e-5  # measured, so not exactly 0
         assert found["first_ratio_deviation"] < 1e-5
         assert abs(found["kl"]) < 1e-5 and found["max_abs_kl"] < 1e-5
         # Later minibatches are off the policy that sampled, later iterations off the reference.
@@ -249,7 +249,7 @@ def two_iterations(step, windows):
 
 def assert_same_metrics(found, expected):
     for here, there in zip(found, expected, strict=True):
-        # Counts of the sampled tokens, which would differ if one token did.
+        # Counts of the sampled tokens, which would differ if one token differed.
         for name in ("response_tokens", "missing_eos"):
             assert here[name] == there[name]
         # Under pmap each device decodes until its own rows are done.
@@ -303,7 +303,7 @@ def test_eight_devices_equal_one(mode, with_text):
 
 
 class Recorder:
-    """An optimiser that changes nothing and keeps the norms of the gradients it is given."""
+    """An optimizer that changes nothing and records the norms of its gradients."""
 
     def __init__(self, updates):
         self.transformation = optax.GradientTransformation(
@@ -346,7 +346,7 @@ class TestMinibatches:
 
 
 class TestRewards:
-    """With planted reward models, whose scores are known."""
+    """Tests with fake reward models, whose scores are known."""
 
     @staticmethod
     def first_metrics(of_tokens, scalar, **keys):

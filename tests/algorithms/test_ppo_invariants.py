@@ -1,4 +1,4 @@
-"""Bugs planted into a real iteration, and the invariant that a run would stop with."""
+"""Plants bugs into a real iteration, and expects the invariant that stops a run."""
 
 import functools
 
@@ -43,7 +43,7 @@ POLICY, REWARD = fake_params()
 
 @flax.struct.dataclass
 class Placed(Bigram):
-    """A Bigram that sees positions too."""
+    """A Bigram that also sees positions."""
 
     def apply(self, variables, tokens, *row, method=None, **keys):
         if method == "unembed":
@@ -225,7 +225,7 @@ class TestLogProbabilities:
 
 
 class TestIntegers:
-    """Stopped when the program is traced, before anything runs."""
+    """The error comes when the program is traced, before anything runs."""
 
     def test_scores(self):
         class Rounded:
@@ -260,7 +260,7 @@ class TestNumbersThatAreNone:
     def test_in_an_advantage(self, monkeypatch, bad):
         planted(monkeypatch, losses, "whiten", after(lambda advantages: advantages.at[0, 0].set(bad)))
         values = iteration()
-        # The episode is in one minibatch of an epoch: that one is skipped, and the weights never hear of it.
+        # The episode is in one minibatch of an epoch: that update is skipped, and does not affect the weights.
         assert values["skipped"] == PPO.minibatch_size / PPO.batch_size and values["value_skipped"] == 0
         assert invariants.violations(values, "float32") == []
 

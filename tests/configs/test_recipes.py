@@ -1,4 +1,4 @@
-"""Every recipe can be read, is locked, and fits together; the base is the paper's."""
+"""Every recipe can be read, is locked, and is consistent; the base is the paper's."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Compiled programs are kept in the folder of a run, unless the user says where, and none that a kill cut short."""
+"""Compiled programs are kept in the folder of a run or the user's folder, without those that a kill truncated."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What a user can get wrong is told before anything is trained; tests/wrong_input has it all, with the messages."""
+"""User errors are reported before training; tests/wrong_input has all of them, with their messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From imported weights to exported ones: configs/gpt2.py:tiny on human records, in processes of its own."""
+"""From imported to exported weights: configs/gpt2.py:tiny on human records, in separate processes."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def random_gpt2(folder, texts, size=1500):
     pairs.train_from_iterator(texts, vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False)
     found = tokenizer_files.from_bytes(pairs.to_str().encode())
     shape = dict(gpt2.get_config("tiny").model)
-    config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # filled up, as released models are
+    config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # padded, like released models
     described = huggingface.describe(config, eos_id=found.eos_id, pad_id=found.pad_id)
     params = fakes.params(LanguageModel(config), noise=0.08)
     pretrained.write(folder, described, huggingface.tensors_of(params, config), {"tokenizer.json": found.to_bytes()})

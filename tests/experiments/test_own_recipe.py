@@ -1,4 +1,4 @@
-"""The way of docs/own_data.md, with four small files."""
+"""The steps of docs/own_data.md, with four small files."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The smoke recipe, whole and in parts: what it leaves behind, and what happens when it is started again."""
+"""The smoke recipe, whole and in parts: its results, and what happens when it is started again."""
 
 import hashlib
 import json
@@ -195,7 +195,7 @@ class TestAgain:
         assert content(workdir / stage) == before[stage]
 
     def test_an_interrupted_stage_ends_like_an_uninterrupted_one(self, run, again):
-        # Both optimisers, both streams, the average and the randomness are as they were: so are all numbers.
+        # Both optimizers, both streams, the average and the randomness are restored, so all numbers are equal.
         assert curve(again[0], "ppo_ptx") == curve(run[0], "ppo_ptx")
         assert (again[0] / "ppo_ptx" / "summary.json").exists()
 

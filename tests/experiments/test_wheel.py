@@ -69,7 +69,7 @@ def test_versions_agree():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Copies what a wheel is built from: a build leaves files behind."""
+    """Copies the files from which a wheel is built, because a build leaves files behind."""
     folder = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
         copy = shutil.copytree if name in FOLDERS else shutil.copyfile

@@ -1,4 +1,4 @@
-"""Whatever the folder of a model holds: the weights of the recipe's model, all finite, or an error of ours."""
+"""Any model folder gives finite weights of the recipe's model or an InputError."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Masks against loops; attention against NumPy in float64; when the fused kernel is chosen."""
+"""Compares masks with loops, and attention with NumPy in float64; checks when the fused kernel is chosen."""
 
 import functools
 

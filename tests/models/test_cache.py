@@ -43,7 +43,7 @@ def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer)
 
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_decoding_parameters_do_not_change_logits(by_layer):
-    """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
+    """Rounded kernels are transposed copies; others are unchanged."""
     config = dataclasses.replace(fakes.DECODER, matmul_dtype="bfloat16", cache_by_layer=by_layer)
     model, plain, rows = LanguageModel(config), LanguageModel(fakes.DECODER), fakes.rows_of([[1] * 7])
     params = fakes.params(model)

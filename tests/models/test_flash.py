@@ -1,4 +1,4 @@
-"""Splash attention, interpreted, against two einsums; what it does not take; compiled for TPUs that are not there."""
+"""Splash attention: interpreted, against two einsums; unsupported arrays; compiled for absent TPUs."""
 
 import functools
 import importlib.util

@@ -195,10 +195,10 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parity
 class TestAgainstTransformers:
-    """Needs torch and transformers; weights are random and made here.
+    """Needs torch and transformers. Weights are random.
 
-    Both sides compute in float64: what differs by more than 1e-11 is another function, not rounding. In float32 torch
-    itself was seen 1e-4 off its own float64 in the first call of a process, and not in the next.
+    Both sides compute in float64, where a difference above 1e-11 is not rounding. In float32, the first call of torch
+    in a process was seen to differ by 1e-4 from its own float64, and the next call did not.
     """
 
     SHAPES = [
@@ -284,7 +284,7 @@ class TestAgainstTransformers:
         with self.torch.no_grad():
             expected = theirs(self.torch.tensor(tokens), attention_mask=self.torch.tensor(inside)).logits[:, 0].numpy()
         scores = self.ours(ScalarModel(CONFIG), params, tokens, segments * inside, positions * inside)
-        # The offset lies in the file as a change of float32 weights, and is rounded there.
+        # The file has the offset as a change of float32 weights, which is rounded.
         found = scores[np.arange(3), lengths - 1]
         self.report(capsys, "scores of an exported reward model", found, expected, atol=1e-7)
 

@@ -1,4 +1,4 @@
-"""Products of rounded factors against NumPy in float64, forward and backward, for shapes down to one."""
+"""Compares products of rounded factors with NumPy in float64, forward and backward, for sizes down to 1."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The table of GPT-3's sizes: consistent, and the counts are those of real trees."""
+"""The table of GPT-3's sizes is consistent, and the counts are those of real trees."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Logits by chunks: values and gradients of all logits at once, and nowhere an array of their size."""
+"""Logits in chunks give the values and gradients of all logits at once, without an array of their size."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a token can see: its segment, its branch, the window of its layer, and no padding."""
+"""A token sees its segment, its branch and the window of its layer, but no padding."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ def influence_of(config):
     first index has a gradient in the token at the second."""
 
     def influence(params, tokens, segments, positions):
-        # Each place of the row gets an embedding of its own, so that the gradient tells places apart.
+        # Each place of the row gets its own embedding, so that gradients distinguish places.
         places = jnp.arange(tokens.shape[1])[None]
         model = LanguageModel(dataclasses.replace(config, vocab_size=tokens.shape[1]))
 

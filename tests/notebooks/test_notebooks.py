@@ -1,4 +1,4 @@
-"""Every notebook runs, from the saved numbers of full runs, and is committed with what it shows."""
+"""Every notebook runs on the saved numbers of full runs, and is committed with its output."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Parity of the optimiser with torch."""
+"""Parity of the optimizer with torch."""
 
 import jax
 import jax.numpy as jnp
@@ -52,4 +52,4 @@ def test_adam_with_cosine_decay_and_clipping(decay, capsys):
         errors = [float(np.abs(ours[name] - theirs[name].detach().numpy()).max()) for name in start]
     with capsys.disabled():
         print(f"\n  Adam, {STEPS} steps, decay {decay}: largest difference of a weight {max(errors):.1e}", end="")
-    assert max(errors) < 1e-5  # torch adds 1e-6 to the norm that it divides by
+    assert max(errors) < 1e-5  # torch adds 1e-6 to the norm by which it divides

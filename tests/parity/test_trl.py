@@ -1,7 +1,7 @@
 """Parity of the PPO equations with TRL 1.12, the last release with a PPO trainer.
 
-Its trainer is one long method, so the lines between two comments of the installed source are run as they
-are. The same numbers, kept in files, stand in for it where TRL is not installed.
+Its trainer is one long method, so the test runs the lines between two comments of the installed source. If
+TRL is not installed, numbers recorded from it are used instead.
 """
 
 import ast
@@ -138,13 +138,13 @@ def lines_of(source, first, end, *, inclusive):
 def compare(case, setting):
     """Compares our equations with TRL's numbers, and returns the largest differences.
 
-    Where the two differ on purpose, TRL's convention is applied here, by hand, before comparing:
-    - TRL puts the score one place after EOS, and lets value and return be real there;
+    Where the two differ on purpose, this applies TRL's convention before the comparison:
+    - TRL puts the score one position after EOS, and counts value and return there;
       here both end with the last token, as the paper's episode does.
     - TRL's variance is unbiased, n - 1; here it is divided by n, as in the authors'
       earlier code.
     - TRL offers the k3 estimator of KL; the paper's reward is log π - log π_ref (k1).
-    - TRL can whiten rewards and fine a missing EOS inside; here the caller does.
+    - TRL can whiten rewards and penalize a missing EOS internally; here the caller does.
     """
     errors = []
 

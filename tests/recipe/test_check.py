@@ -1,4 +1,4 @@
-"""What can be known to be wrong is refused before any work, whatever the stage it would have failed in."""
+"""Invalid recipes are rejected before any work, in whichever stage they would fail."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""Every key is declared once: the declarations are the paper's recipe, and each of them is complete."""
+"""Every key is declared once. The declarations are the paper's recipe, and each is complete."""
 
 import dataclasses
 import importlib

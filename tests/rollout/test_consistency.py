@@ -1,4 +1,4 @@
-"""What is measured of episodes: 0 where they are sound, more where any one cell is not."""
+"""The consistency measures are 0 for correct episodes, and positive if any cell is wrong."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ reward_placement_error = jax.jit(lambda *given: consistency.reward_placement_err
 
 @st.composite
 def sound(draw):
-    """Episodes as they are defined, row by row; a sampled token may be PAD, and a prompt may hold EOS."""
+    """Builds episodes from their definition, row by row; a sampled token may be PAD, and a prompt may hold EOS."""
     tokens, segments = np.full((B, P + R), PAD, np.int32), np.zeros((B, P + R), np.int32)
     positions, mask = np.zeros((B, P + R), np.int32), np.zeros((B, R), np.float32)
     for row in range(B):
@@ -52,7 +52,7 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
     wrong = getattr(rows, field).copy()
     column %= wrong.shape[1]
     if field == "positions":
-        assume(rows.segments[row, column])  # nobody reads those of padding
+        assume(rows.segments[row, column])  # those of padding are not read
         wrong[row, column] += shift
     else:
         wrong[row, column] = 1 - wrong[row, column]

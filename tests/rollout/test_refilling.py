@@ -1,4 +1,4 @@
-"""Rows that take the next prompt when they are done: the same tokens as one row for each prompt."""
+"""Idle rows that take the next prompt give the same tokens as one row per prompt."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tests import fakes
 EOS, PAD, P, R, N = 1, 0, 4, 7, 12
 ENDS = {"max_response": R, "eos_id": EOS, "pad_id": PAD}
 MODEL = LanguageModel(fakes.CONFIG)
-# Logits far enough apart that products of other shapes, which round otherwise, change no token.
+# Logits are far enough apart that the different rounding of other shapes changes no token.
 PARAMS = fakes.params(MODEL, noise=0.15)
 
 

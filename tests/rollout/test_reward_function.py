@@ -1,4 +1,4 @@
-"""A reward function sees the texts that were sampled, and its scores are the rewards."""
+"""A reward function gets the sampled texts, and its scores are the rewards."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Answers as texts: the same whatever the batch size, and scored on the very tokens that were sampled."""
+"""Answers as texts do not depend on the batch size, and are scored on the sampled tokens."""
 
 import dataclasses
 

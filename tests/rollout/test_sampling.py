@@ -1,4 +1,4 @@
-"""The sampler: with a fake model that says "previous + 1", and with a real one."""
+"""The sampler, with a fake model that predicts "previous + 1", and with a real one."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def count_up(tokens, segments, positions, cache):
 
 
 class Recorded:
-    """`count_up`, with a note of each call."""
+    """`count_up` that records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -112,7 +112,7 @@ class TestWithAModelThatCounts:
         np.testing.assert_array_equal(tokens, [[0, 9, 6], [0, 0, 4]])
         np.testing.assert_array_equal(segments, [[0, 1, 1], [0, 0, 1]])
         np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 0, 0]])
-        # Then one token a row, at the next position; EOS is not read, and a row that is done is padding.
+        # Then one token per row, at the next position; EOS is not read, and finished rows are padding.
         later = forward.calls[1:]
         assert [row[0][1, 0] for row in later] == [5, 6, 7]
         assert [row[2][1, 0] for row in later] == [1, 2, 3]
@@ -186,7 +186,7 @@ EOS = 1
 
 @functools.cache
 def sampler(config=fakes.CONFIG, temperature=1.0):
-    """(params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
+    """Returns (params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
     model = LanguageModel(config)
 
     @jax.jit

@@ -237,7 +237,7 @@ class TestNextStage:
 
 
 class TestDamage:
-    """Real damage to real files: whatever is read was saved."""
+    """Damages real files: whatever can still be read is what was saved."""
 
     def files(self, path):
         return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)

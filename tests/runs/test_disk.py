@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written to: real ones, small and in memory."""
+"""Full and read-only disks: real ones, small and in memory."""
 
 import contextlib
 

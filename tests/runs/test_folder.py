@@ -1,4 +1,4 @@
-"""The folder of a run says how far each stage is, by its files alone."""
+"""The files in the folder of a run show the progress of each stage."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Training that runs away: a gradient that is not finite never reaches the weights, and limits warn or stop."""
+"""Divergence: gradients that are not finite never reach the weights, and limits warn or stop."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ SECTION = instructgpt.get_config().guards
 
 
 def loss(params, batch, key):
-    """Squares; a gradient is not finite where a number is not, a loss alone where "added" is not."""
+    """Computes squares. A number that is not finite spoils the gradient, and one in "added" only the loss."""
     del key
     value = jnp.sum(jnp.square(params["w"] - batch["x"]))
     metrics = {"error": Mean(value, jnp.float32(batch["x"].size)), "largest": Maximum(jnp.abs(batch["x"]).max())}
@@ -118,7 +118,7 @@ def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_is_named(tm
     assert str(error.value).endswith(f"; the last good checkpoint is {good}")
     assert checkpoint.saved_steps(tmp_path / "test" / "checkpoints") == [4]
 
-    # Begun again, the run meets the same batches, and stops at the same step.
+    # Started again, the run gets the same batches and stops at the same step.
     with pytest.raises(DivergenceError, match="step 8"):
         run(tmp_path, {5, 6, 7}, every=every)
 

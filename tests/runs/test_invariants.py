@@ -1,4 +1,4 @@
-"""What a run is judged by: limits, what is said of a breach, and that nothing is saved of it."""
+"""The limits of invariants, the errors of violations, and that no violating state is saved."""
 
 import functools
 import math

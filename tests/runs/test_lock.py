@@ -1,4 +1,4 @@
-"""One run at a time in a folder: with real processes."""
+"""Only one run at a time uses a folder; tested with real processes."""
 
 import os
 import pathlib

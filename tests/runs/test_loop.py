@@ -1,4 +1,4 @@
-"""The loop: an interrupted run ends as one that was not, a finished one does nothing."""
+"""An interrupted run ends like an uninterrupted one, and a finished one does nothing."""
 
 import concurrent.futures
 import json
@@ -254,7 +254,7 @@ def test_a_longer_run_continues_a_shorter_one(tmp_path, whole):
     run(tmp_path, steps=4, finish=None)
     with pytest.raises(Stopped):
         run(tmp_path, step=failing_at(step, 1))
-    assert not (tmp_path / "summary.json").exists()  # it is not finished any more
+    assert not (tmp_path / "summary.json").exists()  # it is no longer finished
     run(tmp_path)
     assert_same_run(tmp_path, whole)
 

@@ -1,4 +1,4 @@
-"""Two processes with four devices each, over loopback, against one process; and one of them killed."""
+"""Compares two processes with four devices each, over loopback, with one process; also kills one of them."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def together(*given, **keys):
 
 
 def ended(directory):
-    """(weights, curves) of a run."""
+    """Returns (weights, curves) of a run."""
     template = jax.eval_shape(lambda: worker.fakes.params(worker.LanguageModel(worker.fakes.BANDED)))
     curves = [
         {name: value for name, value in line.items() if name != "wall_seconds"}

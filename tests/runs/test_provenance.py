@@ -1,4 +1,4 @@
-"""What a stage began with is compared with what it continues with."""
+"""A stage compares what it began with and what it resumes with."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The schedule of a run, in a few properties."""
+"""Properties of the schedule of a run."""
 
 import ml_collections
 import pytest

@@ -1,4 +1,4 @@
-"""Kills the smoke run again and again, and compares what it ends with, bit for bit, with a run that was left alone.
+"""Kills the smoke run repeatedly, and compares its final state, bit for bit, with that of an undisturbed run.
 
 python tests/soak/soak.py --kills=100 --runs=5 --folder=runs/soak
 
@@ -37,7 +37,7 @@ def start(workdir, folder, overrides):
         return subprocess.Popen(
             [sys.executable, "experiments/reproduce.py", f"--config={RECIPE}", f"--workdir={workdir}", *overrides],
             cwd=ROOT,
-            # Restarted programs are read and not compiled: more of the time is spent in what is to be killed.
+            # Restarts read compiled programs, so that more of the time is spent in the parts to be killed.
             env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
             stdout=log,
             stderr=log,
@@ -75,7 +75,7 @@ def unfinished(workdir):
 
 
 def durations(workdir, folder, overrides):
-    """Seconds that a run, which is left alone, spends in each part."""
+    """Returns the seconds that an undisturbed run spends in each part."""
     began, came = time.monotonic(), {"start": 0.0}
     process = start(workdir, folder, overrides)
     while process.poll() is None:
@@ -135,15 +135,15 @@ def killed(workdir, folder, overrides, part, seconds):
 
 
 def soak(folder, kills, *, runs=1, seed=0, overrides=(), say=print):
-    """Kills runs until there were so many kills, and lets each run come to its end.
+    """Kills runs the given number of times, and lets each run finish.
 
     Args:
       folder: receives the runs and their log.
-      kills: how many.
+      kills: the number of kills.
       runs: among how many runs they are divided; more where a run ended before all of its kills.
       seed: of the parts and moments.
       overrides: flags that change the smoke recipe.
-      say: is told of each kill and each comparison.
+      say: is called with a line for each kill and each comparison.
 
     Returns:
       (kills by the stage that was not finished, runs compared); raises AssertionError where a run differs or fails.

@@ -1,4 +1,4 @@
-"""A few kills of a real run, smaller than the smoke run; tests/soak/soak.py makes a hundred of that."""
+"""Kills a real run, smaller than the smoke run, a few times; tests/soak/soak.py kills the smoke run."""
 
 import random
 

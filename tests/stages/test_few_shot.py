@@ -1,4 +1,4 @@
-"""The few-shot prefix: its room, and what its examples may be."""
+"""The few-shot prefix: its length and its examples."""
 
 import json
 
@@ -26,7 +26,7 @@ def demonstrations(response):
 
 
 def test_without_room_there_is_no_prefix(tmp_path, capsys):
-    config = recipe(tmp_path)  # max_length 32: four tokens beside prompt and response
+    config = recipe(tmp_path)  # max_length 32: four tokens in addition to prompt and response
     run = Run(config, tmp_path / "run")
     assert few_shot.choose_prefix(run, *models(config, run.layout)) is None
     assert "gpt_prompted: left out; model.max_length: expected room for 2 examples" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Stages that begin with the weights of others, and weights that leave: the same networks on both sides."""
+"""Stages that import weights, and exported weights: the same networks on both sides."""
 
 import dataclasses
 import json

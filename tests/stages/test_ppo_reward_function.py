@@ -1,4 +1,4 @@
-"""PPO with a function of texts for a reward."""
+"""PPO with a function of texts as the reward."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Preparation: splits that are needed, records that are too long, and what is not done twice."""
+"""Preparation: required splits, records that are too long, and no repeated work."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ LONG = "a fox " * 40
 
 
 def lines(name, splits=SPLITS, **long):
-    """Records of a kind; `long` gives the indices of those with this field of the wrong length."""
+    """Returns records of a kind; in those with indices in `long`, this field is too long."""
     records = [{**record, "split": splits[i % len(splits)]} for i, record in enumerate(RECORDS[name])]
     for field, indices in long.items():
         for i in indices:

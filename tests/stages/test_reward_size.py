@@ -1,4 +1,4 @@
-"""A reward model and a value network that are not as large as the policy, and frozen weights in half precision."""
+"""Reward model and value network of another size than the policy, and frozen weights in half precision."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""A run prepares its records once, whatever is asked for first, and finds what stages have left."""
+"""A run prepares its records once, at their first use, and finds the results of stages."""
 
 import dataclasses
 import json
@@ -102,7 +102,7 @@ def test_the_policy_of_sft_is_its_chosen_checkpoint_or_else_its_last(run, tmp_pa
     opened, layout = run.open_policy("sft")
     assert_same(opened.params, early)
     assert layout == dataclasses.replace(run.layout, tokenizer=layout.tokenizer)
-    assert_same(run.load_start("sft"), late)  # what trains on starts from the end
+    assert_same(run.load_start("sft"), late)  # training starts from the last checkpoint
 
 
 def test_a_start_that_points_at_ppo_is_its_averaged_policy(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Which SFT checkpoints the reward model chooses among."""
+"""The SFT checkpoints among which the reward model chooses."""
 
 import ml_collections
 from hypothesis import given

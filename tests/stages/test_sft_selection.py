@@ -1,4 +1,4 @@
-"""The choice among SFT checkpoints lasts as long as what it was made from."""
+"""The choice among SFT checkpoints is valid until the reward model or the candidates change."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A stage and its folder: recipe and records must be those that it began with, and any stage can be a guest."""
+"""A stage resumes only with the recipe and records that it began with, and any stage can be a guest."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Each law holds for a right loss and catches the bugs that it is for."""
+"""Each law holds for a correct loss and catches its bugs."""
 
 import functools
 
@@ -252,7 +252,7 @@ def first_row_only(params, batch, key):
 
 
 def absolute(params, batch, key):
-    """Reads the column of a token instead of its place in the text."""
+    """Reads the column of a token instead of its position in the text."""
     scale = jnp.arange(1.0, batch.tokens.shape[1] + 1)
     return losses.masked_sum(scale * params["table"][0, batch.tokens], batch.weights), {}
 
@@ -307,7 +307,7 @@ class TestObjectives:
 
 
 class TestRewriting:
-    """Rankings and episodes, padded and unpacked as the layouts would have laid them out."""
+    """Rankings and episodes are padded and unpacked as the layouts lay them out."""
 
     RANKINGS = [
         TokenizedRanking([3, 4], [[5], [6, 7]], [1.0, 0.0]),
@@ -360,7 +360,7 @@ def test_rankings_are_unpacked_for_the_law():
     laws.padding_is_ignored(loss, table(), batch)
 
     def first(params, batch, key):
-        """Reads the first prompt of a row only."""
+        """Reads only the first prompt of a row."""
         return loss(params, batch.replace(valid=batch.valid & (np.arange(2) == 0)[:, None]), key)
 
     broken(laws.packing_is_ignored, first, table(), batch, says="several segments in a row")

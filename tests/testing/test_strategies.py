@@ -1,4 +1,4 @@
-"""What is drawn is as it is described, and has the cases that losses get wrong."""
+"""The strategies draw what they describe, including cases that losses get wrong."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""GPT-2's kind of vocabulary, learned here, and ours for programs that read tokenizer.json."""
+"""Vocabularies of GPT-2's kind, and SentencePiece models exported as tokenizer.json."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The tokenizer: text comes back exactly, and its parts can be encoded apart."""
+"""The tokenizer is lossless, and parts of a text can be encoded separately."""
 
 import io
 import subprocess

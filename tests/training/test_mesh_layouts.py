@@ -1,4 +1,4 @@
-"""One answer on every layout: the networks themselves, in each training step, on eight devices and on one."""
+"""Every layout gives the same results: real networks, in each training step, on eight devices and on one."""
 
 import contextlib
 import dataclasses
@@ -95,13 +95,13 @@ def ranking_batch(seed=3):
 
 
 def kept_gradients():
-    """Changes nothing, and has the last gradients as its state."""
+    """Builds an optimizer that changes nothing and has the last gradients as its state."""
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, *_: (g, g))
 
 
 OPTIMIZER = optax.chain(kept_gradients(), optax.adam(1e-2, eps=1e-3))
 
-# Batches that one compiled step is given, one after the other. Pretraining and SFT differ in their weights only.
+# Batches for one compiled step, one after the other. Pretraining and SFT differ only in their weights.
 STEPS = {
     "pretrain and sft": (MODEL, objectives.language_model_loss, (text_batch, answer_batch), 1),
     "microbatches": (MODEL, objectives.language_model_loss, (text_batch, answer_batch), 2),
@@ -110,7 +110,7 @@ STEPS = {
 
 
 def steps(name, layout, *, eager=False, dropout=0.0):
-    """(states with their gradients, metrics) after each batch."""
+    """Returns (states with their gradients, metrics) after each batch."""
     model, objective, batches, microbatches = STEPS[name]
     model = type(model)(dataclasses.replace(CONFIG, dropout=dropout))
     with on(layout) as config:
@@ -233,7 +233,7 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
     assert_close(state, expected_state)
     for here, there in zip(metrics, expected, strict=True):
         assert here.keys() == there.keys()
-        # Of all sampled tokens, so that one other token would show.
+        # Over all sampled tokens, so that one different token would show.
         assert all(here[name] == there[name] for name in ("response_tokens", "missing_eos"))
         # Under pmap each device decodes until its own rows are done.
         names = [name for name in here if name != "rollout_padding"]

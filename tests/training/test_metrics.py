@@ -1,4 +1,4 @@
-"""Metrics merge in any order and any cut to one value."""
+"""Metrics merge to the same value in any order and any split."""
 
 import jax
 import jax.numpy as jnp

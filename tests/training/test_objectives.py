@@ -1,4 +1,4 @@
-"""Losses of whole batches against loops over their rows, one answer and one token at a time."""
+"""Compares losses of whole batches with loops over rows, answers and tokens."""
 
 import dataclasses
 

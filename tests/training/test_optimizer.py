@@ -1,4 +1,4 @@
-"""Learning rates against the paper's words, Adam against a loop, weight decay by name."""
+"""Compares learning rates with the paper's description, and Adam with a loop; weight decay is by name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One step, compiled in both modes, against the step itself on one device."""
+"""Compares a step that is compiled in both modes with the same step on one device."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""One forward pass for all answers to a prompt: the loss and gradient of one for each answer, in float64."""
+"""One forward pass per prompt gives the loss and gradient of one forward pass per answer, in float64."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What an update changes, and the moving average."""
+"""Updates of a training state, and its moving average."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A step's answer does not depend on how its batch was cut: over microbatches, devices, or not at all."""
+"""The result of a step does not depend on the split of its batch into microbatches and over devices."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Growth is measured on programs that do what they say, and exponents are those of the costs."""
+"""Growth is measured on the right programs, and exponents are those of the costs."""
 
 import jax
 import jax.numpy as jnp
