@@ -45,8 +45,10 @@ _COORDINATOR = flags.DEFINE_string(
     None,
     "HOST:PORT of the first process, in a run of several processes. Not needed on a TPU pod slice or under SLURM.",
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0; needs --coordinator.")
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "The number of processes; needs --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0; with --coordinator.")
+_PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", None, "The number of processes, with --coordinator. Alone, 1 prevents the search for others."
+)
 FLAGS = ("config", "workdir", "coordinator", "process_id", "process_count")
 
 # Exit codes other than 0, and other than Python's 1 for unexpected errors.

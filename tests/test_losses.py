@@ -357,7 +357,7 @@ def test_the_policy_clip_is_one_sided(ratio, advantage, slope):
 
 
 @pytest.mark.parametrize(("value", "target", "slope"), [
-    (1.0, 5.0, 0.0), (-1.0, -5.0, 0.0),  # further than the clip from the old value, towards the target
+    (1.0, 5.0, 0.0), (-1.0, -5.0, 0.0),  # further than the clip from the old value, toward the target
     (1.0, -5.0, 6.0), (-1.0, 5.0, -6.0),  # further, but away from the target
     (0.1, 5.0, -4.9),
 ])  # fmt: skip

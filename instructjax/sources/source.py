@@ -53,7 +53,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A source's judgement of answers. Both parts are copied into results.json.
+    """A source's judgment of answers. Both parts are copied into results.json.
 
     Attributes:
       models: for each model, fields of its entry.

@@ -56,7 +56,7 @@ def apply_gradients(
 
     Args:
       state: the state before.
-      gradients: like its weights.
+      gradients: of the same shapes as its weights.
       optimizer: turns gradients into updates.
       finite: bool scalar. If False, only the two counters change: a single infinite gradient
         would spoil the weights and Adam's moments permanently.

@@ -36,7 +36,7 @@ def assert_gives_back_text_or_is_refused(place):
 
 
 def without_vocabulary(described):
-    """Most changes are drawn near the root, few among hundreds of pieces."""
+    """Removes vocabulary and merges, so that changes are drawn near the root and not among hundreds of pieces."""
     return {**described, "model": {**described["model"], "vocab": {}, "merges": []}}
 
 

@@ -124,8 +124,8 @@ class TestMasks:
         broken(laws.mask_is_respected, read, (SCORES, VALID), says="where the mask is 0")
 
     def test_catches_numbers_left_outside_the_mask(self):
-        centred = lambda x, mask: jnp.where(mask > 0, x, 0) - losses.masked_moments(x, mask)[0]  # noqa: E731
-        broken(laws.mask_is_respected, centred, (X, MASK), says="0 where the mask is 0: result['value'][1, ")
+        centered = lambda x, mask: jnp.where(mask > 0, x, 0) - losses.masked_moments(x, mask)[0]  # noqa: E731
+        broken(laws.mask_is_respected, centered, (X, MASK), says="0 where the mask is 0: result['value'][1, ")
 
     def test_catches_a_weight_that_counts_padding(self):
         counts = lambda x, y, mask: (square(x, y, mask)[0] / mask.size, jnp.sum(mask))  # noqa: E731
