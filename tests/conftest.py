@@ -1,5 +1,4 @@
-"""Eight virtual CPU devices, so that every test of what is split over devices has devices to split over; and checks
-of the shapes that signatures promise."""
+"""What holds for all tests: eight CPU devices, quick compilation, and checks of the shapes that signatures promise."""
 
 import jax
 import pytest
@@ -8,6 +7,8 @@ from jaxtyping import config
 from tests import shape_checks
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the time goes into compilation. Scripts in processes of their own are compiled as users' are.
+jax.config.update("jax_disable_most_optimizations", True)
 shape_checks.install()
 
 
@@ -17,3 +18,10 @@ def unchecked_shapes():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Frees the programs of a module, of which a worker would otherwise hold gigabytes at the end."""
+    yield
+    jax.clear_caches()

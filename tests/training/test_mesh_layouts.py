@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ LAYOUTS = {
     "pmap": {"mode": "pmap"},
 }
 OTHERS = [name for name in LAYOUTS if name != "one device"]
+
+
+def slow_but(kept, *names):
+    """Parameters: every combination, of which those that are not kept are slow. A program takes seconds to compile."""
+    combinations = itertools.product(*names)
+    return [pytest.param(*one, marks=[] if one in kept else [pytest.mark.slow]) for one in combinations]
 
 
 def config_of(layout):
@@ -137,8 +144,18 @@ def assert_close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("layout", OTHERS)
+QUICK = {
+    ("pretrain and sft", "data"),
+    ("pretrain and sft", "fsdp"),
+    ("pretrain and sft", "all three, slots too"),
+    ("microbatches", "all three"),
+    ("microbatches", "pmap"),
+    ("reward", "all three"),
+    ("reward", "pmap"),
+}
+
+
+@pytest.mark.parametrize(("name", "layout"), slow_but(QUICK, STEPS, OTHERS))
 def test_a_step_is_the_same_on_every_layout(name, layout):
     assert_close(steps(name, layout), steps_on_one(name))
 
@@ -157,7 +174,7 @@ def test_a_step_is_the_same_uncompiled(name):
     assert_close(found, steps_on_one(name))
 
 
-@pytest.mark.parametrize("layout", ["data", "all three"])
+@pytest.mark.parametrize(("layout",), slow_but({("all three",)}, ["data", "all three"]))
 def test_dropout_is_the_same_on_every_mesh(layout):
     found, expected = (steps("pretrain and sft", where, dropout=0.2) for where in (layout, "one device"))
     assert_close(found, expected)
@@ -226,7 +243,7 @@ def iterations_on_one():
     return two_iterations("one device")
 
 
-@pytest.mark.parametrize("layout", OTHERS)
+@pytest.mark.parametrize(("layout",), slow_but({("data",), ("all three, slots too",), ("pmap",)}, OTHERS))
 def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
     state, metrics = two_iterations(layout)
     expected_state, expected = iterations_on_one()
@@ -263,8 +280,10 @@ def sampled(layout, refill=0):
         return jax.device_get(sample(params, prompt_batch()))
 
 
-@pytest.mark.parametrize("refill", [0, 1])
-@pytest.mark.parametrize("layout", [name for name in OTHERS if name != "pmap"])
+@pytest.mark.parametrize(
+    ("layout", "refill"),
+    slow_but({("data", 1), ("all three", 0), ("all three", 1)}, [name for name in OTHERS if name != "pmap"], [0, 1]),
+)
 def test_sampled_tokens_are_the_same_on_every_mesh(layout, refill):
     found, expected = sampled(layout, refill), sampled("one device")
     np.testing.assert_array_equal(found.tokens, expected.tokens)
