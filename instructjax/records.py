@@ -48,7 +48,7 @@ class Record:
       labeler: who wrote the response or ranked the responses.
       split: "train", "validation" or "test"; if None, `split_of` chooses it.
       source: where the record came from, free text.
-      extra: every field of the JSON object that has no attribute of its own.
+      extra: all fields of the JSON object that are not attributes.
       where: the place it was read from, such as "data.jsonl:17", for error messages.
         It is not part of the record: it is neither compared nor written.
     """

@@ -31,4 +31,4 @@ Scalar: TypeAlias = Num[Array, ""] | float
 
 Tree: TypeAlias = Any  # a pytree of arrays
 Params: TypeAlias = Mapping[str, Any]  # nested mappings from names to arrays
-Model: TypeAlias = Any  # a LanguageModel or a ScalarModel, or whatever has the methods that are called
+Model: TypeAlias = Any  # a LanguageModel, a ScalarModel, or any object with the methods that are called

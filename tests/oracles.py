@@ -92,7 +92,7 @@ def kl_rewards(scores, log_probs, ref_log_probs, mask, beta):
 
 
 def gae(rewards, values, mask, discount, gae_lambda):
-    """Computes A_t = Σ_k (γλ)^k δ_(t+k), the definition of which the recursion is the sum."""
+    """Computes A_t = Σ_k (γλ)^k δ_(t+k), the definition, without recursion."""
     advantages, returns = np.zeros(np.shape(mask)), np.zeros(np.shape(mask))
     for b in range(len(mask)):
         length = sum(1 for m in mask[b] if m)

@@ -122,14 +122,14 @@ def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
 def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     """Lays out a window of packed documents.
 
-    Documents are packed as in GPT-3 (Brown et al. 2020, appendix B), except that each is a segment of its own.
+    Documents are packed as in GPT-3 (Brown et al. 2020, appendix B), except that each is its own segment.
 
         tokens     b  c  $  d  e  f  $  g
         segments   1  1  1  2  2  2  2  3
         positions  0  1  2  0  1  2  3  0
         weights    0  1  1  0  1  1  1  0
 
-    In this example, the document "a b c" began in the previous window, and its rest is a segment of its own. The first
+    In this example, the document "a b c" began in the previous window, and its rest is its own segment. The first
     token of a segment is not predicted, because it has no context. EOS belongs to the document that it ends.
 
     Args:

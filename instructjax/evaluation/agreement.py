@@ -81,7 +81,7 @@ def accuracy_difference(
 def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
     """Computes the share of pairs that two labelers order alike, among pairs that neither ties.
 
-    It compares all labelers who ranked the same answers to the same prompt, whatever the order
+    It compares all labelers who ranked the same answers to the same prompt, regardless of the order
     in which they saw them. The paper reports 72.6 +- 1.5 % for its training labelers (section 3.4).
 
     Args:

@@ -127,7 +127,7 @@ def share_of_rows() -> tuple[int, int]:
         first, size = held[0], len(held)
         if held != list(range(first, first + size)) or first % size or len(parts) % size:
             raise ConfigError(
-                f"parallel: expected a mesh in which the rows of a process lie side by side, found parts {held} of "
+                f"parallel: expected a mesh in which the rows of a process are contiguous, found parts {held} of "
                 f"{len(parts)} in process {process}; a larger parallel.tensor or parallel.fsdp may help"
             )
         if process == jax.process_index():

@@ -43,7 +43,7 @@ OTHERS = [name for name in LAYOUTS if name != "one device"]
 
 
 def slow_but(kept, *names):
-    """Parameters: every combination, of which those that are not kept are slow. A program takes seconds to compile."""
+    """Returns parameters for every combination; those not in `kept` are slow, because compiling takes seconds."""
     combinations = itertools.product(*names)
     return [pytest.param(*one, marks=[] if one in kept else [pytest.mark.slow]) for one in combinations]
 
