@@ -11,7 +11,7 @@ class BuildWithScripts(build_py):
     """Copies configs/ and experiments/ to instructjax/_scripts, so that a wheel claims one top-level name."""
 
     def _copies(self):
-        """{file in the repository: file in the wheel}."""
+        """Returns {file in the repository: file in the wheel}."""
         files = (*pathlib.Path("configs").glob("*.py"), *pathlib.Path("experiments").glob("*.py"))
         return {file: pathlib.Path(self.build_lib, "instructjax", "_scripts", file) for file in files}
 

@@ -1,18 +1,18 @@
-"""InstructGPT on records that people wrote and judged: the E2E NLG Challenge (Dusek et al. 2020).
+"""InstructGPT on human records and judgments: the E2E NLG Challenge (Dusek et al. 2020).
 
 Reproduces: all stages of the paper on one narrow task: state the facts of a meaning
             representation (MR) in a sentence or two. People wrote the 9,365
-            demonstrations and ranked K = 5 outputs side by side; prompts are MRs. The
-            data is split by MR, so that no test input was seen in training.
+            demonstrations and ranked K = 5 outputs at a time; prompts are MRs. The data is
+            split by MR, so that no test input is seen in training.
 Cost:       44 minutes and 1.7 GiB on two CPU cores; 1.2M parameters.
-Expected:   on held-out MRs the reward model orders 70 % of pairs as the average of the raters does (a
-            preference for the longer text 61 %, a single rater 67 %); the share of facts stated goes from
-            0.56 (SFT) to 0.79 (PPO) and 0.80 (PPO-ptx); people state 0.92.
+Expected:   on held-out MRs the reward model orders 70 % of pairs like the average of the raters (a
+            preference for the longer text 61 %, a single rater 67 %); the share of facts stated rises
+            from 0.56 (SFT) to 0.79 (PPO) and 0.80 (PPO-ptx); people state 0.92.
 Command:    python experiments/reproduce.py --config=configs/e2e.py --config.e2e.directory=DATA
 
             DATA holds a folder e2e_human_rankings and one for each text set.
 
-Variants:   smoke: the same in minutes, too small to show the results; a test.
+Variants:   smoke: the same in minutes, for tests; too small to show the results.
 
 Values that are not set here are the paper's; docs/recipe.md explains them.
 """

@@ -1,10 +1,10 @@
-"""InstructGPT from a GPT-2 that others trained: SFT, reward model, PPO and PPO-ptx from imported weights.
+"""InstructGPT from imported weights of GPT-2: SFT, reward model, PPO and PPO-ptx.
 
-Reproduces: the paper's recipe (section 3.5, appendix C) on the model that it grew from, with its own
-            byte-pair vocabulary, instead of pretraining.
-Cost:       not measured for the four sizes: they have only been built, and their weights are not here.
-            tiny: minutes on two CPU cores; its time alone on a machine has not been measured.
-Expected:   tiny shows only that imported weights lead to a report: its weights are random.
+Reproduces: the paper's recipe (section 3.5, appendix C) on GPT-2 and its byte-pair vocabulary, instead
+            of pretraining.
+Cost:       not measured for the four sizes: they have only been built, and their weights are not included.
+            tiny: minutes on two CPU cores; not measured on an otherwise idle machine.
+Expected:   tiny shows only that a run from imported weights ends with a report: its weights are random.
 Command:    python experiments/reproduce.py --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
                 --config.pretrain.import_from=FOLDER --config.tokenizer.path=FOLDER \\
                 --config.files.text=... --config.files.demonstrations=... \\
@@ -32,7 +32,7 @@ def get_config(variant: str = "124m") -> ConfigDict:
         raise ValueError(f"configs/gpt2.py: expected a variant among {', '.join(SIZES)}, tiny, found {variant!r}")
     if variant == "tiny":
         config = e2e.get_config("smoke").unlock()
-        # A byte-pair vocabulary that is learned from few texts makes longer sequences than e2e's own.
+        # A byte-pair vocabulary that is trained on few texts gives longer sequences than e2e's own.
         config.data.max_prompt = 80
         config.data.max_response = 110
         config.data.drop_long = True

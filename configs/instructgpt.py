@@ -1,4 +1,4 @@
-"""InstructGPT as printed, at the paper's three sizes.
+"""InstructGPT as published, at the paper's three sizes.
 
 Reproduces: Ouyang et al. 2022 (arXiv 2203.02155), sections 3.4 and 3.5, appendix C.
 Cost:       at 175B, 4.9 petaflop/s-days for SFT and 60 for PPO-ptx (table in section 5).
@@ -7,16 +7,16 @@ Command:    python experiments/reproduce.py --config=configs/instructgpt.py:1p3b
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=... --workdir=...
 
-Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network have 6B in
-            all three: run 6b first, and give its reward model to the others as ppo.reward_from.
+Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network have 6B in all
+            three: run 6b first, and use its reward model in the others with ppo.reward_from.
 Planned:    (compiled, not run: docs/scaling.md)
             1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
             ppo.frozen_dtype=bfloat16, pretrain.microbatches=16, reward.microbatches=16;
             6b on TPU v5p:4x4x4, parallel.fsdp=8, parallel.tensor=8;
-            175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32; SFT, with batches of 8, wants fsdp=8.
+            175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32; SFT, with batches of 8, needs fsdp=8.
 
 The keys, with range, unit and source of each value, are declared in instructjax/recipe; docs/recipe.md lists them. This
-file says what depends on the policy's size. The other recipes start from it and say what they change and why.
+file sets the values that depend on the policy's size. The other recipes start from it and explain their changes.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from instructjax.models import sizes
 from instructjax.recipe import declared
 
-# The policy's size in GPT-3's table; rates and batches of SFT (C.1) and of PPO's initial policy (C.3); PPO's rate (E.9
-# has the range) and the value network's (C.4).
+# The policy's size in GPT-3's table; learning rates and batch sizes of SFT (C.1) and of PPO's initial policy (C.3);
+# the learning rates of PPO (within the range in E.9) and of the value network (C.4).
 VARIANTS = {
     "1p3b": dict(size="xl", sft=(9.65e-6, 32), ppo_init=(5e-6, 32), ppo=8.06e-6, value=9e-6),
     "6b": dict(size="6.7b", sft=(9.65e-6, 32), ppo_init=(1.04e-5, 32), ppo=8.06e-6, value=9e-6),
@@ -46,7 +46,7 @@ def get_config(variant: str = "1p3b") -> ConfigDict:
         config.model[name] = getattr(shape, name)
 
     pretrain = config.pretrain
-    # GPT-3, table 2.1: 1M, 2M and 3.2M tokens, here the nearest multiple of 64 windows, for devices to share.
+    # GPT-3, table 2.1: 1M, 2M and 3.2M tokens, rounded to a multiple of 64 windows, so that devices can share them.
     pretrain.batch_size = 64 * round(gpt3.batch_tokens / pretrain.length / 64)
     batch_tokens = pretrain.batch_size * pretrain.length
     pretrain.steps = round(300e9 / batch_tokens)  # GPT-3: 300B tokens

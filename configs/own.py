@@ -1,13 +1,13 @@
-"""Records of your own, on one accelerator or a patient CPU.
+"""Your own records, on one accelerator or, slowly, on a CPU.
 
-Reproduces: nothing; a place to start from, see docs/own_data.md.
+Reproduces: nothing; a starting point, see docs/own_data.md.
 Cost:       about 25M parameters; depends on the data.
 Expected:   depends on your data. The values are first guesses; no variant has been run to the end.
 Command:    python experiments/reproduce.py --config=configs/own.py --workdir=runs/own \\
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=...
 
-Variants:   tiny: all stages in a few steps, to try the files.
+Variants:   tiny: all stages in a few steps, to test the files.
 
 Values that are not set here are the paper's; docs/recipe.md explains them.
 """

@@ -1,4 +1,4 @@
-"""All of InstructGPT in a small simulated world, on a laptop, with nothing to download.
+"""All of InstructGPT in a small simulated world, on a laptop and without downloads.
 
 Reproduces: the shape of the paper's main results (Figures 1 and 3, section 4.1, and the
             alignment tax of section 4.2) where the truth is known: prompts, demonstrations
@@ -9,7 +9,7 @@ Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx 
             loss on pretraining text that ppo gives away.
 Command:    python experiments/reproduce.py
 
-Variants:   smoke: the same in about a minute, too small to show the results; a test.
+Variants:   smoke: the same in about two minutes, for tests; too small to show the results.
 
 Values that are not set here are the paper's; docs/recipe.md explains them.
 """

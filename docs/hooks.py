@@ -1,6 +1,6 @@
-"""What the site has besides the files of this folder: `mkdocs.yml` names this file as a hook.
+"""Adds pages to the site that are not files in this folder. `mkdocs.yml` names this file as a hook.
 
-A page of the documentation is written for the repository, where links name files. On the site,
+Pages of the documentation are written for the repository, where links name files. On the site,
 
 - README, CONTRIBUTING, CHANGELOG and the notebooks are pages, too;
 - each module of the package has a page with its API;
@@ -166,7 +166,7 @@ def _module(path: str) -> str:
 
 
 def _rooms() -> dict[str, list[str]]:
-    """Returns the modules of each room, rooms in the order of the layers in pyproject.toml."""
+    """Returns the modules of each package, in the order of the layers in pyproject.toml."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     rooms: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What every script has in common: its flags, several processes, and errors of one line."""
+"""The common parts of all scripts: flags, several processes, and errors of one line."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # recipes import others from `configs`, also in a clone next to an installed wheel
+sys.path.append(str(ROOT))  # recipes import from `configs`, even in a clone next to an installed wheel
 
 DEFAULT = ROOT / "configs" / "sandbox.py"
 
-_given: list[str] = []  # by `_parse`; config_flags looks there for keys, and not in sys.argv where this is imported
+_given: list[str] = []  # set by `_parse`; config_flags looks for keys here instead of in sys.argv
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    None,  # `_parse` gives the default: here it would be read at once, with the keys, where no error is caught
-    "The recipe, as FILE.py or FILE.py:VARIANT; configs/sandbox.py if not given. "
-    "--config.KEY=VALUE overrides a key of it.",
+    None,  # `_parse` sets the default; a default here would be read before errors can be caught
+    "The recipe, as FILE.py or FILE.py:VARIANT; by default configs/sandbox.py. --config.KEY=VALUE overrides a key.",
     sys_argv=_given,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "The folder of the run, also of one to be continued; runs/RECIPE or runs/RECIPE-seedN if not given.",
+    "The folder of the run, new or to be resumed; by default runs/RECIPE or runs/RECIPE-seedN.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -47,33 +46,35 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of the first process, in a run of several processes. Not needed on a TPU pod slice or under SLURM.",
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0; with --coordinator.")
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are; with --coordinator.")
+_PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", None, "The number of processes, with --coordinator. Alone, 1 prevents the search for others."
+)
 FLAGS = ("config", "workdir", "coordinator", "process_id", "process_count")
 
-# Exit codes beside 0, and Python's own 1 for what should not happen.
-MEND = 2  # an error that the user can mend
-BROKEN = 3  # an invariant does not hold: a bug, or numbers that ran away
-DIVERGED = 4  # training ran away; see the config's section `guards`
-GO_ON = 75  # asked to stop; the same command goes on. EX_TEMPFAIL, which schedulers take for "try again"
+# Exit codes other than 0, and other than Python's 1 for unexpected errors.
+USER_ERROR = 2  # an error that the user can fix
+INVARIANT_VIOLATED = 3  # an invariant does not hold: a bug, or diverging numbers
+DIVERGED = 4  # training diverged; see the recipe's section `guards`
+INTERRUPTED = 75  # asked to stop; the same command resumes the run. EX_TEMPFAIL: schedulers try again
 
 
 def run(script: Callable[[Run], object]) -> None:
-    """Parses the command line and calls `script(run)`, while no other run is in that folder.
+    """Parses the command line and calls `script(run)`. No other run may use the folder meanwhile.
 
-    An error that the user can mend is printed as one line, and the exit code is 2; so is an error of the
-    disk. A run in which an invariant does not hold leaves with 3, one that diverged with 4, one that was asked
-    to stop (SIGTERM, SIGINT) with 75.
+    Errors that the user can fix, and errors of the disk, are printed as one line, with exit code 2. The exit code
+    is 3 if an invariant does not hold, 4 if training diverged, and 75 if the run was asked to stop (SIGTERM,
+    SIGINT).
     """
     _run(lambda: _alone(script))
 
 
 def read(script: Callable[[Run], object]) -> None:
-    """Calls `script(run)` like `run`, for a script that only reads the folder, also while a run is active in it."""
+    """Calls `script(run)` like `run`, for a script that only reads the folder. A run may be active in it."""
     _run(lambda: script(_asked()))
 
 
 def _asked() -> Run:
-    """Returns what the command line asks for."""
+    """Returns the run that the command line describes."""
     return Run(_CONFIG.value, workdir(), name())
 
 
@@ -86,13 +87,13 @@ def _alone(script: Callable[[Run], object]) -> None:
 
 @contextlib.contextmanager
 def compiled_kept(folder: epath.Path) -> Iterator[None]:
-    """Keeps programs that took a second to compile for the next start.
+    """Caches programs that took at least a second to compile, for the next start.
 
-    None are kept for several CPU devices. When jaxlib 0.10 has read such a program back, the devices may run its
+    Nothing is cached for several CPU devices. When jaxlib 0.10 has read such a program back, the devices may run its
     collectives in different orders and wait for one another until XLA aborts the process.
 
-    JAX writes its entries in place. A run that was killed may leave its newest one cut short, which JAX would warn of
-    at each start and never replace: it is removed.
+    JAX writes cache entries in place, so a run that was killed may leave a truncated one. JAX would print a warning
+    about it at each start and never replace it. Therefore the newest entry is removed after a kill.
     """
     many_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
     if many_cpus or jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
@@ -125,47 +126,47 @@ def _run(script: Callable[[], None]) -> None:
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 
-    logging.set_verbosity(logging.ERROR)  # tfds and orbax tell of each file
-    for flag in FLAGS:  # --help shows the flags of the script and these
+    logging.set_verbosity(logging.ERROR)  # tfds and orbax log every file
+    for flag in FLAGS:  # so that --help shows these with the flags of the script
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
     try:
         app.run(main, flags_parser=_parse)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(MEND)
+        sys.exit(USER_ERROR)
     except InvariantError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(BROKEN)
+        sys.exit(INVARIANT_VIOLATED)
     except DivergenceError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(DIVERGED)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        sys.exit(MEND)
+        sys.exit(USER_ERROR)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         found = re.search("Out of memory.*|RESOURCE_EXHAUSTED.*", str(error))
         if not isinstance(error, MemoryError) and not found:
             raise
         found = found[0][:300].rstrip(".") if found else "none left"
-        print(f"error: expected room in memory, found: {found}; more microbatches need less", file=sys.stderr)
-        sys.exit(MEND)
+        print(f"error: not enough memory: {found}; increase the number of microbatches", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except Interrupted as interrupted:
-        print(f"{interrupted}; the same command goes on", file=sys.stderr)
-        sys.exit(GO_ON)
+        print(f"{interrupted}; run the same command to resume", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _check_devices() -> None:
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where no backend of JAX_PLATFORMS is there
+    except (RuntimeError, AssertionError) as error:  # the latter if there is no backend of JAX_PLATFORMS
         found = _one_line(error)
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(f"JAX_PLATFORMS={wanted}: expected a device that JAX can use, found {found}") from None
 
 
 def name() -> str:
-    """The recipe as it was named: "configs/sandbox.py:smoke"."""
+    """Returns the name of the recipe, such as "configs/sandbox.py:smoke"."""
     path, colon, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(".py:")
     path = pathlib.Path(path + ".py" if colon else path).resolve()
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
@@ -173,7 +174,7 @@ def name() -> str:
 
 
 def workdir() -> epath.Path:
-    """The folder of the run."""
+    """Returns the folder of the run."""
     if _WORKDIR.value is not None:
         return epath.Path(_WORKDIR.value)
     recipe = pathlib.Path(name().replace(".py:", "-").removesuffix(".py")).name
@@ -182,7 +183,7 @@ def workdir() -> epath.Path:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Absl's parser, with what is wrong about a recipe or its keys as an error of one line."""
+    """Parses flags like Absl, but turns problems with a recipe or its keys into errors of one line."""
     program, *given = arguments
     given = [_found(argument) for argument in given]
     if not any(re.match("--?config(=|$)", argument) for argument in given):
@@ -197,7 +198,7 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_key(error, given)) from None
-    except Exception as error:  # of a recipe, which is a program
+    except Exception as error:  # a recipe is a program and can raise anything
         found = f"{type(error).__name__}: {_one_line(error)} ({_place(error)})"
         raise InputError(f"--config: expected a recipe, found {found}") from None
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
@@ -210,11 +211,11 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _unknown_key(error: Exception, given: Sequence[str]) -> str:
-    """Returns an error's text for a key that the recipe does not have, on the command line or in its file."""
+    """Returns the error text for an unknown key, given on the command line or in the recipe's file."""
     found = _one_line(error)
     if "get_config" in str(error):
         return f"--config: expected get_config(), found {found}"
-    if "Traceback" not in str(error):  # not of the file
+    if "Traceback" not in str(error):  # the key is on the command line
         keys = re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
         names = {name for name, _ in declared.declared_keys()}
         for key in keys:
@@ -233,12 +234,12 @@ def _unknown_key(error: Exception, given: Sequence[str]) -> str:
 def _is_file(path: str | os.PathLike) -> bool:
     try:
         return pathlib.Path(path).is_file()
-    except OSError:  # such as of a name that is too long
+    except OSError:  # for example because the name is too long
         return False
 
 
 def _recipe(given: Sequence[str]) -> str:
-    """The value of --config, the last one where there are several; "" where it has none."""
+    """Returns the value of the last --config; "" if it has none."""
     found = ""
     for argument, following in zip(given, [*given[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
@@ -248,7 +249,7 @@ def _recipe(given: Sequence[str]) -> str:
 
 
 def _place(error: Exception) -> str:
-    """FILE:LINE of the program that failed."""
+    """Returns FILE:LINE of the program that failed."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -256,7 +257,7 @@ def _place(error: Exception) -> str:
 
 
 def _found(argument: str) -> str:
-    """`--config=configs/NAME.py`, from any folder: the recipe beside these scripts, where that folder has none."""
+    """Resolves `--config=configs/NAME.py` from any folder: falls back to the recipes next to these scripts."""
     flag, equals, path = argument.partition("=")
     file = path.partition(":")[0]
     if flag.lstrip("-") == "config" and equals and not _is_file(file) and _is_file(ROOT / file):
@@ -265,7 +266,7 @@ def _found(argument: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """What an error says, in one line; of a traceback, as config_flags puts it into its messages, the error's."""
+    """Returns an error's message as one line. From a traceback in the message, takes only the error."""
     text = error.msg if isinstance(error, SyntaxError) else error
     while isinstance(text, BaseException):
         text = text.args[0] if text.args else type(text).__name__

@@ -1,8 +1,8 @@
-"""Prints a recipe: every key with its value, unit and source, and what differs from the paper.
+"""Prints a recipe: every key with its value, unit and source, and the differences from the paper.
 
     python experiments/config.py --config=configs/sandbox.py --changed
 
-Nothing is run or written. docs/recipe.md describes the keys.
+Runs and writes nothing. docs/recipe.md describes the keys.
 """
 
 import command_line

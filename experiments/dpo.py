@@ -1,7 +1,7 @@
 """Trains a policy by DPO (Rafailov et al. 2023) on rankings: WORKDIR/dpo.
 
-Needs WORKDIR/sft, which is the initial policy and the reference. If the labelers are simulated and there are no
-rankings yet, they are collected first.
+Needs WORKDIR/sft, which is both the initial policy and the reference. If the labelers are simulated and there are no
+rankings yet, rankings are collected first.
 """
 
 import command_line

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 
-# Set before JAX starts: a plan does not use this machine's devices, and compiler warnings would hide the tables.
+# Set before JAX starts. A plan does not use this machine's devices, and compiler warnings would hide the tables.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -43,7 +43,7 @@ _JSON = flags.DEFINE_string("json", None, "A file to write the same numbers to, 
 
 
 def main(run: Run) -> None:
-    """Compiles each program, prints the tables, and searches settings for the programs that do not fit."""
+    """Compiles each program, prints the tables, and searches for settings with which misfits fit."""
     config = run.config
     topology = chips.parse(_TOPOLOGY.value or "")
     compiling.make_mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # errors come before the work

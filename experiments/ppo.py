@@ -1,6 +1,6 @@
 """Trains PPO's initial policy, then PPO and PPO-ptx: WORKDIR/ppo_init, ppo and ppo_ptx.
 
-Needs WORKDIR/pretrain and WORKDIR/reward. Run some of the stages with --stages.
+Needs WORKDIR/pretrain and WORKDIR/reward. Use --stages to run only some of the stages.
 """
 
 import command_line

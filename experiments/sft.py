@@ -1,4 +1,4 @@
-"""Fine-tunes GPT on demonstrations, which gives the SFT baseline: WORKDIR/sft.
+"""Fine-tunes GPT on demonstrations. The result is the SFT baseline: WORKDIR/sft.
 
 Needs WORKDIR/pretrain.
 """

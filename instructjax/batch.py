@@ -1,12 +1,12 @@
-"""What a device sees: batches as pytrees of arrays.
+"""Batches as pytrees of arrays, as a device sees them.
 
-The letters in shapes are those of `typing.py`. No shape is checked when a batch is made:
-under `jax.eval_shape` and `jax.vmap` a pytree also holds objects that are not arrays.
+The letters in shapes are those of `typing.py`. Shapes are not checked when a batch is made,
+because under `jax.eval_shape` and `jax.vmap` a pytree also holds objects that are not arrays.
 
 Masks are carried, never recomputed from token ids. `segments` says which tokens
 belong together: 0 is padding, and a token sees only tokens of its own segment.
 `positions` count the tokens of a segment from 0, so that padding and packing
-change no output. `branches` part a segment that holds several answers to one prompt.
+do not change any output. `branches` separate the answers of a segment that holds several answers to one prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LMBatch(flax.struct.PyTreeNode):
       segments: 0 on padding.
       positions: from 0 in each segment.
       weights: `weights[b, t]` is the weight of predicting `tokens[b, t]` from the tokens
-        before it, 0 where nothing is to be learned (prompts, padding, the first token of
+        before it, 0 where there is nothing to learn (prompts, padding, the first token of
         a segment).
     """
 
@@ -36,17 +36,16 @@ class LMBatch(flax.struct.PyTreeNode):
 
 
 class RankingBatch(flax.struct.PyTreeNode):
-    """Prompts with their ranked answers: each prompt once, its answers side by side behind it.
+    """Prompts with their ranked answers: each prompt once, followed by its answers.
 
     A prompt with its answers is a segment, and a row holds up to S of them. A token of an
-    answer sees the prompt and its own answer, so the network computes for it what it would
-    compute if the answer were alone behind the prompt. A cut along B parts no ranking.
+    answer sees the prompt and its own answer only, so the network computes what it would
+    compute if that answer were the only one. Splitting a batch along B never splits a ranking.
 
     Attributes:
       tokens: the prompt, then each answer, ended by EOS.
       segments: 0 on padding, else the number of the prompt in its row, from 1.
-      branches: 0 on a prompt and on padding, else the number of the answer to its prompt,
-        from 1.
+      branches: 0 on a prompt and on padding, else the number of the answer, from 1.
       positions: those of each answer continue those of its prompt.
       ends: the column of each answer's last token.
       scores: higher is better, equal is a tie.
@@ -63,7 +62,7 @@ class RankingBatch(flax.struct.PyTreeNode):
 
 
 class PromptBatch(flax.struct.PyTreeNode):
-    """Prompts to answer, padded on the left so that all of them end together.
+    """Prompts to answer, padded on the left so that all end in the same column.
 
     Attributes:
       tokens: token ids.
@@ -75,21 +74,21 @@ class PromptBatch(flax.struct.PyTreeNode):
 
 
 class Episodes(flax.struct.PyTreeNode):
-    """Prompts with sampled responses: what PPO learns from.
+    """Prompts with sampled responses, which PPO learns from.
 
-    The prompt fills the first P columns (padded on the left) and the response the
-    last R (padded on the right, after EOS), T = P + R.
+    T = P + R: the first P columns hold the prompt (padded on the left), the last R
+    the response (padded on the right, after EOS).
 
     Attributes:
       tokens: token ids.
       segments: 1 on tokens and 0 on padding.
       positions: of each token in its row, from 0.
       response_mask: 1 on the tokens of the response, EOS included.
-      log_probs: of each token of the response in the distribution that the sampler drew it
-        from, 0 on padding. PPO computes its own by a full forward pass; these are compared
-        with them.
-      group: the prompt that a row answers, by its number in the global batch; samples of
-        one prompt share it.
+      log_probs: of each token of the response, in the distribution from which the sampler
+        drew it; 0 on padding. PPO computes its own in a full forward pass and compares them
+        with these.
+      group: number in the global batch of the prompt that a row answers; samples of one
+        prompt share it.
     """
 
     tokens: Int32[Leaf, "B T"]

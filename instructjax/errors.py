@@ -1,16 +1,16 @@
-"""The errors a user can cause and mend.
+"""Errors that a user can cause and fix, and errors that stop a run.
 
-Every message is one line that names the place (file and line, field, flag or
-config key), what was expected there, and what was found. The scripts print the
-message without a traceback and leave with exit code 2.
+The message of an `InputError` is one line. It names the place (file and line,
+field, flag or config key), what was expected there, and what was found. The scripts
+print it without a traceback and exit with code 2.
 """
 
 
 class InputError(ValueError):
-    """Something the user gave does not fit. The base of all errors below."""
+    """An input is missing or invalid. The base class of the errors below, up to `WorkdirError`."""
 
     def __init__(self, message: str):
-        """Takes the message, which stays one line: what cannot be printed in it is written as an escape."""
+        """Takes the message and keeps it on one line: unprintable characters are escaped."""
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
 
 
@@ -27,28 +27,28 @@ class TokenizerError(InputError):
 
 
 class ConfigError(InputError):
-    """A config key is unknown, or its value is impossible."""
+    """A config key is unknown, or its value is not allowed."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing, or does not fit the model that should load it."""
+    """A checkpoint is missing, or does not fit the model that loads it."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint is not what was saved: a file of it is missing, cut or changed."""
+    """A checkpoint is not what was saved: one of its files is missing, truncated or changed."""
 
 
 class WorkdirError(InputError):
-    """The folder of a run cannot be written to, another run holds it, or a file in it is damaged."""
+    """The folder of a run is not writable, is in use by another run, or holds a damaged file."""
 
 
 class RunError(Exception):
-    """A run went wrong by itself and was stopped before it saved anything of it. The base of the two below."""
+    """A run went wrong and was stopped before it saved the bad state. The base class of the two below."""
 
 
 class InvariantError(RunError):
-    """Something that must hold in every run does not: a bug, or numbers that ran away."""
+    """Something that must hold in every run does not hold: a bug, or diverging numbers."""
 
 
 class DivergenceError(RunError):
-    """Training ran away: a limit of the recipe's section `guards` is reached."""
+    """Training diverged: a limit in the recipe's section `guards` was reached."""

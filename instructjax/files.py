@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and JSON objects in them.
+"""Atomic writes: a file is written whole or not at all. Also reads and writes JSON objects.
 
-A file is written under another name in the same folder and then renamed. So a reader finds the old content or the new
-one, never half of either, also during a run or after a run was killed.
+A file is written under a temporary name in the same folder and then renamed. So a reader finds the old content or
+the new content, never a part, even after a run was killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from instructjax.errors import WorkdirError
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file, whole or not at all. Its folder must exist."""
+    """Writes a file atomically. Its folder must exist."""
     path = epath.Path(path)
     unfinished = path.parent / f".{path.name}.unfinished"
     unfinished.write_bytes(content)

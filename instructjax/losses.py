@@ -3,13 +3,13 @@
 The paper is Ouyang et al. 2022, "Training language models to follow instructions
 with human feedback". The letters in shapes are those of `typing.py`.
 
-A loss or metric is a pair (sum, weight): the value is sum / weight, but nobody
-divides before both are summed over microbatches and devices. The mean of means
-is another number wherever masks are ragged. `mean` divides, once, at the end.
+A loss or metric is a pair (sum, weight), and its value is sum / weight. Both are
+summed over microbatches and devices first; then `mean` divides once. With ragged
+masks a mean of means would be a different number.
 
-Integers, bool and bfloat16 are computed in float32, float64 stays float64. Masks
-and weights may be bool or numbers. What stands where a mask is 0 is never read:
-even NaN there reaches neither result nor gradient.
+Integers, bool and bfloat16 are computed in float32; float64 stays float64. Masks
+and weights may be bool or numbers. Values where a mask is 0 are never read: even
+NaN there reaches neither the result nor the gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def masked_sum(x: Shaped[AnyArray, "*shape"], mask: Shaped[AnyArray, "*shape"]) 
 
     Args:
       x: numbers or bool.
-      mask: weights, not negative.
+      mask: nonnegative weights.
     """
     _same_shape(x=x, mask=mask)
     x = _float(x)
@@ -55,7 +55,7 @@ def mean(total: Tree, weight: Scalar) -> Tree:
     return jax.tree.map(lambda leaf: leaf / jnp.where(weight > 0, weight, 1), total)
 
 
-# Language modelling.
+# Language modeling.
 
 
 def log_probs(logits: Num[AnyArray, "*shape V"], tokens: Int[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
@@ -105,15 +105,14 @@ def cross_entropy(log_probs: Num[AnyArray, "*shape"], weights: Shaped[AnyArray, 
 def ranking_loss(rewards: Num[AnyArray, "B K"], scores: Num[AnyArray, "B K"], valid: Shaped[AnyArray, "B K"]) -> Pair:
     """Computes the loss of the reward model (section 3.5, equation 1; appendix C.2).
 
-    For each prompt, over the pairs (w, l) in which answer w is preferred to l:
+    For each prompt, summed over the pairs (w, l) in which answer w is preferred to l:
 
       -1/C(K, 2) Σ_(w,l) log σ(r_w - r_l)
 
-    and the pair holds the sum of this over prompts and the number of prompts. Ties
-    are dropped from the sum, as in the paper, but C(K, 2) counts all pairs, as it
-    is written there: a prompt with many ties weighs less than one with none, and a
-    prompt's K does not matter. K is the number of the prompt's valid answers. A
-    prompt without a preference has weight 0.
+    The pair is (the sum over prompts, the number of prompts). As in the paper, ties
+    are dropped from the sum, but C(K, 2) counts all pairs. So a prompt with many ties
+    weighs less than one without, and K does not change a prompt's weight. K is the
+    number of the prompt's valid answers. A prompt without a preference has weight 0.
 
     Args:
       rewards: r, from the model.
@@ -132,8 +131,8 @@ def ranking_accuracy(
 ) -> Pair:
     """Computes how often the reward model prefers what the labeler prefers (appendix E.2).
 
-    The pair is (number of comparisons ranked correctly, number of comparisons). Ties
-    of the labeler are not counted. Equal rewards count one half, the score of a guess.
+    The pair is (number of comparisons ranked correctly, number of comparisons). The
+    labeler's ties are not counted. Equal rewards count as one half, like a guess.
     Takes the arguments of `ranking_loss`.
     """
     margins, preferred = _comparisons(rewards, scores, valid)
@@ -154,7 +153,7 @@ def kl_rewards(
 
       r_t = -β (log π(a_t) - log π_ref(a_t)) + [t is the last token] score
 
-    The paper's r_θ(x, y) is the score, its π^SFT is π_ref. The sum over t is the
+    The paper's r_θ(x, y) is the score and its π^SFT is π_ref. The sum over t is the
     paper's reward of an episode. A response without tokens has rewards 0.
 
     Args:
@@ -216,7 +215,7 @@ def gae(
 def masked_moments(
     x: Shaped[AnyArray, "*shape"], mask: Shaped[AnyArray, "*shape"], axis_name: AxisName = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Computes mean and variance: μ = Σ m x / Σ m, σ² = Σ m (x - μ)² / Σ m; both 0 on an empty mask.
+    """Computes mean and variance: μ = Σ m x / Σ m, σ² = Σ m (x - μ)² / Σ m. Both are 0 on an empty mask.
 
     Args:
       x: numbers or bool.
@@ -233,14 +232,14 @@ def whiten(
 ) -> Float[Array, "B R"]:
     """Scales to variance 1 over the whole batch: (x - μ) / √(σ² + 1e-8), plus μ if not shift_mean.
 
-    As in the authors' earlier code (Ziegler et al. 2019): advantages are shifted to
-    mean 0, rewards keep their mean. The paper does not mention it.
+    This follows the authors' earlier code (Ziegler et al. 2019): advantages are shifted
+    to mean 0, rewards keep their mean. The paper does not mention it.
 
     Args:
       x: advantages or rewards.
       mask: 1 on the tokens of the response.
       axis_name: as in `masked_moments`.
-      shift_mean: whether the result has mean 0; else it keeps its mean.
+      shift_mean: whether the result has mean 0; otherwise it keeps its mean.
 
     Returns:
       The scaled numbers, 0 outside the mask.
@@ -319,9 +318,9 @@ def ratio_deviation(
 ) -> Float[Array, ""]:
     """Computes the largest |ρ_t - 1| of the tokens in the mask, 0 on an empty mask.
 
-    It is 0, up to rounding, at the first minibatch of an iteration; else sampling and
-    update disagree about the policy. Reduce it over microbatches and devices by the
-    maximum, not by sums. Takes the arguments of `policy_loss`.
+    It is 0, up to rounding, at the first minibatch of an iteration; otherwise sampling
+    and update disagree about the policy. Reduce it over microbatches and devices with a
+    maximum, not a sum. Takes the arguments of `policy_loss`.
     """
     _same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     return jnp.max(jnp.abs(jnp.expm1(_log_ratio(log_probs, old_log_probs, mask))))
@@ -338,15 +337,15 @@ def value_loss(
 
       ½ max((V - G)², (clip(V, V_old - ε, V_old + ε) - G)²)
 
-    As in the authors' earlier code (Ziegler et al. 2019); the paper does not give
-    one. No gradient flows into old_values or returns.
+    This follows the authors' earlier code (Ziegler et al. 2019); the paper does not
+    give a value loss. No gradient flows into old_values or returns.
 
     Args:
       values: V.
       old_values: V_old, of the rollout.
       returns: G.
       mask: 1 on the tokens of the response.
-      clip: ε, in units of reward; infinity does not clip.
+      clip: ε, in units of reward; infinity disables clipping.
 
     Returns:
       The loss over tokens, and metrics over the same tokens:
@@ -366,11 +365,11 @@ def ppo_ptx(policy: tuple[Tree, Scalar], pretraining: tuple[Tree, Scalar], gamma
 
       L = Σ L_ppo / W_ppo + γ Σ L_ptx / W_ptx
 
-    L_ppo is `policy_loss`, L_ptx the `cross_entropy` of pretraining text. The two
-    are computed in turn, so each comes as a sum over its own tokens with its own
-    weight. The equation is linear: it holds for the sums, for their gradients, and
-    for a pytree of both. The paper gives γ but not whether a term is a sum or a
-    mean over tokens. Here each is a mean, so that γ does not depend on the number
+    L_ppo is `policy_loss` and L_ptx is the `cross_entropy` of pretraining text. The
+    two are computed separately, so each comes as a sum over its own tokens with its
+    own weight. The equation is linear: it holds for the sums, for their gradients, and
+    for a pytree of both. The paper gives γ, but does not say whether each term is a
+    sum or a mean over tokens. Here each is a mean, so γ does not depend on the number
     of tokens.
 
     Args:
@@ -407,7 +406,7 @@ def _log_ratio(log_probs: AnyArray, old_log_probs: AnyArray, mask: AnyArray) -> 
 def _comparisons(
     rewards: AnyArray, scores: AnyArray, valid: AnyArray
 ) -> tuple[Float[Array, "B K K"], Bool[Array, "B K K"]]:
-    """Returns r_w - r_l, and whether the labeler prefers w to l. Each untied pair is there once."""
+    """Returns r_w - r_l, and whether the labeler prefers w to l. Each untied pair appears once."""
     _same_shape(rewards=rewards, scores=scores, valid=valid)
     rewards, scores, valid = _float(rewards), jnp.asarray(scores), jnp.asarray(valid) > 0
     preferred = (scores[:, :, None] > scores[:, None, :]) & valid[:, :, None] & valid[:, None, :]
@@ -422,7 +421,7 @@ def _mean_over(x: AnyArray, mask: AnyArray, axis_name: AxisName) -> Array:
 
 
 def _same_shape(**arrays: AnyArray) -> None:
-    """Raises an error where JAX would broadcast a mask or a score by accident."""
+    """Raises an error if the shapes differ: JAX would silently broadcast a mask or a score."""
     if len({jnp.shape(array) for array in arrays.values()}) > 1:
         found = ", ".join(f"{name} {jnp.shape(array)}" for name, array in arrays.items())
         raise ValueError(f"expected arrays of one shape, found {found}")

@@ -1,7 +1,6 @@
-"""What people write: texts, demonstrations, prompts and rankings, as JSON lines.
+"""Input data as JSON lines: texts, demonstrations, prompts and rankings.
 
-The first of the two borders of the system (the other is `batch.py`). A record is
-one JSON object on one line of a UTF-8 file, `.jsonl` or `.jsonl.gz`:
+A record is one JSON object on one line of a UTF-8 file, `.jsonl` or `.jsonl.gz`:
 
     Text           {"text": "..."}
     Demonstration  {"prompt": "...", "response": "..."}
@@ -35,7 +34,7 @@ from instructjax.errors import RecordError
 
 SPLITS = ("train", "validation", "test")
 MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
-MAX_LINE = 2**26  # bytes; a whole novel has about 2**20
+MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +46,11 @@ class Record:
         test hold none of the training users (section 3.2).
       use_case: one of the categories of the paper's Table 1.
       labeler: who wrote the response or ranked the responses.
-      split: "train", "validation" or "test"; None leaves it to `split_of`.
+      split: "train", "validation" or "test"; if None, `split_of` chooses it.
       source: where the record came from, free text.
-      extra: every field of the JSON object that has no attribute of its own.
-      where: the place it was read from, such as "data.jsonl:17", for errors that
-        are only found later. It is not part of the record: neither compared nor written.
+      extra: all fields of the JSON object that are not attributes.
+      where: the place it was read from, such as "data.jsonl:17", for error messages.
+        It is not part of the record: it is neither compared nor written.
     """
 
     user: str | None = None
@@ -202,7 +201,7 @@ def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]
 
 
 def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
-    """Yields the lines of a file, which is never in memory as a whole. A line is cut one byte after MAX_LINE."""
+    """Yields the lines of a file without loading the whole file. A line is cut one byte after MAX_LINE."""
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "no such file"
@@ -234,15 +233,15 @@ def write(path: epath.PathLike, records: Iterable[Record]) -> int:
 
 
 def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> str:
-    """Returns the split of a record: its own, or one drawn by its user or else its prompt.
+    """Returns the split of a record: its own, or one drawn from a hash of its user.
 
-    The draw hashes the user (section 3.2 splits by user ID), so that all records of
-    one user, in whatever file, fall into one split, on every machine.
+    Because the user is hashed (section 3.2 splits by user ID), all records of one user
+    fall into the same split, in every file and on every machine.
 
     Args:
       record: any record; without a user, its prompt or text is hashed instead.
-      validation: share of users to put into the validation split.
-      test: share of users to put into the test split.
+      validation: share of users in the validation split.
+      test: share of users in the test split.
     """
     if record.split is not None:
         return record.split

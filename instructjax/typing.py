@@ -1,8 +1,8 @@
-"""Types of arrays, for signatures.
+"""Array types for signatures.
 
-`Float[Array, "B T"]` is a JAX array of floating-point numbers with B rows of T tokens. A letter stands for one size
-within one call. `Shaped` is any dtype, `*shape` any number of axes, `#B` is B or 1, and "" is a scalar. The tests check
-dtypes and shapes (`tests/shape_checks.py`); nothing else does.
+`Float[Array, "B T"]` is a JAX array of floating-point numbers with B rows of T tokens. Within one call, a letter
+always stands for the same size. `Shaped` is any dtype, `*shape` any number of axes, `#B` is B or 1, and "" is a
+scalar. Dtypes and shapes are checked in the tests only (`tests/shape_checks.py`).
 
     B  rows of a batch              V  vocabulary
     T  tokens of a row              L  layers
@@ -25,10 +25,10 @@ from jaxtyping import Int, Num
 
 Array: TypeAlias = jax.Array
 AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
-Leaf: TypeAlias = Any  # an array of either kind; under `jax.eval_shape`, `jax.vmap` and `jax.tree.map` anything else
+Leaf: TypeAlias = Any  # an array of either kind; anything else under `jax.eval_shape`, `jax.vmap` and `jax.tree.map`
 Index: TypeAlias = Int[Array, ""] | int
 Scalar: TypeAlias = Num[Array, ""] | float
 
 Tree: TypeAlias = Any  # a pytree of arrays
 Params: TypeAlias = Mapping[str, Any]  # nested mappings from names to arrays
-Model: TypeAlias = Any  # a LanguageModel or a ScalarModel, or whatever has the methods that are called
+Model: TypeAlias = Any  # a LanguageModel, a ScalarModel, or any object with the methods that are called

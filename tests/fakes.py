@@ -1,4 +1,4 @@
-"""Models that compile in a second, with weights large enough that nothing is hidden by a zero or a one."""
+"""Models that compile in a second, with weights large enough that zeros and ones hide no errors."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ BANDED = dataclasses.replace(CONFIG, local_window=3)
 
 
 def params(model, seed=0, noise=0.3):
-    """Random weights, without compiling the model's own; the more noise, the surer the predictions."""
+    """Draws random weights without compiling the model's `init`. More noise gives more confident predictions."""
     row = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(seed), row, row, row)["params"]
     rng = np.random.default_rng(seed)
@@ -28,32 +28,32 @@ def params(model, seed=0, noise=0.3):
 
 
 def language_model(config=CONFIG, **kwargs):
-    """(model, weights)."""
+    """Returns (model, weights)."""
     model = LanguageModel(config)
     return model, params(model, **kwargs)
 
 
 def scalar_model(config=CONFIG, **kwargs):
-    """(model, weights)."""
+    """Returns (model, weights)."""
     model = ScalarModel(config)
     return model, params(model, **kwargs)
 
 
 # In float64.
 
-LAYERS = [{"unroll": 2}, {"remat": True}]  # changes of a config that change no result
+LAYERS = [{"unroll": 2}, {"remat": True}]  # changes to a config that do not change results
 LAYER_NAMES = ["unrolled", "rematerialized"]
 
 
 def float64_config(**change):
-    """The config in float64, with a change."""
+    """Returns the config in float64, with changes."""
     with jax.enable_x64(True):
         return dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64", **change)
 
 
 @functools.cache
 def float64_params(kind, seed=0):
-    """Weights of a kind of model, in float64."""
+    """Returns weights of a kind of model, in float64."""
     with jax.enable_x64(True):
         return params(kind(float64_config()), seed)
 
@@ -76,7 +76,7 @@ def positions_of(segments):
 
 
 def rows_of(segments, seed=0):
-    """(tokens, segments, positions) of random tokens."""
+    """Returns (tokens, segments, positions) of random tokens."""
     segments = jnp.asarray(segments, jnp.int32)
     tokens = jax.random.randint(jax.random.key(seed), segments.shape, 0, DECODER.vocab_size)
     return tokens, segments, positions_of(segments)
@@ -84,7 +84,7 @@ def rows_of(segments, seed=0):
 
 @functools.cache
 def compiled(model, method="__call__", deterministic=True):
-    """The model as a compiled function of its weights, its inputs and a key for dropout."""
+    """Compiles the model as a function of its weights, its inputs and a key for dropout."""
 
     def run(params, *inputs, key=None):
         rngs = None if key is None else {"dropout": key}

@@ -1,4 +1,4 @@
-"""Where the tests look for a local copy of the data: INSTRUCTJAX_DATA, or a folder beside the repository."""
+"""The folder of a local copy of the data: INSTRUCTJAX_DATA, or a folder next to the repository."""
 
 import os
 import pathlib

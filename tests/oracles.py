@@ -1,9 +1,8 @@
-"""The equations and layouts of the package once more, the slow and obvious way.
+"""The equations and layouts of the package, computed in a slow and obvious way.
 
-Equations are loops over Python floats, written from the formulas, one number at a time, so that a
-mistake of broadcasting, of axes, of precision or of reversal in the fast version cannot be here
-too. Arguments are NumPy arrays; sums are float64. Rankings have a row for each answer, with its own
-copy of the prompt.
+Equations are loops over Python floats, written from the formulas, one number at a time. So mistakes
+of the fast version in broadcasting, axes, precision or order cannot occur here. Arguments are NumPy
+arrays; sums are float64. Rankings have a row for each answer, with its own copy of the prompt.
 """
 
 import dataclasses
@@ -93,7 +92,7 @@ def kl_rewards(scores, log_probs, ref_log_probs, mask, beta):
 
 
 def gae(rewards, values, mask, discount, gae_lambda):
-    """A_t = Σ_k (γλ)^k δ_(t+k), the definition that the recursion sums up."""
+    """Computes A_t = Σ_k (γλ)^k δ_(t+k), the definition, without recursion."""
     advantages, returns = np.zeros(np.shape(mask)), np.zeros(np.shape(mask))
     for b in range(len(mask)):
         length = sum(1 for m in mask[b] if m)
@@ -159,7 +158,7 @@ def value_loss(values, old_values, returns, mask, clip):
 
 @dataclasses.dataclass
 class Naive:
-    """One row an answer: tokens, segments, positions [B, K, T]; scores, valid [B, K]."""
+    """Rankings with one row per answer: tokens, segments, positions [B, K, T]; scores, valid [B, K]."""
 
     tokens: np.ndarray
     segments: np.ndarray
@@ -172,7 +171,7 @@ jax.tree_util.register_dataclass(Naive)
 
 
 def naive(rankings, length, answers, prompts=None):
-    """Rankings, padded to `length` tokens, `answers` answers and `prompts` prompts."""
+    """Pads rankings to `length` tokens, `answers` answers and `prompts` prompts."""
     shape = (prompts or len(rankings), answers)
     tokens, segments, positions = np.zeros((3, *shape, length), np.int32)
     scores, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
@@ -186,7 +185,7 @@ def naive(rankings, length, answers, prompts=None):
 
 
 def naive_rewards(model, params, batch):
-    """[B, K]: a forward pass for each answer, read at its last token."""
+    """Computes rewards [B, K] with a forward pass for each answer, read at its last token."""
     rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (batch.tokens, batch.segments, batch.positions))
     outputs = model.apply({"params": params}, *rows)
     last = jax.numpy.maximum(rows[1].sum(axis=1) - 1, 0)
@@ -203,11 +202,11 @@ def naive_loss(model):
 
 
 def packed(rows, *, length, prompts, answers, pad=0):
-    """A `RankingBatch` of rows, each a list of rankings."""
+    """Returns a `RankingBatch` of rows, each a list of rankings."""
     shape = {"length": length, "max_prompts": prompts, "max_responses": answers, "pad_id": pad}
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(layouts.ranking_row(row, **shape) for row in rows))
 
 
 def taken(array, rows):
-    """The numbers [B, S, K] of a packed batch in the order of the rankings, [n, K]; `rows` as in `packed`."""
+    """Reorders numbers [B, S, K] of a packed batch to [n, K], in the order of the rankings; `rows` as in `packed`."""
     return np.concatenate([np.asarray(array)[b, : len(row)] for b, row in enumerate(rows)])

@@ -1,4 +1,4 @@
-"""A recipe for small files of records, and the folder of a stage that looks finished."""
+"""Recipes for small files of records, and folders of stages that look finished."""
 
 import json
 
@@ -25,7 +25,7 @@ DECLARATIONS = {stage.declaration.name: stage.declaration for stage in STAGES}
 
 
 def recipe(tmp_path, **changes):
-    """A recipe for small files of records, which are written; `changes` replace the lines of a file."""
+    """Writes small files of records and returns a recipe for them; `changes` replace the lines of a file."""
     config = instructgpt.get_config().unlock()
     for name, records in RECORDS.items():
         lines = [
@@ -47,12 +47,12 @@ def recipe(tmp_path, **changes):
 
 
 def prepare(config, workdir):
-    """Prepares the records, and gives their layout."""
+    """Prepares the records, and returns their layout."""
     return Run(config, workdir).layout
 
 
 def save_stage(config, workdir, stage, tokenizer, seed=0):
-    """One checkpoint of random weights, and the mark of a finished stage."""
+    """Saves a checkpoint of random weights, and marks the stage as finished."""
     shape, kind = policy_config(config, tokenizer.vocab_size), LanguageModel
     if DECLARATIONS[stage].policy is None:
         shape, kind = sizes.resized(shape, config.reward.size), ScalarModel
@@ -62,7 +62,7 @@ def save_stage(config, workdir, stage, tokenizer, seed=0):
 
 
 def save_run(run):
-    """All of the paper's stages look finished, with random weights, and the SFT checkpoint is chosen."""
+    """Makes all of the paper's stages look finished, with random weights and a chosen SFT checkpoint."""
     for seed, stage in enumerate(folder.PAPER):
         if not run.is_finished(stage):
             save_stage(run.config, run.workdir, stage, run.layout.tokenizer, seed)
@@ -71,30 +71,30 @@ def save_run(run):
 
 
 def save_checkpoint(config, workdir, stage, tokenizer, shape, state, step=1):
-    """One checkpoint of a stage, with what it says about itself."""
+    """Saves a checkpoint of a stage, with its metadata."""
     with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
         checkpoints.save(step, state, meta=opened(config, workdir, stage).meta(shape, tokenizer))
 
 
 def opened(config, workdir, stage):
-    """The `Stage` of a name."""
+    """Returns the `Stage` of a name."""
     return Stage(Run(config, workdir), DECLARATIONS[stage])
 
 
 def begin(config, workdir, stage):
-    """Notes what a stage is begun with, or refuses."""
+    """Records what a stage begins with, or raises an error."""
     opened(config, workdir, stage).begin()
 
 
 def _state(stage, params):
-    """A state with the weights at the place that the stage declares; a reward model's are its params."""
+    """Returns a state with the weights at the path that the stage declares; for a reward model, its params."""
     for key in reversed((DECLARATIONS[stage].policy or "params").split("/")):
         params = {key: params}
     return params
 
 
 def changed(config, **changes):
-    """A copy with other values: `sft__epochs=2`, `seed=1`."""
+    """Returns a copy with other values, such as `sft__epochs=2` or `seed=1`."""
     config = config.copy_and_resolve_references().unlock()
     for key, value in changes.items():
         section, _, name = key.partition("__")

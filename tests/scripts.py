@@ -1,4 +1,4 @@
-"""Runs a script of experiments/ in this process, as often as a test likes."""
+"""Runs scripts of experiments/ in this process, any number of times."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ SCRIPTS = command_line.ROOT / "experiments"
 
 
 class Left(Exception):
-    """A script left with a code other than 0; the message is what it told on standard error."""
+    """A script exited with a code other than 0; the message is its standard error."""
 
     def __init__(self, code, told):
         super().__init__(told)
@@ -21,13 +21,13 @@ class Left(Exception):
 
 
 def run(script, *arguments, stdin=b""):
-    """What a script prints; Left where it does not end well."""
+    """Returns the output of a script; raises Left if it fails."""
     path = str(SCRIPTS / script)
     return end_of(path, lambda: runpy.run_path(path, run_name="__main__"), arguments, stdin)
 
 
 def end_of(program, main, arguments, stdin=b""):
-    """What `main` prints with these arguments on the command line; Left where it leaves with a code other than 0."""
+    """Returns the output of `main` with these arguments; raises Left if the exit code is not 0."""
     printed, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])

@@ -8,7 +8,7 @@ import pytest
 
 @contextlib.contextmanager
 def mounted(place, options):
-    """A file system in memory at a folder that is made; it takes the rights of an administrator."""
+    """Mounts a file system in memory at a new folder; needs the rights of an administrator."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     try:

@@ -1,4 +1,4 @@
-"""The workflow and the hooks run what `.ci/run` runs."""
+"""The workflow and the hooks run the checks of `.ci/run`."""
 
 import pathlib
 

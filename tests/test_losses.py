@@ -78,7 +78,7 @@ def cross_entropy(logits, tokens, weights):
 @in_float64
 @examples
 @given(floats(B, R, V, bound=50), ints(0, V - 1, B, R), floats(B, R).map(abs))
-def test_language_modelling_agrees_with_the_loops(logits, tokens, weights):
+def test_language_modeling_agrees_with_the_loops(logits, tokens, weights):
     expected = loops.log_probs(logits, tokens)
     close(compiled.log_probs(logits, tokens), expected)
     close(compiled.entropy(logits), loops.entropy(logits))
@@ -152,7 +152,7 @@ def test_narrow_numbers_are_computed_in_float32(dtype):
     jax.tree.map(lambda narrow, wide: close(narrow, wide, 1e-6), results, everything(x.astype(jnp.float32)))
 
 
-# Language modelling.
+# Language modeling.
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])
@@ -168,19 +168,19 @@ def test_large_logits_stay_exact(size):
         assert np.isfinite(gradient).all()
 
 
-def test_log_probs_are_normalised_and_ignore_a_shift():
+def test_log_probs_are_normalized_and_ignore_a_shift():
     logits = normal(0, R, V)
     tables = [compiled.log_probs(z, np.full(R, v)) for z in (logits, logits + 100) for v in range(V)]
     close(np.exp(tables[:V]).sum(0), 1, 1e-6)
     close(tables[:V], tables[V:], 1e-4)
 
 
-def test_entropy_of_uniform_and_certain():
+def test_entropy_of_uniform_and_certain_distributions():
     close(compiled.entropy(np.zeros((2, V))), math.log(V), 1e-6)
     close(compiled.entropy(np.array([[0.0, -np.inf, -np.inf]])), 0)
 
 
-def test_a_token_outside_the_vocabulary_is_not_silent():
+def test_a_token_outside_the_vocabulary_gives_nan():
     assert np.isnan(compiled.log_probs(np.zeros((1, V)), np.array([V]))).all()
 
 
@@ -214,7 +214,7 @@ def test_only_the_order_of_scores_matters(ranking):
     laws.order_of_scores(losses.ranking_loss, ranking)
 
 
-def test_two_answers_are_bradley_terry():
+def test_two_answers_give_the_bradley_terry_loss():
     rewards = np.array([[0.3, 1.1], [2.0, -1.0]])
     total, weight = compiled.ranking_loss(rewards, np.array([[0, 1], [0, 1]]), np.ones((2, 2)))
     close(total, -sum(math.log(1 / (1 + math.exp(-margin))) for margin in (0.8, -3.0)), 1e-6)
@@ -222,7 +222,7 @@ def test_two_answers_are_bradley_terry():
 
 
 def test_every_prompt_without_ties_weighs_the_same():
-    """One over C(K, 2): a prompt with 9 answers (36 pairs) counts as one with 2 (1 pair)."""
+    """Because of 1 / C(K, 2), a prompt with 9 answers (36 pairs) counts like one with 2 (1 pair)."""
     for answers in range(2, 10):
         valid = np.arange(9)[None] < answers
         total, weight = compiled.ranking_loss(np.zeros((1, 9)), np.arange(9)[None], valid)
@@ -237,7 +237,7 @@ def test_ties_are_dropped_from_the_sum_and_counted_in_the_number_of_pairs():
     close(gradient, np.zeros((1, 3)), 0)
 
 
-def test_equal_rewards_are_right_by_half():
+def test_equal_rewards_count_as_half_right():
     right, pairs = compiled.ranking_accuracy(np.array([[1.0, 1.0, 0.0]]), np.array([[2, 1, 0]]), np.ones((1, 3)))
     assert (right, pairs) == (2.5, 3)
 
@@ -259,7 +259,7 @@ def test_the_score_is_on_the_last_token():
     close(rewards, [[0, 0, 3], [2, 0, 0], [0, 0, 0], [0, 4, 0], [0, 0, 5]], 0)
 
 
-def test_integer_scores_truncate_nothing():
+def test_integer_scores_do_not_truncate_rewards():
     log_probs, ref_log_probs = np.full((1, 2), -1.0), np.full((1, 2), -1.73)
     rewards = losses.kl_rewards(np.array([1]), log_probs, ref_log_probs, np.ones((1, 2), np.int32), 1)
     close(rewards, [[-0.73, 0.27]], 1e-6)
@@ -268,7 +268,7 @@ def test_integer_scores_truncate_nothing():
 @in_float64
 @examples
 @given(floats(B), rollouts)
-def test_rewards_of_an_episode_sum_to_score_less_kl(scores, rollout):
+def test_rewards_of_an_episode_sum_to_score_minus_kl(scores, rollout):
     log_probs, ref_log_probs, mask = rollout
     rewards = compiled.kl_rewards(scores, log_probs, ref_log_probs, mask, 0.5)
     kl = ((log_probs - ref_log_probs) * mask).sum(1)
@@ -309,7 +309,7 @@ def test_whitening_gives_mean_zero_and_variance_one():
 
 @pytest.mark.parametrize("function", [losses.masked_moments, losses.whiten, losses.explained_variance])
 def test_statistics_of_a_split_batch_are_those_of_the_whole(function):
-    """Ragged on purpose: one device holds 1 token, another none."""
+    """The split is ragged: one device has 1 token, another none."""
     mask = (np.arange(R) < np.array([1, 0, 6, 4])[:, None]).astype(np.float32)
     arrays = [normal(seed, B, R) for seed in range(2 if function is losses.explained_variance else 1)]
     laws.devices_agree(function, (*arrays, mask))
@@ -343,8 +343,8 @@ def test_at_ratio_one_the_policy_gradient_is_reinforce(x64):
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "slope"), [
-    (1.5, 1.0, 0.0), (0.5, -1.0, 0.0),  # already moved too far in the wanted direction
-    (0.5, 1.0, -0.5), (1.5, -1.0, 1.5),  # moved the wrong way: the way back stays open
+    (1.5, 1.0, 0.0), (0.5, -1.0, 0.0),  # already too far in the intended direction
+    (0.5, 1.0, -0.5), (1.5, -1.0, 1.5),  # in the wrong direction: the way back stays open
     (1.1, 1.0, -1.1), (0.9, -1.0, 0.9),
 ])  # fmt: skip
 def test_the_policy_clip_is_one_sided(ratio, advantage, slope):
@@ -357,7 +357,7 @@ def test_the_policy_clip_is_one_sided(ratio, advantage, slope):
 
 
 @pytest.mark.parametrize(("value", "target", "slope"), [
-    (1.0, 5.0, 0.0), (-1.0, -5.0, 0.0),  # further than the clip from the old value, towards the target
+    (1.0, 5.0, 0.0), (-1.0, -5.0, 0.0),  # further than the clip from the old value, toward the target
     (1.0, -5.0, 6.0), (-1.0, 5.0, -6.0),  # further, but away from the target
     (0.1, 5.0, -4.9),
 ])  # fmt: skip
@@ -387,11 +387,11 @@ def test_old_values_advantages_and_returns_are_constants():
         close(gradients[1:], np.zeros((2, B, R)), 0)
 
 
-# What holds for all of them.
+# Properties of all equations.
 
 
 def differentiable():
-    """(name, loss of one array, that array): every equation that a gradient goes through."""
+    """Yields (name, loss of one array, that array) for every equation with a gradient."""
     mask = np.arange(R) < np.array([[6], [2], [0], [1]])
     tokens = np.random.default_rng(0).integers(0, V, (B, R))
     scores, valid = np.array([[3, 1, 1, 0, 2]] * B), np.arange(K) < np.array([[5], [2], [4], [3]])
@@ -411,7 +411,7 @@ def test_gradients_are_those_of_finite_differences(name, loss, x):
 
 
 def pairs_of(mask):
-    """A function that computes every pair, and a batch of B rows for it."""
+    """Returns a function that computes every pair, and a batch of B rows for it."""
 
     def compute(log_probs, old, advantages, scores, rows_mask, logits, tokens):
         policy, policy_metrics = losses.policy_loss(log_probs, old, advantages, rows_mask, 0.2)
@@ -451,7 +451,7 @@ MASKED = {
 @examples
 @given(drawn=strategies.masked_arrays(3, B, R))
 def test_padding_has_no_influence(name, drawn):
-    """Whatever it holds, and however much of it there is."""
+    """This holds for any content and any amount of padding."""
     function, count = MASKED[name]
     arrays = *drawn[:count], drawn[-1]
     laws.mask_is_respected(function, arrays)
@@ -459,7 +459,7 @@ def test_padding_has_no_influence(name, drawn):
 
 
 def test_padding_has_no_influence_on_a_maximum():
-    """Of different numbers: at a tie the gradient of a maximum is shared, with padding too."""
+    """The numbers differ, because at a tie the gradient of a maximum is shared, even with padding."""
     mask = (np.arange(R) < np.array([[6], [2], [0], [1]])).astype(np.float32)
     laws.mask_is_respected(losses.ratio_deviation, (normal(0, B, R), normal(1, B, R), mask))
 
@@ -483,7 +483,7 @@ def test_missing_answers_have_no_influence(ranking):
 
 
 def test_an_empty_mask_gives_zeros():
-    """No NaN in sums, weights, means, statistics or gradients."""
+    """Sums, weights, means, statistics and gradients have no NaN."""
     mask = np.zeros((B, R))
     compute, batch = pairs_of(mask)
     jax.tree.map(lambda x: close(x, 0, 0), compute(*batch))
@@ -510,7 +510,7 @@ def test_an_empty_mask_gives_zeros():
     lambda x: losses.log_probs(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
     lambda x: losses.is_most_likely(jnp.zeros((B, R, V)), x[:, 1:].astype(int)),
 ])  # fmt: skip
-def test_shapes_that_would_broadcast_are_refused(call, unchecked_shapes):
+def test_shapes_that_would_broadcast_are_rejected(call, unchecked_shapes):
     with pytest.raises(ValueError, match=r"expected arrays of one shape, found .*\("):
         call(jnp.ones((B, R)))
 
@@ -519,7 +519,7 @@ def test_shapes_that_would_broadcast_are_refused(call, unchecked_shapes):
 
 
 def test_ppo_ptx_is_the_gradient_of_the_sum_of_means(x64):
-    """Summed gradients, computed in turn, against one gradient of equation 2 written out."""
+    """Compares separately computed sums of gradients with one gradient of the whole equation 2."""
     params = {"w": jnp.asarray(normal(0, V)), "b": jnp.asarray(normal(1, V))}
     tokens, texts = np.random.default_rng(2).integers(0, V, (2, B, R))
     mask, weights = np.arange(R) < np.array([[6], [2], [0], [1]]), np.abs(normal(3, B, R))

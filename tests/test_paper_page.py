@@ -1,6 +1,6 @@
 """docs/paper.md covers the paper, and every name, value and result on it is right.
 
-`python tests/test_paper_page.py` writes our results anew from notebooks/runs, with the repository on PYTHONPATH.
+`python tests/test_paper_page.py` rewrites our results from notebooks/runs, with the repository on PYTHONPATH.
 """
 
 import ast
@@ -32,7 +32,7 @@ ITEMS = (
 
 
 def wrong(code):
-    """What is wrong about a span of code: None if it names something that exists."""
+    """Returns the problem of a span of code; None if it names something that exists."""
     if "::" in code:
         file, _, name = code.partition("::")
         return None if name in names(file) else f"{file} has no {name}"
@@ -53,13 +53,13 @@ def value(key):
 
 
 def mean(get):
-    """The mean of a number over the committed runs."""
+    """Computes the mean of a number over the committed runs."""
     results = [json.loads((ROOT / "notebooks" / "runs" / run / "results.json").read_text()) for run in RUNS]
     return sum(get(result) for result in results) / len(results)
 
 
 def by_model(field, form="{:.2f}", models=tuple(MODELS)):
-    """A number of each model: "GPT 0.19, ..."."""
+    """Formats a number per model: "GPT 0.19, ..."."""
     path = field.split(".")
 
     def read(result, model):
@@ -69,13 +69,13 @@ def by_model(field, form="{:.2f}", models=tuple(MODELS)):
 
 
 def by_group(field, **groups):
-    """A share by group of labelers: "training 74.0 %, ..."."""
+    """Formats a share per group of labelers: "training 74.0 %, ..."."""
     shares = {name: mean(lambda result, key=key: result["reward_model"][field][key]) for name, key in groups.items()}
     return ", ".join(f"{name} {share:.1%}" for name, share in shares.items()).replace("heldout", "held-out")
 
 
 def ours():
-    """{start of a row: its cell "ours"}, from the committed runs."""
+    """Returns {start of a row: its cell "ours"}, from the committed runs."""
     losses = by_model("pretrain_loss", models=("GPT", "PPO", "PPO-ptx"))
     cells = {
         "| Figure 1 |": by_model("win_rate_vs_sft.training.mean"),
@@ -92,7 +92,7 @@ def ours():
 
 
 def with_ours(page):
-    """The page with our results written into its rows."""
+    """Returns the page with our results in its rows."""
     lines = page.splitlines()
     for start, text in ours().items():
         (index,) = [i for i, line in enumerate(lines) if line.startswith(start)]
@@ -104,7 +104,7 @@ def with_ours(page):
 
 @functools.cache
 def names(file):
-    """The names that a file defines at its top, and CLASS.FIELD and CLASS.METHOD."""
+    """Returns the names that a file defines at its top level, and CLASS.FIELD and CLASS.METHOD."""
     if not (ROOT / file).is_file():
         return frozenset()
     found = set()
@@ -132,7 +132,7 @@ def test_what_is_named_exists(code):
 
 
 @pytest.mark.parametrize(("key", "written"), VALUES)
-def test_what_is_said_of_a_key_is_its_value(key, written):
+def test_the_value_given_for_a_key_is_its_value(key, written):
     try:
         written = ast.literal_eval(written)
     except (ValueError, SyntaxError):
@@ -140,7 +140,7 @@ def test_what_is_said_of_a_key_is_its_value(key, written):
     assert value(key) == written
 
 
-def test_much_is_named():
+def test_many_names_are_checked():
     assert len(CODE) > 100 and len(VALUES) > 40
 
 

@@ -23,7 +23,7 @@ B, R, V = 3, 4, 5
 
 
 def modules():
-    """Every module that is checked."""
+    """Returns every module that is checked."""
     for module in pkgutil.walk_packages(instructjax.__path__, "instructjax."):
         if any(f"{module.name}.".startswith(f"{name}.") for name in shape_checks.CHECKED):
             yield importlib.import_module(module.name)
@@ -49,7 +49,7 @@ def test_public_functions_are_checked_and_classes_are_not():
 
 @pytest.mark.parametrize("call", [
     lambda: losses.masked_sum(jnp.ones((B, R)), jnp.ones((B, 1))),
-    lambda: losses.log_probs(jnp.ones((B, R, V)), jnp.ones((B, R))),  # tokens that are no integers
+    lambda: losses.log_probs(jnp.ones((B, R, V)), jnp.ones((B, R))),  # tokens that are not integers
     lambda: losses.kl_rewards(jnp.ones((B, R)), *[jnp.ones((B, R))] * 3, 0.1),
     lambda: attention.branch_mask(jnp.ones((B, R), int), jnp.ones((B + 1, R), int)),
     lambda: episode.last_token(jnp.ones((B, R))),
@@ -74,7 +74,7 @@ def test_checked_functions_can_be_traced():
 
 
 def test_pytrees_hold_what_is_not_an_array():
-    """As under `jax.eval_shape`, `jax.vmap` and `jax.tree.map`."""
+    """This is needed under `jax.eval_shape`, `jax.vmap` and `jax.tree.map`."""
     axes = Episodes(*[0] * len(dataclasses.fields(Episodes)))
     ids = jnp.ones((2, B, R), jnp.int32)
     episodes = Episodes(ids, ids, ids, ids.astype(jnp.float32), ids.astype(jnp.float32), ids[..., 0])

@@ -2,11 +2,11 @@
 
 python experiments/benchmarks/checkpoint_overhead.py
 
-A save slows training twice: the main thread computes digests and copies arrays, then other threads write. Both are in
-the difference between a stretch of steps that begins with a save, and waits for its end, and a stretch without one.
-Prints medians over adjacent pairs, in wall-clock seconds and in CPU seconds, which other programs do not lengthen. The
-first save is reported separately, because it compiles. Then prints the share of a stage's training time that all of
-its saves take. Parameters and batches are random.
+A save slows training twice: the main thread computes digests and copies arrays, then other threads write. To include
+both, the script compares a stretch of steps that begins with a save, and waits for its end, with a stretch without a
+save. It prints medians over adjacent pairs, in wall-clock seconds and in CPU seconds, which do not depend on other
+programs. The first save is reported separately, because it compiles. Then it prints the share of a stage's training
+time that all of its saves take. Parameters and batches are random.
 """
 
 import pathlib
@@ -37,7 +37,7 @@ TOKENIZER = "x" * 18_000  # the length of the sandbox's, in base64
 
 
 def arrays_like(tree):
-    """Returns arrays of these shapes: small random floats, which no file system compresses, and integer ones."""
+    """Returns arrays of these shapes: small random floats, which file systems cannot compress, and ones if integer."""
     random = np.random.default_rng(0)
 
     def array(shape):

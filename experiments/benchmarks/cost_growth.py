@@ -1,8 +1,8 @@
-"""Measures how time and memory of a PPO iteration and of a reward-model step grow as one size doubles.
+"""Measures how time and memory of a PPO iteration and of a reward-model step grow when a size is doubled.
 
 python experiments/benchmarks/cost_growth.py --data=docs/cost_growth.json --picture=docs/cost_growth.png
 
-Memory is XLA's count of temporary buffers; arguments are not in it. Time is a median over steps. An exponent is the
+Memory is XLA's count of temporary buffers, without arguments. Time is a median over steps. An exponent is the log-log
 slope between the two largest sizes: it is 1 if twice the size costs twice as much.
 """
 

@@ -2,10 +2,10 @@
 
 python experiments/benchmarks/invariants_overhead.py
 
-"Without" is the same program with the invariants removed from its metrics, so that the compiler drops what only they
-need: the sampler's log-probabilities and every comparison. The two programs take turns. Prints medians over adjacent
-pairs, in wall-clock seconds and in CPU seconds, which other programs do not lengthen. Then prints the host's share: it
-checks the metrics of each iteration and computes digests of the frozen weights twice per stage.
+"Without" is the same program with the invariants removed from its metrics, so that the compiler drops everything that
+only they need: the sampler's log-probabilities and every comparison. The two programs take turns. The script prints
+medians over adjacent pairs, in wall-clock seconds and in CPU seconds, which do not depend on other programs. Then it
+prints the host's share: checking the metrics of each iteration, and digests of the frozen weights twice per stage.
 """
 
 import pathlib

@@ -9,11 +9,11 @@ python experiments/benchmarks/speed.py --size=A --peer=trl --peer_scripts=FOLDER
     ppo         an iteration: rollout, scores of four networks, updates   episodes/s
     matmul      products of two 2048 x 2048 matrices in --matmul_dtype    Gflop/s
 
-Each measurement runs in its own process, so that peak memory is its own. The sides take turns, so that other load on
-the machine slows both. The first two steps, which compile, are not counted. Prints medians over rounds and the load
-of the machine; --results writes them as JSON. Memory is reported for the first round, which compiles, and for the
-last, which finds the programs compiled, as a resumed run does. MFU is model FLOP/s divided by this machine's measured
-matmul FLOP/s. Recomputed and masked operations are not counted.
+Each measurement runs in its own process, so that its peak memory is its own. The sides take turns, so that other load
+on the machine slows both. The first two steps, which compile, are not counted. The script prints medians over rounds
+and the load of the machine; --results writes them as JSON. Memory is reported for the first round, which compiles, and
+for the last, which finds compiled programs in the cache, as a resumed run does. MFU is model FLOP/s divided by this
+machine's measured matmul FLOP/s. Recomputed and masked operations are not counted.
 
 FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --dtype, --warm, --steps and --budget
 (seconds), and writes $PEER_OUT/results/NAME.json with the rate and "peak_rss_mb".
@@ -112,7 +112,7 @@ def main(run):
     if _PEER.value and not (_PEER_SCRIPTS.value and _PEER_PYTHON.value):
         raise ConfigError("--peer: expected --peer_scripts and --peer_python with it, found one or both missing")
     if _RESULTS.value and not (parent := epath.Path(_RESULTS.value).parent).is_dir():
-        raise ConfigError(f"--results: expected a file in a folder that is there, found no {parent}")
+        raise ConfigError(f"--results: expected a file in an existing folder, found no {parent}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {"instructjax": functools.partial(measure_ours, folder)} | (
             {_PEER.value: functools.partial(measure_peer, folder)} if _PEER.value else {}

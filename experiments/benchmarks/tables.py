@@ -2,7 +2,7 @@
 
 python experiments/benchmarks/tables.py
 
-Each file NAME.json becomes a table under its command, in the order of the names. The text of the page stays.
+Each file NAME.json becomes a table under its command, in the order of the names. The rest of the page is unchanged.
 """
 
 import json
@@ -38,7 +38,7 @@ def table(results):
 
 
 def number(value):
-    """Returns a number with three digits, or with all digits before the point."""
+    """Formats a number with three digits, or with all digits before the point."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The kinds of work that speed.py measures: a step of each on random tokens, and its number of operations."""
+"""The kinds of work that speed.py measures: for each, a step on random tokens and its number of operations."""
 
 import resource
 import statistics

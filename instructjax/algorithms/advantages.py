@@ -1,4 +1,4 @@
-"""How much better a response was than expected: the estimators of PPO, RLOO and GRPO.
+"""The advantage estimators of PPO, RLOO and GRPO: how much better a response was than expected.
 
 PPO asks a critic what to expect at each token. RLOO and GRPO sample a prompt several times
 and compare its responses with each other; all tokens of a response share one advantage.
@@ -29,7 +29,7 @@ class Estimator:
       estimate: `estimate(rewards, mask, values, group, axis_name) -> (advantages, returns)`. Rewards, mask and
         values are [B, R]; `group` [B] is the prompt that a row answers. Values and returns are None without a critic.
       needs_critic: whether it reads values.
-      needs_groups: whether it compares responses to one prompt, so that there must be two or more.
+      needs_groups: whether it compares the responses to a prompt, and so needs two or more.
     """
 
     estimate: Callable[[Array, Array, Any, Array, AxisName], tuple[Array, Array | None]]
@@ -82,7 +82,7 @@ def leave_one_out(rewards: Array, group: Array, axis_name: AxisName = None) -> A
       axis_name: the mapped axis over which the rows are split, if any.
 
     Returns:
-      A, [B]; 0 for a response that has no other to compare with (K = 1).
+      A, [B]; 0 for a response without another to compare with (K = 1).
     """
     same, others = _peers(rewards, group, axis_name)
     # A sum of differences is exactly 0 if all rewards are equal.
@@ -97,7 +97,7 @@ def group_relative(rewards: Array, group: Array, axis_name: AxisName = None) -> 
 
     The standard deviation divides by K. Shao et al. put the KL penalty into the loss; here it is in the reward,
     as in InstructGPT. They average the loss over each response first; here it is a mean over all tokens.
-    Arguments and returns as in `leave_one_out`.
+    Arguments and return value are those of `leave_one_out`.
     """
     same, others = _peers(rewards, group, axis_name)
     size = same.sum(axis=1)

@@ -19,10 +19,10 @@ Array = jax.Array
 def implicit_rewards(
     model: LanguageModel, params: Params, reference: Params, batch: RankingBatch, beta: float
 ) -> Array:
-    """Computes r(x, y) = β log(π(y|x) / π_ref(y|x)), [B, S, K] (equation 5).
+    """Computes the implicit rewards r(x, y) = β log(π(y|x) / π_ref(y|x)), [B, S, K] (equation 5).
 
     Args:
-      model: of policy and reference.
+      model: the model of both policy and reference.
       params: the policy's weights.
       reference: the reference policy's weights.
       batch: prompts with their answers.
@@ -37,14 +37,15 @@ def dpo_loss(
 ) -> tuple[losses.Pair, Metrics]:
     """Computes -log σ(r_w - r_l) of the implicit rewards (equation 7).
 
-    That is InstructGPT's ranking loss (section 3.5, equation 1): over all pairs of a prompt's answers, ties included.
+    This is InstructGPT's ranking loss (section 3.5, equation 1) with implicit rewards: over all pairs of a prompt's
+    answers, and with the same treatment of ties.
 
     Args:
       params: the policy's weights.
       batch: prompts with their ranked answers.
-      key: unused. There is no dropout: policy and reference must be computed in the same way.
+      key: unused. There is no dropout, because policy and reference must be computed in the same way.
       reference: the reference policy's weights.
-      model: of both.
+      model: the model of both.
       beta: see `implicit_rewards`.
     """
     del key

@@ -16,8 +16,8 @@ second term; gamma is a config key.
     6. update     policy and critic on minibatches, for some epochs
     7. average    the policy's weights
 
-Steps 2 to 5 are `observe`. The critic and the estimator of advantages are arguments:
-with no critic and `per_response(leave_one_out)` the same function is RLOO.
+Steps 2 to 5 are `observe`. The critic and the advantage estimator are arguments:
+without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ Batch = tuple[PromptBatch, LMBatch | None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Iteration:
-    """A pure function `iterate(state, (prompts, text), key, frozen) -> (state, metrics)`, and its three parts.
+    """A pure function `iterate(state, (prompts, text), key, frozen) -> (state, metrics)` and its parts.
 
     Attributes:
-      policy: the policy; its model reads the reference, too.
-      scorer: the reward model, or a reward function in its place.
+      policy: the policy; its model is also used for the reference.
+      scorer: the reward model, or a reward function instead of one.
       critic: the value network; None if the estimator needs none.
-      advantages: the estimator of advantages.
+      advantages: the advantage estimator.
       config: the `ppo` section of a recipe.
-      max_response: R, tokens.
+      max_response: R, the most tokens a response may have.
       eos_id: ends a response.
       pad_id: fills a row after its end.
       samples_per_prompt: responses to each prompt of the batch.
-      axis_name: the mapped axis, under pmap; statistics and minibatches are global all the same.
+      axis_name: the mapped axis, under pmap; statistics and minibatches are still global.
     """
 
     policy: Learner
@@ -85,24 +85,24 @@ class Iteration:
         return self.config.batch_size // self.config.minibatch_size
 
     def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
-        """Makes one iteration; see `step`."""
+        """Runs one iteration; see `step`."""
         return self.step(state, batch, key, frozen)
 
     def step(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
-        """Makes one iteration (algorithm of appendix C.4).
+        """Runs one iteration (algorithm of appendix C.4).
 
         Args:
           state: before the iteration.
-          batch: prompts, `config.batch_size / samples_per_prompt` of them over all devices, and pretraining text
+          batch: `config.batch_size / samples_per_prompt` prompts over all devices, and pretraining text
             for the ptx term (PPO-ptx) or None (PPO).
-          key: the run's root key; the iteration's number is folded in, so that a resumed run repeats itself.
+          key: the run's root key; the iteration's number is folded in, so a resumed run draws the same numbers.
           frozen: reference and reward model.
         """
         prompts, text = batch
         sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         # 1. The environment is a bandit: a random prompt, one response to it (section 3.5, "Reinforcement learning").
         episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
-        # 2. to 5. What was sampled is read once; log-probabilities, values and advantages then stay as they are.
+        # 2. to 5. Episodes are read once; log-probabilities, values and advantages are then fixed.
         experience, metrics = self.observe(state, frozen, episodes)
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
         # 6. Minibatches are drawn from the rows of all devices (appendix C.4: 8 minibatches, a single epoch).
@@ -113,13 +113,13 @@ class Iteration:
         return state.replace(step=state.step + 1, policy=policy), metrics | ppo_metrics.updates(updates)
 
     def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
-        """Samples `samples_per_prompt` responses to each prompt, from the softmax without top-k or top-p.
+        """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
 
-        A row's tokens depend on its number in the global batch, not on devices, parts or neighbors.
+        A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors.
 
         Returns:
-          Episodes, in which responses to one prompt are next to each other, and the number of decoded tokens, those
-          of idle rows included.
+          Episodes, with the responses to a prompt next to each other, and the number of decoded tokens, including
+          those of idle rows.
         """
         config = self.config
         if self.samples_per_prompt > 1:
@@ -177,9 +177,10 @@ class Iteration:
         }
 
     def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes) -> Readings:
-        """Reads episodes with all networks, as many rows at a time as a microbatch has.
+        """Reads episodes with all networks, one microbatch at a time.
 
-        So the logits of the whole batch are never held, and matmuls have the shapes of the update's, which round alike.
+        So the logits of the whole batch are never in memory, and matmuls have the same shapes, and the same rounding,
+        as in the update.
         """
 
         def of_policy(logits: Array, tokens: Array) -> tuple[Array, Array]:
@@ -203,8 +204,8 @@ class Iteration:
     def _epochs(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
     ) -> tuple[PPOState, Metrics]:
-        """Updates on all minibatches, in another order each epoch; metrics are [epochs, minibatches]."""
-        # The pipeline has shuffled the text already: window i goes to minibatch i mod n.
+        """Updates on all minibatches, in a new order each epoch; metrics are [epochs, minibatches]."""
+        # The pipeline has already shuffled the text: window i goes to minibatch i mod n.
         windows = split_interleaved(text, self.minibatches)
 
         def minibatch(state: PPOState, given: tuple[Array, LMBatch | None, Array]) -> tuple[PPOState, Metrics]:
@@ -221,7 +222,7 @@ class Iteration:
         return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
 
     def update(self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        """Makes one update of the policy and one of the critic, on a minibatch: step 6."""
+        """Updates the policy and the critic once, on a minibatch: step 6."""
         policy, metrics = self._update_policy(state.policy, batch, text, key)
         metrics["policy_loss"] = metrics.pop("loss")
         if self.critic is None or state.value is None:
@@ -235,7 +236,7 @@ class Iteration:
     def _update_policy(
         self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
     ) -> tuple[TrainState, Metrics]:
-        """Makes one update by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
+        """Updates the policy by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
         pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
         gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
         if text is not None:

@@ -1,7 +1,7 @@
-"""What a PPO iteration reports about itself, and the checks of its consistency.
+"""The metrics of a PPO iteration, and checks of its consistency.
 
-The checks are numbers that are 0, up to rounding, if rollout and update agree; `runs/invariants.py`
-says what each means and stops a run above its limit.
+The checks are numbers that are 0, up to rounding, if rollout and update agree. `runs/invariants.py`
+explains each of them and stops a run that exceeds a limit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Array = jax.Array
 
 
 class Readings(flax.struct.PyTreeNode):
-    """What the networks say about some episodes.
+    """The networks' outputs on some episodes.
 
     Attributes:
       log_probs: [B, R] of the response's tokens under the policy.
-      ref_log_probs: [B, R] the same under the reference.
+      ref_log_probs: [B, R] the same, under the reference.
       entropy: [B, R] of the policy before each token, in nats.
-      values: [B, R] the critic's value before each token; None without a critic.
+      values: [B, R] the critic's values before each token; None without a critic.
       rewards: [B, P + R] the scorer's output for the text up to each token.
     """
 
@@ -68,7 +68,7 @@ def decoding(episodes: Episodes, decoded: Array) -> Metrics:
 
     Args:
       episodes: as sampled.
-      decoded: tokens that the sampler decoded, those of idle rows included.
+      decoded: number of tokens that the sampler decoded, including those of idle rows.
     """
     # The first token of a response comes from the prefill of its prompt.
     needed = (episodes.response_mask.sum(axis=1) - 1).sum()
@@ -89,12 +89,12 @@ def checks(
 
     Args:
       experience: of the rollout.
-      readings: what it was computed from.
+      readings: the outputs it was computed from.
       rewards: [B, R], of the tokens.
-      outcome: [B], the scores as they were read, without the penalty for a missing EOS.
+      outcome: [B], the scores as read, without the penalty for a missing EOS.
       beta: β, the KL coefficient.
       eos_id: ends a response.
-      first: bool scalar, whether this is the first iteration, in which policy and reference are the same.
+      first: bool scalar, whether this is the first iteration, where policy and reference are the same.
     """
     episodes, mask = experience.episodes, experience.episodes.response_mask
     log_ratio = (experience.log_probs - experience.ref_log_probs) * mask
@@ -112,12 +112,12 @@ def checks(
 
 
 def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair], eos_id: int) -> Metrics:
-    """Adds to the metrics of `losses.policy_loss` the checks of ratio and masks.
+    """Adds the checks of ratio and masks to the metrics of `losses.policy_loss`.
 
     Args:
-      log_probs: [B, R], of the policy that is updated.
-      batch: of the minibatch.
-      metrics: of the loss.
+      log_probs: [B, R], of the policy that is being updated.
+      batch: the minibatch.
+      metrics: the metrics of the loss.
       eos_id: ends a response.
     """
     deviation = losses.ratio_deviation(log_probs, batch.log_probs, batch.episodes.response_mask)
@@ -134,7 +134,7 @@ def means(pairs: dict[str, losses.Pair]) -> Metrics:
 
 
 def updates(stacked: Metrics) -> Metrics:
-    """Summarizes the updates of an iteration, and its first one apart, at which the ratio must be 1.
+    """Summarizes the updates of an iteration, and reports the first separately: there the ratio must be 1.
 
     Args:
       stacked: metrics of arrays [epochs, minibatches].

@@ -1,4 +1,4 @@
-"""What a PPO iteration changes, what it only reads, and what updates a network."""
+"""The state that a PPO iteration changes, the weights it only reads, and networks with their optimizers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Array = jax.Array
 
 
 class PPOState(flax.struct.PyTreeNode):
-    """What an iteration changes.
+    """The state of PPO between iterations.
 
     Attributes:
-      step: int32 scalar, the number of iterations made.
+      step: int32 scalar, the number of iterations done.
       policy: the policy, with the moving average that is evaluated and exported.
       value: the critic, started from the reward model; None without a critic.
     """
@@ -29,11 +29,11 @@ class PPOState(flax.struct.PyTreeNode):
 
 
 class Frozen(flax.struct.PyTreeNode):
-    """Weights that an iteration only reads.
+    """The weights that an iteration only reads.
 
     Attributes:
-      reference: the initial policy's, to which the KL penalty is taken.
-      reward: the reward model's, its offset included.
+      reference: of the initial policy, against which the KL penalty is computed.
+      reward: of the reward model, including its offset.
     """
 
     reference: Params
@@ -42,10 +42,10 @@ class Frozen(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """A network and what updates it.
+    """A network and its optimizer.
 
     Attributes:
-      model: a LanguageModel (policy) or a ScalarModel (critic), or what has their methods.
+      model: a LanguageModel (policy) or a ScalarModel (critic), or an object with their methods.
       optimizer: makes one update per minibatch.
     """
 

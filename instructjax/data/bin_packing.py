@@ -1,7 +1,7 @@
-"""Decides which tokens go into which row.
+"""Packs tokens into rows.
 
-Documents are joined and cut into windows, a stream that can be resumed at any window. Sequences that must stay whole
-are packed into rows that have room for them.
+Documents are joined and cut into windows; this stream can be resumed at any window. Sequences that must stay whole are
+packed into rows that have room for them.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Windows(grain.IterDataset):
         documents   a b c $   d e f $   g h $
         windows     a b c $ d e   f $ g h $ ·          of 6 tokens
 
-    Only the last window of a finite stream is padded. The state of the iterator is where the next window begins:
-    {"block": which block of documents, "offset": which of its tokens}.
+    Only the last window of a finite stream is padded. The state of the iterator says where the next window begins:
+    {"block": the block of documents, "offset": the token in the block}.
 
     Grain's own `ConcatThenSplitIterDataset` cannot be used. Checkpoints store the state as JSON, and its state does not
     survive JSON (grain 0.2.18). An empty slice, (-1, -1), is read back as a list and mistaken for the rest of a

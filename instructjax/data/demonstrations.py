@@ -1,6 +1,6 @@
 """Makes batches of demonstrations: whole prompts with their responses, several per row.
 
-`batches` is for SFT. `mixed_batches` adds rows of pretraining text, for the model that PPO starts from. A row has
+`batches` is for SFT. `mixed_batches` adds rows of pretraining text, for the model from which PPO starts. A row has
 `Layout.length` tokens, so every demonstration fits into one. All demonstrations are tokenized once before the first
 batch, because packing needs their lengths.
 """
@@ -83,7 +83,7 @@ def mixed_batches(
     multiple: int = 1,
     share: Share = (0, 1),
 ) -> Batches:
-    """Returns batches of demonstrations and pretraining text, for the model that PPO starts from (appendix C.3).
+    """Returns batches of demonstrations and pretraining text, for the model from which PPO starts (appendix C.3).
 
     The two kinds of examples alternate in a fixed pattern. With a text share of 0.1, every tenth example is a window of
     text.

@@ -1,6 +1,6 @@
 """Lays out records as the tokens of one row. Every layout of the package is here, each a pure function.
 
-The drawings show the prompt "name a colour" with the response "dark red", with one token per word. ¶ is the separator
+The drawings show the prompt "name a color" with the response "dark red", with one token per word. ¶ is the separator
 "\\n", $ is EOS, and · is padding.
 """
 
@@ -21,13 +21,13 @@ from instructjax.text.tokenizer import Tokenizer
 class Layout:
     """Turns prompts and responses into tokens, in the same way for SFT, RM, PPO and evaluation.
 
-        prompt tokens    encode_opening(prompt + separator)    name a colour ¶    at most max_prompt
-        response tokens  encode(response) + [EOS]              dark red $         at most max_response
+        prompt tokens    encode_opening(prompt + separator)    name a color ¶    at most max_prompt
+        response tokens  encode(response) + [EOS]              dark red $        at most max_response
 
     Attributes:
       tokenizer: encodes the text.
-      separator: text between prompt and response. It should end with a line break: prompt and response then have the
-        same tokens as one document with both; see `tokenizer.py` and `byte_pairs.py`.
+      separator: text between prompt and response. It should end with a line break, so that prompt and response have the
+        same tokens separately as in one document; see `tokenizer.py` and `byte_pairs.py`.
       max_prompt: the maximum number of tokens of a prompt, including the separator. The paper filters out prompts over
         1k tokens (appendix C).
       max_response: the maximum number of tokens of a response, including EOS. The paper caps responses at 1k tokens
@@ -122,14 +122,14 @@ def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
 def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
     """Lays out a window of packed documents.
 
-    Documents are packed as in GPT-3 (Brown et al. 2020, appendix B), except that each is a segment of its own.
+    Documents are packed as in GPT-3 (Brown et al. 2020, appendix B), except that each is its own segment.
 
         tokens     b  c  $  d  e  f  $  g
         segments   1  1  1  2  2  2  2  3
         positions  0  1  2  0  1  2  3  0
         weights    0  1  1  0  1  1  1  0
 
-    In this example, the document "a b c" began in the previous window, and its rest is a segment of its own. The first
+    In this example, the document "a b c" began in the previous window, and its rest is its own segment. The first
     token of a segment is not predicted, because it has no context. EOS belongs to the document that it ends.
 
     Args:
@@ -150,7 +150,7 @@ def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
 def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_weight: float = 0.0) -> LMBatch:
     """Lays out prompts with their responses. Each pair is a segment, and the row is padded on the right.
 
-        tokens     name  a  colour  ¶  dark  red  $  hi  ¶  hello  $  ·
+        tokens     name  a   color  ¶  dark  red  $  hi  ¶  hello  $  ·
         segments      1  1       1  1     1    1  1   2  2      2  2  0
         positions     0  1       2  3     4    5  6   0  1      2  3  0
         weights       0  w       w  w     1    1  1   0  w      1  1  0
@@ -220,7 +220,7 @@ def ranking_row(
 ) -> RankingBatch:
     """Lays out prompts, each followed by all of its responses (section 3.5).
 
-        tokens     name  a  colour  ¶  dark  red  $  a  fox  $  ·       ends    [[6  9  0]]
+        tokens     name  a   color  ¶  dark  red  $  a  fox  $  ·       ends    [[6  9  0]]
         segments      1  1       1  1     1    1  1  1    1  1  0       scores  [[2  1  0]]
         branches      0  0       0  0     1    1  1  2    2  2  0       valid   [[T  T  F]]
         positions     0  1       2  3     4    5  6  4    5  6  0       max_prompts = 1, max_responses = 3
@@ -271,7 +271,7 @@ def check_ranking(record: Ranking, max_responses: int) -> None:
 def prompt_row(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:
     """Lays out a prompt to answer, padded on the left. The response then begins at column P in every row.
 
-        tokens    ·  ·  name  a  colour  ¶
+        tokens    ·  ·  name  a   color  ¶
         segments  0  0     1  1       1  1
 
     Args:

@@ -1,4 +1,4 @@
-"""Batches of whole sequences, packed into rows batch by batch.
+"""Makes batches of whole sequences, packed into rows batch by batch.
 
 A batch has a fixed number of sequences and as many rows as they need. A step is compiled for each number of rows, so
 the number is rounded up to one of a few values. These values are chosen before the first batch: the order of the whole

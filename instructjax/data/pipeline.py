@@ -1,4 +1,4 @@
-"""Turns records into batches: rows in some order, divided into batches, of which each process reads its share.
+"""Turns records into batches: rows in some order, divided into batches. Each process reads its share of each batch.
 
 A stream is made by two independent choices:
 
@@ -53,7 +53,7 @@ def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Row
     """Returns windows of text for evaluation, packed in the order of the records; see `layouts.window_row`.
 
     All windows are made at once and kept in memory, 16 bytes per token. The last one is padded. For training, see
-    `text_batches`, which packs the documents anew in each epoch.
+    `text_batches`, which packs the documents again in each epoch.
 
     Args:
       records: documents.

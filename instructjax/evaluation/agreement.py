@@ -79,9 +79,9 @@ def accuracy_difference(
 
 
 def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
-    """Computes the share of pairs that two labelers order alike, among the pairs that neither ties.
+    """Computes the share of pairs that two labelers order alike, among pairs that neither ties.
 
-    It compares all labelers who ranked the same answers to the same prompt, whatever the order
+    It compares all labelers who ranked the same answers to the same prompt, regardless of the order
     in which they saw them. The paper reports 72.6 +- 1.5 % for its training labelers (section 3.4).
 
     Args:
@@ -188,7 +188,7 @@ def compare_with_raters(
         "length_prefers": "longer" or "shorter",
         "calibration": {"single", "averaged": see `calibration`},
       }
-      with estimates as mappings; "difference" is the reward model less the length baseline, and
+      with estimates as mappings. "difference" is the reward model minus the length baseline, and
       "raters" is the raters' agreement with each other.
     """
     accuracy: dict[str, dict[str, dict[str, float]]] = {}

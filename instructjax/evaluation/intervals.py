@@ -35,7 +35,7 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float]:
-        """Returns the four numbers as results.json has them."""
+        """Returns the four numbers in the form of results.json."""
         return dataclasses.asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Judges a model's answers by simulated labelers, and by the true quality that the sandbox knows."""
+"""Evaluates a model's answers with simulated labelers and with the sandbox's true quality."""
 
 from __future__ import annotations
 

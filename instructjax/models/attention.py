@@ -1,4 +1,4 @@
-"""Masked dot-product attention: which keys a query sees, and what it reads from them."""
+"""Masked dot-product attention, and the masks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from jaxtyping import Bool, Float, Int
 from instructjax.models import flash, matmul
 from instructjax.typing import Array, Index
 
-MASKED = -1e30  # finite, so that a row of padding gives an average and not a NaN
+MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
 
-# Queries of a training pass are computed in blocks, each with the keys before its end: at most 8 blocks, as each is
-# compiled, and none of fewer queries than 128, whose weights fit into a core's cache.
+# Queries of a training pass are computed in blocks, each with the keys up to its end. There are at most 8 blocks,
+# because each is compiled, and each has at least 128 queries, whose weights fit into a core's cache.
 MAX_BLOCKS, MIN_BLOCK = 8, 128
 
 
 class Visible(flax.struct.PyTreeNode):
-    """What the queries of a pass see.
+    """The keys that the queries of a pass see.
 
     Attributes:
-      dense: in layers that see all.
-      banded: the same of the odd layers, if those see a window only; else None.
-      segments: the segments of a row, if `dense` means only that queries see what comes before them in their
-        segment, and `banded` that they see its last columns; else None. Fused kernels take segments instead of masks.
-      window: of `banded`, tokens.
+      dense: the mask of layers that see all positions.
+      banded: the mask of the odd layers, if those see only a window; else None.
+      segments: the segments of a row, if `dense` lets each query see all of its segment up to itself, and `banded`
+        the last columns of that; else None. Fused kernels take segments instead of masks.
+      window: of `banded`, in tokens.
     """
 
     dense: Bool[Array, "B T S"]
@@ -45,8 +45,8 @@ def attention_mask(
     """Finds the keys that each query sees: those at or before it, in its own segment, except padding.
 
     Args:
-      query_index: where each query is in its row.
-      key_index: where each key is in its row.
+      query_index: the column of each query in its row.
+      key_index: the column of each key in its row.
       query_segments: 0 on padding.
       key_segments: 0 on padding and on unused slots of a cache.
     """
@@ -60,22 +60,22 @@ def band_mask(
 ) -> Bool[Array, "B T S"]:
     """Finds the keys among the last `window` positions, including the query's own.
 
-    It compares positions, not columns: the prompt of an answer may be far away in its row if other answers are
-    between them. To be combined with `attention_mask`.
+    It compares positions, not columns: other answers may lie between an answer and its prompt. Combine it with
+    `attention_mask`.
 
     Args:
-      query_positions: where each query is in its segment.
-      key_positions: where each key is in its segment.
+      query_positions: the position of each query in its segment.
+      key_positions: the position of each key in its segment.
       window: at least 1.
     """
     return query_positions[:, :, None] - key_positions[:, None, :] < window
 
 
 def branch_mask(query_branches: Int[Array, "B T"], key_branches: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
-    """Finds the keys of the common prefix and of each query's own branch. To be combined with `attention_mask`.
+    """Finds the keys of the common prefix and of each query's own branch. Combine it with `attention_mask`.
 
     Args:
-      query_branches: 0 on a prefix, and another number on each of its continuations.
+      query_branches: 0 on a prefix, and a different number on each of its continuations.
       key_branches: likewise.
     """
     return (key_branches == 0)[:, None, :] | (query_branches[:, :, None] == key_branches[:, None, :])
@@ -89,21 +89,21 @@ def attention(
     layer: Index = 0,
     matmul_dtype: DTypeLike | None = None,
 ) -> Float[Array, "B H T D"]:
-    """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, softmax in float32 at least.
+    """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, with softmax in at least float32.
 
-    On a GPU, half-precision arrays go to cuDNN's fused kernel, and on a TPU whole rows to splash attention, if their
-    shapes allow it; neither ever holds the [B, H, T, S] weights. If shapes do not allow it, the reason is logged.
-    Everything else is two einsums for each block of queries, and keys after a block are skipped.
+    If the shapes allow it, half-precision arrays on a GPU go to cuDNN's fused kernel, and whole rows on a TPU to
+    splash attention; neither ever holds the [B, H, T, S] weights. If the shapes do not allow it, the reason is
+    logged. Everything else is two einsums per block of queries, without the keys after the block.
 
     Args:
       query: q.
       key: k.
       value: v.
-      visible: what the queries see; if T = S, no query sees a key in a later column. A query that
+      visible: the keys that the queries see. If T = S, no query sees a key in a later column. A query that
         sees no key gets an arbitrary finite result.
-      layer: the odd ones see `visible.banded`.
-      matmul_dtype: the dtype that the factors of both products are rounded to; that of the arrays if
-        not given. Factors of a single query are not rounded, because reading the keys takes longer.
+      layer: number of the layer; odd layers see `visible.banded`.
+      matmul_dtype: the dtype to which the factors of both products are rounded; by default that of the arrays.
+        Factors of a single query are not rounded, because reading the keys takes longer.
 
     Returns:
       The mixed values, in the dtype of `value`.
@@ -152,7 +152,7 @@ def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
 
 
 def _fits_cudnn(query: Array, key: Array) -> bool:
-    # What cuDNN's fused attention takes, with a mask and with a gradient.
+    # The shapes that cuDNN's fused attention supports with a mask and with a gradient.
     lengths_even = query.shape[2] % 2 == 0 and key.shape[2] % 2 == 0
     heads_fit = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     half = query.dtype in (jnp.bfloat16, jnp.float16)

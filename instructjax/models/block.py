@@ -19,14 +19,14 @@ Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
 Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys and values of a cache
 
 TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
-DENSE = "dense"  # the name of what dense layers give, for the policy that keeps it
+DENSE = "dense"  # the checkpoint name of the outputs of dense layers, for the remat policy that saves them
 
 
 class Dense(nn.Module):
     """Computes x W + b over the last axis.
 
     Attributes:
-      scale: of the kernel's start, in units of `config.init_std`; the bias starts at 0.
+      scale: standard deviation of the initial kernel, in units of `config.init_std`; the bias starts at 0.
     """
 
     config: TransformerConfig
@@ -43,8 +43,8 @@ class Dense(nn.Module):
             init = nn.initializers.normal(config.init_std * self.scale)
             spec, kernel = "td,df->tf", self.param("kernel", init, (width, self.features), config.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
-        # One row of tokens: XLA's CPU gradient of a product of two matrices is faster than
-        # that of [B, T, d] with a matrix.
+        # Flattened to one row of tokens: on a CPU, XLA's gradient of a product of two matrices is
+        # faster than that of [B, T, d] with a matrix.
         flat = matmul.einsum(spec, x.reshape(-1, width), kernel, config.resolved_matmul_dtype, config.dtype) + bias
         return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
 
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    The keys and values of the carry are the cache of all layers, or of this layer, or
+    The keys and values of the carry are the cache of all layers, that of this layer, or
     None. The cache of all layers is carried, not scanned over, so that a decoding loop
     updates it in place instead of copying it.
     """
@@ -120,16 +120,16 @@ class Block(nn.Module):
 
 
 def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:
-    """Cuts the residual stream by rows and by position, where it is kept for the backward pass."""
+    """Shards the residual stream by rows and by position where it is saved for the backward pass."""
     return constrain(x, "batch", "length" if config.shard_length else None, None)
 
 
 def layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
-    """Builds a layer norm with the epsilon of GPT-2."""
+    """Builds a layer norm with GPT-2's epsilon."""
     return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
 
 
 def _residual_scale(config: TransformerConfig) -> float:
-    # What adds to the residual stream starts smaller, so that its variance does not grow with depth
-    # (Radford et al. 2019, section 2.3).
+    # Layers that add to the residual stream start with smaller weights, so that its variance does not grow with
+    # depth (Radford et al. 2019, section 2.3).
     return (2 * config.num_layers) ** -0.5

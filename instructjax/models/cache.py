@@ -1,4 +1,4 @@
-"""The key-value cache of a decoder: what is kept of the tokens seen so far."""
+"""The key-value cache of a decoder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from instructjax.typing import Array, Index
 
 Slots: TypeAlias = Float[
     Array, "*L B H S D"
-]  # keys or values of one layer, or of all; the slots of a head lie together
+]  # keys or values of one layer, or of all; the slots of a head are contiguous
 
 
 class Cache(flax.struct.PyTreeNode):
-    """Keys and values of the tokens seen so far. Rows are aligned: one length for all.
+    """Keys and values of the tokens seen so far. Rows are aligned: all have the same length.
 
     Attributes:
-      keys: of all layers in one array, or an array for each layer.
+      keys: of all layers in one array, or one array per layer.
       values: like `keys`.
       segments: 0 on padding and on unused slots.
       positions: of each token in its segment.
-      length: the slot that is written next: the number of slots used, by tokens and by padding, unless
-        the caller has turned back to the first.
+      length: the slot that is written next. This is the number of slots used by tokens and padding, unless
+        the caller has wrapped around to the first slot.
     """
 
     keys: Slots | tuple[Slots, ...]
@@ -61,8 +61,8 @@ def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], ot
 
     Args:
       cache: of B rows.
-      rows: the row of `cache` that each row of `others` goes to; rows from B on are dropped.
-      slots: the slot of `cache` that each slot of `others` goes to.
+      rows: the row of `cache` to which each row of `others` goes; rows numbered B or more are dropped.
+      slots: the slot of `cache` to which each slot of `others` goes.
       others: of N rows and M slots.
     """
 
@@ -85,7 +85,7 @@ def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], ot
 def append(
     cached: Slots, new: Float[Array, "B H T D"], layer: Index, start: Index
 ) -> tuple[Slots, Float[Array, "B H S D"]]:
-    """Writes T tokens of a layer at slot `start`; returns the cache, and that layer of it."""
+    """Writes T tokens of a layer at slot `start`; returns the cache, and its part for that layer."""
     if cached.ndim == new.ndim:
         cached = _cached(jax.lax.dynamic_update_slice(cached, new, (0, 0, start, 0)))
         return cached, cached
@@ -94,5 +94,5 @@ def append(
 
 
 def _cached(x: Slots) -> Slots:
-    """Cuts keys or values by rows and by heads."""
+    """Shards keys or values by rows and by heads."""
     return constrain(x, *[None] * (x.ndim - 4), "batch", "heads", None, None)

@@ -1,4 +1,4 @@
-"""The shape of a model, and the arithmetic it computes in."""
+"""The shape and the arithmetic of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a model and the arithmetic it computes in.
+    """The shape and the arithmetic of a model.
 
     Attributes:
       vocab_size: V.
@@ -23,35 +23,34 @@ class TransformerConfig:
       d_head: D; H times D may differ from `d_model`.
       d_ff: width of the hidden layer of the feed-forward network, 4 d_model in GPT-3.
       max_length: number of learned positions; a position beyond it gives NaN.
-      dropout: rate of residual dropout: on the embeddings and on what each sublayer
-        adds to the residual stream (Vaswani et al. 2017, section 5.4).
-      local_window: None, or the number of positions that the odd layers see (layers
-        count from 0), the even ones seeing all: GPT-3's alternation of dense and
-        locally banded attention.
-      dtype: of activations and of the cache. Logits, scalars, softmax and the
-        statistics of layer norms are float32 always, or float64 where this is; that is
-        for comparisons and needs JAX_ENABLE_X64=1.
-      matmul_dtype: the dtype that the factors of matrix products are rounded to; their sums are float32
-        at least. "" is `dtype`. "bfloat16" below activations of float32 is what a TPU makes of
-        float32 products by itself; on a CPU with matrix units for bfloat16 it is the fastest, as
-        everything that is no product is slow in bfloat16 there.
+      dropout: rate of residual dropout: on the embeddings and on the output of each sublayer
+        (Vaswani et al. 2017, section 5.4).
+      local_window: None, or the number of positions that odd layers see (counted from 0),
+        while even layers see all: GPT-3's alternation of dense and locally banded attention.
+      dtype: of activations and of the cache. Logits, scalars, softmax and the statistics of
+        layer norms are always float32, or float64 if this is float64, which is meant for
+        comparisons and needs JAX_ENABLE_X64=1.
+      matmul_dtype: the dtype to which the factors of matrix products are rounded; their sums are
+        at least float32. "" means `dtype`. "bfloat16" with float32 activations is how a TPU
+        computes float32 products by default. It is also the fastest on a CPU with bfloat16
+        matrix units, where all other operations are slow in bfloat16.
       param_dtype: of the parameters.
-      tied: whether logits are products with the token embedding, as in GPT-2 and GPT-3, or with a
-        matrix of their own, as some imported models have.
-      remat: what the backward pass finds in memory. False: the result of each dense
-        layer, so that attention, norms and GELU are computed again. True: the input of
-        each block, so that all of it is.
-      unroll: how many layers one turn of the scan computes; changes no result.
-      cache_by_layer: whether decoding is a program of L blocks with a cache each, and not a scan
-        over one cache of all layers; changes no result. It takes longer to compile, and nothing
-        copies the keys and values of a layer, as XLA does on a CPU to read them.
-      shard_length: whether the residual stream between blocks is cut by position over the mesh
-        axis "tensor"; changes no result.
-      logits_chunk: of how many tokens a device holds the logits at a time in a loss; changes no
-        result. The fewer, the less memory, but the unembedding is read anew for each chunk: some
-        hundreds on a CPU and some thousands on an accelerator are enough.
-      init_std: standard deviation of every kernel and embedding at the start (Radford et al.
-        2018, section 4.1, have 0.02). Narrow models want more: 0.02 is 1 / sqrt(2500).
+      tied: whether the token embedding is also the unembedding, as in GPT-2 and GPT-3. Some
+        imported models have a separate matrix.
+      remat: what is saved for the backward pass. False saves the output of each dense layer, and
+        recomputes attention, norms and GELU. True saves the input of each block, and recomputes
+        the whole block.
+      unroll: number of layers per iteration of the scan; changes no result.
+      cache_by_layer: whether decoding runs L blocks with a cache each instead of a scan over one
+        cache of all layers; changes no result. It takes longer to compile, but avoids the copies
+        of a layer's keys and values that XLA makes on a CPU.
+      shard_length: whether the residual stream between blocks is sharded by position over the
+        mesh axis "tensor"; changes no result.
+      logits_chunk: number of tokens whose logits a device holds at a time in a loss; changes no
+        result. A smaller number needs less memory, but the unembedding is read once per chunk. A
+        few hundred on a CPU and a few thousand on an accelerator are enough.
+      init_std: standard deviation of the initial kernels and embeddings (0.02 in Radford et al.
+        2018, section 4.1). Narrow models need more: 0.02 is 1 / sqrt(2500).
     """
 
     vocab_size: int
@@ -95,5 +94,5 @@ class TransformerConfig:
 
     @property
     def resolved_matmul_dtype(self) -> str:
-        """Returns `matmul_dtype`, or `dtype` if that is not given."""
+        """Returns `matmul_dtype`, or `dtype` if that is empty."""
         return self.matmul_dtype or self.dtype

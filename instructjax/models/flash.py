@@ -1,4 +1,4 @@
-"""Splash attention: a fused kernel for TPUs that never holds the weights of attention, and skips what no query sees."""
+"""Splash attention: a fused TPU kernel that never holds the attention weights and skips blocks that no query sees."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxtyping import Bool, Float, Int
 from instructjax.models import partitioning
 from instructjax.typing import Array
 
-BLOCK = 128  # queries and keys of a tile at least; lengths are multiples of it
+BLOCK = 128  # the fewest queries and keys of a tile; lengths are multiples of it
 MAX_BLOCK = 512  # larger tiles read the keys less often, and this many fit into the memory of a core
 
 
 def why_not(query: Float[Array, "B H T D"], key: Float[Array, "B H S D"]) -> str | None:
-    """Returns why the kernel does not take these arrays, or None if it does."""
+    """Returns why the kernel does not support these arrays, or None if it does."""
     if query.shape[2] != key.shape[2]:
         return "queries of a cache"
     if query.shape[2] % BLOCK:
-        return f"{query.shape[2]} tokens, no multiple of {BLOCK}"
+        return f"{query.shape[2]} tokens, not a multiple of {BLOCK}"
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"arrays of {query.dtype}"
     return None
@@ -48,8 +48,8 @@ def attention(
       value: v.
       segments: 0 on padding, which sees padding.
       banded: whether to see the last `window` columns only; None if no layer does.
-      window: how many, including the query's own; None if `banded` is.
-      interpret: computes what the kernel does without a TPU, for tests.
+      window: number of columns, including the query's own; None if `banded` is None.
+      interpret: emulates the kernel without a TPU, for tests.
     """
     heads, length = query.shape[1:3]
 

@@ -1,8 +1,8 @@
-"""Converts weights of the GPT-2 family from and to the format of Hugging Face.
+"""Converts weights of the GPT-2 family to and from the format of Hugging Face.
 
 This module knows the names and shapes of both formats; `pretrained` reads and writes the
-files. Both sides compute the same, so a model that is exported and imported again has the
-same bits and gives the same logits.
+files. Both sides compute the same function, so a model that is exported and imported again
+has the same bits and gives the same logits.
 
     theirs                          ours, of layer i
     transformer.wte.weight          trunk/token_embedding
@@ -35,9 +35,9 @@ from instructjax.typing import AnyArray, Array, Params
 
 Tensors: TypeAlias = Mapping[str, AnyArray]  # by their names in a safetensors file
 
-_BUFFERS = re.compile(r".*\.attn\.(masked_)?bias$")  # masks that old files keep beside the weights
+_BUFFERS = re.compile(r".*\.attn\.(masked_)?bias$")  # masks that old files keep next to the weights
 
-# The values of a GPT-2 config that our arithmetic supports.
+# The values of a GPT-2 config that this package supports.
 _REQUIRED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -63,7 +63,7 @@ def config_of(described: Mapping[str, Any], where: str = "config.json") -> Trans
     """Converts a config.json to the config of a model that computes in float32.
 
     Raises:
-      CheckpointError: a key is missing, or asks for arithmetic that is not GPT-2's.
+      CheckpointError: a key is missing, or its value is not supported.
     """
     described = {**_DEFAULTS, **described}
     for key, allowed in _REQUIRED.items():
@@ -99,7 +99,7 @@ def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_m
     """Converts the config of a model to a config.json; the inverse of `config_of`.
 
     Raises:
-      CheckpointError: GPT-2 has no such model: attention is banded, or num_heads * d_head is not d_model.
+      CheckpointError: GPT-2 cannot express the model: attention is banded, or num_heads * d_head is not d_model.
     """
     if config.local_window is not None:
         raise CheckpointError(f"model.local_window: expected None, as GPT-2 has no bands, found {config.local_window}")
@@ -137,7 +137,7 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
     Args:
       tensors: by name, with or without the prefix "transformer.", of any float type.
       config: of the model. Its vocabulary may be smaller than theirs, which is often padded to
-        a round number: rows that no text is encoded to are left out.
+        a round number; the extra rows are left out.
       where: the file, for errors.
 
     Raises:
@@ -150,7 +150,7 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
     }
     is_scalar = "score.weight" in found
     if is_scalar or config.tied:
-        found.pop("lm_head.weight", None)  # the same as wte, or of no use to a reward
+        found.pop("lm_head.weight", None)  # the same as wte, or unused by a reward model
     for name in ("transformer.wte.weight", "lm_head.weight"):
         if name in found and found[name].ndim == 2 and found[name].shape[0] > config.vocab_size:
             found[name] = found[name][: config.vocab_size]
@@ -198,8 +198,8 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
 def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
     """Converts the parameters of a LanguageModel or ScalarModel to float32 tensors; the inverse of `params_of`.
 
-    Their reward model has no bias. The score is w h + c with h = s x + b after the last
-    norm, and nothing else reads h there: if b is replaced by b + c w / |w|^2, w h is that score.
+    Their reward model has no bias. Our score is w h + c, where h = s x + b is the output of the
+    final norm, which only the head reads. With b + c w / |w|^2 instead of b, w h is the same score.
 
     Raises:
       CheckpointError: w is 0, or so small that no b gives the score c.
@@ -245,10 +245,10 @@ def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarra
 
 
 def check_fit(found: TransformerConfig, expected: TransformerConfig, where: str) -> None:
-    """Checks that the model of a folder has the shape that a recipe expects.
+    """Raises an error if the model in a folder does not have the shape that a recipe expects.
 
     Raises:
-      CheckpointError: they differ, in more than a padded vocabulary. The error shows both sides.
+      CheckpointError: they differ in more than a padded vocabulary. The error shows both sides.
     """
     names = ("num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "local_window", "tied")
     wrong = [name for name in names if getattr(found, name) != getattr(expected, name)]

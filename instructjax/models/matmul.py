@@ -1,4 +1,4 @@
-"""Matrix products whose factors are rounded and whose sums are not, forward and backward."""
+"""Matrix products with rounded factors and unrounded sums, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from jaxtyping import Float
 
 from instructjax.typing import Array
 
-FEW = 64  # rows of the first array up to which, on a CPU, the second goes first
+FEW = 64  # on a CPU, swap the arrays if the first has at most this many rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def einsum(
     spec: str, x: Float[Array, "..."], y: Float[Array, "..."], matmul_dtype: DTypeLike, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Computes `jnp.einsum` of two arrays rounded to one dtype, with sums in float32 at least.
+    """Computes `jnp.einsum` of two arrays rounded to one dtype, with sums in at least float32.
 
-    The scheme is that of Micikevicius et al. (2018). The gradients are products of factors rounded likewise. Each
-    sum is rounded once, to the dtype of the array it belongs to, so gradients of float32 parameters are never
-    rounded to bfloat16. `jnp.einsum` would multiply a float32 array with a bfloat16 one, which is slow everywhere.
+    The scheme is that of Micikevicius et al. (2018). Gradients are products of factors rounded in the same way. Each
+    sum is rounded once, to the dtype of its array, so gradients of float32 parameters are never rounded to bfloat16.
+    `jnp.einsum` would multiply a float32 array by a bfloat16 array, which is slow everywhere.
 
     Args:
-      spec: of two arrays that share one letter not in the result, "td,df->tf", perhaps behind the same letters of a
-        batch, "btd,bdf->btf".
+      spec: of two arrays that share one letter that is not in the result, such as "td,df->tf". Both may have the same
+        batch letters in front, such as "btd,bdf->btf".
       x: the first factor.
       y: the second factor.
-      matmul_dtype: the dtype that x, y and the cotangent are rounded to.
+      matmul_dtype: the dtype to which x, y and the cotangent are rounded.
       dtype: of the result.
     """
     return _product(spec, x.astype(matmul_dtype), y.astype(matmul_dtype)).astype(dtype)
@@ -58,7 +58,7 @@ einsum.defvjp(_forward, _backward)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:
-    """Computes the einsum of two arrays of one dtype, in float32 at least."""
+    """Computes the einsum of two arrays of one dtype, in at least float32."""
     one, other, _ = _terms(spec)
     if x.ndim == y.ndim == 2 and x.shape[0] <= FEW and one[-1] == other[-1]:
         on_cpu = _product_of_few_rows
@@ -74,14 +74,14 @@ def _sums(spec: str, x: Array, y: Array) -> Array:
 
 
 def _product_of_few_rows(spec: str, x: Array, y: Array) -> Array:
-    # A CPU's kernels pack the second array anew for each product: in decoding, that would be the weights.
+    # CPU kernels repack the second array for each product. In decoding, that would be the weights.
     one, other, out = _terms(spec)
     return _moved_last(_sums(f"{other},{one}->{out[::-1]}", y, x), 0)
 
 
 def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
-    # XLA gives products of bfloat16 on a CPU to YNNPACK, which uses the matrix units of the processor, if the first
-    # array has the summed axis last. It turns others into float32, among them all those for gradients of weights.
+    # On a CPU, XLA uses YNNPACK, and so the processor's matrix units, for bfloat16 products whose first array has the
+    # summed axis last. It converts all others to float32, including those for gradients of weights.
     one, other, out = _terms(spec)
     (summed,) = set(one) - set(out)
     if out.index(_free(one, other)) > out.index(_free(other, one)):
@@ -90,7 +90,7 @@ def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
         return _sums(f"{one},{other}->{out}", x, y)
     if x.size <= y.size:
         return _sums(f"{one.replace(summed, '')}{summed},{other}->{out}", _moved_last(x, one.index(summed)), y)
-    # The smaller array is the one that is moved, and its letter is then the first of the result.
+    # Move the axis of the smaller array; its letter then comes first in the result.
     letter = _free(one, other)
     swapped = out.replace(letter, "") + letter
     y, other = _moved_last(y, other.index(summed)), other.replace(summed, "") + summed

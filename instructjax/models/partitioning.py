@@ -1,11 +1,11 @@
-"""Which part of an array each device holds: names for the axes of arrays, and rules from names to mesh axes.
+"""Partitions arrays over devices: names for the axes of arrays, and rules from names to mesh axes.
 
-A mesh has the axes "data", "fsdp" and "tensor". Batches are cut over the first two, weights over the last two:
-over "fsdp" to hold them once (Rajbhandari et al. 2020, ZeRO-3), over "tensor" so that heads, hidden units and
-the vocabulary are computed apart (Shoeybi et al. 2019). Between blocks the residual stream may be cut by
-position over "tensor" (Korthikanti et al. 2022).
+A mesh has the axes "data", "fsdp" and "tensor". Batches are sharded over the first two, weights over the last two:
+over "fsdp" to store them only once (Rajbhandari et al. 2020, ZeRO-3), and over "tensor" to split the work on heads,
+hidden units and the vocabulary (Shoeybi et al. 2019). Between blocks the residual stream may be sharded by position
+over "tensor" (Korthikanti et al. 2022).
 
-Nothing here changes a result. Without a mesh, and inside `pmap`, whose devices see their own rows only,
+Partitioning changes no result. Without a mesh, and inside `pmap`, where each device sees only its own rows,
 `constrain` does nothing.
 """
 
@@ -26,19 +26,19 @@ AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Names of an array's axes, and the mesh axes each is cut over.
+# Names of array axes, and the mesh axes over which each is sharded.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("tensor",),
     "heads": ("tensor",),
     "hidden": ("tensor",),
     "vocabulary": ("tensor",),
-    "width": ("fsdp",),  # of weights; activations are whole along it
-    "slot_width": ("fsdp", "data"),  # of an optimiser's moments, if they are cut over all devices (ZeRO-1)
+    "width": ("fsdp",),  # of weights; activations are not sharded along it
+    "slot_width": ("fsdp", "data"),  # of the optimizer's moments, if they are sharded over all devices (ZeRO-1)
 }
 
-# The axes of each weight, by the end of its path. Those of blocks are stacked over layers. All others are small,
-# and whole on every device.
+# The axes of each weight, by the end of its path. Those of blocks are stacked over layers. All others are small and
+# replicated.
 WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
     "token_embedding": ("vocabulary", "width"),
     "unembedding": ("vocabulary", "width"),
@@ -60,9 +60,9 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) ->
     """Returns the partition of one array.
 
     Args:
-      axes: a name of RULES for each axis, or None for one that is whole.
-      shape: of the array. An axis that does not divide over its mesh axes is cut over the first of
-        them, as far as it divides, or whole: one token while decoding, or a vocabulary of 50,257.
+      axes: a name in RULES for each axis, or None for an axis that is not sharded.
+      shape: of the array. An axis that does not divide over all of its mesh axes, such as one token in
+        decoding or a vocabulary of 50,257, is sharded over the first of them that it divides over, or not at all.
       mesh: has MESH_AXES.
     """
     parts = []
@@ -75,12 +75,12 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) ->
 
 
 def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False) -> Tree:
-    """Returns the partition of every leaf of a tree that holds weights, moments of weights, and counters.
+    """Returns the partition of every leaf of a tree of weights, moments and counters.
 
     Args:
-      tree: arrays or shapes, such as a TrainState; leaves are known by the end of their path.
+      tree: arrays or shapes, such as a TrainState; leaves are recognized by the end of their path.
       mesh: see `spec`.
-      shard_optimizer_state: whether an optimiser's moments are cut over "data" too.
+      shard_optimizer_state: whether the optimizer's moments are also sharded over "data".
     """
 
     def leaf(path: tuple[Any, ...], x: Array | jax.ShapeDtypeStruct) -> P:
@@ -100,17 +100,17 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def constrain_rows(tree: Tree) -> Tree:
-    """Applies `constrain` to arrays [B, ...] that are cut by rows."""
+    """Applies `constrain` to arrays [B, ...] that are sharded by rows."""
     return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
 
 
 def replicate(tree: Tree) -> Tree:
-    """Replicates arrays of a compiled program on all devices: results that the host reads."""
+    """Replicates arrays of a compiled program on all devices, for results that the host reads."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * jnp.ndim(x)), tree)
 
 
 def devices_of_rows(rows: int) -> int:
-    """Returns over how many devices `constrain_rows` cuts so many rows: 1 without a mesh, and under `pmap`."""
+    """Returns over how many devices `constrain_rows` shards this many rows: 1 without a mesh, and under `pmap`."""
     mesh = mesh_of_context()
     if mesh is None:
         return 1
@@ -119,7 +119,7 @@ def devices_of_rows(rows: int) -> int:
 
 
 def mesh_of_context() -> AbstractMesh | None:
-    """Returns the mesh that the compiler cuts arrays over; None without one, and under `pmap`."""
+    """Returns the mesh over which the compiler shards arrays; None without one, and under `pmap`."""
     mesh = jax.sharding.get_abstract_mesh()
     automatic = not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if automatic and set(MESH_AXES) <= set(mesh.axis_names) else None

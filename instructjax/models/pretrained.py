@@ -1,6 +1,6 @@
-"""Reads and writes the folder of a model in the format of Hugging Face: config.json and safetensors files.
+"""Reads and writes model folders in the format of Hugging Face: config.json and safetensors files.
 
-Pickle files (.bin, .pt) can run code when they are read, and are rejected.
+Pickle files (.bin, .pt) can run code when they are read, so they are rejected.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
-    """Reads all tensors of a folder, from one file or from those that an index names.
+    """Reads all tensors of a folder, from one file or from the files that an index names.
 
     Raises:
       CheckpointError: a file is missing, is not a safetensors file, or is a pickle.
@@ -58,7 +58,7 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
         try:
             tensors |= package.load_file(str(folder / file))
-        except Exception as error:  # of the package's own class, and others for types that it does not know
+        except Exception as error:  # the package's own class, and others for types that it does not know
             raise CheckpointError(f"{folder / file}: expected a safetensors file, found {_brief(error)}") from None
     return tensors
 
@@ -66,10 +66,10 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
 def write(
     folder: epath.PathLike, described: Mapping[str, Any], tensors: Mapping[str, AnyArray], files: Mapping[str, bytes]
 ) -> None:
-    """Writes a folder, whole or not at all.
+    """Writes a folder atomically.
 
     Args:
-      folder: is created; must not exist, or be empty.
+      folder: is created; if it exists, it must be empty.
       described: the config.json, from `huggingface.describe`.
       tensors: from `huggingface.tensors_of`.
       files: other files by name, such as the tokenizer's.
@@ -96,7 +96,7 @@ def write(
 
 
 def _indexed(path: epath.Path) -> list[str]:
-    """Returns the files that an index names, which are in its folder."""
+    """Returns the files that an index names; all must be in its own folder."""
     places = _json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path}: weight_map: expected a file for each tensor, found {reprlib.repr(places)}")

@@ -1,9 +1,9 @@
 """The eight models of GPT-3's Table 2.1 (Brown et al. 2020) and their parameter counts.
 
-InstructGPT uses three of them: XL ("1.3B"), 6.7B (which it calls "6B") and 175B.
+InstructGPT uses three of them: XL ("1.3B"), 6.7B (called "6B" in the paper) and 175B.
 
-Two rows of the printed table contradict themselves, since every model has d_model =
-num_heads d_head. They are resolved to agree with the parameter count of the row:
+Every model has d_model = num_heads * d_head, but two rows of the printed table violate
+this. They are corrected to agree with the parameter count of the row:
 
 - XL: 24 heads of 128 would make 3072, not 2048. Here it has 16 heads of 128.
 - 13B: a width of 5140 is not 40 heads of 128. Here it is 5120.
@@ -32,8 +32,8 @@ class Size:
       d_model: width of the residual stream.
       num_heads: H.
       d_head: D.
-      batch_tokens: tokens in a batch of pretraining.
-      learning_rate: the peak of pretraining's schedule.
+      batch_tokens: number of tokens in a pretraining batch.
+      learning_rate: the peak learning rate of pretraining.
     """
 
     parameters: float
@@ -64,7 +64,7 @@ def gpt3_config(size: str, **changes: Any) -> TransformerConfig:
 
     Args:
       size: a key of `SIZES`.
-      **changes: fields of `TransformerConfig` to set otherwise, such as `dtype`. The
+      **changes: other values for fields of `TransformerConfig`, such as `dtype`. The
         defaults are VOCAB_SIZE, MAX_LENGTH and dense attention in every layer, because
         the paper does not give the width of its local bands.
 
@@ -90,11 +90,11 @@ def gpt3_config(size: str, **changes: Any) -> TransformerConfig:
 
 
 def resized(config: TransformerConfig, size: str) -> TransformerConfig:
-    """Changes the size of a model, and keeps its vocabulary, context and arithmetic.
+    """Changes the size of a model, but keeps its vocabulary, context and arithmetic.
 
     Args:
       config: the model.
-      size: a key of `SIZES`; "" is its own.
+      size: a key of `SIZES`; "" keeps the model's own size.
 
     Raises:
       ConfigError: there is no such size.

@@ -1,8 +1,8 @@
-"""The decoder of GPT-3, with a head that predicts tokens or a head that gives one scalar.
+"""The decoder of GPT-3, with a head that predicts tokens or a head that outputs one scalar.
 
 Pre-norm blocks of GPT-2 with learned positions (Brown et al. 2020, section 2.1).
-The layers are one scanned block, so that every parameter of a block is stacked
-[L, ...]. A model takes its key-value cache as an argument and returns it.
+The layers are one scanned block, so every parameter of a block is stacked: [L, ...].
+A model takes its key-value cache as an argument and returns it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from instructjax.typing import AnyArray, Array, Index, Params
 
 
 class Trunk(nn.Module):
-    """Everything below the head: embeddings, blocks, final norm."""
+    """Everything below the head: embeddings, blocks and final norm."""
 
     config: TransformerConfig
 
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         policies = jax.checkpoint_policies
         policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
-        # A scan keeps XLA from merging the two forward passes; unrolled layers need the barrier.
+        # A scan keeps XLA from merging the two forward passes of remat; unrolled layers need the barrier.
         # Argument 5 of the block is `deterministic`.
         self.blocks = nn.scan(
             nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(5,), policy=policy),
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
             start = cache.length
             key_segments = jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), (0, start))
             key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
-        # In a row that is whole, columns tell what comes before; in a cache, positions.
+        # Without a cache, the order of tokens is given by columns; with a cache, by positions.
         columns = jnp.arange(tokens.shape[1])[None]
         order = (columns, columns) if cache is None else (positions, key_positions)
         mask = attention_mask(*order, segments, key_segments)
@@ -104,7 +104,7 @@ class Trunk(nn.Module):
     def _each_block(
         self, x: Hidden, keys: tuple[Slots, ...], values: tuple[Slots, ...], start: Index, visible: Visible
     ) -> tuple[Hidden, tuple[Slots, ...], tuple[Slots, ...]]:
-        """Computes the blocks one after the other, each with a cache of its own."""
+        """Computes the blocks one after the other, each with its own cache."""
         stacked = self.blocks.variables["params"]
         new_keys, new_values = [], []
         for layer, cached in enumerate(zip(keys, values, strict=True)):
@@ -122,9 +122,9 @@ class Trunk(nn.Module):
 
 
 class _Model(nn.Module):
-    """What tokens go into, and arrays come out of."""
+    """The base class of both models: tokens in, arrays out."""
 
-    if TYPE_CHECKING:  # flax declares what `apply` returns if it is also given `mutable`
+    if TYPE_CHECKING:  # Flax's own annotation of `apply` is for calls with `mutable`
 
         def apply(self, variables: Mapping[str, Params], *args: Any, **kwargs: Any) -> Any: ...
 
@@ -152,22 +152,23 @@ class LanguageModel(_Model):
         branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
-        """Computes logits of the token after each token.
+        """Computes the logits of the token after each token.
 
         Args:
           tokens: token ids.
-          segments: a token sees the tokens before it in its segment. The results on
-            padding (0) mean nothing, but are finite.
+          segments: a token sees the tokens before it in its segment. Results on padding
+            (0) are meaningless but finite.
           positions: below `max_length`.
-          cache: None, or what came before: the tokens are appended at `cache.length`,
-            and there must be room for them (a cache does not notice that it is full).
-          branches: given if several continuations of one prefix share a segment: 0 on the
-            prefix, another number on each of them. A token sees the prefix and its own
-            branch. Positions of each branch continue those of the prefix. Not with a cache.
+          cache: None, or the cache of the preceding tokens. The new tokens are appended at
+            `cache.length`; there must be room for them, which is not checked.
+          branches: needed if several continuations of a prefix share a segment: 0 on the
+            prefix, a different number on each continuation. A token sees the prefix and its
+            own branch. Positions of each branch continue those of the prefix. Not supported
+            with a cache.
           deterministic: False applies dropout, with the random key "dropout".
 
         Returns:
-          Logits, float32 at least, and the cache with the T tokens appended (or None).
+          Logits, in at least float32, and the cache with the T tokens appended (or None).
         """
         hidden, cache = self.hidden(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
         return self.unembed(hidden), cache
@@ -184,14 +185,14 @@ class LanguageModel(_Model):
     ) -> tuple[Hidden, Cache | None]:
         """Computes hidden states, which `unembed` turns into logits. Takes the arguments of `__call__`.
 
-        A caller that needs the logits of a few positions selects them between the two.
+        A caller that needs the logits of only a few positions selects them in between.
         """
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def decoding_params(self, params: Params) -> Params:
         """Rounds the kernels once, instead of in each step that reads them; changes no result.
 
-        The rounded copy is transposed, too: products of few tokens are then faster on a CPU.
+        The rounded copy is also transposed, which makes products of few tokens faster on a CPU.
         """
         matmul_dtype, flat = self.config.resolved_matmul_dtype, flax.traverse_util.flatten_dict(params)
         for path, leaf in list(flat.items()):
@@ -200,7 +201,7 @@ class LanguageModel(_Model):
         return flax.traverse_util.unflatten_dict(flat)
 
     def unembed(self, hidden: Float[Array, "*shape d"]) -> Float[Array, "*shape V"]:
-        """Computes logits, float32 at least, of hidden states."""
+        """Computes logits of hidden states, in at least float32."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
         flat = hidden.reshape(-1, self.config.d_model)
         logits = matmul.einsum("td,vd->tv", flat, matrix, self.config.resolved_matmul_dtype, _at_least_float32(hidden))
@@ -208,7 +209,7 @@ class LanguageModel(_Model):
 
 
 class ScalarModel(_Model):
-    """One scalar for each token: a reward or a value (section 3.5). Parameters: {"trunk", "head"}."""
+    """Outputs one scalar per token: a reward or a value (section 3.5). Parameters: {"trunk", "head"}."""
 
     config: TransformerConfig
 
@@ -225,17 +226,17 @@ class ScalarModel(_Model):
         branches: Int[AnyArray, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T"]:
-        """Computes scalars, float32 at least, of the text up to each token. For the arguments see `LanguageModel`."""
+        """Computes scalars for the text up to each token, in at least float32. Takes `LanguageModel`'s arguments."""
         hidden, _ = self.trunk(tokens, segments, positions, branches=branches, deterministic=deterministic)
         return self.head(hidden)
 
 
 class ScalarHead(nn.Module):
-    """A projection to one scalar, in float32 at least.
+    """A projection to one scalar, in at least float32.
 
     The kernel starts with variance 1 / (d_model + 1) (Stiennon et al. 2020, appendix
-    B.1). The bias starts at 0; after the reward model is trained it is set so that
-    demonstrations score 0 on average (section 3.5).
+    B.1). The bias starts at 0. After the reward model is trained, the bias is set so
+    that demonstrations score 0 on average (section 3.5).
     """
 
     config: TransformerConfig
@@ -250,18 +251,18 @@ class ScalarHead(nn.Module):
 
 
 def graft_trunk(target_params: Params, source_params: Params) -> Params:
-    """Replaces the trunk of one model by that of another: SFT to reward model to value network.
+    """Replaces the trunk of one model by that of another, as from SFT to reward model to value network.
 
     Args:
-      target_params: a tree with "trunk", as `init(...)["params"]` gives it.
-      source_params: another, whose trunk has the same structure, shapes and dtypes.
+      target_params: a tree with "trunk", such as `init(...)["params"]`.
+      source_params: a tree whose trunk has the same structure, shapes and dtypes.
 
     Returns:
-      `target_params` with a copy of the trunk of `source_params`. It is a copy so that
-      a step that donates the buffers of one model does not delete those of the other.
+      `target_params` with a copy of the trunk of `source_params`. Because it is a copy, a
+      step that donates the buffers of one model does not delete those of the other.
 
     Raises:
-      CheckpointError: the trunks differ; names the parameters on both sides.
+      CheckpointError: the trunks differ; the message names the parameters on both sides.
     """
     target, source = (_shapes(params["trunk"]) for params in (target_params, source_params))
     if differing := sorted(name for name in target.keys() | source.keys() if target.get(name) != source.get(name)):

@@ -1,4 +1,4 @@
-"""Reads logits without ever holding the logits of all tokens."""
+"""Reads logits without holding those of all tokens at once."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ def read_logits(
     weights: Shaped[AnyArray, "B T"],
     read: Read,
 ) -> PyTree[Shaped[Array, "B T"]]:
-    """Applies `read` to the logits of each token, some columns at a time, forward and backward.
+    """Applies `read` to the logits of each token, a chunk of columns at a time, forward and backward.
 
-    As many columns are computed together as hold `model.config.logits_chunk` tokens on each
-    device. The backward pass computes their logits once more. Columns in which no row has a
-    weight are not computed.
+    A chunk has about `model.config.logits_chunk` tokens on each device. The backward pass
+    recomputes its logits. Columns in which no row has a weight are skipped.
 
     Args:
       model: computes the logits.
       params: its weights.
       hidden: from `LanguageModel.hidden`; column t gives the logits for token t.
       tokens: the tokens to read the logits of.
-      weights: what is read where a weight is 0 does not matter.
-      read: is given some columns at a time; see `Read`.
+      weights: tokens with weight 0 are not read.
+      read: is called with a chunk of columns; see `Read`.
 
     Returns:
       The pytree that `read` returns, 0 where the weight is 0.
@@ -66,7 +65,7 @@ def read_logits(
 def weighted_first(
     weights: Shaped[AnyArray, "B T"], *arrays: Shaped[AnyArray, "B T ..."]
 ) -> tuple[Shaped[Array, "B T ..."], ...]:
-    """Moves columns with a weight to the left of each row, in their order, so that `read_logits` skips the rest.
+    """Moves the columns with a weight to the left of each row, in order, so that `read_logits` skips the rest.
 
     Returns:
       The weights and the arrays.

@@ -17,7 +17,7 @@ class Plan(TypedDict):
     """The content of one JSON file.
 
     Attributes:
-      recipe: the recipe as it was named, such as "configs/instructgpt.py:175b".
+      recipe: the recipe as named on the command line, such as "configs/instructgpt.py:175b".
       topology: the chips, such as "v5p:8x8x8".
       programs: a `plan.ProgramPlan` each, as a mapping, with "fits".
       stages: a `compute.StageCompute` each, as a mapping.
@@ -63,7 +63,7 @@ def load(path: epath.PathLike) -> Plan:
 
 
 def memory(plans: Sequence[Plan]) -> Figure:
-    """Draws what fills a device's memory, one bar per program, and the memory that is available."""
+    """Draws the contents of a device's memory, one bar per program, and the available memory."""
     bars = [(plan, program) for plan in plans for program in plan["programs"] if program["compiled"]]
     figure = Figure(figsize=(_WIDTH, 0.8 + 0.45 * len(bars)), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Compiles programs for devices that are not present, to see whether they fit and what fills the memory."""
+"""Compiles programs for devices that need not be present, to find out whether they fit and what fills the memory."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def abstract_arguments(program: Program, mesh: Mesh, *, shard_optimizer_state: b
 
     Args:
       program: the program that takes them.
-      mesh: the mesh that they are sharded over.
+      mesh: the mesh over which they are sharded.
       shard_optimizer_state: whether Adam's moments are sharded over "data", too.
     """
 
@@ -129,7 +129,7 @@ def compile_program(
       shard_optimizer_state: whether Adam's moments are sharded over "data", too.
 
     Raises:
-      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
+      jax.errors.JaxRuntimeError: the compiler failed for a reason other than memory.
     """
     start = time.monotonic()
     donated = (0,) if program.donated else ()

@@ -17,7 +17,7 @@ class StageCompute:
 
     Attributes:
       name: the stage.
-      steps: how often its program runs.
+      steps: the number of times that its program runs.
       days: petaflop/s-days of model FLOPs; see `flops`.
       paper: the paper's petaflop/s-days, or None if it reports none.
     """

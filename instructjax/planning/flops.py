@@ -62,8 +62,8 @@ def forward_flops(
       rows: B.
       length: T.
       outputs: tokens per row for which logits are computed.
-      slots: keys that each query is multiplied with, masked ones included, as in a cache of
-        fixed size. None counts what causal attention needs: a token's own key and those before it.
+      slots: keys by which each query is multiplied, including masked ones, as in a cache of fixed
+        size. None counts what causal attention needs: a token's own key and those before it.
     """
     inner = config.num_heads * config.d_head
     weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
@@ -162,13 +162,13 @@ def itemsize(dtype: str) -> int:
 def count_matmul_flops(closed: core.ClosedJaxpr, trips: Sequence[float] = ()) -> float:
     """Counts the FLOPs of all matmuls that a traced program executes.
 
-    The body of a loop counts as often as it runs, and a condition as its most expensive branch.
+    The body of a loop is counted once per iteration, and a condition as its most expensive branch.
 
     Args:
       closed: a traced program, from `jax.make_jaxpr` or `jax.jit(f).trace(...).jaxpr`.
-      trips: how often while-loops run, which the program does not say: first the outermost loop,
-        then the loop within it each time the outer one runs, and so on; 1 for deeper loops. The
-        loop of `sampling.sample` runs at most max_response - 1 times.
+      trips: the number of iterations of while-loops, which a program does not contain: first that of
+        the outermost loop, then that of the loop within it per outer iteration, and so on; 1 for
+        deeper loops. The loop of `sampling.sample` runs at most max_response - 1 times.
     """
     return _jaxpr_flops(closed.jaxpr, trips)
 

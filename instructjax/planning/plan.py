@@ -55,7 +55,7 @@ class ProgramPlan:
 
     @property
     def rest(self) -> float:
-        """The peak less the arguments: activations, gradients, logits, the cache. 0 if there is an obstacle."""
+        """The peak minus the arguments: activations, gradients, logits, the cache. 0 if there is an obstacle."""
         if self.compiled is None or self.residents is None:
             return 0.0
         return max(0.0, self.compiled.peak - self.residents.total)

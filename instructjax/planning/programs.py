@@ -1,6 +1,6 @@
 """Builds the programs of a recipe as its stages do, with shapes instead of arrays.
 
-Batches are as large as they can get: every demonstration and every ranking has its own row.
+Batches have the maximum size: every demonstration and every ranking has its own row.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def build(name: str, config: ml_collections.ConfigDict) -> Program:
       config: a whole recipe.
 
     Raises:
-      ConfigError: the recipe is for pmap, or a value of `model` is impossible.
+      ConfigError: the recipe is for pmap, or a value of `model` is not allowed.
     """
     if config.parallel.mode != "jit":
         raise ConfigError(f"parallel.mode: expected 'jit' for a plan, found {config.parallel.mode!r}")
@@ -224,7 +224,7 @@ def refills(section: ml_collections.ConfigDict, devices: int) -> tuple[int, int]
 
     Args:
       section: the recipe's section `ppo`, with `rollout_refill` above 0.
-      devices: the number of devices that the rows are divided over.
+      devices: the number of devices over which the rows are divided.
     """
     left = section.batch_size // devices
     rows = max(left // section.rollout_parts, 1)  # 0 rows are reported by `plan.uneven_rows`
@@ -254,7 +254,7 @@ def _cache(config: ml_collections.ConfigDict, shape: TransformerConfig) -> float
 
 
 def _devices(config: ml_collections.ConfigDict) -> int:
-    """Returns the number of devices that the rows are divided over."""
+    """Returns the number of devices over which the rows are divided."""
     return max(config.parallel.data, 1) * config.parallel.fsdp
 
 

@@ -1,4 +1,4 @@
-"""Finds settings with which a program fits: more parts, another mesh, more chips."""
+"""Finds settings with which a program fits: more parts, another mesh or more chips."""
 
 from __future__ import annotations
 

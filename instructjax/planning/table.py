@@ -11,14 +11,14 @@ from instructjax.planning.plan import ProgramPlan
 
 NOTES = """\
 Memory is in GiB per device.
-  weights   weights of all networks, averages and frozen ones included
+  weights   weights of all networks, including averages and frozen ones
   opt.      Adam's moments
   batch     the rows of a step
   cache     keys and values
-  rest      the peak less weights, moments and batch: activations, gradients, logits, cache
+  rest      the peak minus weights, moments and batch: activations, gradients, logits, cache
   peak, of  peak memory, and the memory available to a program
   FLOPs     model FLOPs: the matmuls that the mathematics needs, over all devices
-  executed  FLOPs of the matmuls that the program executes, recomputation in the backward pass included
+  executed  FLOPs of the matmuls that the program executes, including recomputation in the backward pass
   roofline  the least time at the chips' published peak and bandwidth, without communication
 Every response counts with its full length."""
 

@@ -27,7 +27,7 @@ from instructjax.training import parallel
 def keys(config: ml_collections.ConfigDict) -> None:
     """Checks that a recipe has the declared keys and no others, and that each value is in its range.
 
-    Sections that this package does not declare belong to guests: their stages declare and check them.
+    Sections that this package does not declare belong to guest stages, which declare and check them.
 
     Args:
       config: a whole recipe.
@@ -50,7 +50,7 @@ def section(config: ml_collections.ConfigDict, name: str, declared: Section) -> 
 
     Args:
       config: a whole recipe.
-      name: of the section.
+      name: the name of the section.
       declared: its keys.
 
     Raises:
@@ -76,7 +76,7 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
-    """Checks a recipe: each value alone, and whether values fit together.
+    """Checks a recipe: each value on its own, and whether the values fit together.
 
     Args:
       config: a whole recipe.
@@ -176,17 +176,17 @@ def _batches(config: ml_collections.ConfigDict) -> None:
 
 
 def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
-    """Checks what the keys of PPO's section must be next to each other and to the rest of the recipe.
+    """Checks that the keys of PPO's section fit each other and the rest of the recipe.
 
     Args:
       config: a whole recipe.
-      name: of its section `ppo`, or of a guest's section with the same keys.
+      name: `ppo`, or the name of a guest's section with the same keys.
 
     Raises:
       ConfigError: names the key, what was expected and what was found.
     """
     ppo, limit = config[name], config.model.max_length
-    if ppo.reward_function and jax.process_count() > 1:  # one would call it, the others not learn of its errors
+    if ppo.reward_function and jax.process_count() > 1:  # only one process would call it, and see its errors
         raise ConfigError(f'{name}.reward_function: expected "" in a run of several processes, found a function')
     _require(config, f"{name}.ptx_length", lambda length: length <= limit, f"at most model.max_length ({limit})")
     wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
@@ -222,7 +222,7 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def _labelers(config: ml_collections.ConfigDict) -> None:
-    """Checks the number of answers to a prompt, and of those who judge them."""
+    """Checks the number of answers per prompt, and the number of labelers who judge them."""
     most = config.comparisons.max_answers
     _require(config, "comparisons.min_answers", lambda k: k <= most, f"at most comparisons.max_answers ({most})")
     if "sandbox" in config:

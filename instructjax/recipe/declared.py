@@ -1,4 +1,4 @@
-"""All declared sections, and the recipe that they make: the paper's."""
+"""All declared sections, and the paper's recipe, which their values form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RENAMED: Mapping[str, str] = {  # keys of earlier versions
 
 
 def defaults(section: Section) -> ml_collections.ConfigDict:
-    """Returns a section of a recipe with the declared values."""
+    """Returns a section of a recipe, filled with the declared values."""
     return ml_collections.ConfigDict({name: key.value for name, key in section.keys.items()})
 
 
@@ -69,7 +69,7 @@ def declared_keys(config: ml_collections.ConfigDict | None = None) -> Iterator[t
 
 
 def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
-    """Returns an error's text for a key that no section declares: its new name, or the nearest one.
+    """Returns the error text for a key that no section declares, with its new name or the nearest key.
 
     Args:
       key: dotted, such as "ppo.kl_coeficient".

@@ -1,4 +1,4 @@
-"""How a key of a recipe is declared: its value in the paper, its range, its unit, its meaning and its source."""
+"""Declares the keys of a recipe: value in the paper, range, unit, meaning and source."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Value = bool | int | float | str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a key may have, whatever the other keys are.
+    """The values that a key may have, independent of all other keys.
 
     Attributes:
-      expected: the values in words, as errors and docs/recipe.md have them.
-      contains: whether a value is one of them.
+      expected: the values in words, for errors and docs/recipe.md.
+      contains: returns whether a value is one of them.
     """
 
     expected: str
@@ -30,12 +30,12 @@ class Key:
     """One key of a recipe.
 
     Attributes:
-      value: the paper's (for 1.3B), or the default if the paper does not have the key.
-      range: the values that it may have.
+      value: the paper's value for 1.3B, or the default if the paper does not have the key.
+      range: the allowed values.
       unit: "" if it has none.
       meaning: a phrase, with the paper's symbol if there is one.
-      source: where the value comes from. "C.4" is appendix C.4 of the paper, "silent" means that the paper needs such
-        a value and does not give it, and "" that it describes this program or its data and not the paper.
+      source: where the value comes from. "C.4" is appendix C.4 of the paper. "silent" means that the paper needs such
+        a value and does not give it. "" means that the key describes this program or its data, not the paper.
     """
 
     value: Value
@@ -50,8 +50,8 @@ class Section:
     """A section of a recipe.
 
     Attributes:
-      about: one line about it.
-      keys: its keys by name, in the order in which they are shown.
+      about: a description of one line.
+      keys: the keys by name, in the order in which they are shown.
     """
 
     about: str
@@ -59,17 +59,17 @@ class Section:
 
 
 def section(about: str, /, **keys: Key) -> Section:
-    """Returns a section with these keys."""
+    """Builds a section with these keys."""
     return Section(about, types.MappingProxyType(keys))
 
 
 def one_of(*choices: str) -> Range:
-    """Returns the range of these texts."""
+    """Returns a range that consists of these texts."""
     return Range(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
 def empty_or_one_of(*choices: str) -> Range:
-    """Returns the range of these texts and ""."""
+    """Returns a range that consists of these texts and ""."""
     return Range(f'"" or one of {", ".join(choices)}', lambda value: isinstance(value, str) and value in ("", *choices))
 
 

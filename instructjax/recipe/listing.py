@@ -1,4 +1,4 @@
-"""The keys of a recipe as a list, next to the paper's values, and the page that describes all keys."""
+"""Lists the keys of a recipe next to the paper's values, and writes the page that describes all keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
       value: its value, as text.
       paper: the paper's value for 1.3B as text; None if the paper's recipe does not have the key.
       unit: see `Key`.
-      source: see `Key`; of the paper's value.
+      source: the source of the paper's value; see `Key`.
     """
 
     section: str
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the paper's recipe has another value."""
+        """Whether the paper's recipe has a different value."""
         return self.paper not in (None, self.value)
 
     @property
@@ -49,7 +49,7 @@ def rows(config: ml_collections.ConfigDict) -> list[Row]:
     """Returns every key of a recipe, in the order of the declarations.
 
     Args:
-      config: a whole recipe. Sections that are declared nowhere come last, without units and sources.
+      config: a whole recipe. Undeclared sections come last, without units and sources.
     """
     reference = paper()
     found = [_row("", name, config, reference, key) for name, key in run_keys.ROOT.keys.items()]
@@ -64,17 +64,17 @@ def rows(config: ml_collections.ConfigDict) -> list[Row]:
 
 
 def about(section: str) -> str:
-    """Returns a line about a section, "" if it is declared nowhere."""
+    """Returns the description of a section; "" if it is not declared."""
     return run_keys.ROOT.about if not section else SECTIONS[section].about if section in SECTIONS else ""
 
 
 def as_text(value: Any) -> str:
-    """Returns a value as one would write it in a recipe, on one line."""
+    """Formats a value as in a recipe, on one line."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def markdown() -> str:
-    """Returns docs/recipe.md: every declared key with its value, range, unit, meaning and source."""
+    """Returns the content of docs/recipe.md: every declared key with value, range, unit, meaning and source."""
     return "".join(_page())
 
 
@@ -97,7 +97,7 @@ a default if the paper does not have the key.
     python experiments/config.py --config=configs/sandbox.py --changed   # what it changes and adds
     python experiments/reproduce.py --config.ppo.kl_coefficient=0.05     # another value for one run
 
-A recipe of your own starts from another one and says what it changes:
+Your own recipe starts from another one and changes some keys:
 
 ```python
 from configs import sandbox
@@ -109,16 +109,16 @@ def get_config(variant=""):
     return config.lock()
 ```
 
-A value outside its range, a key that is missing and a key that is not declared end a script before any work, with an
-error that names the key. Errors name the nearest key for a misspelled one, and the new name for a renamed one.
+If a value is outside its range, or a key is missing or not declared, a script stops before any work. The error names
+the key, and suggests the nearest key for a misspelled one and the new name for a renamed one.
 
-*Source* says where a value comes from: "C.4" is appendix C.4 of the paper (Ouyang et al. 2022), "silent" means that the
+*Source* says where a value comes from. "C.4" is appendix C.4 of the paper (Ouyang et al. 2022). "silent" means that the
 paper needs such a value and does not give it. Keys without a source describe this program or its data.
 
-## A section of your own
+## Your own section
 
-A new algorithm declares the keys of its section next to its stage, and its recipe takes the declared values. The stage
-then checks its section like the paper's; see [own_algorithm.md](own_algorithm.md).
+A new algorithm declares the keys of its section next to its stage, and its recipe uses the declared values. The stage
+then checks its section as the paper's stages do; see [own_algorithm.md](own_algorithm.md).
 
 ```python
 from instructjax.recipe.key import AT_LEAST_0, INTEGER_FROM_1, Key, section

@@ -1,7 +1,7 @@
 """The keys that all stages share: the run, its records, its model and its devices.
 
-Each is declared once: the paper's value for 1.3B (or the default, if the paper does not have the key), the range, the
-unit, the meaning, and where the value comes from.
+Each is declared once: the paper's value for 1.3B (or the default if the paper does not have the key), the range, the
+unit, the meaning, and the source of the value.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from instructjax.recipe.key import (
     section,
 )
 
-# With virtual CPU devices, collectives hang when about 33 steps are in flight and nobody waits for them. A line of
-# metrics is read while the step after it runs.
+# With virtual CPU devices, collectives hang if about 33 steps are in flight and the host waits for none of them. A line
+# of metrics is read while the next step runs.
 MAX_STEPS_IN_FLIGHT = 31
 
 STOP_OR_WARN = one_of("stop", "warn")
@@ -47,7 +47,7 @@ GUARDS = section(
     action=Key("warn", STOP_OR_WARN, "", 'at the limits below: "stop", with exit code 4, or "warn"', "silent"),
     max_kl=Key(100.0, AT_LEAST_0_OR_INFINITY, "nats per episode", "mean KL of a batch to the start of PPO", "silent"),
     min_response_tokens=Key(
-        1.5, AT_LEAST_0_OR_INFINITY, "tokens", "mean length of answers, EOS included; 1 is an empty answer", "silent"
+        1.5, AT_LEAST_0_OR_INFINITY, "tokens", "mean length of answers, including EOS; 1 is an empty answer", "silent"
     ),
 )
 
@@ -60,7 +60,7 @@ FILES = section(
 )
 
 SANDBOX = section(
-    "records from a simulated world, whose labelers are simulated too",
+    "records from a simulated world with simulated labelers",
     documents=Key(24_000, INTEGER_FROM_1, "documents", "pretraining text"),
     demonstrations=Key(3_000, INTEGER_FROM_1, "demonstrations", "written by labelers"),
     users=Key(2_000, INTEGER_FROM_1, "users", "who send prompts; splits are by user"),
@@ -71,7 +71,7 @@ SANDBOX = section(
     validation_prompts=Key(250, INTEGER_FROM_1, "prompts", "ranked by `raters` of each group, to measure agreement"),
     raters=Key(3, INTEGER_FROM_1, "labelers", "per validation prompt and group"),
     noise=Key(0.18, AT_LEAST_0, "quality", "standard deviation of a judgment; sets how often labelers agree"),
-    tie=Key(0.05, AT_LEAST_0, "quality", "answers that a labeler sees closer than this are tied"),
+    tie=Key(0.05, AT_LEAST_0, "quality", "answers whose perceived quality differs by less than this tie"),
 )
 
 E2E = section(
@@ -85,16 +85,16 @@ DATA = section(
     "prompts, responses and splits",
     separator=Key("\n\n", TEXT, "", "stands between prompt and response", "silent"),
     max_prompt=Key(
-        1024, INTEGER_FROM_1, "tokens", "longest prompt, separator included", "C: prompts above 1k filtered"
+        1024, INTEGER_FROM_1, "tokens", "longest prompt, including the separator", "C: prompts above 1k filtered"
     ),
-    max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, EOS included", "C: capped at 1k"),
-    drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first", "C"),
+    max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, including EOS", "C: capped at 1k"),
+    drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first one", "C"),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
 )
 
 TOKENIZER = section(
-    "given, or trained on the pretraining text",
+    "read from a file, or trained on the pretraining text",
     path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
     vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
     max_documents=Key(100_000, INTEGER_FROM_1, "texts", "that the tokenizer is trained on"),
@@ -132,7 +132,7 @@ OPTIMIZER = section(
 PARALLEL = section(
     "how devices share the work",
     mode=Key("jit", one_of("jit", "pmap"), "", '"jit" over the mesh below, or "pmap" with data parallelism only'),
-    data=Key(-1, INTEGER_OR_REST, "devices", "that share batches and replicate weights; -1: all that are left"),
+    data=Key(-1, INTEGER_OR_REST, "devices", "that share batches and replicate weights; -1: all remaining devices"),
     fsdp=Key(1, INTEGER_FROM_1, "devices", "that share batches and weights"),
     tensor=Key(1, INTEGER_FROM_1, "devices", "that share heads, hidden units and the vocabulary"),
     shard_optimizer_state=Key(False, TRUE_OR_FALSE, "", 'shard Adam\'s moments over "data" too (ZeRO-1)'),
@@ -145,7 +145,7 @@ def _intervals(unit: str, about: str, every: int, save_every: int, evaluate_ever
         every=Key(every, STEPS_BETWEEN_LINES, unit, "between lines of metrics.jsonl"),
         save_every=Key(save_every, INTEGER_FROM_1, unit, "between checkpoints"),
         evaluate_every=Key(evaluate_every, INTEGER_FROM_1, unit, "between evaluations, a multiple of `every`"),
-        keep=Key(2, INTEGER_FROM_1, "checkpoints", "kept, besides those that a stage needs later"),
+        keep=Key(2, INTEGER_FROM_1, "checkpoints", "kept, in addition to those that a stage needs later"),
     )
 
 

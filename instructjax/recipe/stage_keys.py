@@ -1,7 +1,7 @@
 """The keys of each stage, in the order in which the stages run.
 
-They are declared as in run_keys.py. Values that depend on the size of the policy are those of 1.3B; those of the other
-sizes are in configs/instructgpt.py.
+They are declared as in run_keys.py. Values that depend on the size of the policy are those for 1.3B; values for the
+other sizes are in configs/instructgpt.py.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ REWARD = section(
 )
 
 PPO_INIT = section(
-    "where PPO starts: GPT fine-tuned anew, not the SFT baseline (C.3)",
+    "the start of PPO: GPT fine-tuned again, not the SFT baseline (C.3)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder; "": WORKDIR/pretrain', "C.3"),
     epochs=Key(2, POSITIVE, "epochs", "", "C.3"),
     text_share=Key(0.1, BELOW_1, "of a batch", "windows of pretraining text", "C.3"),
@@ -124,7 +124,7 @@ PPO = section(
     value_learning_rate=Key(9e-6, AT_LEAST_0, "", "of the value network", "C.4"),
     warmup_iterations=Key(10, INTEGER_FROM_0, "iterations", "from a tenth of the rate", "C.4"),
     weight_decay=Key(0.0, AT_LEAST_0, "", "decoupled, as in AdamW", "silent"),
-    kl_coefficient=Key(0.02, AT_LEAST_0, "reward per nat", "beta, against leaving the start", "C.4"),
+    kl_coefficient=Key(0.02, AT_LEAST_0, "reward per nat", "beta, penalizes divergence from the start", "C.4"),
     discount=Key(1.0, UP_TO_1, "", "gamma of GAE", "C.4: none"),
     gae_lambda=Key(0.95, UP_TO_1, "", "lambda of GAE", "silent; the authors' earlier code"),
     clip_ratio=Key(0.2, POSITIVE, "", "of the probability ratio", "C.4"),
@@ -149,7 +149,7 @@ EVALUATE = section(
         4, INTEGER_FROM_1, "prefixes", "that the reward model chooses among", "3.5: 2 by 2 authors"
     ),
     batch_size=Key(256, INTEGER_FROM_1, "prompts", "sampled at a time"),
-    guests=Key((), NAMES, "stages", 'besides the paper\'s, whose policies are judged too, such as "dpo"'),
+    guests=Key((), NAMES, "stages", 'in addition to the paper\'s, whose policies are also judged, such as "dpo"'),
     text_windows=Key(512, INTEGER_FROM_1, "windows", "of validation text, for the loss on it"),
 )
 

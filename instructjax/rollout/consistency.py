@@ -1,8 +1,8 @@
-"""Checks that a rollout and the update that learns from it agree, as numbers that are 0 if they do.
+"""Measures whether a rollout and the update that learns from it agree: each number is 0 if they do.
 
 Each number is computed from the sampled token ids alone, independently of the code that
-it checks: a mask that is shifted there is not shifted here. The checks cost a few
-reductions over [B, T].
+it checks, so that a bug there is not repeated here. The checks cost a few reductions over
+[B, T].
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from instructjax.typing import AnyArray, Array
 
 
 def require_floating(**arrays: Shaped[AnyArray, "..."]) -> None:
-    """Rejects integers where a score, an advantage or a loss is expected, when the program is traced.
+    """Raises an error at trace time if a score, an advantage or a loss is an integer array.
 
-    Rewards of 0 and 1 as integers would be whitened and clipped as integers.
+    Integer rewards of 0 and 1, for example, would be whitened and clipped as integers.
 
     Raises:
-      InvariantError: names the array.
+      InvariantError: an array is not floating-point; the message names it.
     """
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -30,7 +30,7 @@ def require_floating(**arrays: Shaped[AnyArray, "..."]) -> None:
 
 
 def last_columns(episodes: Episodes, eos_id: int) -> Int[Array, "B"]:
-    """Returns the column of the last token that the policy produced: its first EOS, or else the last of all."""
+    """Returns the column of the last token that the policy produced: its first EOS, or else the last column."""
     is_eos = episode.response_tokens(episodes) == eos_id
     size = is_eos.shape[1]
     last = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1), size - 1)
@@ -40,8 +40,8 @@ def last_columns(episodes: Episodes, eos_id: int) -> Int[Array, "B"]:
 def mask_mismatches(episodes: Episodes, eos_id: int) -> Float[Array, ""]:
     """Counts the cells of masks, segments and positions that disagree with the tokens, or with each other.
 
-    A response goes from the first column after the prompt to its first EOS; before it
-    the row holds one segment, padded on the left; positions count its tokens from 0.
+    A response goes from the first column after the prompt to its first EOS. A row is one
+    segment, padded on the left before the prompt, and positions count its tokens from 0.
     """
     size = episodes.response_mask.shape[1]
     columns = jnp.arange(episodes.tokens.shape[1])
@@ -66,7 +66,7 @@ def score_read_error(
     """Returns the largest difference between the scores and the reward model's output at the last produced token.
 
     Args:
-      scores: as they were read.
+      scores: the scores as read.
       outputs: of the reward model, for the text up to each token.
       episodes: what was scored.
       eos_id: ends a response.
@@ -87,7 +87,7 @@ def reward_placement_error(
     They should be the KL penalty on each token of the response, and the score on its last one.
 
     Args:
-      rewards: as advantages are computed from them.
+      rewards: the rewards from which advantages are computed.
       scores: of the reward model.
       penalties: beta times the log-ratio of each token.
       episodes: what was scored.

@@ -1,8 +1,8 @@
-"""From sampled responses to what PPO learns from: log-probabilities, scores, rewards, advantages.
+"""Turns sampled responses into what PPO learns from: log-probabilities, scores, rewards and advantages.
 
 Everything is computed by full forward passes over the sampled token ids, with the
-same function that the update differentiates. So the ratio at the first minibatch is
-1, whatever the sampler's cache rounded.
+same function that the update differentiates. So the ratio at the first minibatch is 1,
+however the sampler's cache was rounded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from instructjax.typing import AnyArray, Array, Model, Params
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Reads a reward from tokens: a `ScalarModel`, or what stands in for one."""
+    """A `ScalarModel`, or an object that computes rewards like one."""
 
     def apply(
         self,
@@ -35,11 +35,11 @@ class Scorer(Protocol):
         deterministic: bool = True,
         rngs: Mapping[str, Key[Array, ""]] | None = None,
     ) -> Float[Array, "B T"]:
-        """Computes a scalar of the text up to each token."""
+        """Computes a scalar for the text up to each token."""
 
 
 class Experience(flax.struct.PyTreeNode):
-    """Episodes with everything an update needs, fixed at the time of the rollout.
+    """Episodes with everything that an update needs, fixed at the time of the rollout.
 
     Attributes:
       episodes: prompts and responses.
@@ -79,7 +79,7 @@ def read_response(model: Model, params: Params, episodes: Episodes, read: Read) 
 def response_log_probs(
     model: Model, params: Params, episodes: Episodes, temperature: float = 1.0
 ) -> Float[Array, "B R"]:
-    """Computes log pi(token | what precedes it) of the policy at this temperature; 0 on padding."""
+    """Computes the policy's log pi(token | preceding tokens) at this temperature; 0 on padding."""
     return read_response(model, params, episodes, lambda logits, tokens: losses.log_probs(logits / temperature, tokens))
 
 
@@ -107,8 +107,8 @@ def score(
 ) -> Float[Array, "B"]:
     """Computes the reward model's output at the last real token of each row.
 
-    The same function scores answers in the reward model's training and in PPO, on the
-    token ids that the policy produced.
+    The same function scores answers in reward-model training and in PPO, on the token ids
+    that the policy produced.
     """
     outputs = model.apply({"params": params}, tokens, segments, positions, deterministic=deterministic, rngs=rngs)
     return at_last_token(outputs, segments)

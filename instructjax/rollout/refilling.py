@@ -1,9 +1,9 @@
 """Sampling with continuous batching: an idle row takes the next prompt instead of waiting for the longest response.
 
-The rows decode together and write their tokens into the same slot of the cache, which is a ring buffer: a row needs
-only as many slots before the current one as its prompt and its response have tokens. The prefill of a new prompt is
-computed apart and written into the slots just before the current one. What the row held there before has another
-segment, so it is never seen.
+The rows decode together and write their tokens into the same slot of the cache. The cache is a ring buffer: a row
+needs only as many slots before the current one as its prompt and response have tokens. The prefill of a new prompt
+is computed separately and written into the slots just before the current one. The row's older slots have another
+segment, so they are never seen.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ NOBODY = -1  # the prompt of an idle row
 
 
 class _Rows(flax.struct.PyTreeNode):
-    """What decoding carries: B rows in G groups, each group with its own queue of prompts, N prompts in all.
+    """The state of the decoding loop: B rows in G groups, each with its own queue of prompts, N prompts in all.
 
     Attributes:
-      prompt: the prompt that each row continues, or NOBODY.
-      count: how many tokens its response has.
+      prompt: number of the prompt that each row continues, or NOBODY.
+      count: number of tokens of its response so far.
       token: the last of them.
-      length: tokens of its prompt.
+      length: number of tokens of its prompt.
       cache: a ring buffer; its length is the current slot.
-      queue: how many prompts of each group have been taken.
+      queue: number of prompts of each group that have been taken.
       tokens: the responses.
-      log_probs: of the tokens, as they were drawn.
-      computed: decoded tokens, including those of idle rows.
+      log_probs: of the tokens, as drawn.
+      computed: number of decoded tokens, including those of idle rows.
     """
 
     prompt: Int[Array, "B"]
@@ -64,7 +64,7 @@ def sample(
     eos_id: int,
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
-    """Samples the same tokens as `sampling.sample`, in fewer rows than there are prompts.
+    """Samples the same tokens as `sampling.sample`, with fewer rows than prompts.
 
     On a mesh every device has its own queue: its share of the prompts.
 
@@ -72,9 +72,9 @@ def sample(
       model: the language model.
       params: its weights.
       prompts: N prompts, padded on the left.
-      keys: of each prompt.
+      keys: one key per prompt.
       choose: picks a token from the logits.
-      rows: B, prompts that are continued at a time, a divisor of N.
+      rows: B, the number of prompts that are continued at a time; a divisor of N.
       refill: refills a device once this many of its rows are idle, or all of them if it has fewer. Each prefill
         computes this many prompts at once.
       max_response: R.
@@ -102,7 +102,7 @@ def sample(
         return share - state.queue
 
     def due(state: _Rows) -> Array:
-        """Returns whether a group has as many idle rows as take prompts at once, or as prompts are left."""
+        """Returns whether a group should be refilled: enough rows are idle, or as many as prompts are left."""
         done = jnp.sum(grouped(state.prompt == NOBODY), axis=1)
         return jnp.any((waiting(state) > 0) & (done >= jnp.minimum(refill, waiting(state))))
 
@@ -111,8 +111,8 @@ def sample(
         place = jnp.argsort(~done, axis=1, stable=True)[:, :refill]
         number = state.queue[:, None] + jnp.arange(refill)
         taken = jnp.take_along_axis(done, place, axis=1) & (number < share)
-        # Prompts and rows by their numbers among all; those that are not taken are out of bounds, where nothing is
-        # written.
+        # Numbers of prompts and rows in the global batch. Those that are not taken are out of bounds, so nothing is
+        # written for them.
         group = jnp.arange(groups)[:, None]
         prompt = jnp.where(taken, group * share + number, 0).reshape(-1)
         place = jnp.where(taken, group * (rows // groups) + place, rows).reshape(-1)

@@ -1,4 +1,4 @@
-"""A reward that is a Python function of texts, in the place of a reward model: a rule, a checker, a judge."""
+"""Uses a Python function of texts as the reward instead of a reward model: a rule, a checker or a judge."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Function = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 @dataclasses.dataclass(frozen=True)
 class RewardFunction:
-    """Stands for a ScalarModel in `episode.score`: without weights, and computed on the host.
+    """A Python function with the interface of a ScalarModel, for `episode.score`. It has no weights.
 
-    A compiled program calls back to Python for it, wherever it runs; the device waits
-    meanwhile. Scores have no gradient, and PPO asks for none.
+    Compiled programs call back to Python for it, and the device waits meanwhile. Scores have
+    no gradient, and PPO needs none.
 
     Attributes:
-      function: must give the same scores to the same texts.
-      layout: of the episodes that it is to score.
+      function: returns a score for each response; must be deterministic.
+      layout: of the episodes to score.
     """
 
     function: Function
@@ -48,7 +48,7 @@ class RewardFunction:
         deterministic: bool = True,
         rngs: Any = None,
     ) -> Float[Array, "B T"]:
-        """Computes the score of each episode: the same at all of its tokens. See `ScalarModel`."""
+        """Computes the score of each episode, repeated on all of its tokens. See `ScalarModel`."""
         del variables, positions, deterministic, rngs
         shape = jax.ShapeDtypeStruct(tokens.shape[:1], jnp.float32)
         scores = jax.pure_callback(self._on_host, shape, tokens, segments)
@@ -67,10 +67,10 @@ class RewardFunction:
 
 
 def load(name: str) -> Function:
-    """The function MODULE:FUNCTION; a module is looked for in the current folder, too.
+    """Imports the function MODULE:FUNCTION. Modules in the current folder are found, too.
 
     Raises:
-      ConfigError: there is none, or it does not give a finite number for each of two responses.
+      ConfigError: it cannot be imported, or does not return a finite number for each of two responses.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -89,7 +89,7 @@ def load(name: str) -> Function:
         ) from error
     try:
         finite = np.shape(found) == (2,) and all(math.isfinite(score) for score in found)
-    except (TypeError, ValueError):  # of what is no sequence of numbers
+    except (TypeError, ValueError):  # not a sequence of numbers
         finite = False
     if not finite:
         raise ConfigError(

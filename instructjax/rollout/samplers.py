@@ -1,4 +1,4 @@
-"""Answers to prompts as texts, with what a reward model and a reference policy say of them."""
+"""Samples answers to prompts as texts, and compares them with a reward model and a reference policy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_sampler(
       model: the language model; its weights are an argument of the sampler.
       layout: of prompts (at most P tokens) and responses (at most R).
       temperature: of the softmax; 0 takes the most likely token.
-      batch_size: B, prompts sampled at a time.
+      batch_size: B, the number of prompts sampled at a time.
 
     Returns:
       `sampler(params, prompts, key)`, which yields batches in the order of the prompts:
@@ -71,13 +71,13 @@ def make_sampler(
 
 
 def responses(episodes: Episodes) -> list[list[int]]:
-    """The tokens of the responses of all rows, each with its EOS, if it has one."""
+    """Returns the tokens of each row's response, including its EOS, if it has one."""
     tokens, mask = jax.device_get((episode.response_tokens(episodes), episodes.response_mask > 0))
     return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
 
 
 def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
-    """The responses of all rows as texts, without EOS."""
+    """Returns each row's response as text, without EOS."""
     return [
         tokenizer.decode([token for token in response if token != tokenizer.eos_id]) for response in responses(episodes)
     ]
@@ -97,8 +97,8 @@ def make_scorer(model: ScalarModel | RewardFunction) -> Callable[[Params, Episod
 def make_divergence(model: LanguageModel) -> Callable[[Params, Params, Episodes], jax.Array]:
     """Builds a compiled `divergence(params, reference, episodes) -> [B]`.
 
-    The sum over the response of log pi - log pi_ref, in nats: an estimate of the KL
-    divergence from the reference where the episodes were sampled from `params`.
+    It is log pi - log pi_ref, summed over the response, in nats. If the episodes were
+    sampled from `params`, this estimates the KL divergence from the reference.
     """
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Sampling responses: prefill, then a while-loop that stops when every row is done."""
+"""Samples responses: a prefill, then a while-loop that stops when every row is done."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Forward: TypeAlias = Callable[
     [Int[AnyArray, "B T"], Int[AnyArray, "B T"], Int[Array, "B T"], AnyCache], tuple[Float[Array, "B V"], AnyCache]
 ]
 
-# choose(logits, keys, steps) -> (tokens, the log-probability that each had): token number `step` of each row's
-# response, with the row's own key.
+# choose(logits, keys, steps) -> (tokens, their log-probabilities): token number `step` of each row's response, with
+# the row's own key.
 Choose: TypeAlias = Callable[
     [Float[Array, "B V"], Key[Array, "B"], Int[Array, "B"]], tuple[Int[Array, "B"], Float[Array, "B"]]
 ]
@@ -35,16 +35,16 @@ def row_keys(key: Key[Array, ""], rows: int, first: Index = 0) -> Key[Array, "B"
     """Makes one key per row: fold_in(key, first + row).
 
     A row's tokens then depend on the key and the row's number in the global batch, not
-    on its neighbours or on how the batch is laid out over devices.
+    on its neighbors or on the layout of the batch over devices.
     """
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
 def categorical(temperature: float = 1.0) -> Choose:
-    """Draws each row's token from softmax(logits / temperature), with the step folded into the row's key.
+    """Builds a `Choose` that draws from softmax(logits / temperature), with the step folded into the row's key.
 
     Args:
-      temperature: 1 in PPO's rollouts; above 0.
+      temperature: above 0; 1 in PPO's rollouts.
     """
 
     def choose(logits: Array, keys: Array, steps: Array) -> tuple[Array, Array]:
@@ -56,17 +56,17 @@ def categorical(temperature: float = 1.0) -> Choose:
 
 
 def quantile(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Returns the first token whose cumulative probability exceeds a number: inverse transform sampling.
+    """Returns the first token whose cumulative probability exceeds `uniform`: inverse transform sampling.
 
-    It needs one number per row, while `jax.random.categorical` draws one per logit. A token of probability 0 is
-    never chosen.
+    This needs one random number per row, while `jax.random.categorical` draws one per logit. A token of probability
+    0 is never chosen.
 
     Args:
       logits: of the next token.
-      uniform: from 0 to below 1.
+      uniform: a number from 0 to below 1 for each row.
     """
     rows, vocabulary = logits.shape
-    # Two searches among some sqrt(V), first for a block of tokens and then in it.
+    # Two searches over about sqrt(V) entries each: first for a block of tokens, then within it.
     size = 2 ** math.ceil(math.log2(vocabulary) / 2)
     logits = jnp.pad(logits, ((0, 0), (0, -vocabulary % size)), constant_values=-jnp.inf)
     weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).reshape(rows, -1, size)
@@ -79,7 +79,7 @@ def quantile(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Arr
 
 
 def _first_above(totals: Array, target: Array) -> Array:
-    """Returns the first column of rising totals that is above the target, or else the first of the greatest."""
+    """Returns the first column whose running total exceeds the target, or else the first with the largest total."""
     last = totals[:, -1]
     return jnp.sum(totals <= jnp.minimum(target, jnp.nextafter(last, 0.0))[:, None], axis=1, dtype=jnp.int32)
 
@@ -87,13 +87,13 @@ def _first_above(totals: Array, target: Array) -> Array:
 def greedy(
     logits: Float[AnyArray, "B V"], keys: Key[Array, "B"] | None, steps: Int[Array, "B"] | None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Takes each row's most likely token: a `Choose` without randomness, so each token has log-probability 0."""
+    """Takes each row's most likely token. A `Choose` without randomness: each token has log-probability 0."""
     del keys, steps
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0])
 
 
 def positions_of(segments: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
-    """Computes the positions of rows with one segment each: the exclusive cumulative sum of the mask."""
+    """Computes the positions in rows of one segment each: the exclusive cumulative sum of the mask."""
     return jnp.maximum(jnp.cumsum(segments > 0, axis=-1) - 1, 0).astype(jnp.int32)
 
 
@@ -114,15 +114,14 @@ def generate(
       forward: the model with its cache; see `Forward`.
       cache: an empty cache for P + max_response tokens.
       prompts: padded on the left.
-      keys: of each row.
+      keys: one key per row.
       choose: picks a token from the logits.
       max_response: R, the most tokens a response may have, EOS included.
       eos_id: ends a response; it belongs to the response.
       pad_id: fills a row after its end.
 
     Returns:
-      Episodes with T = P + R, whose `response_mask` covers the response and its EOS; and the number of decoded
-      tokens, including those of idle rows.
+      Episodes with T = P + R, and the number of decoded tokens, including those of idle rows.
     """
     batch = prompts.tokens.shape[0]
 
@@ -142,7 +141,7 @@ def generate(
 
     def advance(carry: _Carry[AnyCache]) -> _Carry[AnyCache]:
         step, tokens, log_probs, token, done, cache = carry
-        # Rows that are done continue to compute; as padding, what they compute is never seen.
+        # Finished rows continue to compute, but their tokens are padding and never seen.
         segments = jnp.where(done, 0, 1)[:, None]
         logits, cache = forward(token[:, None], segments, (lengths + step - 1)[:, None], cache)
         token, log_prob = chosen(logits, step)
@@ -159,10 +158,10 @@ def generate(
 def episodes(
     prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: Index
 ) -> Episodes:
-    """Makes episodes of prompts and sampled tokens. Tokens after the first EOS must be padding."""
+    """Combines prompts and sampled tokens into episodes. Tokens after the first EOS must be padding."""
     ended = jnp.cumsum(tokens == eos_id, axis=1)
     before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
-    # A row without EOS fills all R columns, so what follows the first EOS is all its padding.
+    # A row without EOS fills all R columns, so all padding comes after the first EOS.
     response_mask = before == 0
     segments = jnp.concatenate([prompts.segments, response_mask.astype(jnp.int32)], axis=1)
     return Episodes(

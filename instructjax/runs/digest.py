@@ -1,7 +1,7 @@
-"""Digests of arrays and checksums of JSON, which change if any bit changes.
+"""Computes digests of arrays and checksums of JSON, which change if any bit changes.
 
-Checkpoints contain them, so that damage on a disk is found when a checkpoint is read and
-not in the curves of a later run.
+Checkpoints contain them, so that damage on a disk is found when a checkpoint is read, not in
+the curves of a later run.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def digests(tree: Any) -> dict[str, str]:
     The digest is computed on the devices that hold the array. It is a sum of integers, so
     it does not depend on the sharding.
     """
-    # One after the other: on CPU, un-awaited collectives over many devices can deadlock.
+    # One after the other: on CPUs, concurrent collectives over many devices can deadlock.
     return {place: f"{_kind(leaf)} {int(_sum(_bits(leaf))):08x}" for place, leaf in _leaves(tree).items()}
 
 
 def kinds(tree: Any) -> dict[str, str]:
-    """Returns types and shapes only, also of `jax.ShapeDtypeStruct`s: {"params/w": "float32[2, 3]"}."""
+    """Returns only types and shapes, as {"params/w": "float32[2, 3]"}. Leaves may be `jax.ShapeDtypeStruct`s."""
     return {place: _kind(leaf) for place, leaf in _leaves(tree).items()}
 
 
@@ -75,7 +75,7 @@ def check_fit(saved: Mapping[str, str], template: Any) -> None:
 
 
 def with_checksum(value: Any) -> dict[str, Any]:
-    """Returns a JSON object of a JSON value and its hash; see `verify_checksum`."""
+    """Wraps a JSON value in an object with its hash; see `verify_checksum`."""
     return {"content": value, "sha256": _hash(value)}
 
 

@@ -1,11 +1,11 @@
-"""The folder of a run: what stands where, and how far each stage is.
+"""The folder of a run: the places of its files, and the progress of each stage.
 
 WORKDIR/data/                 prepared records and the tokenizer
 WORKDIR/STAGE/checkpoints/    weights, tokenizer and config of a stage
 WORKDIR/STAGE/metrics.jsonl   its curves
-WORKDIR/STAGE/config.json     the config that it ran with
-WORKDIR/STAGE/began.json      what the stage is, fingerprints of the records it learns from, the code's version
-WORKDIR/STAGE/summary.json    written when it made its last step
+WORKDIR/STAGE/config.json     its config
+WORKDIR/STAGE/began.json      the stage's declaration, fingerprints of its records, and the version of the code
+WORKDIR/STAGE/summary.json    written after its last step
 WORKDIR/results.json, report.md
 """
 
@@ -27,7 +27,7 @@ def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
 
 
 def is_finished(workdir: epath.PathLike, stage: str) -> bool:
-    """Returns whether a stage of this run made its last step."""
+    """Returns whether a stage of this run has made its last step."""
     return (stage_directory(workdir, stage) / "summary.json").exists()
 
 
@@ -45,12 +45,12 @@ def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
 
 
 def selected_step(workdir: epath.PathLike, stage: str) -> int | None:
-    """Returns the checkpoint that was chosen among those of a stage; None if the last one counts."""
+    """Returns the step of the checkpoint that was chosen for a stage; None if the last one is used."""
     chosen = stage_directory(workdir, stage) / "selected.json"
     return files.read_json(chosen)["step"] if chosen.exists() else None
 
 
 def began(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
-    """Returns what the stage was begun with: began.json, {} if it has none yet."""
+    """Reads a stage's began.json; {} if there is none yet."""
     path = stage_directory(workdir, stage) / "began.json"
     return files.read_json(path) if path.exists() else {}

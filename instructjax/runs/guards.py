@@ -1,6 +1,6 @@
-"""Guards: a recipe's own limits for its metrics, to notice when training diverges.
+"""Guards: a recipe's own limits on its metrics, which detect divergence.
 
-An invariant must hold in every run. A value that breaks a guard may be fine in one recipe
+An invariant must hold in every run. A value that violates a guard may be fine in one recipe
 and a collapse in another, so the limits are config keys.
 """
 
@@ -17,7 +17,7 @@ from instructjax.errors import DivergenceError
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """The range of a metric.
+    """The allowed range of a metric.
 
     Attributes:
       key: the config key of the limit.

@@ -1,8 +1,8 @@
-"""Invariants: limits of metrics that must hold in every run.
+"""Invariants: limits on metrics that must hold in every run.
 
-The bugs of reinforcement learning are silent. If the reward is read at a pad token, the
-curves look like those of a bad hyperparameter. So if an invariant does not hold, the run
-stops before it saves, and the error says what that means. See docs/invariants.md.
+Bugs in reinforcement learning are silent. If the reward is read at a pad token, the curves
+look as if a hyperparameter were bad. So if an invariant does not hold, the run stops before
+it saves, and the error explains what that means. See docs/invariants.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Invariant:
 
     Attributes:
       limit: the largest allowed value if matmuls keep the 24 bits of float32.
-      low_precision_limit: the largest allowed value if they do not; see `precision`.
-        docs/invariants.md says how both were chosen.
+      low_precision_limit: the largest allowed value otherwise; see `precision`.
+        docs/invariants.md explains how both were chosen.
       meaning: what a larger value means, and where to look.
     """
 
@@ -44,8 +44,8 @@ _SAMPLER = (
     "positions, mask and temperature, and look for old weights in it"
 )
 
-# A KL is the mean of (log-ratio)² / 2 over tokens, in nats: never negative, and independent of the number of
-# tokens. A maximum finds a single wrong token, but its limit must be wide in low precision.
+# A KL is the mean of (log-ratio)² / 2 over tokens, in nats. It is never negative and does not depend on the number
+# of tokens. A maximum finds a single wrong token, but its limit must be wide in low precision.
 INVARIANTS: Mapping[str, Invariant] = {
     "first_ratio_deviation": Invariant(1e-3, 1.0, _RATIO),
     "first_approx_kl": Invariant(1e-8, 1e-2, _RATIO),
@@ -84,10 +84,10 @@ INVARIANTS: Mapping[str, Invariant] = {
 
 
 def precision(dtype: str) -> Precision:
-    """Measures the precision of matmuls on this machine: "float32" if they keep all of its bits, else "low".
+    """Measures the precision of matmuls on this machine: "float32" if they keep all bits, else "low".
 
-    The dtype alone does not say. TPUs, and GPUs with TensorFloat32, also round the inputs of float32 matmuls,
-    unless jax_default_matmul_precision is "highest". So this multiplies a number that rounds to 1 in 10 bits.
+    The dtype is not enough. TPUs, and GPUs with TensorFloat32, also round the inputs of float32 matmuls, unless
+    jax_default_matmul_precision is "highest". So this multiplies a number that rounds to 1 in 10 bits.
 
     Args:
       dtype: the dtype of the networks' matmuls, such as "float32".

@@ -1,4 +1,4 @@
-"""Returns memory that compiling has freed to the system."""
+"""Returns memory to the system that compilation has freed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import functools
 import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_SECONDS = 0.1  # programs that compile faster leave little memory
+_SECONDS = 0.1  # programs that compile faster free little memory
 
 
 @functools.cache  # one listener for a process, however often a script is started in it
 def trim_after_compiling() -> None:
-    """Returns freed memory to the system after each compilation from now on.
+    """Registers a listener that returns freed memory to the system after each compilation.
 
-    Otherwise glibc keeps it. For an iteration of PPO this is more memory than the iteration itself needs. Without
-    glibc's `malloc_trim`, this does nothing.
+    Otherwise glibc keeps it. For a PPO iteration this is more memory than the iteration itself needs. Does nothing if
+    the C library has no `malloc_trim`.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -1,4 +1,4 @@
-"""The metrics of a run, one line per reported step, in a file of JSON lines and in TensorBoard."""
+"""Writes and reads the metrics of a run: one line per reported step, as JSON lines and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class MetricsWriter:
 
         Args:
           workdir: the run's directory.
-          resume_step: the step from which the run continues. Lines of later steps are
-            removed, because those steps are made again. 0 starts a new file.
+          resume_step: the step from which the run resumes. Lines of later steps are
+            removed, because those steps are repeated. 0 starts a new file.
         """
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -51,12 +51,12 @@ class MetricsWriter:
         """Writes a line. It is in both outputs when this returns.
 
         Args:
-          step: the number of updates made, larger than at the last call.
+          step: the number of updates so far; larger than at the last call.
           scalars: numbers by name. A number that is not finite is written as NaN or
             Infinity, which `read` can read.
 
         Raises:
-          ValueError: the step was written already, or a scalar is named "step".
+          ValueError: the step has already been written, or a scalar is named "step".
         """
         if "step" in scalars:
             raise ValueError('"step" is the name of the step, not of a metric')
@@ -69,7 +69,7 @@ class MetricsWriter:
         self._events.write(step, scalars)
 
     def last(self, name: str) -> float | None:
-        """Returns the newest value of a metric, also from before the run was resumed; None if there is none."""
+        """Returns the newest value of a metric, even from before the run was resumed; None if there is none."""
         return self._last.get(name)
 
     def close(self) -> None:
@@ -92,9 +92,9 @@ class NullWriter:
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads the lines of a `metrics.jsonl`, also while its run is under way.
+    """Reads the lines of a `metrics.jsonl`, even while its run is active.
 
-    An incomplete last line, as an interrupted run leaves it, is ignored.
+    An incomplete last line, which an interrupted run may leave, is ignored.
 
     Returns:
       The lines in order, each a mapping of names to numbers with "step".

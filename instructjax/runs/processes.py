@@ -1,7 +1,7 @@
-"""One run of several processes.
+"""Coordinates a run of several processes.
 
-Every process runs the same program on its own devices, and all see the same folder. All of them
-write checkpoints. Only the first one writes other files; the others wait for it, and end if it fails.
+Every process runs the same program on its own devices, and all see the same folder. All of them write
+checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 DEVICES = pathlib.Path("/dev")  # contains the chips of a TPU host on Linux
 
-# If a process sends no heartbeat for this long, the others end, within a minute in total.
+# If a process sends no heartbeat for this long, the others exit; in total this takes less than a minute.
 HEARTBEAT_SECONDS = 20
 
 
 def start(coordinator: str | None, index: int | None, count: int | None) -> None:
     """Connects the processes of a run, before any device is used. Does nothing if there is only one.
 
-    JAX detects all arguments on TPUs, in a step of SLURM (`srun`) and under Open MPI. A count of 1
-    without other arguments keeps a machine with TPUs from looking for other processes.
+    JAX detects all arguments on TPUs, in a SLURM step (`srun`) and under Open MPI. On a machine with
+    TPUs, a count of 1 without other arguments prevents the search for other processes.
 
     Args:
       coordinator: HOST:PORT of the first process, at which the others reach it.
@@ -108,7 +108,7 @@ def first(function: Callable[[], object]) -> None:
     if is_first():
         try:
             function()
-        except BaseException as error:  # raised below, after the others have been informed
+        except BaseException as error:  # raised below, after the other processes have been informed
             failure = error
     failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
     if failure is not None:

@@ -1,4 +1,7 @@
-"""What a stage began with: recipe, records and code. A stage continues only with the same recipe and records."""
+"""Records and checks what a stage began with: it resumes only with the same recipe and records.
+
+If the code has changed, it prints a warning.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,11 @@ def check_config(
 
 
 def describe(data: epath.PathLike, sets: Iterable[str]) -> dict[str, Any]:
-    """Returns fingerprints of prepared sets, and the version of the code, as JSON.
+    """Returns the fingerprints of prepared sets and the version of the code, as JSON.
 
     Args:
       data: the folder of the prepared sets.
-      sets: the names of those that a stage uses; sets that do not exist are left out.
+      sets: the names of the sets that a stage uses; sets that do not exist are left out.
     """
     data = epath.Path(data)
     return {
@@ -65,7 +68,7 @@ def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str]) -> None:
     """Raises an error if records have changed since a stage began, and prints a warning if the code has.
 
     Args:
-      path: the file that holds what `describe` returned when the stage began.
+      path: the file with the result of `describe` from when the stage began.
       data: see `describe`.
       sets: see `describe`.
 

@@ -34,7 +34,7 @@ class Labeler:
       leniency: added to the perceived quality before it becomes a Likert score.
       flag_error: probability that one binary field of Table 3 is set wrongly.
       care: in [0, 1], how full and polite the labeler's demonstrations are.
-      flaw_rate: share of the labeler's demonstrations that have a flaw.
+      flaw_rate: share of the labeler's demonstrations with a flaw.
     """
 
     name: str

@@ -66,7 +66,7 @@ class Assessment:
     """The scores of an answer.
 
     Attributes:
-      gate: in [0, 1], how much the text is an answer to the prompt at all.
+      gate: in [0, 1], the degree to which the text is an answer to the prompt at all.
       aspects: float[6], the ASPECTS, each in [0, 1]. An aspect that does not apply to the prompt is NaN.
       task: in [0, 1], how much of the task the answer attempts.
       is_false: whether the answer makes a false statement.

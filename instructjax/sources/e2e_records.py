@@ -2,7 +2,7 @@
 
 The task is to state the facts of a meaning representation (MR), such as
 `name[Blue Spice], eatType[coffee shop], area[city centre]`, in a sentence or two. People wrote
-the references, and other people rated the outputs of five systems side by side.
+the references, and other people rated the outputs of five systems in direct comparison.
 
 The data set is a folder of four files of JSON lines:
 

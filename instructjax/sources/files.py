@@ -38,5 +38,5 @@ class Files:
         return {}
 
     def judge(self, answers: Answers) -> Judgement:
-        """Returns an empty judgement: a run reports only the measures that need no labelers."""
+        """Returns an empty judgment: a run reports only the measures that need no labelers."""
         return Judgement()

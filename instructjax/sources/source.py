@@ -37,7 +37,7 @@ class Answers:
     Attributes:
       prompts: the texts of the test prompts.
       texts: for each model, one answer per prompt.
-      baseline: another sample of SFT's answers, to compare all models with.
+      baseline: another sample of SFT's answers, with which all models are compared.
       load: `load(kind, split)` returns prepared records.
       rewards: `rewards(rankings)` returns the reward model's scores of the answers of each ranking.
       folder: WORKDIR/data.
@@ -53,7 +53,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A source's judgement of answers. Both parts are copied into results.json.
+    """A source's judgment of answers. Both parts are copied into results.json.
 
     Attributes:
       models: for each model, fields of its entry.

@@ -48,7 +48,7 @@ def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
     if not candidates:
         print(
             f"gpt_prompted: left out; model.max_length: expected room for {config.evaluate.few_shot} examples "
-            f"(evaluate.few_shot) beside prompt and response, found {room} tokens"
+            f"(evaluate.few_shot) in addition to prompt and response, found {room} tokens"
         )
         return None
     found = run.records(Prompt, "validation")

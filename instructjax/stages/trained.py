@@ -64,13 +64,15 @@ def load_policy(
       step: the checkpoint to read; None for the last.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it is one of another network or of none that is a policy.
+      CheckpointError: there is no checkpoint, or it is of another network or of a stage without a policy.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
-    item = read_meta(directory, step)["stage"]["policy"]
-    if item is None:
-        raise CheckpointError(f"{directory}: expected the checkpoint of a policy, found one of a reward model")
-    return _load(LanguageModel(config), directory, tokenizer, item, step)
+    stage = read_meta(directory, step)["stage"]
+    if stage["policy"] is None:
+        raise CheckpointError(
+            f"{directory}: expected the checkpoint of a policy, found one of the stage {stage['name']}, which has none"
+        )
+    return _load(LanguageModel(config), directory, tokenizer, stage["policy"], step)
 
 
 def load_reward_model(

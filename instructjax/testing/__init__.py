@@ -1,4 +1,4 @@
-"""Tests of losses: hypothesis strategies for their inputs, and laws that every loss must keep."""
+"""Tools for testing losses: Hypothesis strategies for their inputs, and laws that every loss must satisfy."""
 
 try:
     import hypothesis as _hypothesis  # noqa: F401

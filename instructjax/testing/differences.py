@@ -1,4 +1,4 @@
-"""How far two results are apart, and an error that says so with the input that shows it."""
+"""Compares two results, and raises an error that shows the difference and the input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from instructjax.typing import Tree
 
 LOG = logging.getLogger("instructjax.testing")
-ROUNDING = 1024  # machine epsilons that two orders of addition may lie apart
+ROUNDING = 1024  # allowed difference between two orders of addition, in machine epsilons
 
 
 def assert_close(
@@ -27,17 +27,17 @@ def assert_close(
     tolerance: float | None = None,
     floor: float = 1.0,
 ) -> None:
-    """Raises AssertionError unless every number of two pytrees agrees. NaN agrees with nothing.
+    """Raises AssertionError unless all numbers of two pytrees agree. NaN agrees with nothing.
 
     Args:
       law: the law that is checked.
       function: the loss, named in the message.
-      change: what was done to the input.
+      change: how the input was changed.
       found: the result after the change.
-      expected: the result that the law demands.
+      expected: the result that the law requires.
       inputs: a pytree of arrays, shown in the message.
-      tolerance: as a share of the largest number of `expected`; None is 1024 machine epsilons.
-      floor: the tolerance is a share of this, if all numbers are smaller.
+      tolerance: as a share of the largest number of `expected`; None means 1024 machine epsilons.
+      floor: if all numbers are smaller than this, the tolerance is a share of this instead.
     """
     expected_leaves, structure = jax.tree.flatten(expected)
     if (other := jax.tree.structure(found)) != structure:  # type: ignore[operator]
@@ -70,12 +70,12 @@ def assert_close(
 
 
 def broken(law: str, function: Callable[..., Any], change: str, difference: str, inputs: Tree) -> NoReturn:
-    """Raises AssertionError: which law, of which function, after which change, by how much, on which input."""
+    """Raises AssertionError with the law, the function, the change, the difference and the input."""
     raise AssertionError(f"{law}: {name_of(function)}: {change}: {difference}{describe(inputs)}")
 
 
 def describe(inputs: Tree) -> str:
-    """Returns lines with every array of a pytree, its place, dtype and shape; long arrays are abbreviated."""
+    """Describes every array of a pytree: place, dtype, shape and values. Long arrays are abbreviated."""
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended):
@@ -87,14 +87,14 @@ def describe(inputs: Tree) -> str:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Returns the name of a function, of a partial one too."""
+    """Returns the name of a function or of a partial function."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 
 def _wide(found: Any, expected: Any) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns both in float64, and the larger machine epsilon of the two."""
+    """Converts both to float64, and returns them with the larger of their machine epsilons."""
     arrays = [np.asarray(x) for x in (found, expected)]
     floating = [x.dtype for x in arrays if jax.dtypes.issubdtype(x.dtype, np.floating)]
     epsilon = max([float(jax.numpy.finfo(dtype).eps) for dtype in floating], default=0.0)

@@ -1,17 +1,17 @@
-"""Laws that a loss must keep, each a function that raises AssertionError if it does not.
+"""Laws that a loss must satisfy. Each is a function that raises AssertionError if the loss violates it.
 
-The message names the law and the loss, what was changed, by how much the result is off, and
-the input. There are two kinds of losses, and a section for each:
+The message names the law, the loss, the change of the input, the difference of the results, and
+the input. There is a section for each of the two kinds of losses:
 
   equations   `loss(*arrays, mask)`, as in `losses.py`. It returns a pair (sum, weight), a pair and
-              metrics, or arrays that are 0 where the mask is. Laws compute in float64.
-  objectives  `loss(params, batch, key) -> ((sum, weight), metrics)`, as `training.step` takes them,
+              metrics, or arrays that are 0 where the mask is 0. Laws compute in float64.
+  objectives  `loss(params, batch, key) -> ((sum, weight), metrics)`, as for `training.step`,
               without dropout. Laws compare the mean loss and its gradient, in float64 if the
               parameters are float64.
 
-Bind further arguments with `functools.partial`. A law compiles a function once and keeps it, so
-give it the same function each time, not a new lambda. Differences that pass are logged to
-"instructjax.testing"; `pytest --log-cli-level=INFO` prints them.
+Bind other arguments with `functools.partial`. A law compiles a function once and caches it, so
+pass the same function each time, not a new lambda. Differences within the tolerance are logged
+to "instructjax.testing"; `pytest --log-cli-level=INFO` prints them.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ DIRECTIONS, STEP = 4, 1e-5  # of finite differences
 
 
 def agrees_with(function: Equation, loop: Equation, inputs: Arrays, *, tolerance: float = 1e-11) -> None:
-    """Checks that a function returns what a slow loop returns, in float64.
+    """Checks that a function returns the same as a slow loop, in float64.
 
     Args:
-      function: in JAX.
-      loop: the same equation in Python, one number at a time, returning the same numbers in the same order.
+      function: an equation in JAX.
+      loop: the same equation in Python, one number at a time. Returns the same numbers in the same order.
       inputs: the arguments of both.
-      tolerance: as a share of the largest number of the result, or of 1.
+      tolerance: as a share of the largest number of the result, but at least of 1.
     """
     inputs = _in_float64(inputs)
     expected = loop(*inputs)
@@ -64,10 +64,10 @@ def agrees_with(function: Equation, loop: Equation, inputs: Arrays, *, tolerance
 def permutation_of_answers(loss: Equation, rankings: Arrays) -> None:
     """Checks that the order of the answers does not matter.
 
-    One swap and one rotation are tried. They generate all permutations.
+    Tries one swap and one rotation, which generate all permutations.
 
     Args:
-      loss: of rewards, scores, valid.
+      loss: a function of (rewards, scores, valid).
       rankings: its arguments, [B, K, ...] each.
     """
     rankings = _in_float64(rankings)
@@ -84,7 +84,7 @@ def shift_of_rewards(loss: Equation, rankings: Arrays) -> None:
     """Checks that a constant added to all rewards of a prompt does not matter.
 
     Args:
-      loss: of rewards, scores, valid.
+      loss: a function of (rewards, scores, valid).
       rankings: its arguments; the rewards [B, K] come first.
     """
     rewards, *rest = rankings = _in_float64(rankings)
@@ -95,10 +95,10 @@ def shift_of_rewards(loss: Equation, rankings: Arrays) -> None:
 
 
 def order_of_scores(loss: Equation, rankings: Arrays) -> None:
-    """Checks that only the order of a prompt's scores matters, and which of them tie.
+    """Checks that of a prompt's scores only their order and their ties matter.
 
     Args:
-      loss: of rewards, scores, valid.
+      loss: a function of (rewards, scores, valid).
       rankings: its arguments; the scores [B, K] come second.
     """
     rewards, scores, *rest = rankings = _in_float64(rankings)
@@ -111,15 +111,15 @@ def order_of_scores(loss: Equation, rankings: Arrays) -> None:
 
 
 def mask_is_respected(loss: Equation, arrays: Arrays) -> None:
-    """Checks that nothing is read where the mask is 0, and that more such places change nothing.
+    """Checks that nothing is read where the mask is 0, and that adding such places changes nothing.
 
-    NaN, infinities and 1e9 there reach neither a result nor a gradient, to the last bit. Both are
-    0 there. Another row and two more columns with mask 0 change nothing up to rounding.
+    NaN, infinities and 1e9 at these places change no bit of a result or a gradient, and both are 0
+    there. Another row and two more columns with mask 0 change nothing up to rounding.
 
     Args:
       loss: takes the mask last.
-      arrays: its arguments. Those whose first axes are the mask's are spoiled. Integers and bool
-        are replaced by the largest and smallest of the array.
+      arrays: its arguments. Arrays whose first axes are the mask's are filled with junk where the
+        mask is 0; integers and bool with the largest and smallest value of the array.
     """
     *values, mask = arrays = _in_float64(arrays)
     floating = tuple(i for i, x in enumerate(values) if np.issubdtype(x.dtype, np.floating))
@@ -138,7 +138,7 @@ def mask_is_respected(loss: Equation, arrays: Arrays) -> None:
 
 
 def empty_mask_gives_zeros(loss: Equation, arrays: Arrays) -> None:
-    """Checks that with mask 0 everywhere all results and gradients are 0, not NaN.
+    """Checks that with a mask of zeros all results and gradients are 0, not NaN.
 
     Args:
       loss: takes the mask last.
@@ -154,9 +154,9 @@ def empty_mask_gives_zeros(loss: Equation, arrays: Arrays) -> None:
 
 
 def rows_add_up(loss: Equation, arrays: Arrays) -> None:
-    """Checks that the results of the rows, one at a time, add up to those of all rows.
+    """Checks that the results of single rows add up to the result of all rows.
 
-    A loss that divides fails, if the rows have different weights. A `Maximum` is merged by the maximum.
+    A loss that divides fails if the rows have different weights. A `Maximum` is merged by the maximum.
 
     Args:
       loss: returns pairs (sum, weight) and metrics.
@@ -171,11 +171,11 @@ def rows_add_up(loss: Equation, arrays: Arrays) -> None:
 
 
 def devices_agree(function: Equation, arrays: Arrays) -> None:
-    """Checks that a batch with a row per device has the statistics of the whole batch.
+    """Checks that a batch split into one row per device has the statistics of the whole batch.
 
     Args:
-      function: takes `axis_name`, None or the name of the mapped axis over which the rows are split,
-        and returns statistics, the same on all devices, or rows.
+      function: takes `axis_name`, which is None or the mapped axis over which the rows are split.
+        Returns rows, or statistics that are the same on all devices.
       arrays: its arguments, [B, ...] each.
     """
     arrays = _in_float64(arrays)
@@ -192,16 +192,16 @@ def devices_agree(function: Equation, arrays: Arrays) -> None:
 
 
 def gradient_is_finite_difference(loss: Equation, x: Tree, *rest: Any, tolerance: float = 1e-6) -> None:
-    """Checks the gradient by the first argument against finite differences, in float64.
+    """Checks the gradient with respect to the first argument against finite differences, in float64.
 
-    Each array of `x` is moved by 1e-5 along random directions. Choose points away from kinks, such
-    as random normal numbers.
+    Each array of `x` is moved by 1e-5 along random directions. Choose points away from kinks, for
+    example random normal numbers.
 
     Args:
       loss: `loss(x, *rest)`; returns a sum, a pair (sum, weight), or a pair and metrics.
       x: an array, or a pytree of arrays such as parameters.
       *rest: further arguments, such as a batch and a key.
-      tolerance: as a share of the slope, or of 1.
+      tolerance: as a share of the slope, but at least of 1.
     """
     inputs = x, *rest
     x, *rest = _in_float64(inputs)
@@ -230,31 +230,31 @@ def losses_agree(loss: Loss, other: Loss, params: Params, batch: Any, other_batc
     """Checks that two losses have the same mean, the same weight and the same gradient.
 
     Args:
-      loss: such as one of packed rows, or with layers that are rematerialized.
+      loss: a loss, such as one of packed rows or one that rematerializes layers.
       other: another way to compute it.
       params: the weights of both.
-      batch: for `loss`.
-      other_batch: for `other`; None is `batch`.
+      batch: the batch for `loss`.
+      other_batch: the batch for `other`; None means `batch`.
     """
     expected = _mean(other, params, [batch if other_batch is None else other_batch])
     _same_mean("losses_agree", loss, "next to the other loss", params, [batch], expected)
 
 
 def parts_add_up(loss: Loss, params: Params, parts: Sequence[Any], batch: Any) -> None:
-    """Checks that sums over batches of any sizes, divided once, are those of one batch with all of their rows.
+    """Checks that sums over batches of any sizes, divided once, equal the mean over one batch with all rows.
 
     Args:
       loss: returns ((sum, weight), metrics).
       params: its weights.
       parts: batches, such as the minibatches of an epoch.
-      batch: what they hold together.
+      batch: all of their rows in one batch.
     """
     expected = _mean(loss, params, [batch])
     _same_mean("parts_add_up", loss, f"a batch in {len(parts)} parts", params, parts, expected)
 
 
 def permutation_of_rows(loss: Loss, params: Params, batch: Any) -> None:
-    """Checks that the order of a batch's rows does not matter. One swap and one rotation are tried.
+    """Checks that the order of a batch's rows does not matter. Tries one swap and one rotation.
 
     Args:
       loss: returns ((sum, weight), metrics).
@@ -268,7 +268,7 @@ def permutation_of_rows(loss: Loss, params: Params, batch: Any) -> None:
 
 
 def padding_is_ignored(loss: Loss, params: Params, batch: Any) -> None:
-    """Checks that neither the tokens of padding nor more of it, left or right, change anything.
+    """Checks that neither the tokens of padding nor more padding on the left or right changes anything.
 
     Args:
       loss: returns ((sum, weight), metrics).
@@ -285,7 +285,7 @@ def padding_is_ignored(loss: Loss, params: Params, batch: Any) -> None:
 
 
 def packing_is_ignored(loss: Loss, params: Params, batch: Any) -> None:
-    """Checks that rows of several segments are computed as the segments alone, each in a row of its own.
+    """Checks that rows with several segments give the same as the segments in separate rows.
 
     Args:
       loss: returns ((sum, weight), metrics).
@@ -301,17 +301,17 @@ def packing_is_ignored(loss: Loss, params: Params, batch: Any) -> None:
 def microbatches_agree(
     loss: Loss, params: Params, batch: Any, cuts: Iterable[tuple[int, int]] = CUTS, *, tolerance: float | None = None
 ) -> None:
-    """Checks that loss, gradient and metrics do not depend on how a batch is cut.
+    """Checks that loss, gradient and metrics do not depend on how a batch is split.
 
-    What is expected is the gradient of the mean over the whole batch, computed directly. Give rows
-    of different weights: if all weigh the same, the mean of means is right too.
+    They are compared with the directly computed mean over the whole batch and its gradient. Use
+    rows of different weights: if all weights are equal, a mean of means is also right.
 
     Args:
       loss: returns ((sum, weight), metrics).
       params: its weights.
       batch: a pytree of arrays [B, ...].
       cuts: pairs (microbatches, devices) whose product divides B. A mapped axis stands for devices.
-      tolerance: as a share of the largest number; None is 1024 machine epsilons.
+      tolerance: as a share of the largest number; None means 1024 machine epsilons.
     """
     with _precision(params):
         expected = _direct(loss)(params, batch)
@@ -326,7 +326,7 @@ def microbatches_agree(
                 check(change, measured, expected[1], batch)
 
 
-# How the laws compute. Functions are kept, so that each is compiled once.
+# Helpers. Functions are cached, so that each is compiled once.
 
 
 @functools.lru_cache(maxsize=256)
@@ -341,7 +341,7 @@ def _mapped(function: Equation) -> Equation:
 
 @functools.lru_cache(maxsize=256)
 def _results_and_gradient(function: Equation, floating: tuple[int, ...]) -> Equation:
-    """Returns a program for the results, and the gradient of the sum of all of them by the floating arguments."""
+    """Returns a program for the results, and for the gradient of their sum with respect to the floating arguments."""
 
     def total(*arrays: Any) -> tuple[jax.Array, Any]:
         result = function(*arrays)
@@ -381,7 +381,7 @@ def _sums(loss: Loss) -> Equation:
 
 @functools.lru_cache(maxsize=256)
 def _direct(loss: Loss) -> Equation:
-    """Returns a program for the gradient of the mean, and the metrics, of a whole batch."""
+    """Returns a program for the gradient of the mean and the metrics of a whole batch."""
 
     def mean(params: Params, batch: Any) -> tuple[jax.Array, Any]:
         (total, weight), metrics = loss(params, batch, jax.random.key(0))
@@ -407,7 +407,7 @@ def _summed(loss: Loss, microbatches: int, devices: int) -> Equation:
 
 
 def _mean(loss: Loss, params: Params, batches: Sequence[Any]) -> tuple[dict[str, Any], Any]:
-    """Computes the mean loss over batches and its gradient: sums first, divided once. Returns their weight too."""
+    """Computes the mean loss over batches, its gradient and its weight: sums first, divided once."""
     with _precision(params):
         (gradient, weight), metric = functools.reduce(
             lambda left, right: jax.tree.map(jnp.add, left, right), [_sums(loss)(params, batch) for batch in batches]
@@ -430,7 +430,7 @@ def _precision(params: Params) -> Any:
 
 
 def _in_float64(inputs: Any) -> Any:
-    """Returns NumPy arrays, the floating ones in float64; random keys are left alone."""
+    """Converts to NumPy arrays, with floating ones in float64; random keys are unchanged."""
 
     def widened(x: Any) -> Any:
         if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.extended):
@@ -449,7 +449,7 @@ def _permutations(size: int) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def _merged(left: Any, right: Any) -> Any:
-    """Adds two results, number by number; metrics by their own rule."""
+    """Adds two results, number by number; metrics are merged."""
     is_metric = lambda x: isinstance(x, Mean | Maximum)  # noqa: E731
     return jax.tree.map(lambda x, y: x.merge(y) if is_metric(x) else x + y, left, right, is_leaf=is_metric)
 
@@ -459,7 +459,7 @@ def _covers(mask: np.ndarray, x: Any) -> bool:
 
 
 def _over(mask: np.ndarray, x: Any) -> np.ndarray:
-    """Returns the mask with as many axes as x."""
+    """Expands the mask to as many axes as x."""
     return mask.reshape(mask.shape + (1,) * (np.ndim(x) - mask.ndim))
 
 
@@ -476,7 +476,7 @@ def _wider(x: np.ndarray, axes: int, fill: Any) -> np.ndarray:
 
 
 def _widened(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Widens an array as the mask is: by junk where it has the mask's axes, else by another row."""
+    """Widens an array like the mask: by junk if it has the mask's axes, else by another row."""
     if _covers(mask, x):
         return _wider(x, mask.ndim, _junk(x, np.nan))
     if x.ndim and len(x) == len(mask):

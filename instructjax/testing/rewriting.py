@@ -1,4 +1,4 @@
-"""Other batches that say the same: more padding, other tokens in it, a segment per row."""
+"""Rewrites batches without changing their meaning: more padding, other padding tokens, one segment per row."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ B = TypeVar("B", LMBatch, RankingBatch, Episodes)
 
 @functools.singledispatch
 def padded(batch: Any, left: int, right: int, token: int) -> Any:
-    """Returns a batch of wider rows, with `token` in all of its padding.
+    """Widens the rows of a batch, and writes `token` into all of its padding.
 
     Args:
       batch: an `LMBatch`, a `RankingBatch` or `Episodes`.
-      left: columns to add in front; those of episodes lie before the prompt.
-      right: columns to add behind; those of episodes lie behind the response.
+      left: number of columns to add on the left; for episodes, before the prompt.
+      right: number of columns to add on the right; for episodes, after the response.
       token: the token id of all padding, old and new.
     """
     raise TypeError(f"expected an LMBatch, a RankingBatch or Episodes, found {type(batch).__name__}")
@@ -47,7 +47,7 @@ def _(batch: Episodes, left: int, right: int, token: int) -> Episodes:
 
 @functools.singledispatch
 def unpacked(batch: Any) -> list[Any]:
-    """Returns batches of the same shapes with at most one segment per row; all together they hold every segment.
+    """Splits a batch into batches of the same shapes with at most one segment per row.
 
     Args:
       batch: an `LMBatch` or a `RankingBatch`.
@@ -87,7 +87,7 @@ def _columns(batch: LMBatch | RankingBatch, segment: int) -> list[np.ndarray]:
 
 
 def _first(array: Any, rows: list[np.ndarray]) -> np.ndarray:
-    """Moves the given columns of each row to its start; zeros follow."""
+    """Moves the given columns of each row to its start, followed by zeros."""
     array = np.asarray(array)
     out = np.zeros_like(array)
     for row, columns in enumerate(rows):

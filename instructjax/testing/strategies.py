@@ -1,8 +1,8 @@
-"""Hypothesis strategies for what losses take: ragged masks, rankings with ties, episodes, packed rows.
+"""Hypothesis strategies for the inputs of losses: ragged masks, rankings with ties, episodes, packed rows.
 
 Every strategy draws arrays of one shape, so that a loss is compiled once for all examples.
-Letters in shapes are those of `typing.py`. Token ids are drawn below `vocabulary`; padding
-holds ids too, so that a loss that reads padding is caught.
+Letters in shapes are those of `typing.py`. Token ids are below `vocabulary`. Padding holds ids
+too, so that a loss that reads padding is caught.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def floats(*shape: int, bound: float = 4.0) -> Strategy[np.ndarray]:
 
 
 def integers(low: int, high: int, *shape: int) -> Strategy[np.ndarray]:
-    """Draws int32 arrays of numbers from low to high, both included."""
+    """Draws int32 arrays of numbers from low to high, inclusive."""
     return hnp.arrays(np.int32, shape, elements=st.integers(low, high))
 
 
@@ -43,9 +43,9 @@ def masks(rows: int, columns: int, shortest: int = 0) -> Strategy[np.ndarray]:
     """Draws ragged float32 masks [rows, columns]: each row is a run of ones, then zeros.
 
     Args:
-      rows: of the mask.
+      rows: number of rows.
       columns: the longest run of ones.
-      shortest: the shortest run; with 0, some rows are empty.
+      shortest: the shortest run; if 0, some rows are empty.
     """
     lengths = st.lists(st.integers(shortest, columns), min_size=rows, max_size=rows)
     return lengths.map(lambda drawn: (np.arange(columns) < np.array(drawn)[:, None]).astype(np.float32))
@@ -57,7 +57,7 @@ def masked_arrays(count: int, rows: int, columns: int, bound: float = 4.0) -> St
 
 
 def rankings(prompts: int, answers: int, bound: float = 4.0) -> Strategy[Arrays]:
-    """Draws (rewards, scores, valid), [prompts, answers] each: many scores tie and any answer may be missing."""
+    """Draws (rewards, scores, valid), [prompts, answers] each. Many scores tie, and any answer may be missing."""
     shape = prompts, answers
     return st.tuples(floats(*shape, bound=bound), integers(0, TIED_SCORES, *shape), hnp.arrays(np.bool_, shape))
 
@@ -66,12 +66,12 @@ def rankings(prompts: int, answers: int, bound: float = 4.0) -> Strategy[Arrays]
 
 
 def batches_of(build: Callable[[st.DrawFn, np.random.Generator], T], rows: int) -> Strategy[T]:
-    """Draws rows and stacks them to one batch.
+    """Draws rows and stacks them into a batch.
 
     Args:
-      build: makes a row, a pytree of arrays of the same shapes each time. It draws what decides
-        the structure of the row and takes the rest from the generator.
-      rows: of the batch.
+      build: makes a row, a pytree of arrays with the same shapes each time. It draws the structure
+        of the row from Hypothesis and the rest from the generator.
+      rows: number of rows.
     """
 
     @st.composite
@@ -83,12 +83,12 @@ def batches_of(build: Callable[[st.DrawFn, np.random.Generator], T], rows: int) 
 
 
 def packed_texts(rows: int, length: int, texts: int = 3, vocabulary: int = 16) -> Strategy[LMBatch]:
-    """Draws rows of several texts each, with padding behind them; some rows are empty.
+    """Draws rows of several texts each, followed by padding; some rows are empty.
 
     Args:
       rows: B.
       length: T.
-      texts: the most texts of a row.
+      texts: the most texts in a row.
       vocabulary: token ids are below this.
     """
 
@@ -98,7 +98,7 @@ def packed_texts(rows: int, length: int, texts: int = 3, vocabulary: int = 16) -
         weights = np.array(draw(st.lists(st.sampled_from(SHARES), min_size=length, max_size=length)), np.float32)
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False), start=1):
             segments[start:end], positions[start:end] = number, np.arange(end - start)
-        weights[positions == 0] = 0  # padding, and first tokens, which nothing predicts
+        weights[positions == 0] = 0  # padding, and first tokens, which are not predicted
         return LMBatch(rng.integers(0, vocabulary, length, np.int32), segments, positions, weights)
 
     return batches_of(build, rows)
@@ -158,7 +158,7 @@ def episodes(
       response: R; each response has 1 to R tokens, padded on the right.
       vocabulary: token ids are below this.
       pad_id: the id of padding.
-      eos_id: ends a response, and occurs in it nowhere else.
+      eos_id: ends a response and occurs nowhere else in it.
     """
 
     def build(draw: st.DrawFn, rng: np.random.Generator) -> Episodes:

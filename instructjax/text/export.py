@@ -1,4 +1,4 @@
-"""Exports a tokenizer in the files that AutoTokenizer of Hugging Face loads."""
+"""Exports a tokenizer as files that Hugging Face's AutoTokenizer loads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from instructjax.text.tokenizer import Tokenizer
 
 
 def pretrained_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
-    """Returns the files, by name, from which AutoTokenizer makes this tokenizer.
+    """Returns the files, by name, from which AutoTokenizer loads this tokenizer.
 
     Args:
       tokenizer: of either kind; for SentencePiece the model itself is included.
-      max_length: the context of the model, tokens.
+      max_length: the context length of the model, in tokens.
     """
     settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
     settings["clean_up_tokenization_spaces"] = False
@@ -33,12 +33,12 @@ def pretrained_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
 def tokenizer_json(tokenizer: SentencePieceTokenizer) -> bytes:
     """Converts a SentencePiece model to a tokenizer.json that gives the same token ids and the same text.
 
-    A piece of BPE was made by one merge of two pieces, and merges are applied best first;
-    SentencePiece keeps a score for the result and not the two, so every split of a piece into
-    two pieces becomes a merge of that rank. Bytes stand for what no piece covers.
+    In BPE each piece comes from merging two pieces, and merges are applied best first.
+    SentencePiece keeps a score for the result but not the two parts, so every split of a piece
+    into two pieces becomes a merge of that rank. Text that no piece covers is encoded as bytes.
 
-    Two things differ: the texts "<pad>", "</s>" and "<unk>" are those tokens there, and
-    text here; and the mark that SentencePiece writes for a space, U+2581, is a space there.
+    Two things differ in the result: the texts "<pad>", "</s>" and "<unk>" become special
+    tokens, and U+2581, SentencePiece's mark for a space, becomes a space.
     """
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
     size = tokenizer.vocab_size

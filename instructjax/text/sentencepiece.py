@@ -1,20 +1,21 @@
-"""A SentencePiece tokenizer that gives back exactly the text it was given.
+"""A lossless SentencePiece tokenizer.
 
-Byte-pair encoding, like GPT-3's, over Unicode characters; what no piece covers is spelled in bytes, so
-that no text is unknown. Nothing is normalised. Two properties hold for every text, and the rest of the
-package leans on them:
+It is a byte-pair encoding, like GPT-3's, over Unicode characters. Text that no piece covers is encoded as
+bytes, so no text is unknown. Nothing is normalized. The package relies on two properties, which hold for
+all texts:
 
     decode(encode(a)) == a
     encode(a + "\\n" + b) == encode(a) + encode("\\n") + encode(b)
 
-The second is why no space is put in front of a text ("dummy prefix", on by default in SentencePiece) and
-why a line break is a piece of its own. A prompt that ends in a line break and its response are encoded
-apart, and yet give the tokens that the same two would have in one document of pretraining text; and the
-tokens that a policy samples after a prompt decode to its response, with no space lost or added. The price
-is GPT-3's too: a word at the start of a line ("fox") is another piece than inside a line ("▁fox").
+Because of the second, no space is put in front of a text (the "dummy prefix", on by default in
+SentencePiece), and a line break is always its own piece. So a prompt that ends in a line break and its
+response can be encoded separately, and give the same tokens as in one document of pretraining text. And
+the tokens that a policy samples after a prompt decode to its response without losing or adding a space. As
+in GPT-3, the cost is that a word at the start of a line ("fox") and inside a line ("▁fox") are different
+pieces.
 
 A vocabulary holds 3 special pieces, the line break, 256 bytes, the characters of the training text, and
-then merges, of which a word usually takes two or three. So 250 words want about 1,000 pieces.
+merges. A word usually takes two or three merges, so 250 words need about 1,000 pieces.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from etils import epath
 
 from instructjax.errors import TokenizerError
 
-# SentencePiece writes this character for a space. In a text it can only be told apart from one as bytes.
+# SentencePiece writes this character for a space, so in a text it must be encoded as bytes.
 _SPACE_MARK = "\u2581"
-PIECES = "tokenizer.model"  # the usual name of such a file in the folder of a model
-_PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # altered by what normalises
+PIECES = "tokenizer.model"  # the usual name of the file in a model's folder
+_PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # a normalizer would alter them
 
 
 class SentencePieceTokenizer:
     """Text to token ids and back.
 
     Attributes:
-      pad_id: fills rows; never the end of a text.
+      pad_id: fills rows; never produced by `encode`.
       eos_id: ends every document and every response.
-      unk_id: required by SentencePiece, never produced.
+      unk_id: required by SentencePiece; never produced.
     """
 
     pad_id = 0
@@ -57,16 +58,16 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, character_coverage: float = 1.0) -> SentencePieceTokenizer:
-        """Learns a vocabulary from texts. The same texts give the same model, byte for byte.
+        """Trains a vocabulary on texts. The same texts give the same model, byte for byte.
 
         Args:
-          texts: documents; only their lines count, so that no piece reaches over a line break.
-          vocab_size: pieces, all special ones and the 256 bytes included.
-          character_coverage: the share of characters that get pieces of their own. 1.0 suits small
-            alphabets; with Chinese or emoji in a large corpus 0.9995 leaves the rarest to bytes.
+          texts: documents; they are split into lines, so that no piece spans a line break.
+          vocab_size: number of pieces, including the special ones and the 256 bytes.
+          character_coverage: share of the characters that get their own pieces. 1.0 suits small
+            alphabets; for a large corpus with Chinese or emoji, 0.9995 leaves the rarest to bytes.
 
         Raises:
-          TokenizerError: the texts hold too little, or too many characters, for `vocab_size`.
+          TokenizerError: the texts are too short for `vocab_size`, or have too many characters.
         """
         model = io.BytesIO()
         lines = (line.replace(_SPACE_MARK, " ") for text in texts for line in text.split("\n") if line)
@@ -86,8 +87,8 @@ class SentencePieceTokenizer:
                 eos_id=cls.eos_id,
                 unk_id=cls.unk_id,
                 bos_id=-1,
-                max_sentence_length=2**30,  # longer lines are skipped, and the default is 4192 bytes
-                num_threads=1,  # more of them give another model on another machine
+                max_sentence_length=2**30,  # longer lines are skipped; the default is 4192 bytes
+                num_threads=1,  # with more, the model depends on the machine
                 minloglevel=2,
             )
         except (RuntimeError, ValueError) as error:
@@ -96,11 +97,11 @@ class SentencePieceTokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes, where: str = "tokenizer") -> SentencePieceTokenizer:
-        """Reads a model as `to_bytes` gave it; `where` it came from is for the error.
+        """Reads a model that `to_bytes` returned; `where` names its source in errors.
 
         Raises:
-          TokenizerError: the bytes are no SentencePiece model, or one that this class did not train and
-            that does not keep its promises.
+          TokenizerError: the bytes are not a SentencePiece model, or the model was trained elsewhere and lacks
+            the properties above.
         """
         return cls._check(model, where)
 
@@ -109,7 +110,7 @@ class SentencePieceTokenizer:
         """Reads a model that `save` wrote.
 
         Raises:
-          TokenizerError: as for `from_bytes`, or there is no such file.
+          TokenizerError: as for `from_bytes`, or the file does not exist.
         """
         path = epath.Path(path)
         if not path.is_file():
@@ -119,8 +120,8 @@ class SentencePieceTokenizer:
     @classmethod
     def _check(cls, model: bytes, where: str) -> SentencePieceTokenizer:
         try:
-            tokenizer = cls(model or b"empty")  # SentencePiece takes no bytes for a model that is to come
-        except Exception:  # RuntimeError mostly, and others where its message is no text itself
+            tokenizer = cls(model or b"empty")  # SentencePiece accepts empty bytes as a model to be loaded later
+        except Exception:  # mostly RuntimeError; others if its message is not valid text
             raise TokenizerError(f"{where}: expected a SentencePiece model, found other data") from None
         pieces = tokenizer._pieces
         ids = pieces.pad_id(), pieces.eos_id(), pieces.unk_id()
@@ -139,7 +140,7 @@ class SentencePieceTokenizer:
         return tokenizer
 
     def to_bytes(self) -> bytes:
-        """The whole model, to be kept in a checkpoint."""
+        """Returns the whole model, to be saved in a checkpoint."""
         return self._model
 
     def save(self, path: epath.PathLike) -> None:
@@ -149,20 +150,20 @@ class SentencePieceTokenizer:
         path.write_bytes(self._model)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without EOS. Text such as "</s>" is plain text."""
+        """Encodes a text, without EOS. "</s>" and the like are encoded as plain text."""
         if _SPACE_MARK not in text:
             return self._pieces.encode(text)
         first, *rest = (self._pieces.encode(part) for part in text.split(_SPACE_MARK))
         return [*first, *(token for part in rest for token in (*self._space_mark, *part))]
 
     def encode_opening(self, text: str) -> list[int]:
-        """The token ids of a text that goes on: those of `encode`, as a line break is a piece of its own."""
+        """Encodes a text that another follows. Same as `encode`, because a line break is always its own piece."""
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids (a list or a one-dimensional array). PAD and EOS give no text and end nothing.
+        """Decodes token ids (a list or a one-dimensional array). PAD and EOS are skipped, and do not end the text.
 
-        Bytes that are no UTF-8, as a sampled sequence may have, become U+FFFD.
+        Bytes that are not valid UTF-8, which a sampled sequence may contain, become U+FFFD.
         """
         return self._pieces.decode([int(token) for token in ids])
 

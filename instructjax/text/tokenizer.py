@@ -1,4 +1,4 @@
-"""What the package asks of a tokenizer."""
+"""The interface of tokenizers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Tokenizer(Protocol):
     """Text to token ids and back: `SentencePieceTokenizer` (SentencePiece) or `BytePairTokenizer` (GPT-2's).
 
     Attributes:
-      pad_id: fills rows; no text is encoded to it, and it is not EOS. Masks are carried beside
+      pad_id: fills rows; no text is encoded to it, and it is not EOS. Masks are carried next to
         the tokens and never computed from this id.
       eos_id: ends every document and every response; no text is encoded to it.
     """
@@ -30,16 +30,16 @@ class Tokenizer(Protocol):
         """Sixteen characters that differ between different vocabularies."""
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without EOS."""
+        """Encodes a text, without EOS."""
 
     def encode_opening(self, text: str) -> list[int]:
-        """The token ids that a text has where another follows it: prompt and separator before a response."""
+        """Encodes a text that another follows, such as prompt and separator before a response."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, in which PAD and EOS are nothing."""
+        """Decodes token ids. PAD and EOS are skipped."""
 
     def to_bytes(self) -> bytes:
-        """The whole of it, for `from_bytes`."""
+        """Returns the whole tokenizer, for `from_bytes`."""
 
     def save(self, path: epath.PathLike) -> None:
         """Writes it to a file, for `load`."""

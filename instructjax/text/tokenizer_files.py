@@ -14,14 +14,14 @@ def load(path: epath.PathLike) -> Tokenizer:
     """Reads a SentencePiece model, or GPT-2's BPE.
 
     Args:
-      path: a SentencePiece model; or a tokenizer.json; or a folder that holds tokenizer.model, or else
+      path: a SentencePiece model, a tokenizer.json, or a folder. In a folder, tokenizer.model is read, or else
         tokenizer.json, or else vocab.json and merges.txt.
 
     Raises:
-      TokenizerError: there is none, or its format is not supported.
+      TokenizerError: it is missing, or its format is not supported.
     """
     path = epath.Path(path)
-    if path.is_dir() and (path / PIECES).is_file():  # an exported model of ours, next to its conversion
+    if path.is_dir() and (path / PIECES).is_file():  # a model that we exported, next to its conversion
         return SentencePieceTokenizer.load(path / PIECES)
     if path.is_dir():
         return BytePairTokenizer.from_folder(path)
@@ -31,7 +31,7 @@ def load(path: epath.PathLike) -> Tokenizer:
 
 
 def from_bytes(content: bytes, where: str = "tokenizer") -> Tokenizer:
-    """Reads what `Tokenizer.to_bytes` gave.
+    """Reads a tokenizer that `Tokenizer.to_bytes` returned.
 
     Raises:
       TokenizerError: the format is not supported.

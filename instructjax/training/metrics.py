@@ -1,8 +1,8 @@
-"""Metrics that add up: over microbatches, minibatches, devices and steps, before anything is divided.
+"""Metrics that can be merged over microbatches, minibatches, devices and steps.
 
-A metric is a weighted mean or a maximum of whatever was measured so far. `losses.py`
+A metric is a weighted mean or a maximum of what was measured so far. `losses.py`
 returns pairs (sum, weight); a metric is `Mean(*pair)`. The host divides once, in
-`compute`, so the value does not depend on how a batch was cut.
+`compute`, so the value does not depend on how a batch was split.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mean(flax.struct.PyTreeNode):
         return Mean(self.total.sum(), self.weight.sum())
 
     def empty(self) -> Mean:
-        """Returns the mean of nothing, of the same shapes: merging it changes nothing."""
+        """Returns a mean of no measurements, of the same shapes: merging it changes nothing."""
         return Mean(jnp.zeros(self.total.shape, self.total.dtype), jnp.zeros(self.weight.shape, self.weight.dtype))
 
     def compute(self) -> float | None:
@@ -63,7 +63,7 @@ class Maximum(flax.struct.PyTreeNode):
     value: Array
 
     def merge(self, other: Maximum) -> Maximum:
-        """Returns the larger of both."""
+        """Returns the larger of the two."""
         return Maximum(jnp.maximum(self.value, other.value))
 
     def reduce(self, axis_name: str | None) -> Maximum:
@@ -75,7 +75,7 @@ class Maximum(flax.struct.PyTreeNode):
         return Maximum(self.value.max())
 
     def empty(self) -> Maximum:
-        """Returns the maximum of nothing, of the same shape: merging it changes nothing."""
+        """Returns a maximum of no measurements, of the same shape: merging it changes nothing."""
         return Maximum(jnp.full(self.value.shape, -jnp.inf, self.value.dtype))
 
     def compute(self) -> float | None:
@@ -89,7 +89,7 @@ Metrics = dict[str, Metric]
 
 
 def total(metrics: Metrics, name: str) -> Array:
-    """Returns the sum of a mean, before it is divided."""
+    """Returns the undivided sum of a mean."""
     metric = metrics[name]
     assert isinstance(metric, Mean)
     return metric.total
@@ -118,7 +118,7 @@ def collapse(metrics: Metrics) -> Metrics:
 
 
 def empty(metrics: Metrics) -> Metrics:
-    """Returns metrics of nothing, of the same names and shapes; arrays may be `jax.ShapeDtypeStruct`s."""
+    """Returns empty metrics of the same names and shapes; arrays may be `jax.ShapeDtypeStruct`s."""
     return {name: metric.empty() for name, metric in metrics.items()}
 
 
@@ -126,10 +126,10 @@ def compute(window: Sequence[Metrics]) -> dict[str, float]:
     """Computes the value of each metric over several steps, summed in float64 on the host.
 
     Args:
-      window: the metrics of each step, of the same names, on the host.
+      window: the metrics of each step, with the same names, on the host.
 
     Returns:
-      A number for each name; the mean or maximum of nothing is left out.
+      A number for each name; empty metrics are left out.
     """
     values = {}
     for name in window[0]:

@@ -1,4 +1,4 @@
-"""Losses of whole batches: a model, a batch from `batch.py` and an equation from `losses.py`."""
+"""Losses of a model on a batch: each applies an equation of `losses.py` to a batch of `batch.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def language_model_loss(model: Any) -> Loss:
       model: a LanguageModel; its dropout is applied if its rate is above 0.
 
     Returns:
-      A loss of an `LMBatch`, in nats; weights are `batch.weights`.
+      A loss of an `LMBatch`, in nats, weighted by `batch.weights`.
     """
 
     def loss(params: Params, batch: LMBatch, key: jax.Array | None) -> tuple[losses.Pair, Metrics]:
@@ -53,7 +53,7 @@ def language_model_loss(model: Any) -> Loss:
 def ranking_loss(model: Any) -> Loss:
     """Builds the reward model's loss: -log sigmoid(r_w - r_l) over all pairs of a prompt's answers (section 3.5).
 
-    All answers to a prompt take one forward pass.
+    All answers to a prompt share one forward pass.
 
     Args:
       model: a ScalarModel; its dropout is applied if its rate is above 0.
@@ -72,7 +72,7 @@ def ranking_loss(model: Any) -> Loss:
 
 
 def padding(segments: jax.Array) -> Mean:
-    """Measures the share of the columns [B, T] that are padding, and so are computed in vain."""
+    """Measures the share of the columns [B, T] that are padding, on which computation is wasted."""
     return Mean(jnp.sum(segments == 0).astype(jnp.float32), jnp.asarray(segments.size, jnp.float32))
 
 
@@ -95,7 +95,7 @@ def rewards_of(
 
 
 def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
-    """Computes log pi(answer | prompt), [B, S, K]: the sum over the answer's tokens, 0 if there is no answer.
+    """Computes log pi(answer | prompt), [B, S, K], summed over the answer's tokens; 0 if there is no answer.
 
     Args:
       model: a LanguageModel; its dropout is not applied.
@@ -108,14 +108,14 @@ def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
     before = jax.vmap(lambda row, columns: row[columns])(hidden, predictors(batch))
     log_probs = unembedding.read_logits(model, params, before, batch.tokens, batch.branches, losses.log_probs)
     _, prompts, answers = batch.valid.shape
-    # Number the answers of a row from 1; number 0 collects the tokens that belong to none.
+    # Number the answers of a row from 1; number 0 collects the tokens that belong to no answer.
     number = jnp.where(batch.branches > 0, (batch.segments - 1) * answers + batch.branches, 0)
     total = functools.partial(jax.ops.segment_sum, num_segments=prompts * answers + 1)
     return jax.vmap(total)(log_probs, number)[:, 1:].reshape(batch.valid.shape)
 
 
 def predictors(batch: RankingBatch) -> jax.Array:
-    """Returns the column [B, T] before each token; before an answer's first token that is the end of the prompt."""
+    """Returns the column [B, T] that precedes each token; for an answer's first token, the end of the prompt."""
     columns = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
     prompt_end = jax.lax.cummax(jnp.where(batch.branches == 0, columns, 0), axis=1)
     first = batch.branches != jnp.pad(batch.branches, ((0, 0), (1, 0)))[:, :-1]
@@ -123,5 +123,5 @@ def predictors(batch: RankingBatch) -> jax.Array:
 
 
 def by_prompt(*arrays: jax.Array) -> list[jax.Array]:
-    """Reshapes arrays [B, S, K] to [B S, K], one prompt per row, as the equations of `losses.py` take them."""
+    """Reshapes arrays [B, S, K] to [B S, K], one prompt per row, as `losses.py` expects them."""
     return [array.reshape(-1, array.shape[-1]) for array in arrays]

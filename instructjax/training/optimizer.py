@@ -1,4 +1,4 @@
-"""Adam and the learning rates of the paper."""
+"""Adam and the paper's learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from instructjax.training.state import Params
 
 
 def cosine_schedule(peak: float, steps: int, warmup_steps: int = 0, final_fraction: float = 0.1) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine from `peak` to `final_fraction * peak`.
+    """Builds a linear warm-up from 0, followed by a cosine from `peak` to `final_fraction * peak`.
 
     GPT-3 warms up; SFT and the reward model do not (appendices C.1 and C.2).
 
     Args:
       peak: the highest learning rate.
-      steps: updates in all, the warm-up included; the rate stays at its end after them.
-      warmup_steps: updates until the peak.
-      final_fraction: the end of the cosine as a share of the peak; the paper has 0.1.
+      steps: total number of updates, including the warm-up; after them the rate stays constant.
+      warmup_steps: number of updates until the peak.
+      final_fraction: the end of the cosine as a share of the peak; 0.1 in the paper.
     """
     cosine = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=final_fraction)
     if not warmup_steps:
         return cosine
-    # Starts one step in, so that the first update is not thrown away.
+    # Start one step in, so that the first update is not wasted on a rate of 0.
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     return optax.join_schedules([warmup, cosine], [warmup_steps])
 
 
 def constant_schedule(peak: float, warmup_steps: int, initial_fraction: float = 0.1) -> optax.Schedule:
-    """Linear warm-up from `initial_fraction * peak` to `peak`, then constant (appendix C.4).
+    """Builds a linear warm-up from `initial_fraction * peak` to `peak`, then constant (appendix C.4).
 
     Args:
       peak: the learning rate after the warm-up.
-      warmup_steps: updates until the peak; PPO counts 10 iterations of minibatches.
-      initial_fraction: the first rate as a share of the peak; the paper has 0.1.
+      warmup_steps: number of updates until the peak; for PPO, all minibatches of 10 iterations.
+      initial_fraction: the first rate as a share of the peak; 0.1 in the paper.
     """
     if not warmup_steps:
         return optax.constant_schedule(peak)
@@ -44,13 +44,13 @@ def constant_schedule(peak: float, warmup_steps: int, initial_fraction: float = 
 def adam(
     config: ml_collections.ConfigDict, schedule: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Adam with the paper's betas, a global-norm clip, and weight decay on matrices.
+    """Builds Adam with the paper's betas, a global-norm clip, and weight decay on matrices.
 
     Args:
       config: `beta1`, `beta2`, `epsilon` and `clip_norm`; see configs/instructgpt.py
         for their sources.
-      schedule: learning rate by update.
-      weight_decay: decoupled, times the learning rate.
+      schedule: the learning rate of each update.
+      weight_decay: decoupled, multiplied by the learning rate.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -66,9 +66,9 @@ def adam(
 
 
 def decayed(params: Params) -> Params:
-    """Marks the matrices of a parameter tree, False on biases and layer-norm scales.
+    """Returns a tree that is True on matrices, and False on biases and layer-norm scales.
 
-    The blocks' parameters are stacked over layers, so a leaf's own rank tells nothing;
-    its name does.
+    The blocks' parameters are stacked over layers, so leaves are recognized by name, not by
+    rank.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params)

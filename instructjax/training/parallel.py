@@ -1,8 +1,8 @@
-"""One pure step, compiled for the devices at hand: `jit` over a mesh, or `pmap`.
+"""Compiles a pure step for the available devices: `jit` over a mesh, or `pmap`.
 
-The step does not know devices. Under `jit` it sees global arrays, and XLA splits the work as
-models/partitioning.py says; under `pmap` each device sees its rows, and the step adds its sums
-up over the axis named here.
+The step does not depend on devices. Under `jit` it sees global arrays, and XLA splits the work
+according to models/partitioning.py. Under `pmap` each device sees its own rows, and the step
+reduces its sums over the axis named here.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ MODES = ("jit", "pmap")
 
 
 def axis_name(mode: str) -> str | None:
-    """The axis a step must reduce over in this mode: None under jit, where arrays are global."""
+    """Returns the axis over which a step must reduce in this mode: None under jit, where arrays are global."""
     if mode not in MODES:
         raise ConfigError(f"parallel.mode: expected one of {', '.join(MODES)}, found {mode!r}")
     return AXIS if mode == "pmap" else None
 
 
 def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Devices along "data", "fsdp" and "tensor".
+    """Returns the number of devices along "data", "fsdp" and "tensor".
 
     Args:
       config: the `parallel` section of a recipe.
-      devices: how many there are.
+      devices: number of devices.
 
     Raises:
-      ConfigError: they do not make such a mesh; says which do.
+      ConfigError: the devices do not form such a mesh.
     """
     fsdp, tensor = config.fsdp, config.tensor
     for key in ("fsdp", "tensor"):
@@ -56,7 +56,7 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
             f"which has data only: {devices} devices, each with all weights"
         )
     if axis_name(config.mode) is not None and jax.process_count() > 1:
-        # Its results are those of one process, and no checkpoint of all could be made of them.
+        # Under pmap each process has only its own results, so they could not be saved in one checkpoint.
         raise ConfigError(
             f"parallel.mode: expected jit in a run of several processes, found pmap in {jax.process_count()}"
         )
@@ -69,9 +69,9 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
 
 @contextlib.contextmanager
 def on_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Everything compiled inside runs on a mesh of all devices.
+    """Runs everything that is compiled in this context on a mesh of all devices.
 
-    One device needs no mesh, and `pmap` makes its own: then nothing changes.
+    Does nothing for a single device, which needs no mesh, and for `pmap`, which makes its own.
 
     Args:
       config: the `parallel` section of a recipe.
@@ -89,16 +89,16 @@ def on_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
 
 
 def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, parts: int = 1) -> None:
-    """Refuses a batch that does not divide over devices and `parts` (microbatches, minibatches).
+    """Raises an error if a batch does not divide over devices and `parts` (microbatches, minibatches).
 
     Args:
       size: rows of the global batch.
       key: the config key to name in the error.
       config: the `parallel` section of a recipe.
-      parts: how often each device's rows are divided further.
+      parts: number of parts into which each device's rows are split.
 
     Raises:
-      ConfigError: with the nearest sizes that fit.
+      ConfigError: the size does not divide; the message names the nearest sizes that do.
     """
     data, fsdp, _ = mesh_shape(config, jax.device_count())
     unit = data * fsdp * parts
@@ -110,24 +110,24 @@ def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, par
 
 
 def share_of_rows() -> tuple[int, int]:
-    """Which rows of a global batch this process reads: part i of n, as (i, n).
+    """Returns which part of a global batch this process reads, as (i, n): part i of n.
 
-    They are those that its devices hold on the mesh of the context; all, without one. Processes whose devices
-    hold parts of the same rows ("tensor" reaches over several) read the same.
+    These are the rows that its devices hold on the mesh of the context, or all rows without a mesh. Processes
+    whose devices hold the same rows (if "tensor" spans several processes) read the same part.
 
     Raises:
-      ConfigError: the rows of a process do not lie side by side.
+      ConfigError: the rows of a process are not contiguous.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return 0, 1
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    for process in range(jax.process_count()):  # of all, so that each of them refuses
+    for process in range(jax.process_count()):  # check all, so that every process raises the error
         held = [i for i, part in enumerate(parts) if any(device.process_index == process for device in part)]
         first, size = held[0], len(held)
         if held != list(range(first, first + size)) or first % size or len(parts) % size:
             raise ConfigError(
-                f"parallel: expected a mesh in which the rows of a process lie side by side, found parts {held} of "
+                f"parallel: expected a mesh in which the rows of a process are contiguous, found parts {held} of "
                 f"{len(parts)} in process {process}; a larger parallel.tensor or parallel.fsdp may help"
             )
         if process == jax.process_index():
@@ -136,21 +136,21 @@ def share_of_rows() -> tuple[int, int]:
 
 
 def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:
-    """What the number of rows of a global batch must be a multiple of, for devices and microbatches to share them."""
+    """Returns the unit of a global batch's size: devices and microbatches can share any multiple of so many rows."""
     data, fsdp, _ = mesh_shape(config, jax.device_count())
     return data * fsdp * microbatches
 
 
 def check_model(shape: TransformerConfig, section: str, config: ml_collections.ConfigDict) -> None:
-    """Refuses a model whose matrices do not divide over the mesh.
+    """Raises an error if a model's matrices do not divide over the mesh.
 
     Args:
-      shape: of the model.
-      section: the section of the recipe that it is from, to name in the error.
+      shape: the model's config.
+      section: the section of the recipe that holds it, to name in the error.
       config: the `parallel` section of a recipe.
 
     Raises:
-      ConfigError: names both keys.
+      ConfigError: a matrix does not divide; the message names both keys.
     """
     for key, size, axis, parts in uneven_sides(shape, mesh_shape(config, jax.device_count())):
         fitting = ", ".join(str(n) for n in range(1, min(size, 4 * parts) + 1) if size % n == 0)
@@ -160,7 +160,7 @@ def check_model(shape: TransformerConfig, section: str, config: ml_collections.C
 
 
 def uneven_sides(shape: TransformerConfig, mesh: tuple[int, int, int]) -> list[tuple[str, int, str, int]]:
-    """The sides of a model that do not divide over a mesh of this shape: (field, size, mesh axis, its devices)."""
+    """Lists the dimensions of a model that do not divide over this mesh, as (field, size, mesh axis, devices)."""
     _, fsdp, tensor = mesh
     sides = (
         ("num_heads", shape.num_heads, "tensor", tensor),
@@ -171,13 +171,13 @@ def uneven_sides(shape: TransformerConfig, mesh: tuple[int, int, int]) -> list[t
 
 
 def shardings(tree: Any, mesh: Mesh, *, shard_optimizer_state: bool = False) -> Any:
-    """Where each weight, moment and counter of a tree belongs; see `partitioning.tree_specs`."""
+    """Returns the sharding of each weight, moment and counter of a tree; see `partitioning.tree_specs`."""
     specs = partitioning.tree_specs(tree, mesh, shard_optimizer_state=shard_optimizer_state)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def abstract(tree: Any) -> Any:
-    """The shapes of a tree of weights, each with its place on the mesh of the context, if there is one."""
+    """Returns the shapes of a tree of weights, with their shardings on the mesh of the context, if there is one."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -188,10 +188,10 @@ def abstract(tree: Any) -> Any:
 
 
 def build(function: Callable[..., Any], *arguments: Any, shard_optimizer_state: bool = False) -> Any:
-    """Calls a function that makes weights, or a training state, so that no device ever holds all of it.
+    """Calls a function that creates weights or a training state, so that no device ever holds all of it.
 
     Args:
-      function: pure; what it returns is cut over the mesh of the context, if there is one.
+      function: pure; its result is sharded over the mesh of the context, if there is one.
       *arguments: pytrees of arrays.
       shard_optimizer_state: see `compile_step`.
     """
@@ -205,18 +205,18 @@ def build(function: Callable[..., Any], *arguments: Any, shard_optimizer_state: 
 def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     """Compiles `step(state, batch, key, *constants) -> (state, metrics)` for all devices.
 
-    Of the batch, each process gives its own rows; see `share_of_rows`.
-    The state is donated. On the mesh of the context (see `on_mesh`), states and constants are as `build`
-    and `abstract` have placed them, every array of the batch is cut along its first axis, and key and
-    metrics are the same everywhere. Under `pmap` each device has all of the state. The compiled step takes
-    and returns the same things in each mode: one state, one batch, one set of metrics.
+    Each process passes its own rows of the batch; see `share_of_rows`. The state is donated. On the mesh of
+    the context (see `on_mesh`), states and constants keep the shardings of `build` and `abstract`, every
+    array of the batch is sharded along its first axis, and key and metrics are replicated. Under `pmap` each
+    device holds the whole state. The compiled step has the same arguments and results in each mode: one
+    state, one batch, one set of metrics.
 
     Args:
       step: a pure step, built with `axis_name(config.mode)`.
       config: the `parallel` section of a recipe.
 
     Raises:
-      ConfigError: an unknown mode.
+      ConfigError: the mode is unknown.
     """
     if axis_name(config.mode) is not None:
         return _pmapped(step)
@@ -234,7 +234,7 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
 
 
 def in_place(step: Callable, mesh: Mesh, *, shard_optimizer_state: bool = False) -> Callable:
-    """A step whose new state lies where `build` has placed the old one, and whose metrics are everywhere."""
+    """Wraps a step so that its new state keeps the shardings of `build` and its metrics are replicated."""
 
     def kept(state: Any, *given: Any) -> Any:
         state, metrics = step(state, *given)
@@ -252,11 +252,11 @@ def _pmapped(step: Callable) -> Callable:
     def positional(constants: Any, state: Any, batch: Any, key: Any) -> Any:
         return step(state, batch, key, *constants)
 
-    # out_axes=None takes one device's copy: the step leaves the same state on each.
+    # out_axes=None takes one device's copy: the state is the same on each device after a step.
     compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=1)
 
     def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
-        state = jax.device_put(state, everywhere)  # donated as it lies, which it does from the second step on
+        state = jax.device_put(state, everywhere)  # a no-op from the second step on; then the state is donated
         cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
         return compiled(constants, state, cut, key)
 

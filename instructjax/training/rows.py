@@ -1,4 +1,4 @@
-"""Rows of a batch: split into parts that run one after the other, and shared by the devices of a mapped axis."""
+"""Splits the rows of a batch into parts that run one after the other, and over the devices of a mapped axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = jax.Array
 def split_interleaved(rows: Any, parts: int) -> Any:
     """Splits rows [B, ...] into n parts [n, B / n, ...]: row i goes to part i mod n.
 
-    On a mesh that cuts rows into blocks, every part then has rows of every device.
+    On a mesh that splits rows into blocks, every part then has rows of every device.
     """
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
 

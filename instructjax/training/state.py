@@ -1,4 +1,4 @@
-"""What training changes from step to step: a pytree of arrays and nothing else."""
+"""The state that training changes from step to step: a pytree of arrays and nothing else."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Array = jax.Array
 class TrainState(flax.struct.PyTreeNode):
     """The state of one network in training.
 
-    The model and the optimiser are functions, closed over by the step.
+    The model and the optimizer are functions that the step closes over.
 
     Attributes:
-      step: int32 scalar, the number of updates made or skipped.
+      step: int32 scalar, the number of updates, including skipped ones.
       params: the weights.
-      opt_state: the optimiser's state.
-      skipped: int32 scalar, how many of the last updates in a row were not made; see `apply_gradients`.
+      opt_state: the optimizer's state.
+      skipped: int32 scalar, how many updates in a row have just been skipped; see `apply_gradients`.
       ema: None, or an exponential moving average of `params`, of the same shapes.
     """
 
@@ -34,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state before its first update, without an average."""
+    """Returns a state before its first update, without an average."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -44,7 +44,7 @@ def create(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def create_averaged(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state before its first update, whose average starts at the weights (appendix C.4)."""
+    """Returns a state before its first update, whose average starts at the weights (appendix C.4)."""
     # A copy, because the two are donated as separate buffers.
     return create(params, optimizer).replace(ema=jax.tree.map(jnp.copy, params))
 
@@ -52,14 +52,14 @@ def create_averaged(params: Params, optimizer: optax.GradientTransformation) -> 
 def apply_gradients(
     state: TrainState, gradients: Params, optimizer: optax.GradientTransformation, finite: Array
 ) -> TrainState:
-    """One update of the weights; the average is left to `update_average`.
+    """Updates the weights. The average is updated separately, by `update_average`.
 
     Args:
       state: the state before.
-      gradients: of the shape of its weights.
+      gradients: of the same shapes as its weights.
       optimizer: turns gradients into updates.
-      finite: bool scalar. Where it is False, nothing but the two counters changes: one
-        gradient of infinities would be in the weights, and in Adam's moments, for good.
+      finite: bool scalar. If False, only the two counters change: a single infinite gradient
+        would spoil the weights and Adam's moments permanently.
     """
 
     def made(old: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
@@ -68,13 +68,13 @@ def apply_gradients(
         new = optax.apply_updates(params, updates), opt_state
         return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
-    # Not by `where`, which reads new and old together: XLA would copy the old.
+    # `where` would read new and old together, so XLA would copy the old state.
     params, opt_state = jax.lax.cond(finite, made, lambda old: old, (state.params, state.opt_state))
     skipped = jnp.where(finite, 0, state.skipped + 1)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
 
 
 def update_average(state: TrainState, decay: float) -> TrainState:
-    """ema <- decay * ema + (1 - decay) * params."""
+    """Updates the moving average: ema <- decay * ema + (1 - decay) * params."""
     ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, state.params)
     return state.replace(ema=ema)

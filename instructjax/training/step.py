@@ -1,8 +1,8 @@
-"""From a loss to a training step: the gradient of a global mean, and one update if it is finite.
+"""Builds a training step from a loss: the gradient of a global mean, and one update if it is finite.
 
 A loss returns a sum and a weight. Both are summed over microbatches, and over devices if
-an axis is named, and divided once, at the end. So the answer does not depend on how the
-batch was cut. With ragged masks the mean of means would be wrong.
+an axis is named, and divided once at the end. So the result does not depend on how the
+batch was split. With ragged masks a mean of means would be wrong.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def summed_gradient(
       loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.
       params: the weights to differentiate.
       batch: a pytree of arrays [B, ...], B divisible by `microbatches`.
-      key: randomness of the loss (dropout).
-      microbatches: parts of the batch that are computed one after the other.
+      key: random key of the loss (for dropout).
+      microbatches: number of parts of the batch that are computed one after the other.
       axis_name: the mapped axis over which devices hold parts of the batch.
 
     Returns:
@@ -54,7 +54,7 @@ def summed_gradient(
 
     differentiate = jax.grad(total, has_aux=True)
     if axis_name is not None:
-        # Devices draw different noise, and each sees only its own rows.
+        # Each device sees only its own rows, so devices draw different noise.
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     if microbatches == 1:
         gradient, (weight, metrics) = differentiate(params, batch, key)
@@ -80,7 +80,7 @@ def summed_gradient(
 def train_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, microbatches: int = 1, axis_name: str | None = None
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-    """Builds a pure step `step(state, batch, key) -> (state, metrics)` that makes one update.
+    """Builds a pure step `step(state, batch, key) -> (state, metrics)` that performs one update.
 
     The key is the run's root key. The step folds its own number into it, so a resumed run
     repeats the uninterrupted one.
@@ -101,14 +101,14 @@ def finite_update(
     metrics: Metrics,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
-    """Makes one update, or skips it if the loss or the gradient is not finite.
+    """Applies one update, or skips it if the loss or the gradient is not finite.
 
     Args:
       state: the state before.
       gradient: of the mean loss over the global batch.
-      loss: scalar; the update depends only on whether it is finite.
+      loss: scalar; only checked for being finite.
       metrics: of the forward pass.
-      optimizer: makes the update.
+      optimizer: turns gradients into updates.
 
     Returns:
       The new state, and the metrics with "gradient_norm", "skipped" (share of updates) and

@@ -161,7 +161,7 @@ def _given(started):
     ("samples", "message"),
     [(1, "samples_per_prompt: expected at least 2"), (5, "samples_per_prompt: expected a divisor of")],
 )
-def test_groups_must_be_of_two_or_more_and_divide_the_batch(samples, message):
+def test_groups_must_have_two_or_more_responses_and_divide_the_batch(samples, message):
     with pytest.raises(ConfigError, match=message):
         without_critic(advantages.leave_one_out, samples)
 

@@ -1,4 +1,4 @@
-"""An iteration of PPO: what it must not change, what it must, and the same on one device and on eight."""
+"""A PPO iteration: what it changes and what it leaves alone, and equal results on one device and on eight."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def changed(**keys):
 
 @flax.struct.dataclass
 class Bigram:
-    """Stands for a LanguageModel: predicts the next token from the last one, and compiles at once."""
+    """A fake LanguageModel that predicts the next token from the last one, and compiles fast."""
 
     config: object = flax.struct.field(pytree_node=False, default=fakes.CONFIG)
 
@@ -77,7 +77,7 @@ class Bigram:
 
 @flax.struct.dataclass
 class PlantedScalar:
-    """Stands for a ScalarModel: a known function of the tokens so far, scaled and shifted by two weights."""
+    """A fake ScalarModel: a known function of the tokens so far, scaled and shifted by two weights."""
 
     of_tokens: object = flax.struct.field(pytree_node=False)
 
@@ -132,7 +132,7 @@ def fake_params(seed=0, scalar=None):
 
 
 def initial(params, optimizers=(SGD, SGD)):
-    """(state, frozen): the policy is the reference, the value network is the reward model, in float32."""
+    """Returns (state, frozen) in float32: the policy is the reference, the value network the reward model."""
     policy, scalar = params
     state = PPOState(
         step=jnp.zeros((), jnp.int32),
@@ -143,7 +143,7 @@ def initial(params, optimizers=(SGD, SGD)):
 
 
 def prompts(seed=0):
-    """Ragged prompts, without EOS and without token 5, which a test counts."""
+    """Returns ragged prompts without EOS and without token 5, which a test counts."""
     rng = np.random.default_rng(seed)
     segments = (np.arange(P) >= rng.integers(0, P, size=(BATCH, 1))).astype(np.int32)
     tokens = rng.integers(6, fakes.CONFIG.vocab_size, size=(BATCH, P)).astype(np.int32)
@@ -151,7 +151,7 @@ def prompts(seed=0):
 
 
 def text(seed=0):
-    """Ragged windows of pretraining text."""
+    """Returns ragged windows of pretraining text."""
     rng = np.random.default_rng(seed)
     inside = (np.arange(T) < rng.integers(2, T + 1, size=(BATCH, 1))).astype(np.int32)
     tokens = rng.integers(2, fakes.CONFIG.vocab_size, size=(BATCH, T)).astype(np.int32)
@@ -173,7 +173,7 @@ def numbers(metrics):
 
 @pytest.fixture(scope="module")
 def ptx():
-    """The first iteration of PPO-ptx: state before and after, frozen weights, metrics."""
+    """Runs the first iteration of PPO-ptx: returns the states before and after, frozen weights and metrics."""
     before, frozen = initial(real_params())
     after, metrics = jax.jit(make(changed(epochs=2), models=REAL))(before, (prompts(), text()), KEY, frozen)
     return before, after, frozen, metrics
@@ -194,7 +194,7 @@ class TestFirstIteration:
         found = numbers(metrics)
         assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(found)
         assert invariants.violations(found, "float32") == []
-        assert 0 < found["sampler_deviation"] < 1e-5  # measured, not given
+        assert 0 < found["sampler_deviation"] < 1e-5  # measured, so not exactly 0
         assert found["first_ratio_deviation"] < 1e-5
         assert abs(found["kl"]) < 1e-5 and found["max_abs_kl"] < 1e-5
         # Later minibatches are off the policy that sampled, later iterations off the reference.
@@ -203,14 +203,14 @@ class TestFirstIteration:
         assert found["first_ratio_deviation"] < 1e-5
         assert found["max_abs_kl"] > 1e-4
 
-    def test_each_epoch_updates_both_networks_once_a_minibatch(self, ptx):
+    def test_each_epoch_updates_both_networks_once_per_minibatch(self, ptx):
         _, after, _, metrics = ptx
         assert int(after.step) == 1
         assert int(after.policy.step) == int(after.value.step) == 2 * MINIBATCHES
         assert numbers(metrics)["gradient_norm"] > 0
         assert float(metrics["gradient_norm"].weight) == 2 * MINIBATCHES
 
-    def test_every_prompt_is_answered_and_every_token_learned_from_once_an_epoch(self, ptx):
+    def test_every_prompt_is_answered_and_every_token_used_once_per_epoch(self, ptx):
         *_, metrics = ptx
         tokens = float(metrics["response_tokens"].total)
         assert float(metrics["reward"].weight) == float(metrics["kl"].weight) == BATCH
@@ -220,7 +220,7 @@ class TestFirstIteration:
         assert float(metrics["policy_loss"].weight) == float(metrics["value_loss"].weight) == 2 * tokens
         assert float(metrics["ptx_loss"].weight) == 2 * text().weights.sum()
 
-    def test_the_average_moves_by_its_share_and_once(self, ptx):
+    def test_the_average_is_updated_once_per_iteration(self, ptx):
         before, after, *_ = ptx
         expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before.policy.ema, after.policy.params)
         assert_close(after.policy.ema, expected, rtol=1e-5, atol=1e-6)
@@ -231,7 +231,7 @@ class TestFirstIteration:
 
 @functools.cache
 def on_one_device(with_text, coefficient=2.0):
-    """Two iterations: (state, metrics of each)."""
+    """Runs two iterations: returns (state, metrics of each)."""
     config = changed(epochs=2, ptx_coefficient=coefficient)
     return two_iterations(jax.jit(make(config)), text() if with_text else None)
 
@@ -249,7 +249,7 @@ def two_iterations(step, windows):
 
 def assert_same_metrics(found, expected):
     for here, there in zip(found, expected, strict=True):
-        # Counts of the sampled tokens, which would differ if one token did.
+        # Counts of the sampled tokens, which would differ if one token differed.
         for name in ("response_tokens", "missing_eos"):
             assert here[name] == there[name]
         # Under pmap each device decodes until its own rows are done.
@@ -303,7 +303,7 @@ def test_eight_devices_equal_one(mode, with_text):
 
 
 class Recorder:
-    """An optimiser that changes nothing and keeps the norms of the gradients it is given."""
+    """An optimizer that changes nothing and records the norms of its gradients."""
 
     def __init__(self, updates):
         self.transformation = optax.GradientTransformation(
@@ -322,14 +322,14 @@ class TestMinibatches:
     step = staticmethod(jax.jit(make(changed(epochs=2), optimizers=optimizers)))
 
     def run(self, key=KEY, start=None):
-        """(state, metrics, gradient norms [epochs, minibatches]): the norms tell which episodes came together."""
+        """Returns (state, metrics, gradient norms [epochs, minibatches]). The norms identify a minibatch's episodes."""
         state, frozen = initial(fake_params(), self.optimizers)
         if start is not None:
             state = state.replace(step=start.step)
         state, metrics = self.step(state, (prompts(), None), key, frozen)
         return state, metrics, np.asarray(state.policy.opt_state[0]).reshape(2, MINIBATCHES)
 
-    def test_each_epoch_shuffles_anew(self):
+    def test_each_epoch_has_a_new_order(self):
         first, second = self.run()[2]
         assert np.all(first > 0) and np.all(second > 0)
         assert np.abs(np.sort(first) - np.sort(second)).max() > 1e-3
@@ -339,14 +339,14 @@ class TestMinibatches:
         np.testing.assert_array_equal(norms, self.run()[2])
         assert np.abs(norms - self.run(jax.random.key(4))[2]).max() > 1e-3
 
-    def test_each_iteration_samples_anew_from_the_same_key(self):
+    def test_each_iteration_draws_new_samples_from_the_same_key(self):
         state, metrics, _ = self.run()
         _, later, _ = self.run(start=state)
         assert float(metrics["entropy"].total) != float(later["entropy"].total)
 
 
 class TestRewards:
-    """With planted reward models, whose scores are known."""
+    """Tests with fake reward models, whose scores are known."""
 
     @staticmethod
     def first_metrics(of_tokens, scalar, **keys):
@@ -365,7 +365,7 @@ class TestRewards:
         assert 0 < found["missing_eos"] < 1
         np.testing.assert_allclose(found["reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
 
-    def test_the_score_comes_with_the_last_token_and_nothing_after_it(self):
+    def test_the_score_is_at_the_last_token_with_nothing_after_it(self):
         # At lambda = 1 a return is the discounted sum of the rewards that follow, whatever the values are.
         found = self.first_metrics(
             constant, weights(0.6), missing_eos_penalty=0.0, gae_lambda=1.0, discount=0.5, eos_id=-1
@@ -388,7 +388,7 @@ class TestRewards:
 
 
 def test_the_policy_learns_what_is_rewarded():
-    """A reward for each token 5: within twenty iterations most tokens are."""
+    """Rewards each token 5: within twenty iterations, most tokens are 5."""
 
     def count(tokens, segments):
         return jnp.cumsum((tokens == 5) & (segments > 0), axis=1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Bugs planted into a real iteration, and the invariant that a run would stop with."""
+"""Plants bugs into a real iteration, and expects the invariant that stops a run."""
 
 import functools
 
@@ -43,7 +43,7 @@ POLICY, REWARD = fake_params()
 
 @flax.struct.dataclass
 class Placed(Bigram):
-    """A Bigram that sees positions too."""
+    """A Bigram that also sees positions."""
 
     def apply(self, variables, tokens, *row, method=None, **keys):
         if method == "unembed":
@@ -53,7 +53,7 @@ class Placed(Bigram):
 
 
 def outputs(tokens, segments):
-    """Of a reward model, which says of padding what it likes."""
+    """Returns the outputs of a reward model, with arbitrary values on padding."""
     return jnp.where(segments > 0, uneven(tokens, segments), 3.0 + jnp.arange(tokens.shape[1]))
 
 
@@ -75,7 +75,7 @@ def initial(policy, value):
 
 
 def uncompiled(models=MODELS, config=PPO):
-    """Operation by operation: nothing is compiled twice, and what is planted is in it."""
+    """Runs operation by operation, so that nothing is compiled twice and planted bugs take effect."""
     policy, scalar = models
     learners = ppo.Learner(policy, SGD), ppo.Learner(scalar, SGD)
     estimator = gae(config.discount, config.gae_lambda)
@@ -90,7 +90,7 @@ def uncompiled(models=MODELS, config=PPO):
 
 
 def iteration(step=None, *, policy=POLICY, reference=None, reward=REWARD, value=None, seed=0):
-    """The metrics of the first iteration."""
+    """Returns the metrics of the first iteration."""
     frozen = Frozen(policy if reference is None else reference, reward)
     state = initial(policy, reward if value is None else value)
     _, metrics = (step or uncompiled())(state, (prompts(seed), None), jax.random.key(seed), frozen)
@@ -98,7 +98,7 @@ def iteration(step=None, *, policy=POLICY, reference=None, reward=REWARD, value=
 
 
 def found(values, precision="float32"):
-    """The names of the metrics that the error names, with which a run stops."""
+    """Returns the names of the metrics in the error that stops a run."""
     with pytest.raises(InvariantError) as error:
         invariants.enforce("ppo, step 1", values, precision=precision, action="stop")
     assert "\n" not in str(error.value)
@@ -111,20 +111,20 @@ def planted(monkeypatch, module, name, change):
 
 
 def after(change):
-    """The function, and then `change` of its result."""
+    """Composes the function with `change` of its result."""
     return lambda function: lambda *given, **keys: change(function(*given, **keys))
 
 
 class TestSound:
-    def test_what_the_bugs_are_planted_in_has_nothing_to_report(self):
-        """Nor have real networks: see test_ppo.py."""
+    def test_without_a_planted_bug_nothing_is_reported(self):
+        """Real networks have nothing to report either: see test_ppo.py."""
         for seed in range(3):
             values = iteration(seed=seed)
             assert set(invariants.INVARIANTS) - {"frozen_changes"} <= set(values)
             assert {"policy_loss", "value_loss", "gradient_norm", "value_gradient_norm", "reward"} <= set(values)
             assert invariants.violations(values, "float32") == []
 
-    def test_iterations_after_the_first_are_not_judged_by_the_reference(self):
+    def test_only_the_first_iteration_is_compared_with_the_reference(self):
         state, frozen = initial(POLICY, REWARD), Frozen(fake_params(seed=5)[0], REWARD)
         _, metrics = uncompiled()(
             state.replace(step=jnp.ones((), jnp.int32)), (prompts(), None), jax.random.key(0), frozen
@@ -169,7 +169,7 @@ class TestMasksAndPositions:
         )
         assert found(iteration(), precision) == {"mask_mismatches", "sampler_deviation", "sampler_kl"}
 
-    def test_a_mask_that_goes_on_after_the_end(self, monkeypatch):
+    def test_a_mask_that_continues_after_the_end(self, monkeypatch):
         def longer(episodes):
             mask = episodes.response_mask
             return episodes.replace(response_mask=jnp.maximum(mask, jnp.roll(mask, 1, axis=1).at[:, 0].set(1.0)))
@@ -225,7 +225,7 @@ class TestLogProbabilities:
 
 
 class TestIntegers:
-    """Stopped when the program is traced, before anything runs."""
+    """The error comes when the program is traced, before anything runs."""
 
     def test_scores(self):
         class Rounded:
@@ -260,12 +260,12 @@ class TestNumbersThatAreNone:
     def test_in_an_advantage(self, monkeypatch, bad):
         planted(monkeypatch, losses, "whiten", after(lambda advantages: advantages.at[0, 0].set(bad)))
         values = iteration()
-        # The episode is in one minibatch of an epoch: that one is skipped, and the weights never hear of it.
+        # The episode is in one minibatch of an epoch: that update is skipped, and does not affect the weights.
         assert values["skipped"] == PPO.minibatch_size / PPO.batch_size and values["value_skipped"] == 0
         assert invariants.violations(values, "float32") == []
 
     def test_in_the_gradient_of_the_value_network(self):
-        """A root at 0: its value is finite, its slope is not. No update is made, and that is counted."""
+        """The square root at 0 has a finite value and an infinite slope. The update is skipped and counted."""
 
         class Root:
             def apply(self, variables, tokens, segments, *_, **__):
@@ -278,7 +278,7 @@ class TestNumbersThatAreNone:
 
 
 def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
-    """The loop with the real iteration, whose sampler goes wrong from the second iteration on."""
+    """Runs the loop with a real iteration whose sampler is wrong from the second iteration on."""
     categorical = sampling.categorical
 
     def step(state, *rest):

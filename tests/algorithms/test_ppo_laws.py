@@ -1,4 +1,4 @@
-"""What changes no loss and no gradient of PPO's policy and value network, in float64; see test_loss_laws.py."""
+"""Choices that do not change losses and gradients of PPO's networks, in float64; see test_loss_laws.py."""
 
 import functools
 
@@ -23,7 +23,7 @@ NOISE = RNG.normal(size=(4, 5, 4))
 
 
 def batch(prompt_width=9, response_width=5, pad=PAD):
-    """Episodes, prompts padded on the left and responses on the right, and what else PPO knows of their tokens."""
+    """Draws episodes, with prompts padded on the left and responses on the right, and PPO's arrays for their tokens."""
     tokens = np.full((4, prompt_width + response_width), pad)
     segments = np.zeros_like(tokens)
     for i, (prompt, response) in enumerate(zip(TEXTS, RESPONSES, strict=True)):
@@ -65,7 +65,7 @@ def loss_of(make, config=CONFIG):
 class Test:
     @pytest.mark.parametrize("pad", [PAD, 7])
     def test_padding(self, make, params, pad):
-        """More of it on both sides, of whatever token."""
+        """Adds padding on both sides, with any token."""
         laws.losses_agree(loss_of(make), loss_of(make), params, batch(14, 8, pad), batch())
 
     def test_order(self, make, params):
@@ -75,7 +75,7 @@ class Test:
         laws.microbatches_agree(loss_of(make), params, batch(), [(2, 1), (1, 2)])
 
     def test_minibatches_add_up_to_the_whole(self, make, params):
-        """Sums over two minibatches of unequal numbers of tokens, divided once."""
+        """Compares sums over two minibatches with unequal numbers of tokens, divided once."""
         parts = [jax.tree.map(lambda x, i=i: x[i::2], batch()) for i in (0, 1)]
         assert parts[0][0].response_mask.sum() != parts[1][0].response_mask.sum()
         laws.parts_add_up(loss_of(make), params, parts, batch())

@@ -1,4 +1,4 @@
-"""Every recipe can be read, is locked, and fits together; the base is the paper's."""
+"""Every recipe can be read, is locked, and is consistent; the base is the paper's."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ def recipe(name, variant):
 
 
 def keys(config, prefix=""):
-    """The names of all keys, but those of the source of records."""
+    """Returns the names of all keys except those of the source of records."""
     for name, value in config.items():
         if hasattr(value, "items") and name not in SOURCES:
             yield from keys(value, f"{prefix}{name}.")
@@ -48,7 +48,7 @@ class TestEveryRecipe:
             config.ppo.learnin_rate = 1.0
         json.dumps(config.to_dict())
 
-    def test_it_declares_the_keys_of_the_base_and_one_source(self, name, variant):
+    def test_it_has_the_keys_of_the_base_and_one_source(self, name, variant):
         config = recipe(name, variant)
         assert set(keys(config)) == set(keys(recipe("instructgpt", "1p3b")))
         assert len(SOURCES & set(config)) == 1
@@ -85,7 +85,7 @@ def test_the_sizes_of_gpt2_have_the_parameters_of_the_released_weights(variant, 
 
 
 def test_the_base_is_the_papers():
-    """Appendix C.4 and sections 3.5, C.1 to C.3, in the order of the config."""
+    """Checks appendix C.4 and sections 3.5 and C.1 to C.3, in the order of the config."""
     config = recipe("instructgpt", "1p3b")
     assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.95)
     assert (config.sft.epochs, config.sft.dropout, config.sft.final_fraction) == (16, 0.2, 0.1)

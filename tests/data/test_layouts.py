@@ -11,7 +11,7 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 
-WORDS = "name a colour dark red fox b c d e f g".split()
+WORDS = "name a color dark red fox b c d e f g".split()
 
 
 class Words:
@@ -25,10 +25,10 @@ class Words:
     encode_opening = encode
 
 
-BREAK, NAME, A, COLOUR, DARK, RED, FOX, B, C, D, E, F, G = range(3, 16)
+BREAK, NAME, A, COLOR, DARK, RED, FOX, B, C, D, E, F, G = range(3, 16)
 EOS = SentencePieceTokenizer.eos_id
 LAYOUT = Layout(Words(), "\n", max_prompt=5, max_response=4)
-PROMPT = [NAME, A, COLOUR, BREAK]
+PROMPT = [NAME, A, COLOR, BREAK]
 
 
 def test_document():
@@ -53,7 +53,7 @@ def test_the_padding_of_a_window_is_not_a_segment():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_demonstration(weight):
-    row = layouts.demonstration_row([Demonstration(prompt="name a colour", response="dark red")], LAYOUT, weight)
+    row = layouts.demonstration_row([Demonstration(prompt="name a color", response="dark red")], LAYOUT, weight)
     assert row.tokens.tolist() == [*PROMPT, DARK, RED, EOS, 0, 0]
     assert row.segments.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
@@ -75,7 +75,7 @@ def ranking_row(*records, **changes):
 
 
 def test_ranking_row():
-    row = ranking_row(Ranking(prompt="name a colour", responses=("dark red", "a fox"), scores=(2, 1)))
+    row = ranking_row(Ranking(prompt="name a color", responses=("dark red", "a fox"), scores=(2, 1)))
     assert row.tokens.tolist() == [*PROMPT, DARK, RED, EOS, A, FOX, EOS, 0]
     assert row.segments.tolist() == [1] * 10 + [0]
     assert row.branches.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0]
@@ -107,14 +107,14 @@ def test_an_empty_row_is_padding():
 
 
 def test_prompt():
-    row = layouts.prompt_row(Prompt(prompt="name a colour"), Layout(Words(), "\n", 6, 1))
+    row = layouts.prompt_row(Prompt(prompt="name a color"), Layout(Words(), "\n", 6, 1))
     assert row.tokens.tolist() == [0, 0, *PROMPT]
     assert row.segments.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return SentencePieceTokenizer.train(["name a colour dark red fox"] * 9, 280)
+    return SentencePieceTokenizer.train(["name a color dark red fox"] * 9, 280)
 
 
 texts = st.text(min_size=1, max_size=10)

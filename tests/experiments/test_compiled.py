@@ -1,4 +1,4 @@
-"""Compiled programs are kept in the folder of a run, unless the user says where, and none that a kill cut short."""
+"""Compiled programs are kept in the folder of a run or the user's folder, without those that a kill truncated."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from etils import epath
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """No folder of the user's, and one device."""
+    """Hides the user's cache folder and all but one device."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -28,7 +28,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_is_used_and_marked_while_a_run_goes_on(tmp_path):
+def test_the_folder_is_used_and_marked_during_a_run(tmp_path):
     folder = epath.Path(tmp_path) / "compiled"
     with command_line.compiled_kept(folder):
         assert jax.config.jax_compilation_cache_dir == str(folder)
@@ -36,7 +36,7 @@ def test_the_folder_is_used_and_marked_while_a_run_goes_on(tmp_path):
     assert names(folder) == []
 
 
-def test_a_run_that_ended_leaves_all_and_one_that_was_killed_all_but_its_newest(tmp_path):
+def test_a_finished_run_keeps_all_programs_and_a_killed_run_all_but_the_newest(tmp_path):
     folder = epath.Path(tmp_path)
     for name, age in (("a-cache", 30), ("b-cache", 10), ("c-cache", 20), ("b-atime", 5)):
         entry(folder, name, age)

@@ -29,7 +29,7 @@ SCORES = ((2.0, 1.0, 1.0), (0.0, 1.0), (1.0, 3.0, 2.0))
 
 
 def rankings():
-    """Prompts and answers of several lengths; the second has an answer fewer."""
+    """Returns rankings with several lengths of prompts and answers; the second has one answer fewer."""
     rng = np.random.default_rng(1)
     return [
         TokenizedRanking(rng.integers(1, 16, prompt), [rng.integers(1, 16, length) for length in lengths], scores)
@@ -38,13 +38,13 @@ def rankings():
 
 
 def batch(rankings):
-    """Two in the first row, and the others below."""
+    """Returns a batch with two rankings in the first row, and one in each other row."""
     return oracles.packed([rankings[:2], rankings[2:]], length=24, prompts=2, answers=3)
 
 
 @jax.jit
 def answer_log_prob(params, tokens, start, end):
-    """log pi(y | x), a scalar: of the tokens from `start` to before `end`, where x is before and nothing after."""
+    """Computes log pi(y | x), a scalar: y is the tokens from `start` to before `end`, x the tokens before them."""
     columns = jnp.arange(tokens.shape[0])
     logits, _ = MODEL.apply({"params": params}, tokens[None], (columns < end)[None].astype(jnp.int32), columns[None])
     each = losses.log_probs(logits[0, :-1], tokens[1:])
@@ -52,14 +52,14 @@ def answer_log_prob(params, tokens, start, end):
 
 
 def joined(ranking, k):
-    """The prompt with its k-th answer, padded, and where the answer starts and ends."""
+    """Returns the prompt with its k-th answer, padded, and the start and end of the answer."""
     text = np.concatenate([ranking.prompt, ranking.responses[k]]).astype(np.int32)
     return np.pad(text, (0, 10 - len(text))), len(ranking.prompt), len(text)
 
 
 @pytest.fixture(scope="module")
 def weights():
-    """(policy, reference)."""
+    """Returns the weights of (policy, reference)."""
     return fakes.params(MODEL, seed=1), fakes.params(MODEL, seed=2)
 
 
@@ -100,7 +100,7 @@ def test_at_the_reference_the_gradient_pulls_the_better_answer_up_and_the_worse_
     assert margin(stepped) > margin(reference)
 
 
-def test_at_the_reference_it_is_a_coin(weights):
+def test_at_the_reference_the_loss_is_that_of_a_coin_flip(weights):
     _, reference = weights
     pair = batch(rankings()[1:2])  # without ties
     np.testing.assert_allclose(found_loss(reference, reference, pair), math.log(2), rtol=1e-6)
@@ -120,7 +120,7 @@ def test_the_recipe_is_the_sandboxs_and_more():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(config, workdir) of DPO on small files, beside stages that look finished."""
+    """Runs DPO on small files, in a folder whose other stages look finished. Returns (config, workdir)."""
     home = tmp_path_factory.mktemp("dpo")
     config, workdir = recipe(home).unlock(), home / "run"
     config.dpo = ml_collections.ConfigDict({**recipes.get_config().dpo, "epochs": 4, "batch_size": 8})
@@ -155,8 +155,8 @@ def test_its_policy_answers(run):
 
 
 @pytest.mark.slow
-def test_it_is_judged_beside_the_others(run):
-    """With random weights in the places of the other models."""
+def test_its_policy_is_judged_with_the_others(run):
+    """The other models have random weights."""
     config, workdir = run
     run = Run(config, workdir, "name")
     save_run(run)

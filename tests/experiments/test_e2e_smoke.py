@@ -1,4 +1,4 @@
-"""The smoke variant of configs/e2e.py, from pretraining to the report, in a process of its own."""
+"""The smoke variant of configs/e2e.py, from pretraining to the report, in its own process."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_the_folder_of_the_data_must_be_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not E2E.is_dir() or not (DATA / "storybooks").is_dir(), reason=ABSENT)
-def test_the_whole_of_the_paper_runs_on_human_records(tmp_path):
+def test_all_stages_run_on_human_records(tmp_path):
     process = reproduce(tmp_path, DATA)
     assert process.returncode == 0, process.stderr[-2000:]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -43,11 +43,11 @@ def test_the_whole_of_the_paper_runs_on_human_records(tmp_path):
             estimate = human["accuracy"][kind][measure]
             assert estimate["low"] < estimate["mean"] < estimate["high"]
         assert human["accuracy"][kind]["length"]["mean"] > 0.55  # raters of quality prefer the longer text
-    # The raters' agreement as the release reports it, 67 %, give or take the sample.
+    # The raters' agreement is about 67 %, as the release reports.
     assert human["accuracy"]["single"]["raters"]["mean"] == pytest.approx(0.67, abs=0.05)
     assert set(human["facts_stated"]) == {*results["models"], "references"}
     assert human["facts_stated"]["references"]["mean"] > 0.88
-    assert results["models"]["ppo"]["true_quality"] is None  # nobody knows it
+    assert results["models"]["ppo"]["true_quality"] is None  # it is unknown
     for stage in ("ppo", "ppo_ptx"):
         first = json.loads((tmp_path / stage / "metrics.jsonl").read_text().splitlines()[1])
         assert first["first_ratio_deviation"] < 1e-5

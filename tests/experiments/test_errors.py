@@ -1,4 +1,4 @@
-"""What a user can get wrong is told before anything is trained; tests/wrong_input has it all, with the messages."""
+"""User errors are reported before training; tests/wrong_input has all of them, with their messages."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def refused(kind, function, *arguments):
-    """The one-line message of the error that a call ends with."""
+    """Returns the one-line message of the error that a call raises."""
     with pytest.raises(kind) as error:
         function(*arguments)
     assert isinstance(error.value, InputError)
@@ -72,7 +72,7 @@ def test_a_prompt_that_is_too_long_is_named(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """(config, workdir): data are prepared, and pretraining looks finished."""
+    """Returns (config, workdir) with prepared data and a pretraining that looks finished."""
     folder = tmp_path_factory.mktemp("pretrained")
     config, workdir = recipe(folder), folder / "run"
     layout = Run(config, workdir).layout
@@ -108,7 +108,7 @@ def test_a_missing_stage_is_named(pretrained, stage, missing):
     ],
     ids=["unknown key", "no stage"],
 )
-def test_a_script_says_so_in_one_line_and_leaves_with_2(tmp_path, script, flags, message):
+def test_a_script_prints_the_error_as_one_line_and_exits_with_2(tmp_path, script, flags, message):
     workdir = tmp_path / "run"
     finished = subprocess.run(
         [sys.executable, str(ROOT / "experiments" / script), f"--workdir={workdir}", *flags],

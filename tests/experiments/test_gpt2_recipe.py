@@ -1,4 +1,4 @@
-"""From imported weights to exported ones: configs/gpt2.py:tiny on human records, in processes of its own."""
+"""From imported to exported weights: configs/gpt2.py:tiny on human records, in separate processes."""
 
 import gzip
 import json
@@ -32,12 +32,12 @@ def script(name, *flags):
 
 
 def random_gpt2(folder, texts, size=1500):
-    """A GPT-2 of the tiny recipe's shape: random weights, and a vocabulary learned from the texts."""
+    """Writes a GPT-2 of the tiny recipe's shape, with random weights and a vocabulary trained on the texts."""
     pairs = tokenizers.ByteLevelBPETokenizer()
     pairs.train_from_iterator(texts, vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False)
     found = tokenizer_files.from_bytes(pairs.to_str().encode())
     shape = dict(gpt2.get_config("tiny").model)
-    config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # filled up, as released models are
+    config = TransformerConfig(**shape, vocab_size=found.vocab_size + 7)  # padded, like released models
     described = huggingface.describe(config, eos_id=found.eos_id, pad_id=found.pad_id)
     params = fakes.params(LanguageModel(config), noise=0.08)
     pretrained.write(folder, described, huggingface.tensors_of(params, config), {"tokenizer.json": found.to_bytes()})
@@ -46,7 +46,7 @@ def random_gpt2(folder, texts, size=1500):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not E2E.is_dir() or not (DATA / "storybooks").is_dir(), reason=ABSENT)
-def test_a_whole_run_from_imported_weights(tmp_path):
+def test_a_whole_run_starts_from_imported_weights(tmp_path):
     lines = gzip.decompress((DATA / "storybooks" / "storybooks.jsonl.gz").read_bytes()).decode().splitlines()[:300]
     lines += gzip.decompress((E2E / "quality.jsonl.gz").read_bytes()).decode().splitlines()[:300]
     texts = [record.get("text") or record["mr"] for record in map(json.loads, lines)]
@@ -74,7 +74,7 @@ def test_a_whole_run_from_imported_weights(tmp_path):
 
 
 @pytest.mark.skipif(not E2E.is_dir() or not (DATA / "storybooks").is_dir(), reason=ABSENT)
-def test_a_model_of_another_shape_is_refused_before_training(tmp_path):
+def test_a_model_of_another_shape_is_rejected_before_training(tmp_path):
     found = random_gpt2(tmp_path / "gpt2", ["name[Aromi], food[French]"], 300)
     flags = ["--config=configs/gpt2.py:tiny", f"--config.e2e.directory={DATA}", f"--workdir={tmp_path / 'run'}"]
     process = script("import_weights.py", *flags, f"--source={tmp_path / 'gpt2'}", "--config.model.num_layers=3")

@@ -1,4 +1,4 @@
-"""The way of docs/own_data.md, with four small files."""
+"""The steps of docs/own_data.md, with four small files."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ def script(name, *arguments):
 
 
 @pytest.mark.slow
-def test_all_stages_run_on_files_of_ones_own(tmp_path):
+def test_all_stages_run_on_the_users_own_files(tmp_path):
     recipes.recipe(tmp_path)  # writes the files
     flags = [f"--config.files.{name}={tmp_path / name}.jsonl" for name in FILES]
     flags += ["--config.tokenizer.vocab_size=300"]  # for so little text, as docs/own_data.md says

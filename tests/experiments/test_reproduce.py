@@ -1,4 +1,4 @@
-"""The smoke recipe, whole and in parts: what it leaves behind, and what happens when it is started again."""
+"""The smoke recipe, whole and in parts: its results, and what happens when it is started again."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def script(name, workdir, *flags, stdin=""):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(workdir, what was printed)."""
+    """Returns (workdir, the printed output)."""
     workdir = tmp_path_factory.mktemp("smoke") / "run"
     return workdir, script("reproduce.py", workdir)
 
@@ -50,7 +50,7 @@ def results(run):
 
 
 def curve(workdir, stage):
-    """The stage's metrics, without the clock."""
+    """Returns the stage's metrics, without times."""
     lines = metrics_file.read(workdir / stage / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "wall_seconds"} for line in lines]
 
@@ -68,7 +68,7 @@ def assert_estimate(estimate, low=-math.inf, high=math.inf):
 
 
 class TestResults:
-    def test_what_was_run_and_what_it_cost(self, results):
+    def test_the_results_record_the_run_and_its_cost(self, results):
         assert results["seed"] == 0
         assert results["config"] == RECIPE
         seconds = results["wall_seconds"]
@@ -153,7 +153,7 @@ class TestReport:
             assert list((folder / "tensorboard").iterdir())
             assert json.loads((folder / "summary.json").read_text())["steps"] == curve(run[0], stage)[-1]["step"]
 
-    def test_compiled_programs_are_kept_and_the_time_to_the_first_step_told(self, run):
+    def test_compiled_programs_are_kept_and_the_time_to_the_first_step_is_reported(self, run):
         kept = [path.name for path in (run[0] / "compiled").iterdir()]
         assert any("step" in name for name in kept) and ".in_use" not in kept
         for stage in STAGES:
@@ -167,7 +167,7 @@ class TestReport:
 
 
 def content(folder):
-    """A digest of each file that a stage wrote while it trained."""
+    """Returns a digest of each file that a stage wrote during training."""
     names = ("checkpoints", "metrics.jsonl", "summary.json", "selected.json")
     files = [path for name in names for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -175,7 +175,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def again(run, results, tmp_path_factory):
-    """A copy of the run whose ppo_ptx was interrupted after its first checkpoint, and all scripts run on it."""
+    """Copies the run with ppo_ptx interrupted after its first checkpoint, and runs all scripts on the copy."""
     workdir = tmp_path_factory.mktemp("again") / "run"
     shutil.copytree(run[0], workdir)
     (workdir / "ppo_ptx" / "summary.json").unlink()
@@ -194,8 +194,8 @@ class TestAgain:
         assert len(before[stage]) > 5
         assert content(workdir / stage) == before[stage]
 
-    def test_an_interrupted_stage_ends_as_if_it_had_not_been(self, run, again):
-        # Both optimisers, both streams, the average and the randomness are as they were: so are all numbers.
+    def test_an_interrupted_stage_ends_like_an_uninterrupted_one(self, run, again):
+        # Both optimizers, both streams, the average and the randomness are restored, so all numbers are equal.
         assert curve(again[0], "ppo_ptx") == curve(run[0], "ppo_ptx")
         assert (again[0] / "ppo_ptx" / "summary.json").exists()
 

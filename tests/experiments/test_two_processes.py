@@ -63,14 +63,14 @@ def start(workdir, devices, *flags):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_recipe_of_one(tmp_path):
+def test_two_processes_give_the_results_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
     two = [start(tmp_path / "two", 4, coordinator, f"--process_id={i}", "--process_count=2") for i in range(2)]
     printed = [process.communicate(timeout=900) for process in two]
     assert [process.returncode for process in two] == [0, 0], "\n".join(error[-2000:] for _, error in printed)
-    # The first process prints the table, and the other nothing; what Gloo says of itself is not ours.
+    # The first process prints the table, the other nothing. Gloo's own messages are ignored.
     ours = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in printed]
     assert any("PPO-ptx" in line for line in ours[0]) and not ours[1]
 

@@ -42,7 +42,7 @@ def printed(finished):
     return finished.stdout
 
 
-def test_a_script_that_does_not_exist_gives_their_names(tmp_path):
+def test_the_error_for_an_unknown_script_lists_the_scripts(tmp_path):
     message = refused(instructjax("reproduse", cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert message == f"instructjax: expected one of {', '.join(SCRIPTS)}, found 'reproduse'"
     message = refused(instructjax(cwd=tmp_path, PYTHONPATH=str(ROOT)))
@@ -69,7 +69,7 @@ def test_versions_agree():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Copies what a wheel is built from: a build leaves files behind."""
+    """Copies the files from which a wheel is built, because a build leaves files behind."""
     folder = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
         copy = shutil.copytree if name in FOLDERS else shutil.copyfile
@@ -125,7 +125,7 @@ def test_an_sdist_has_what_a_wheel_is_built_from(source, wheel):
 
 
 @pytest.mark.slow
-def test_a_wheel_refuses_as_the_repository_does(installed):
+def test_a_wheel_gives_the_same_errors_as_the_repository(installed):
     assert refused(installed("sample", "--prompt=a")) == (
         "runs/sandbox/ppo_ptx: expected the finished stage ppo_ptx, found none"
     )

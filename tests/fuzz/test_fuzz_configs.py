@@ -1,4 +1,4 @@
-"""Whatever a command line or a recipe holds: a run begins, or it ends with 2 and one line that says why."""
+"""With any command line or recipe, a run begins, or it ends with 2 and a reason of one line."""
 
 import command_line
 from hypothesis import example, given

@@ -1,4 +1,4 @@
-"""Whatever the files of a tokenizer hold: one that gives back every text, or an error of ours."""
+"""Any tokenizer files give a lossless tokenizer or an InputError."""
 
 import json
 
@@ -36,7 +36,7 @@ def assert_gives_back_text_or_is_refused(place):
 
 
 def without_vocabulary(described):
-    """Changes are drawn near the root, and seldom among hundreds of pieces."""
+    """Removes vocabulary and merges, so that changes are drawn near the root and not among hundreds of pieces."""
     return {**described, "model": {**described["model"], "vocab": {}, "merges": []}}
 
 
@@ -75,7 +75,7 @@ def test_vocabulary_and_merges_of_any_kind(tmp_path, vocab, merges):
 
 @st.composite
 def changed_model(draw):
-    """A SentencePiece model with other pieces, or another word of how they are to be used."""
+    """Returns a SentencePiece model with changed pieces or changed settings."""
     changed = model.ModelProto.FromString(PIECES)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(changed.pieces) - 1))
@@ -107,7 +107,7 @@ def changed_model(draw):
 
 @tries.tries
 @given(content=changed_model() | tries.any_bytes(PIECES))
-@example(content=PIECES.replace(b"<0x9A>", b"<0x9\xbe>"))  # SentencePiece says so in bytes that are no text
+@example(content=PIECES.replace(b"<0x9A>", b"<0x9\xbe>"))  # SentencePiece's message is not valid text
 def test_a_sentencepiece_model_of_any_kind(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     assert_gives_back_text_or_is_refused(tmp_path)

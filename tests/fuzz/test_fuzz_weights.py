@@ -1,4 +1,4 @@
-"""Whatever the folder of a model holds: the weights of the recipe's model, all finite, or an error of ours."""
+"""Any model folder gives finite weights of the recipe's model or an InputError."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ INDEX = {
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory):
-    """The folder of a model that fits; its files are replaced, one by one."""
+    """Returns the folder of a valid model, whose files are replaced one by one."""
     folder = tmp_path_factory.mktemp("valid") / "model"
     params = fakes.params(MODEL)
     pretrained.write(folder, DESCRIBED, huggingface.tensors_of(params, MODEL.config), {})
@@ -75,7 +75,7 @@ def test_an_index_of_any_kind(tmp_path, valid, content):
 
 
 def parted(valid):
-    """(header, arrays) of the weights of the valid folder."""
+    """Returns (header, arrays) of the weights in the valid folder."""
     content = (valid / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + size]), content[8 + size :]

@@ -1,4 +1,4 @@
-"""Masks against loops; attention against NumPy in float64; when the fused kernel is chosen."""
+"""Compares masks with loops, and attention with NumPy in float64; checks when the fused kernel is chosen."""
 
 import functools
 
@@ -41,8 +41,8 @@ def test_attention_is_the_weighted_mean_of_visible_values():
 
 
 @pytest.mark.parametrize("length", [7, 8, 9, 24, 27])
-def test_blocks_of_queries_change_nothing(monkeypatch, length):
-    """Values and gradients, from one block of at least 8 queries to three of at most 9."""
+def test_blocks_of_queries_do_not_change_the_result(monkeypatch, length):
+    """Compares values and gradients for one block of at least 8 queries up to three blocks of at most 9."""
     monkeypatch.setattr(attention_module, "MIN_BLOCK", 8)
     monkeypatch.setattr(attention_module, "MAX_BLOCKS", 3)
     rng = np.random.default_rng(length)
@@ -62,7 +62,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch, length):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
-def test_what_comes_after_a_block_is_not_computed(monkeypatch):
+def test_keys_after_a_block_are_not_computed(monkeypatch):
     widths = []
     plain = attention_module._attend
 
@@ -111,7 +111,7 @@ def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
         ("cpu", "bfloat16", 4, 64, False),
     ],
 )
-def test_the_fused_kernel_is_chosen_where_it_fits(monkeypatch, backend, dtype, length, width, fused):
+def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, backend, dtype, length, width, fused):
     calls = []
     plain = jax.nn.dot_product_attention
 

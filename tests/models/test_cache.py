@@ -13,7 +13,7 @@ from tests import fakes
 
 
 @pytest.mark.parametrize("more", ["branches", "deterministic"])
-def test_a_cache_knows_no_branches_and_no_dropout(more):
+def test_a_cache_excludes_branches_and_dropout(more):
     row, params = fakes.rows_of([[1] * 4]), fakes.params(LanguageModel(fakes.DECODER))
     given = {"branches": row[1]} if more == "branches" else {"deterministic": False}
     with pytest.raises(ValueError, match="expected a cache alone, found branches or dropout with it"):
@@ -48,8 +48,8 @@ def test_prefill_and_decode_equal_the_full_forward_pass(config, slots, by_layer)
 
 
 @pytest.mark.parametrize("by_layer", [True, False])
-def test_parameters_for_decoding_change_no_logits(by_layer):
-    """Kernels that are rounded are copies, and lie transposed; others are left as they are."""
+def test_decoding_parameters_do_not_change_logits(by_layer):
+    """Rounded kernels are transposed copies; others are unchanged."""
     config = dataclasses.replace(fakes.DECODER, matmul_dtype="bfloat16", cache_by_layer=by_layer)
     model, plain, rows = LanguageModel(config), LanguageModel(fakes.DECODER), fakes.rows_of([[1] * 7])
     params = fakes.params(model)

@@ -1,4 +1,4 @@
-"""Splash attention, interpreted, against two einsums; what it does not take; compiled for TPUs that are not there."""
+"""Splash attention: interpreted, against two einsums; unsupported arrays; compiled for absent TPUs."""
 
 import functools
 import importlib.util
@@ -21,7 +21,7 @@ B, H, T, D, WINDOW = 2, 2, 256, 16, 40
 
 
 def rows():
-    """Arrays, two texts in one row and one behind padding in the other, and what they see."""
+    """Returns arrays with two texts in one row and one text after padding in the other, and what their queries see."""
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.normal(size=(B, H, T, D)), jnp.float32) for _ in range(4)]
     segments = np.ones((B, T), np.int32)
@@ -59,11 +59,11 @@ def test_the_kernel_is_the_einsums_with_their_gradients(banded):
     [
         (256, 256, "bfloat16", None),
         (1, 256, "bfloat16", "queries of a cache"),
-        (200, 200, "bfloat16", "200 tokens, no multiple of 128"),
+        (200, 200, "bfloat16", "200 tokens, not a multiple of 128"),
         (256, 256, "float16", "arrays of float16"),
     ],
 )
-def test_what_the_kernel_does_not_take(queries, keys, dtype, reason):
+def test_unsupported_arrays_are_reported_with_a_reason(queries, keys, dtype, reason):
     assert flash.why_not(*(jnp.zeros((1, 1, length, 8), dtype) for length in (queries, keys))) == reason
 
 

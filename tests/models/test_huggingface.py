@@ -1,4 +1,4 @@
-"""Weights in and out: names and shapes on our side; on theirs, the same logits and scores."""
+"""Import and export of weights: names and shapes here, and the same logits and scores in transformers."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def assert_identical(found, expected):
 
 
 def written(folder, config=CONFIG, model=LanguageModel, **changes):
-    """(parameters, the folder with them); changes are of config.json."""
+    """Writes a model, with changes to config.json. Returns (parameters, folder)."""
     params = fakes.params(model(config))
     described = huggingface.describe(config, **IDS, is_reward_model=model is ScalarModel) | changes
     pretrained.write(folder, described, huggingface.tensors_of(params, config), {"tokenizer.json": b"{}"})
@@ -49,7 +49,7 @@ def message(function, *arguments):
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
-def test_out_and_in_again_is_the_same(tmp_path, config):
+def test_exported_weights_are_the_same_after_import(tmp_path, config):
     params = written(tmp_path / "model", config)
     assert huggingface.config_of(pretrained.read_config(tmp_path / "model")) == config
     assert_identical(read(tmp_path / "model"), params)
@@ -106,7 +106,7 @@ def test_old_names_masks_and_a_copy_of_the_embedding_are_understood():
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
-def test_a_vocabulary_that_was_filled_up_is_cut(config):
+def test_the_extra_rows_of_a_padded_vocabulary_are_left_out(config):
     params = fakes.params(LanguageModel(config))
     tensors = huggingface.tensors_of(params, config)
     for name in ("transformer.wte.weight", "lm_head.weight"):
@@ -118,7 +118,7 @@ def test_a_vocabulary_that_was_filled_up_is_cut(config):
     assert found == "folder: model: expected num_layers 3, vocab_size 64, found num_layers 2, vocab_size 19"
 
 
-def test_what_does_not_fit_is_told_from_both_sides():
+def test_errors_show_mismatches_of_both_sides():
     tensors = huggingface.tensors_of(fakes.params(LanguageModel(CONFIG)), CONFIG)
     tensors["transformer.h.0.mlp.c_fc.weight"] = tensors["transformer.h.0.mlp.c_fc.weight"].T
     del tensors["transformer.ln_f.bias"]
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_told_from_both_sides():
     )
 
 
-def test_integers_are_no_weights():
+def test_integer_weights_are_rejected():
     tensors = huggingface.tensors_of(fakes.params(LanguageModel(CONFIG)), CONFIG)
     tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"].astype(np.int8)
     found = message(huggingface.params_of, tensors, CONFIG, "FILE")
@@ -153,13 +153,13 @@ def test_integers_are_no_weights():
         ("n_head", 5),
     ],
 )
-def test_another_arithmetic_is_refused(tmp_path, key, value):
+def test_unsupported_arithmetic_is_rejected(tmp_path, key, value):
     written(tmp_path / "model", **{key: value})
     found = message(read, tmp_path / "model")
     assert found.startswith("config.json: ") and str(value) in found
 
 
-def test_models_that_gpt2_is_not(tmp_path):
+def test_models_that_gpt2_cannot_express_are_rejected(tmp_path):
     banded = dataclasses.replace(CONFIG, local_window=3)
     assert message(lambda: huggingface.describe(banded, **IDS)).startswith("model.local_window: expected None")
     narrow = dataclasses.replace(CONFIG, d_head=8)
@@ -167,13 +167,13 @@ def test_models_that_gpt2_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt"])
-def test_pickles_are_refused(tmp_path, name):
+def test_pickle_files_are_rejected(tmp_path, name):
     written(tmp_path / "model")
     (tmp_path / "model" / pretrained.WEIGHTS).rename(tmp_path / "model" / name)
     assert f"found {name}, which is a pickle and can run code" in message(read, tmp_path / "model")
 
 
-def test_files_that_are_missing_or_broken(tmp_path):
+def test_missing_or_damaged_files_are_rejected(tmp_path):
     assert message(read, tmp_path / "nowhere") == f"{tmp_path}/nowhere: expected the folder of a model, found none"
     (tmp_path / "file").write_bytes(b"")
     assert message(read, tmp_path / "file") == f"{tmp_path}/file: expected the folder of a model, found a file"
@@ -195,10 +195,10 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parity
 class TestAgainstTransformers:
-    """Needs torch and transformers; weights are random and made here.
+    """Needs torch and transformers. Weights are random.
 
-    Both sides compute in float64: what differs by more than 1e-11 is another function, not rounding. In float32 torch
-    itself was seen 1e-4 off its own float64 in the first call of a process, and not in the next.
+    Both sides compute in float64, where a difference above 1e-11 is not rounding. In float32, the first call of torch
+    in a process was seen to differ by 1e-4 from its own float64, and the next call did not.
     """
 
     SHAPES = [
@@ -214,7 +214,7 @@ class TestAgainstTransformers:
         self.transformers = pytest.importorskip("transformers", reason="needs the extra parity")
 
     def ours(self, model, params, *row):
-        """What our model gives in float64: logits or scores."""
+        """Computes our model's logits or scores in float64."""
         with jax.enable_x64(True):
             exact = type(model)(dataclasses.replace(model.config, dtype="float64", param_dtype="float64"))
             found = exact.apply({"params": jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)}, *row)
@@ -225,8 +225,8 @@ class TestAgainstTransformers:
         return tokens, np.ones_like(tokens), np.arange(length)[None].repeat(rows, 0)
 
     @pytest.mark.parametrize("config", SHAPES)
-    def test_their_model_gives_our_logits(self, config, capsys):
-        """Their random weights come in."""
+    def test_a_model_of_transformers_gives_the_same_logits(self, config, capsys):
+        """Their random weights are imported."""
         described = huggingface.describe(config, **IDS)
         settings = self.transformers.GPT2Config(**described, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
         settings.initializer_range = 0.3
@@ -242,8 +242,8 @@ class TestAgainstTransformers:
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"])
-    def test_folders_that_they_write_come_in(self, tmp_path, kind, dtype):
-        """In several files, and as those classes name and leave out tensors."""
+    def test_folders_written_by_transformers_can_be_imported(self, tmp_path, kind, dtype):
+        """The weights are in several files, with the tensor names of their classes."""
         described = huggingface.describe(CONFIG, **IDS, is_reward_model="Classification" in kind)
         self.torch.manual_seed(0)
         settings = self.transformers.GPT2Config(**described, initializer_range=0.3)
@@ -258,7 +258,7 @@ class TestAgainstTransformers:
         assert ("score.weight" in found) == ("Classification" in kind)
 
     @pytest.mark.parametrize("config", SHAPES[:2], ids=["tied", "untied"])
-    def test_their_auto_class_loads_our_policy(self, tmp_path, config, capsys):
+    def test_auto_model_loads_our_policy(self, tmp_path, config, capsys):
         params = written(tmp_path / "model", config)
         theirs = self.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval().double()
         tokens, segments, positions = self.row(config)
@@ -267,8 +267,8 @@ class TestAgainstTransformers:
         found = self.ours(LanguageModel(config), params, tokens, segments, positions)
         self.report(capsys, "logits of an exported policy", found, expected)
 
-    def test_their_auto_class_loads_our_reward_model(self, tmp_path, capsys):
-        """Rows of several lengths, padded on the right; the score is read at EOS."""
+    def test_auto_model_loads_our_reward_model(self, tmp_path, capsys):
+        """Rows have several lengths and are padded on the right; the score is read at EOS."""
         params = fakes.params(ScalarModel(CONFIG))
         params["head"]["bias"] = jnp.float32(1.75)
         described = huggingface.describe(CONFIG, **IDS, is_reward_model=True)
@@ -284,13 +284,13 @@ class TestAgainstTransformers:
         with self.torch.no_grad():
             expected = theirs(self.torch.tensor(tokens), attention_mask=self.torch.tensor(inside)).logits[:, 0].numpy()
         scores = self.ours(ScalarModel(CONFIG), params, tokens, segments * inside, positions * inside)
-        # The offset lies in the file as a change of float32 weights, and is rounded there.
+        # The file has the offset as a change of float32 weights, which is rounded.
         found = scores[np.arange(3), lengths - 1]
         self.report(capsys, "scores of an exported reward model", found, expected, atol=1e-7)
 
     @pytest.mark.parametrize("config", SHAPES)
-    def test_cached_greedy_decoding_is_theirs(self, tmp_path, config):
-        """Prompts of several lengths, padded on the left, each continued to its own EOS or to the end."""
+    def test_cached_greedy_decoding_equals_that_of_transformers(self, tmp_path, config):
+        """Prompts of several lengths, padded on the left, are each continued to EOS or to the maximum length."""
         params = written(tmp_path / "model", config)
         theirs = self.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval().double()
         tokens, segments, _ = self.row(config, rows=4, length=6)

@@ -1,4 +1,4 @@
-"""Products of rounded factors against NumPy in float64, forward and backward, for shapes down to one."""
+"""Compares products of rounded factors with NumPy in float64, forward and backward, for sizes down to 1."""
 
 import functools
 
@@ -24,7 +24,7 @@ def terms(spec):
 
 
 def arrays(spec, sizes, seed):
-    """Both factors and a cotangent, of float32."""
+    """Returns both factors and a cotangent, in float32."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=[sizes[letter] for letter in term]).astype(np.float32) for term in terms(spec)]
 
@@ -54,7 +54,7 @@ def test_products_and_gradients_are_sums_of_rounded_factors(spec, factors, sizes
         np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-5)
 
 
-def test_each_gradient_has_the_dtype_of_what_it_belongs_to():
+def test_each_gradient_has_the_dtype_of_its_array():
     x, y = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 3), jnp.float32)
     found, pull = jax.vjp(lambda x, y: matmul.einsum("td,df->tf", x, y, jnp.bfloat16, jnp.bfloat16), x, y)
     assert found.dtype == jnp.bfloat16
@@ -62,7 +62,7 @@ def test_each_gradient_has_the_dtype_of_what_it_belongs_to():
 
 
 def test_a_gradient_of_float32_is_not_rounded():
-    """257 = 256 + 1 is no bfloat16; it is the sum of 257 factors that are."""
+    """257 = 256 + 1 is not a bfloat16, but it is a sum of bfloat16 products."""
     x, y = jnp.ones((257, 8), jnp.bfloat16), jnp.ones((8, 8), jnp.float32)
     _, pull = jax.vjp(lambda y: matmul.einsum("td,df->tf", x, y, jnp.bfloat16, jnp.bfloat16), y)
     np.testing.assert_array_equal(pull(jnp.ones((257, 8), jnp.bfloat16))[0], np.full((8, 8), 257.0))
@@ -71,8 +71,8 @@ def test_a_gradient_of_float32_is_not_rounded():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
 @pytest.mark.parametrize("rows", [16, 256])
 @pytest.mark.parametrize("spec", SPECS)
-def test_no_factor_is_made_float32_again_on_a_cpu(spec, rows):
-    """Of the three products none reads float32 arrays, which the faster kernels for bfloat16 do not."""
+def test_no_factor_is_converted_back_to_float32_on_a_cpu(spec, rows):
+    """None of the three products reads float32 arrays; the faster bfloat16 kernels do not accept them."""
     sizes = dict(zip(sorted({*spec} - {*",->"}), (64, 128, 256, 192, 16), strict=False))
     sizes["t"] = rows
     shapes = [jax.ShapeDtypeStruct([sizes[letter] for letter in term], jnp.float32) for term in terms(spec)]

@@ -1,4 +1,4 @@
-"""The table of GPT-3's sizes: consistent, and the counts are those of real trees."""
+"""The table of GPT-3's sizes is consistent, and the counts are those of real trees."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_count_equals_the_real_tree(size):
     assert count_parameters(config) == tree_size(LanguageModel(config))
 
 
-def test_count_where_no_width_equals_another():
+def test_the_count_is_right_if_all_widths_differ():
     config = TransformerConfig(
         vocab_size=11, num_layers=2, d_model=6, num_heads=3, d_head=5, d_ff=7, max_length=13, local_window=2
     )

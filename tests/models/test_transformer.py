@@ -59,7 +59,7 @@ def gradients_of(config):
 
 
 @pytest.mark.parametrize("change", [{"remat": True}, {"remat": True, "unroll": 2}])
-def test_rematerialising_and_unrolling_change_no_gradient(change):
+def test_rematerialization_and_unrolling_do_not_change_gradients(change):
     config = dataclasses.replace(fakes.BANDED_DECODER, dropout=0.3)
     params = fakes.params(LanguageModel(config))
     expected, found = (gradients_of(c)(params) for c in (config, dataclasses.replace(config, **change)))
@@ -192,7 +192,7 @@ def test_graft_replaces_the_trunk_by_a_copy_and_keeps_the_head():
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grafted))
 
 
-def test_graft_names_both_sides_of_what_differs():
+def test_the_error_of_graft_names_both_sides():
     scalar = fakes.params(ScalarModel(fakes.DECODER))
     wide = fakes.params(LanguageModel(dataclasses.replace(fakes.DECODER, vocab_size=23)))
     with pytest.raises(
@@ -219,6 +219,6 @@ def test_graft_names_both_sides_of_what_differs():
         ({"param_dtype": "float64"}, "param_dtype: expected JAX_ENABLE_X64=1 with float64, found it off"),
     ],
 )
-def test_impossible_configs(change, message):
+def test_invalid_configs_are_rejected(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(fakes.DECODER, **change)

@@ -1,4 +1,4 @@
-"""Logits by chunks: values and gradients of all logits at once, and nowhere an array of their size."""
+"""Logits in chunks give the values and gradients of all logits at once, without an array of their size."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def at_once(params, hidden, tokens, weights):
 
 @functools.cache
 def differentiated(function):
-    """Compiled: what is read, its weighted sum, and the gradient of that."""
+    """Compiles a function of the read values, their weighted sum and its gradient."""
 
     def total(params, hidden, tokens, weights, factors):
         found = function(params, hidden, tokens, weights)
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_those_of_all_logits(size, weights, seed):
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float32, (B, T), elements=st.sampled_from([0.0, 0.5, 1.0])))
-def test_what_has_a_weight_moves_to_the_left_in_its_order(weights):
+def test_columns_with_a_weight_move_to_the_left_in_order(weights):
     places = np.arange(B * T).reshape(B, T)
     wide = places[..., None] * np.array([1, 10])
     moved, *arrays = unembedding.weighted_first(weights, places, wide)
@@ -76,7 +76,7 @@ def test_what_has_a_weight_moves_to_the_left_in_its_order(weights):
 
 
 def sizes(jaxpr):
-    """The number of elements of every array in a program, of the programs inside it too."""
+    """Yields the number of elements of every array in a program, including the programs inside it."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.size for variable in equation.outvars)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -85,7 +85,7 @@ def sizes(jaxpr):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_no_array_has_the_size_of_all_logits(size):
-    """The vocabulary is larger than all else."""
+    """The vocabulary is larger than all other sizes."""
     config = dataclasses.replace(fakes.CONFIG, vocab_size=10_007, logits_chunk=B * size - 1)
     model = LanguageModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((3, 1, 1), jnp.int32))["params"]
@@ -103,7 +103,7 @@ def test_no_array_has_the_size_of_all_logits(size):
 
 
 def test_columns_without_a_weight_are_not_computed():
-    """They would be NaN and counted."""
+    """If they were computed, they would be NaN and counted."""
     calls = []
 
     def count(logits, tokens):

@@ -1,4 +1,4 @@
-"""What a token can see: its segment, its branch, the window of its layer, and no padding."""
+"""A token sees its segment, its branch and the window of its layer, but no padding."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from tests import fakes
 
 @functools.cache
 def influence_of(config):
-    """A function of parameters and one row, to [T, T] bool: whether the hidden state at the
+    """Returns a function of parameters and one row, to [T, T] bool: whether the hidden state at the
     first index has a gradient in the token at the second."""
 
     def influence(params, tokens, segments, positions):
-        # Each place of the row gets an embedding of its own, so that the gradient tells places apart.
+        # Each place of the row gets its own embedding, so that gradients distinguish places.
         places = jnp.arange(tokens.shape[1])[None]
         model = LanguageModel(dataclasses.replace(config, vocab_size=tokens.shape[1]))
 
@@ -106,8 +106,8 @@ def test_packed_rows_equal_separate_rows(config):
 
 
 @pytest.mark.parametrize("config", [fakes.DECODER, fakes.BANDED_DECODER], ids=["dense", "banded"])
-def test_continuations_beside_each_other_equal_each_alone(config):
-    """A prefix of 3 with continuations of 4, 2 and 3 tokens, then another prefix of 2 with one of 4, then padding."""
+def test_continuations_in_one_row_equal_each_alone(config):
+    """The row has a prefix of 3 with continuations of 4, 2 and 3 tokens, a prefix of 2 with one of 4, and padding."""
     layout = [(1, 3, (4, 2, 3)), (2, 2, (4,))]
     columns = {"segments": [], "branches": [], "positions": []}
     for segment, prefix, sizes in layout:

@@ -1,4 +1,4 @@
-"""Every notebook runs, from the saved numbers of full runs, and is committed with what it shows."""
+"""Every notebook runs on the saved numbers of full runs, and is committed with its output."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ import execute  # noqa: E402
 
 
 def shown(notebook):
-    """The outputs of a notebook's cells, as text; of figures only that they are there."""
+    """Returns the outputs of a notebook's cells as text; figures are only named."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             assert output.output_type != "error"
@@ -48,7 +48,7 @@ def test_no_folder_of_a_machine_is_shown(path):
     assert not re.search(r"/(home|root|tmp|Users|usr|work)/", text)
 
 
-def test_numbers_of_another_run_take_the_place_of_its_kind(tmp_path, monkeypatch):
+def test_numbers_of_another_run_replace_those_of_its_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "FOLDER", tmp_path)
     shutil.copytree(FOLDER / "runs", tmp_path / "runs")
     shutil.copytree(FOLDER / "runs" / "sandbox", tmp_path / "mine")

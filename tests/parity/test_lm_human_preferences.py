@@ -1,7 +1,7 @@
 """Parity with the formulas of the authors' earlier code, openai/lm-human-preferences (Ziegler et al. 2019).
 
-Written from its description, one number at a time in float64. Its responses are all of one length, so
-nothing there is masked, and it whitens what one update sees: one minibatch of one process.
+The formulas are written from its description, one number at a time in float64. There, all responses
+have the same length, so nothing is masked, and each update whitens one minibatch of one process.
 """
 
 import math
@@ -24,7 +24,7 @@ def whitened(rows, keep_mean):
 
 
 def theirs(case, whiten_rewards):
-    """Rewards, advantages (before and after whitening), returns; both losses, and how many tokens they clip."""
+    """Computes rewards, advantages (before and after whitening), returns, both losses and their clipped tokens."""
     count, length = case["values"].shape
     places = [(b, t) for b in range(count) for t in range(length)]
     rewards = [

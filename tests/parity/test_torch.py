@@ -1,4 +1,4 @@
-"""Parity of the optimiser with torch."""
+"""Parity of the optimizer with torch."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ KEYS = ml_collections.ConfigDict({"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
 def test_adam_with_cosine_decay_and_clipping(decay, capsys):
-    """50 updates of a small network; its gradients are above and below the norm that they are clipped to."""
+    """Makes 50 updates of a small network, with gradients above and below the norm to which they are clipped."""
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     rng = np.random.default_rng(0)
     start = {"kernel": rng.normal(size=(5, 7)), "bias": 0.5 * rng.normal(size=7)}
@@ -52,4 +52,4 @@ def test_adam_with_cosine_decay_and_clipping(decay, capsys):
         errors = [float(np.abs(ours[name] - theirs[name].detach().numpy()).max()) for name in start]
     with capsys.disabled():
         print(f"\n  Adam, {STEPS} steps, decay {decay}: largest difference of a weight {max(errors):.1e}", end="")
-    assert max(errors) < 1e-5  # torch adds 1e-6 to the norm that it divides by
+    assert max(errors) < 1e-5  # torch adds 1e-6 to the norm by which it divides

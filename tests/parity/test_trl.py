@@ -1,7 +1,7 @@
 """Parity of the PPO equations with TRL 1.12, the last release with a PPO trainer.
 
-Its trainer is one long method, so the lines between two comments of the installed source are run as they
-are. The same numbers, kept in files, stand in for it where TRL is not installed.
+Its trainer is one long method, so the test runs the lines between two comments of the installed source. If
+TRL is not installed, numbers recorded from it are used instead.
 """
 
 import ast
@@ -38,9 +38,9 @@ def x64():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_numbers_from_trl(name):
-    """Files `ppo_case_NAME.npz` with the settings, and arrays in_* and out_*.
+    """Reads files `ppo_case_NAME.npz` with the settings, and arrays in_* and out_*.
 
-    Recorded with TRL 1.12.0 and torch 2.13.0: seeded random numbers, run through the trainer's lines as in `run_trl`.
+    They were recorded with TRL 1.12.0 and torch 2.13.0, from seeded random numbers, as in `run_trl`.
     """
     path = local_data.TRL_PARITY / f"ppo_case_{name}.npz"
     if not path.is_file():
@@ -61,7 +61,7 @@ def test_trl_itself(name, seed, capsys):
 
 
 def run_trl(setting, seed, *, always_full, rows=6, width=10):
-    """Random responses through the lines of TRL's trainer; arrays in_* and out_* as in the files."""
+    """Runs random responses through the lines of TRL's trainer. Returns arrays in_* and out_* as in the files."""
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     trainer = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="needs the extra parity")
     source = inspect.getsource(trainer.PPOTrainer.train)
@@ -128,7 +128,7 @@ def run_trl(setting, seed, *, always_full, rows=6, width=10):
 
 
 def lines_of(source, first, end, *, inclusive):
-    """The lines from the one with `first` to the one with `end`."""
+    """Returns the lines from the one with `first` to the one with `end`."""
     start = source.rindex("\n", 0, source.index(first)) + 1
     stop = source.index(end, start)
     stop = source.index("\n", stop) if inclusive else source.rindex("\n", 0, stop)
@@ -138,13 +138,13 @@ def lines_of(source, first, end, *, inclusive):
 def compare(case, setting):
     """Compares our equations with TRL's numbers, and returns the largest differences.
 
-    Where the two differ on purpose, TRL's convention is applied here, by hand, before comparing:
-    - TRL puts the score one place after EOS, and lets value and return be real there;
+    Where the two differ on purpose, this applies TRL's convention before the comparison:
+    - TRL puts the score one position after EOS, and counts value and return there;
       here both end with the last token, as the paper's episode does.
     - TRL's variance is unbiased, n - 1; here it is divided by n, as in the authors'
       earlier code.
     - TRL offers the k3 estimator of KL; the paper's reward is log π - log π_ref (k1).
-    - TRL can whiten rewards and fine a missing EOS inside; here the caller does.
+    - TRL can whiten rewards and penalize a missing EOS internally; here the caller does.
     """
     errors = []
 

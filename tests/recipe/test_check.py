@@ -1,4 +1,4 @@
-"""What can be known to be wrong is refused before any work, whatever the stage it would have failed in."""
+"""Invalid recipes are rejected before any work, in whichever stage they would fail."""
 
 import importlib
 import math
@@ -24,7 +24,7 @@ def test_recipes_that_name_their_records_pass(name, variant):
 @pytest.mark.parametrize(
     ("recipe", "variant"), [*((instructgpt, v) for v in instructgpt.VARIANTS), *((gpt2, v) for v in gpt2.SIZES)]
 )
-def test_the_base_wants_files(recipe, variant):
+def test_the_base_recipe_needs_files(recipe, variant):
     config = recipe.get_config(variant)
     with pytest.raises(ConfigError, match="^files.text: expected a file of Text records, found none"):
         check.recipe(config)
@@ -69,7 +69,7 @@ def test_the_base_wants_files(recipe, variant):
         ("parallel__mode", "xmap", "expected one of jit, pmap, found 'xmap'"),
     ],
 )
-def test_a_value_that_is_impossible_is_named(tmp_path, key, value, message):
+def test_a_value_that_is_not_allowed_is_named(tmp_path, key, value, message):
     config = sandbox.get_config("smoke")
     check.recipe(config)
     with pytest.raises(ConfigError) as error:
@@ -88,7 +88,7 @@ def test_text_is_not_needed_in_every_batch():
 
 
 @pytest.mark.parametrize("name", ["text", "demonstrations", "prompts", "rankings"])
-def test_every_stages_records_are_asked_for_at_once(tmp_path, name):
+def test_the_records_of_all_stages_are_required_at_the_start(tmp_path, name):
     with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
         _ = Run(changed(recipe(tmp_path), **{f"files__{name}": ""}), tmp_path / "run").layout
 
@@ -123,7 +123,7 @@ def test_every_key_has_a_range(key):
 
 
 @pytest.mark.parametrize("key", EVERY)
-def test_every_key_is_asked_for(key):
+def test_every_key_is_required(key):
     config = EVERY[key][0].copy_and_resolve_references().unlock()
     section, _, name = key.rpartition(".")
     del (config[section] if section else config)[name]
@@ -132,8 +132,8 @@ def test_every_key_is_asked_for(key):
 
 
 @pytest.mark.parametrize("key", [key for key in EVERY if "." in key])
-def test_no_other_key_is_taken(key):
-    """Also not next to the right one."""
+def test_undeclared_keys_are_rejected(key):
+    """This holds even next to the right key."""
     config, section = EVERY[key][0].copy_and_resolve_references().unlock(), key.rpartition(".")[0]
     config[section][f"{key.rpartition('.')[2]}_"] = EVERY[key][1]
     with pytest.raises(ConfigError, match=f"^{key}_: expected a key .*, found no such key; did you mean {key}\\?$"):
@@ -142,7 +142,7 @@ def test_no_other_key_is_taken(key):
 
 @pytest.mark.parametrize(("old", "new"), declared.RENAMED.items())
 @pytest.mark.parametrize("is_there", [True, False])
-def test_an_old_name_gives_the_new_one(old, new, is_there):
+def test_the_error_for_an_old_name_gives_the_new_one(old, new, is_there):
     config = sandbox.get_config().unlock()
     section, _, name = new.rpartition(".")
     config[section][old.rpartition(".")[2]] = config[section][name]
@@ -152,7 +152,7 @@ def test_an_old_name_gives_the_new_one(old, new, is_there):
         check.keys(config)
 
 
-def test_a_section_that_is_declared_elsewhere_is_left_to_its_stage():
+def test_a_section_that_is_declared_elsewhere_is_checked_by_its_stage():
     config = sandbox.get_config().unlock()
     config.mine = ml_collections.ConfigDict({"epochs": -1})
     check.keys(config)

@@ -1,4 +1,4 @@
-"""Every key is declared once: the declarations are the paper's recipe, and each of them is complete."""
+"""Every key is declared once. The declarations are the paper's recipe, and each is complete."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,7 @@ def test_a_value_is_in_its_range(key):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_is_described(key):
-    """By its meaning, its unit or its source, in phrases of which a table can be made."""
+    """Each key has a meaning, a unit or a source, in phrases that fit in a table."""
     found = KEYS[key]
     assert found.meaning or found.unit and found.source or found.unit == "epochs"
     for phrase in (found.unit, found.meaning, found.source):
@@ -34,13 +34,13 @@ def test_a_key_is_described(key):
 
 
 def test_the_model_has_the_fields_of_its_config():
-    """All but those that the tokenizer and the stage decide."""
+    """Excludes the fields that the tokenizer and the stage set."""
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     assert declared.SECTIONS["model"].keys.keys() == fields - {"vocab_size", "dropout"}
 
 
 @pytest.mark.parametrize("name", declared.OPTIONAL)
-def test_a_section_that_a_recipe_may_have_is_one_that_a_recipe_has(name):
+def test_every_optional_section_is_used_by_a_recipe(name):
     recipes = [importlib.import_module(f"configs.{file}") for file in ("instructgpt", "sandbox", "e2e", "dpo")]
     assert any(name in recipe.get_config() for recipe in recipes)
 
@@ -73,7 +73,7 @@ def test_without_a_near_key_those_of_the_section_are_named():
 
 
 @pytest.mark.parametrize(("old", "new"), declared.RENAMED.items())
-def test_an_old_name_in_a_file_of_an_earlier_version_is_refused(old, new):
+def test_an_old_name_in_a_file_of_an_earlier_version_is_rejected(old, new):
     before = declared.paper().to_dict()
     declared.check_names(before, "FILE")
     section, _, name = old.rpartition(".")

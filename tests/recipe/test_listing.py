@@ -12,7 +12,7 @@ PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "recipe.md"
 
 
 def test_the_page_is_up_to_date():
-    """If not: `python experiments/config.py --markdown > docs/recipe.md`."""
+    """To update it, run `python experiments/config.py --markdown > docs/recipe.md`."""
     assert PAGE.read_text() == listing.markdown()
 
 
@@ -36,7 +36,7 @@ def test_the_papers_recipe_does_not_differ_from_itself():
     assert not [row for row in listing.rows(instructgpt.get_config()) if row.is_changed or row.is_added]
 
 
-def test_what_differs_is_marked_with_the_papers_value():
+def test_differences_are_marked_with_the_papers_value():
     rows = {(row.section, row.name): row for row in listing.rows(sandbox.get_config())}
     row = rows["ppo", "kl_coefficient"]
     assert (row.is_changed, row.is_added, row.paper, row.unit, row.source) == (
@@ -70,7 +70,7 @@ def test_the_script_prints_every_key():
     assert not any("\x1b" in line for line in lines)  # no colors in a pipe
 
 
-def test_the_script_prints_what_differs():
+def test_the_script_prints_the_differences():
     lines = printed("--config=configs/instructgpt.py", "--config.seed=3", "--changed")
     assert lines[0] == "configs/instructgpt.py: 134 keys" and lines[1].startswith("* 1 differ ")
     assert [line.split() for line in lines[-1:]] == [["*", "seed", "3", "default:", "0"]]

@@ -1,4 +1,4 @@
-"""What is measured of episodes: 0 where they are sound, more where any one cell is not."""
+"""The consistency measures are 0 for correct episodes, and positive if any cell is wrong."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ reward_placement_error = jax.jit(lambda *given: consistency.reward_placement_err
 
 @st.composite
 def sound(draw):
-    """Episodes as they are defined, row by row; a sampled token may be PAD, and a prompt may hold EOS."""
+    """Builds episodes from their definition, row by row; a sampled token may be PAD, and a prompt may hold EOS."""
     tokens, segments = np.full((B, P + R), PAD, np.int32), np.zeros((B, P + R), np.int32)
     positions, mask = np.zeros((B, P + R), np.int32), np.zeros((B, R), np.float32)
     for row in range(B):
@@ -52,7 +52,7 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
     wrong = getattr(rows, field).copy()
     column %= wrong.shape[1]
     if field == "positions":
-        assume(rows.segments[row, column])  # nobody reads those of padding
+        assume(rows.segments[row, column])  # those of padding are not read
         wrong[row, column] += shift
     else:
         wrong[row, column] = 1 - wrong[row, column]
@@ -61,7 +61,7 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
 
 @settings(deadline=None)
 @given(sound(), st.integers(0, B - 1), st.integers(0, P + R - 1))
-def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column):
+def test_the_score_belongs_to_the_last_produced_token(rows, row, column):
     outputs = np.random.default_rng(0).normal(size=(B, P + R)).astype(np.float32)
     scores = np.array(episode.at_last_token(outputs, rows.segments))
     assert score_read_error(scores, outputs, rows) == 0
@@ -73,7 +73,7 @@ def test_the_score_belongs_to_the_last_token_that_was_produced(rows, row, column
 
 @settings(deadline=None)
 @given(sound(), st.integers(0, B - 1), st.integers(0, R - 1), st.floats(-2, 2, width=32))
-def test_any_other_reward_is_told_by_its_size(rows, row, column, shift):
+def test_a_wrong_reward_is_reported_with_the_size_of_its_error(rows, row, column, shift):
     rng = np.random.default_rng(0)
     log_probs, reference = rng.normal(size=(2, B, R)).astype(np.float32) * rows.response_mask
     scores = rng.normal(size=B).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What PPO reads from episodes, against each sequence alone, without padding and token by token."""
+"""Compares what PPO reads from episodes with each sequence alone, without padding and token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def episodes():
 
 
 def alone(row):
-    """(tokens, segments, positions) [1, n] of one sequence without padding."""
+    """Returns (tokens, segments, positions) [1, n] of one sequence without padding."""
     tokens = jnp.array([PROMPTS[row] + RESPONSES[row]])
     return tokens, jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
 
@@ -82,7 +82,7 @@ def test_last_token_of_any_layout():
 
 
 def test_ended_means_eos_in_the_response():
-    # The second prompt holds EOS too, and the third response has none.
+    # The second prompt also holds EOS, and the third response has none.
     np.testing.assert_array_equal(episode.ended(episodes(), EOS), [True, True, False, True])
     # The fourth response holds PAD as a token; padding does not end a response.
     np.testing.assert_array_equal(episode.ended(episodes(), PAD), [False, False, False, True])

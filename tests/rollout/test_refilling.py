@@ -1,4 +1,4 @@
-"""Rows that take the next prompt when they are done: the same tokens as one row for each prompt."""
+"""Idle rows that take the next prompt give the same tokens as one row per prompt."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tests import fakes
 EOS, PAD, P, R, N = 1, 0, 4, 7, 12
 ENDS = {"max_response": R, "eos_id": EOS, "pad_id": PAD}
 MODEL = LanguageModel(fakes.CONFIG)
-# Logits far enough apart that products of other shapes, which round otherwise, change no token.
+# Logits are far enough apart that the different rounding of other shapes changes no token.
 PARAMS = fakes.params(MODEL, noise=0.15)
 
 
@@ -30,7 +30,7 @@ def prompts(seed):
 
 @functools.cache
 def both(config, rows, refill, eos):
-    """(prompts, keys) -> what a row for each prompt gives, and what fewer rows give."""
+    """Returns a function of (prompts, keys) that samples with a row per prompt, and with fewer rows."""
     model, ends, choose = LanguageModel(config), ENDS | {"eos_id": eos}, sampling.categorical()
 
     @jax.jit
@@ -53,7 +53,7 @@ def both(config, rows, refill, eos):
         (2, 4, fakes.CONFIG, False),
     ],
 )
-def test_the_tokens_are_those_of_a_row_for_each_prompt(config, rows, refill, by_layer):
+def test_the_tokens_are_those_of_one_row_per_prompt(config, rows, refill, by_layer):
     config = dataclasses.replace(config, cache_by_layer=by_layer)
     for seed in range(3):
         keys = sampling.row_keys(jax.random.key(seed), N)
@@ -67,7 +67,7 @@ def test_the_tokens_are_those_of_a_row_for_each_prompt(config, rows, refill, by_
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 1000))
-def test_what_is_decoded_is_what_is_needed_and_what_rows_that_are_done_waste(seed):
+def test_decoded_tokens_are_those_needed_and_those_of_idle_rows(seed):
     keys = sampling.row_keys(jax.random.key(seed), N)
     (expected, plain), (found, refilled) = both(fakes.CONFIG, 4, 1, EOS)(prompts(seed), keys)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -82,7 +82,7 @@ def test_what_is_decoded_is_what_is_needed_and_what_rows_that_are_done_waste(see
     assert int(refilled) == 4 * steps
 
 
-def test_a_response_that_never_ends_is_cut_and_nothing_is_wasted():
+def test_responses_that_never_end_are_truncated_and_waste_nothing():
     (expected, plain), (found, refilled) = both(fakes.CONFIG, 4, 4, -1)(
         prompts(0), sampling.row_keys(jax.random.key(0), N)
     )

@@ -1,4 +1,4 @@
-"""A reward function sees the texts that were sampled, and its scores are the rewards."""
+"""A reward function gets the sampled texts, and its scores are the rewards."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def layout():
 
 
 def episodes(layout):
-    """Prompts padded on the left, responses and EOS padded on the right."""
+    """Returns episodes with prompts padded on the left, and responses and EOS padded on the right."""
     tokens, segments = np.full((3, 32), layout.tokenizer.pad_id, np.int32), np.zeros((3, 32), np.int32)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         before, after = layout.encode_prompt(prompt), layout.encode_response(response)
@@ -44,7 +44,7 @@ def test_it_sees_the_texts_and_gives_the_rewards(layout):
     np.testing.assert_array_equal(found, [607, 9, 1719])
 
 
-def test_it_is_computed_in_parts_and_on_several_devices(layout):
+def test_it_can_be_computed_in_parts_and_on_several_devices(layout):
     four = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), episodes(layout))
     model = RewardFunction(lambda prompts, responses: [float(len(text)) for text in responses], layout)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -70,7 +70,7 @@ def test_it_is_computed_in_parts_and_on_several_devices(layout):
         ("wrong_rewards:nan", "expected 2 finite numbers for 2 responses, found [nan, nan]"),
     ],
 )
-def test_what_is_no_reward_function_is_told(tmp_path, monkeypatch, name, message):
+def test_an_invalid_reward_function_is_reported(tmp_path, monkeypatch, name, message):
     (tmp_path / "wrong_rewards.py").write_text("one = lambda p, r: [1.0]\nnan = lambda p, r: [float('nan')] * 2\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""Answers as texts: the same whatever the batch size, and scored on the very tokens that were sampled."""
+"""Answers as texts do not depend on the batch size, and are scored on the sampled tokens."""
 
 import dataclasses
 
@@ -82,7 +82,7 @@ def test_scores_and_divergences_are_of_the_sampled_tokens(batches):
     np.testing.assert_allclose(divergence(PARAMS, reference, episodes), ours - theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_prompt_that_is_too_long_is_refused():
+def test_a_prompt_that_is_too_long_is_rejected():
     sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=1)
     with pytest.raises(DataError, match=r"prompt: expected at most 12 tokens \(data.max_prompt\), found"):
         next(sampler(PARAMS, ["the fox " * 20], jax.random.key(0)))

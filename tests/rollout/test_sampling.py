@@ -1,4 +1,4 @@
-"""The sampler: with a fake model that says "previous + 1", and with a real one."""
+"""The sampler, with a fake model that predicts "previous + 1", and with a real one."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ P, R = 3, 6
 
 
 def prompts_of(rows, width=P):
-    """Prompts, padded on the left."""
+    """Returns prompts, padded on the left."""
     tokens, segments = np.full((len(rows), width), PAD, np.int32), np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
         tokens[i, width - len(row) :] = row
@@ -31,13 +31,13 @@ def prompts_of(rows, width=P):
 
 
 def count_up(tokens, segments, positions, cache):
-    """A model that is sure that the next token is the last one plus 1. Its cache counts tokens."""
+    """Acts as a model that always predicts the last token plus 1. Its cache counts tokens."""
     del segments, positions
     return 50.0 * jax.nn.one_hot((tokens[:, -1] + 1) % V, V), cache + tokens.shape[1]
 
 
 class Recorded:
-    """`count_up`, with a note of each call."""
+    """`count_up` that records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -61,7 +61,7 @@ def counted(prompts, eos_id):
 
 
 class TestWithAModelThatCounts:
-    def test_a_response_stops_at_eos_and_holds_it(self):
+    def test_a_response_ends_with_eos(self):
         episodes = counted(prompts_of([[3], [9, 5], [1, 1, 7]]), 8)
         np.testing.assert_array_equal(
             episodes.tokens, [[0, 0, 3, 4, 5, 6, 7, 8, 0], [0, 9, 5, 6, 7, 8, 0, 0, 0], [1, 1, 7, 8, 0, 0, 0, 0, 0]]
@@ -79,7 +79,7 @@ class TestWithAModelThatCounts:
 
     @given(st.lists(st.lists(st.integers(1, V - 1), min_size=1, max_size=P), min_size=4, max_size=4), st.integers(1, V))
     @settings(max_examples=60, deadline=None)
-    def test_any_prompts_and_any_eos(self, rows, eos):
+    def test_episodes_are_consistent_for_any_prompts_and_any_eos(self, rows, eos):
         # Counting passes PAD (0), which is then a token like any other: masks are not `tokens != PAD`.
         episodes = counted(prompts_of(rows), eos)
         for i, row in enumerate(rows):
@@ -103,7 +103,7 @@ class TestWithAModelThatCounts:
             generate(forward, prompts_of([[token] for token in last_tokens]), eos_id=8)
         assert len(forward.calls) == calls  # the prompt, then one for each further token
 
-    def test_what_the_model_sees(self):
+    def test_the_model_sees_every_token_at_its_position(self):
         forward = Recorded()
         with jax.disable_jit():
             generate(forward, prompts_of([[9, 6], [4]]), eos_id=8)
@@ -112,7 +112,7 @@ class TestWithAModelThatCounts:
         np.testing.assert_array_equal(tokens, [[0, 9, 6], [0, 0, 4]])
         np.testing.assert_array_equal(segments, [[0, 1, 1], [0, 0, 1]])
         np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 0, 0]])
-        # Then one token a row, at the next position; EOS is not read, and a row that is done is padding.
+        # Then one token per row, at the next position; EOS is not read, and finished rows are padding.
         later = forward.calls[1:]
         assert [row[0][1, 0] for row in later] == [5, 6, 7]
         assert [row[2][1, 0] for row in later] == [1, 2, 3]
@@ -120,7 +120,7 @@ class TestWithAModelThatCounts:
         assert (later[0][0][0, 0], later[0][1][0, 0], later[0][2][0, 0]) == (7, 1, 2)
         assert [row[1][0, 0] for row in later] == [1, 0, 0]
 
-    def test_eos_in_the_prompt_ends_nothing(self):
+    def test_eos_in_the_prompt_does_not_end_the_response(self):
         episodes = counted(prompts_of([[8, 5], [8]]), 8)
         np.testing.assert_array_equal(episodes.response_mask.sum(1), [3, R])
 
@@ -138,7 +138,7 @@ class TestChoice:
 
     @given(st.integers(1, 70), st.integers(0, 1000))
     @settings(max_examples=40, deadline=None)
-    def test_a_quantile_is_where_the_cumulative_probability_passes_the_number(self, vocabulary, seed):
+    def test_a_quantile_is_the_first_token_whose_cumulative_probability_exceeds_the_number(self, vocabulary, seed):
         rng = np.random.default_rng(seed)
         logits, uniform = rng.normal(scale=3, size=(8, vocabulary)), rng.random(8)
         cumulative = np.cumsum(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), axis=1)
@@ -147,8 +147,8 @@ class TestChoice:
         expected = (cumulative <= uniform[:, None]).sum(1)
         np.testing.assert_array_equal(found[clear], expected[clear])
 
-    def test_a_token_of_no_probability_is_never_chosen(self):
-        """At the ends of the unit interval too, and where the probabilities do not add up to one."""
+    def test_a_token_of_probability_zero_is_never_chosen(self):
+        """This holds at the ends of the unit interval, and if probabilities do not add up to one."""
         never = -jnp.inf
         logits = jnp.array([[never, 0.1, never, 0.2, never], [never] * 4 + [5.0], [0.3] + [never] * 4])
         last = 1 - 2.0**-24
@@ -172,7 +172,7 @@ class TestChoice:
         drawn, _ = sampling.categorical(1e-4)(logits, *rest)
         np.testing.assert_array_equal(drawn[clear], sampling.greedy(logits, *rest)[0][clear])
 
-    def test_a_row_key_depends_on_the_number_of_the_row_in_the_whole(self):
+    def test_a_row_key_depends_on_the_number_of_the_row_in_the_global_batch(self):
         data = jax.random.key_data
         whole = data(sampling.row_keys(jax.random.key(3), 8))
         np.testing.assert_array_equal(data(sampling.row_keys(jax.random.key(3), 4, 4)), whole[4:])
@@ -186,7 +186,7 @@ EOS = 1
 
 @functools.cache
 def sampler(config=fakes.CONFIG, temperature=1.0):
-    """(params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
+    """Returns (params, prompts, keys) -> Episodes, with the real model; temperature 0 is greedy."""
     model = LanguageModel(config)
 
     @jax.jit
@@ -233,7 +233,7 @@ class TestWithTheLanguageModel:
         narrow, wide = (responses(sample(self.params, prompts_of(ROWS, width), KEYS)) for width in (4, 9))
         np.testing.assert_array_equal(narrow, wide)
 
-    def test_a_row_depends_on_its_key_and_prompt_only(self):
+    def test_a_row_depends_only_on_its_key_and_prompt(self):
         sample = sampler()
         together = responses(sample(self.params, prompts_of(ROWS, 4), KEYS))
         order = jnp.array([2, 0, 3, 1])

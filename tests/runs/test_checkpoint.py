@@ -66,7 +66,7 @@ def saved(tmp_path):
 
 class TestResume:
     @pytest.mark.parametrize("template", [train_state(updates=0), abstract(train_state())], ids=["arrays", "abstract"])
-    def test_newest_state_comes_back_bit_for_bit(self, saved, template):
+    def test_the_newest_state_is_restored_bit_for_bit(self, saved, template):
         with checkpoint.Checkpoints(saved) as checkpoints:
             restored, meta = checkpoints.restore(template)
         assert_identical(restored, train_state(updates=5))
@@ -79,14 +79,14 @@ class TestResume:
         assert_identical(restored, train_state(updates=2))
         assert meta == {"fingerprint": "abc"}
 
-    def test_numpy_template_gives_numpy(self, saved):
+    def test_a_numpy_template_restores_numpy_arrays(self, saved):
         template = jax.tree.map(np.asarray, train_state())
         with checkpoint.Checkpoints(saved) as checkpoints:
             restored, _ = checkpoints.restore(template)
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored))
         assert_identical(restored, jax.tree.map(np.asarray, train_state(updates=5)))
 
-    def test_the_template_decides_on_the_sharding(self, saved):
+    def test_the_template_determines_the_sharding(self, saved):
         sharding = NamedSharding(jax.make_mesh((1,), ("data",)), P("data"))
         kernel = jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=sharding)
         template = {"kernel": kernel}
@@ -121,7 +121,7 @@ class TestResume:
                 restored, _ = checkpoints.restore(abstract(current), step=step)
                 np.testing.assert_array_equal(restored["w"], 4.0 * step - 3)
 
-    def test_meta_is_read_at_the_call(self, tmp_path):
+    def test_metadata_are_read_at_the_call(self, tmp_path):
         meta = {"list": [1]}
         with checkpoint.Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(1, {"w": jnp.ones(2)}, meta=meta)
@@ -139,7 +139,7 @@ class TestData:
     def numbers(self):
         return iter(grain.MapDataset.range(100).shuffle(seed=7).to_iter_dataset())
 
-    def test_the_data_goes_on_where_it_was(self, tmp_path):
+    def test_the_data_resume_at_their_position(self, tmp_path):
         source = self.numbers()
         for _ in range(13):
             next(source)
@@ -188,7 +188,7 @@ class TestNextStage:
         restored = checkpoint.restore_params(saved, abstract(params()), item=item)
         assert_identical(restored, getattr(train_state(updates=5), item))
 
-    def test_params_and_average_are_told_apart(self, saved):
+    def test_params_and_average_are_distinguished(self, saved):
         read = [checkpoint.restore_params(saved, params(), item=item)["embed"]["kernel"] for item in ("params", "ema")]
         assert not np.array_equal(*read)
 
@@ -203,7 +203,7 @@ class TestNextStage:
         assert_identical(checkpoint.restore_params(tmp_path, params(3), item="policy/ema"), train_state(3).ema)
         assert_identical(checkpoint.restore_params(tmp_path, params(4), item="value/params"), train_state(4).params)
 
-    def test_reads_no_optimiser_state(self, saved):
+    def test_the_optimizer_state_is_not_read(self, saved):
         # What cannot be read cannot have been read.
         reference = checkpoint.restore_params(saved, params())
         names = [name for name in (saved / "5" / "state").rglob("*") if name.is_file()]
@@ -237,13 +237,13 @@ class TestNextStage:
 
 
 class TestDamage:
-    """Real damage to real files: whatever is read was saved."""
+    """Damages real files: whatever can still be read is what was saved."""
 
     def files(self, path):
         return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
 
     def test_any_flipped_bit_is_harmless_or_found(self, saved):
-        """In every file of a checkpoint, one bit at a time, at places spread over the file."""
+        """Flips one bit at a time, at places spread over every file of a checkpoint."""
         reference, found = train_state(updates=5), 0
         with checkpoint.Checkpoints(saved) as checkpoints:
             for file in self.files(saved / "5"):
@@ -301,20 +301,20 @@ class TestDamage:
         assert checkpoint.read_meta(saved) == {"fingerprint": "again"}
         assert_identical(checkpoint.restore_params(saved, params()), train_state(updates=5).params)
 
-    def test_nothing_is_removed_where_no_checkpoint_is_whole(self, saved):
+    def test_nothing_is_removed_if_no_checkpoint_is_undamaged(self, saved):
         for step in (2, 5):
             self.damage(saved / str(step))
         with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(DamagedCheckpointError, match="no other"):
             checkpoints.restore(abstract(train_state()))
         assert checkpoint.saved_steps(saved) == [2, 5]
 
-    def test_a_misfit_is_no_damage(self, saved):
+    def test_a_mismatch_is_not_treated_as_damage(self, saved):
         with checkpoint.Checkpoints(saved) as checkpoints:
             with pytest.raises(CheckpointError) as error:
                 checkpoints.restore(train_state(width=4))
             assert type(error.value) is CheckpointError and checkpoints.steps() == [2, 5]
 
-    def test_a_next_stage_refuses_a_damaged_checkpoint(self, saved):
+    def test_a_later_stage_rejects_a_damaged_checkpoint(self, saved):
         self.damage(saved / "5")
         with pytest.raises(DamagedCheckpointError):
             checkpoint.restore_params(saved, params())
@@ -357,17 +357,17 @@ class TestMisfits:
         for part in ("params/embed/kernel", "float16[2, 3]", "found float32[2, 3]", "1 of 2"):
             assert part in message(error)
 
-    def test_a_parameter_more(self, saved):
+    def test_an_extra_parameter_is_rejected(self, saved):
         with pytest.raises(CheckpointError) as error:
             checkpoint.restore_params(saved, params() | {"head": jnp.ones(3)})
         assert "params/head: expected float32[3], found nothing" in message(error)
 
-    def test_a_parameter_less(self, saved):
+    def test_a_missing_parameter_is_rejected(self, saved):
         with pytest.raises(CheckpointError) as error:
             checkpoint.restore_params(saved, {"embed": params()["embed"]})
         assert "params/bias: expected nothing, found bfloat16[3]" in message(error)
 
-    def test_a_part_that_is_not_there(self, saved, tmp_path):
+    def test_a_missing_part_is_rejected(self, saved, tmp_path):
         with pytest.raises(CheckpointError) as error:
             checkpoint.restore_params(saved, params(), item="value/params")
         assert "value/params: expected value in the state" in message(error)
@@ -377,7 +377,7 @@ class TestMisfits:
         with pytest.raises(CheckpointError, match="ema: expected ema in the state"):
             checkpoint.restore_params(tmp_path / "plain", params(), item="ema")
 
-    def test_a_state_with_another_optimiser(self, saved):
+    def test_a_state_of_another_optimizer_is_rejected(self, saved):
         template = state.create_averaged(params(), optax.sgd(0.1))
         with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError) as error:
             checkpoints.restore(template)
@@ -398,7 +398,7 @@ class TestSteps:
     def test_the_newest_are_kept(self, tmp_path):
         assert self.save_all(tmp_path, range(1, 7), keep=2) == [5, 6]
 
-    def test_chosen_steps_are_kept_besides(self, tmp_path):
+    def test_chosen_steps_are_kept_in_addition(self, tmp_path):
         assert self.save_all(tmp_path, range(1, 8), keep=1, keep_steps=[2, 4]) == [2, 4, 7]
 
     @pytest.mark.parametrize("keep", [0, -1])
@@ -444,7 +444,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path):
     np.testing.assert_array_equal(read, np.arange(128).reshape(8, 16))
 
 
-def test_a_killed_run_leaves_only_whole_checkpoints(tmp_path):
+def test_a_killed_run_leaves_only_complete_checkpoints(tmp_path):
     program = """
         import os, signal, sys
         import jax.numpy as jnp

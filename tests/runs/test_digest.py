@@ -35,7 +35,7 @@ def test_a_flipped_bit_changes_the_digest(array, data):
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(width=32)), st.integers(0, 11), st.integers(0, 11))
-def test_two_elements_that_change_places_change_the_digest(array, i, j):
+def test_swapped_elements_change_the_digest(array, i, j):
     swapped = array.reshape(-1).copy()
     swapped[[i, j]] = swapped[[j, i]]
     same = swapped.tobytes() == array.tobytes()
@@ -65,7 +65,7 @@ json_values = st.recursive(
 
 
 @given(json_values, json_values)
-def test_a_seal_holds_its_content_and_no_other(value, other):
+def test_a_checksum_holds_for_its_content_only(value, other):
     sealed = digest.with_checksum(value)
     assert digest.verify_checksum(sealed) == value
     if digest.with_checksum(other)["sha256"] != sealed["sha256"]:
@@ -74,12 +74,12 @@ def test_a_seal_holds_its_content_and_no_other(value, other):
 
 
 @pytest.mark.parametrize("broken", [None, 3, [], {}, {"content": 1}, {"content": 1, "sha256": "", "more": 2}])
-def test_what_is_no_seal(broken):
+def test_values_without_a_checksum_are_rejected(broken):
     with pytest.raises(ValueError, match="expected"):
         digest.verify_checksum(broken)
 
 
-def test_below_a_key():
+def test_subtree_selects_the_entries_below_a_key():
     places = {"a/b/c": "1", "a/d": "2", "ab/c": "3", "w": "4"}
     assert digest.subtree(places, ()) == places
     assert digest.subtree(places, ("a",)) == {"b/c": "1", "d": "2"}

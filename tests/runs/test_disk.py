@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written to: real ones, small and in memory."""
+"""Full and read-only disks: real ones, small and in memory."""
 
 import contextlib
 
@@ -16,13 +16,13 @@ MIB = 2**20
 
 @pytest.fixture
 def disk(tmp_path):
-    """mount(options): a small file system."""
+    """Returns mount(options), which mounts a small file system."""
     with contextlib.ExitStack() as stack:
         yield lambda options: stack.enter_context(small_disks.mounted(tmp_path / "disk", options))
 
 
 def state(value):
-    """Three quarters of a MiB that no compression makes smaller."""
+    """Returns three quarters of a MiB that cannot be compressed."""
     return {"w": jnp.asarray(np.random.default_rng(value).normal(size=3 * MIB // 16), jnp.float32)}
 
 
@@ -47,7 +47,7 @@ def test_a_full_disk_costs_the_checkpoint_that_does_not_fit(disk):
         np.testing.assert_array_equal(checkpoints.restore(state(0))[0]["w"], state(2)["w"])
 
 
-def test_a_disk_that_cannot_be_written_to(disk):
+def test_a_read_only_disk_is_reported(disk):
     place = disk("ro")
     with pytest.raises(WorkdirError, match="expected a folder that can be written to, found: Read-only file system"):
         with lock.hold(place / "run"):

@@ -1,4 +1,4 @@
-"""The folder of a run says how far each stage is, by its files alone."""
+"""The files in the folder of a run show the progress of each stage."""
 
 import pytest
 
@@ -30,14 +30,14 @@ def test_the_summary_is_the_mark_of_a_finished_stage(tmp_path):
     assert folder.finished_checkpoints(tmp_path, "sft") == tmp_path / "sft" / "checkpoints"
 
 
-def test_what_was_chosen_and_begun_is_read(tmp_path):
+def test_the_choice_and_the_beginning_of_a_stage_are_read(tmp_path):
     touch(tmp_path / "sft" / "selected.json", '{"step": 200}')
     touch(tmp_path / "sft" / "began.json", '{"code": "0.1 abc", "stage": {"name": "sft"}}')
     assert folder.selected_step(tmp_path, "sft") == 200
     assert folder.began(tmp_path, "sft")["stage"] == {"name": "sft"}
 
 
-def test_a_file_that_was_cut_off_is_named(tmp_path):
+def test_a_truncated_file_is_named(tmp_path):
     touch(tmp_path / "sft" / "began.json", '{"code"')
     with pytest.raises(WorkdirError, match="sft/began.json: expected JSON that a run wrote"):
         folder.began(tmp_path, "sft")

@@ -1,4 +1,4 @@
-"""Training that runs away: a gradient that is not finite never reaches the weights, and limits warn or stop."""
+"""Divergence: gradients that are not finite never reach the weights, and limits warn or stop."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ SECTION = instructgpt.get_config().guards
 
 
 def loss(params, batch, key):
-    """Squares; a gradient is not finite where a number is not, a loss alone where "added" is not."""
+    """Computes squares. A number that is not finite spoils the gradient, and one in "added" only the loss."""
     del key
     value = jnp.sum(jnp.square(params["w"] - batch["x"]))
     metrics = {"error": Mean(value, jnp.float32(batch["x"].size)), "largest": Maximum(jnp.abs(batch["x"]).max())}
@@ -62,7 +62,7 @@ faults = st.tuples(st.sampled_from(["x", "added"]), st.sampled_from(FAULTS))
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.none() | faults), min_size=1, max_size=12), st.sampled_from([1, 2]))
 @settings(max_examples=60, deadline=None)
-def test_skipped_batches_leave_what_the_others_would_have_left_alone(plan, microbatches):
+def test_skipped_batches_do_not_affect_the_result(plan, microbatches):
     state, found = trained([batch_of(number, *(fault or ())) for number, fault in plan], microbatches)
     sound = [batch_of(number) for number, fault in plan if fault is None]
     expected, alone = trained(sound, microbatches)
@@ -86,7 +86,7 @@ def test_skipped_batches_leave_what_the_others_would_have_left_alone(plan, micro
 
 
 def run(directory, broken, *, steps=12, max_skipped=3, every=2):
-    """Twelve steps on 0, 1, 2, ..., of which those in `broken` cannot be learnt from."""
+    """Runs twelve steps on 0, 1, 2, ...; the steps in `broken` get NaN."""
     ranges = guards.from_config(ml_collections.ConfigDict({**SECTION.to_dict(), "max_skipped": max_skipped}))
     numbers = [batch_of(n, *(("x", math.nan) if n in broken else ())) for n in range(steps)]
     loop.run(
@@ -101,7 +101,7 @@ def run(directory, broken, *, steps=12, max_skipped=3, every=2):
     )
 
 
-def test_a_run_goes_on_over_updates_that_are_skipped_and_counts_them(tmp_path):
+def test_a_run_continues_after_skipped_updates_and_counts_them(tmp_path):
     run(tmp_path, {2, 3, 7})
     lines = {line["step"]: line for line in metrics_file.read(tmp_path / "test" / "metrics.jsonl")}
     assert [lines[step]["skipped"] for step in (2, 4, 6, 8)] == [0.0, 1.0, 0.0, 0.5]
@@ -118,7 +118,7 @@ def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_is_named(tm
     assert str(error.value).endswith(f"; the last good checkpoint is {good}")
     assert checkpoint.saved_steps(tmp_path / "test" / "checkpoints") == [4]
 
-    # Begun again, the run meets the same batches, and stops at the same step.
+    # Started again, the run gets the same batches and stops at the same step.
     with pytest.raises(DivergenceError, match="step 8"):
         run(tmp_path, {5, 6, 7}, every=every)
 
@@ -139,7 +139,7 @@ RANGES = guards.from_config(ml_collections.ConfigDict(LIMITS))
 
 
 @given(kl=st.floats(-5, 50), tokens=st.floats(1, 50), skipped=st.integers(0, 6))
-def test_what_is_outside_its_range_stops(kl, tokens, skipped):
+def test_a_metric_outside_its_range_stops_the_run(kl, tokens, skipped):
     values = {"kl": kl, "response_tokens": tokens, "value_skipped_in_a_row": float(skipped), "loss": 1e9}
     wrong = kl > 10 or tokens < 2 or skipped >= 3
     try:
@@ -150,7 +150,7 @@ def test_what_is_outside_its_range_stops(kl, tokens, skipped):
         assert str(error).startswith("ppo, step 3: ") and "guards." in str(error)
 
 
-def test_a_warning_names_the_key_and_the_run_goes_on(capsys):
+def test_a_warning_names_the_key_and_the_run_continues(capsys):
     guards.enforce("ppo, step 3", {"kl": 11.0, "response_tokens": 1.25}, RANGES, "warn")
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("warning: ppo, step 3: kl is 11, and guards.max_kl is reached: ")

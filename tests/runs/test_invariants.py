@@ -1,4 +1,4 @@
-"""What a run is judged by: limits, what is said of a breach, and that nothing is saved of it."""
+"""The limits of invariants, the errors of violations, and that no violating state is saved."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ WARN = functools.partial(invariants.enforce, precision="float32", action="warn")
 
 @pytest.mark.parametrize("name", invariants.INVARIANTS)
 @given(st.floats(0, 1e9), st.sampled_from(["float32", "low"]))
-def test_a_breach_is_what_is_above_the_limit(name, value, precision):
+def test_a_value_above_its_limit_is_a_violation(name, value, precision):
     invariant = invariants.INVARIANTS[name]
     limit = invariant.limit if precision == "float32" else invariant.low_precision_limit
     lines = invariants.violations({name: value, "reward": -value}, precision)
@@ -36,12 +36,12 @@ def test_a_breach_is_what_is_above_the_limit(name, value, precision):
 
 
 @given(st.sampled_from([math.nan, math.inf, -math.inf]), st.sampled_from(["loss", *invariants.INVARIANTS]))
-def test_no_metric_may_be_other_than_finite(value, name):
+def test_every_metric_must_be_finite(value, name):
     (line,) = invariants.violations({"reward": 1.0, name: value}, "low")
     assert line.startswith(f"{name}: expected a finite number, found {value}")
 
 
-def test_all_breaches_are_in_one_line():
+def test_all_violations_are_in_one_line():
     with pytest.raises(InvariantError) as error:
         STOP("ppo, step 3", {"mask_mismatches": 2.0, "loss": math.nan, "reward": 0.5})
     first, second = str(error.value).split("; ppo, step 3: ")
@@ -49,7 +49,7 @@ def test_all_breaches_are_in_one_line():
     assert second.startswith("loss: expected a finite number, found nan")
 
 
-def test_low_precision_is_tried_on_this_machine():
+def test_precision_is_measured_on_this_machine():
     assert jax.default_backend() == "cpu"
     assert invariants.precision("float32") == "float32"
     assert invariants.precision("bfloat16") == invariants.precision("float16") == "low"
@@ -60,7 +60,7 @@ def test_low_precision_is_never_stricter():
 
 
 def run(directory, check_metrics, *, numbers=range(10), constants=(), spoil=lambda *_: None):
-    """Ten steps with a checkpoint every second; `spoil(number of the step, constants)` before each."""
+    """Runs ten steps with a checkpoint every second step, and `spoil(step, constants)` before each."""
 
     def loss(params, batch, key):
         del key
@@ -88,19 +88,19 @@ def run(directory, check_metrics, *, numbers=range(10), constants=(), spoil=lamb
 
 
 def saved(directory):
-    """(steps of checkpoints, steps of lines of metrics)."""
+    """Returns (steps of checkpoints, steps of lines of metrics)."""
     with checkpoint.Checkpoints(directory / "test" / "checkpoints") as checkpoints:
         return checkpoints.steps(), [line["step"] for line in metrics_file.read(directory / "test" / "metrics.jsonl")]
 
 
-def test_nothing_is_saved_of_a_metric_that_is_no_number(tmp_path):
+def test_nothing_is_saved_if_a_metric_is_nan(tmp_path):
     numbers = [0, 1, 2, 3, 4, math.nan, 6, 7, 8, 9]  # in step 6
     with pytest.raises(InvariantError, match="test, step 6: reward: expected a finite number, found nan"):
         run(tmp_path, STOP, numbers=numbers)
     assert saved(tmp_path) == ([2, 4], [2, 4])
 
 
-def test_a_warning_goes_on(tmp_path, capsys):
+def test_after_a_warning_the_run_continues(tmp_path, capsys):
     run(tmp_path, WARN, numbers=[0, 1, 2, 3, 4, math.inf, 6, 7, 8, 9])
     assert saved(tmp_path) == ([2, 4, 6, 8, 10],) * 2
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: test, step ")]
@@ -117,7 +117,7 @@ class TestFrozenWeights:
 
     @pytest.mark.parametrize("number", [1, 10])
     def test_written_in_place(self, tmp_path, number):
-        """An array of the host, which compiled steps may share, and one element of it in one step."""
+        """One step changes one element of a host array, whose memory compiled steps may share."""
 
         def write(step, constants):
             if step == number:
@@ -128,7 +128,7 @@ class TestFrozenWeights:
         assert saved(tmp_path) == ([2, 4, 6, 8],) * 2
 
     def test_replaced(self, tmp_path):
-        """A learned network in the place of a frozen one."""
+        """A trained network replaces a frozen one."""
 
         def replace(step, constants):
             constants[0]["reference"] = jnp.full(3, 1.0 + step)

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: with real processes."""
+"""Only one run at a time uses a folder; tested with real processes."""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ with lock.hold(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds tmp_path / "run"."""
+    """Starts a process that holds the lock of tmp_path / "run"."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -37,27 +37,27 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_run_refuses_and_names_the_first(tmp_path, holder):
+def test_a_second_run_stops_and_names_the_first(tmp_path, holder):
     with pytest.raises(WorkdirError) as error, lock.hold(tmp_path / "run"):
         raise AssertionError("both hold it")
     expected = f"{tmp_path}/run: expected a folder without another run, found one of process {holder.pid}"
     assert str(error.value) == expected
 
 
-def test_a_killed_run_lets_go(tmp_path, holder):
+def test_a_killed_run_releases_the_lock(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with lock.hold(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
 
 
-def test_one_after_the_other_and_other_folders_beside(tmp_path):
+def test_runs_may_follow_each_other_or_use_other_folders(tmp_path):
     for _ in range(2):
         with lock.hold(tmp_path / "a"), lock.hold(tmp_path / "b"):
             pass
 
 
-def test_a_file_in_the_way(tmp_path):
+def test_a_file_instead_of_the_folder_is_reported(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(WorkdirError, match="expected a folder that can be written to, found: "):
         with lock.hold(tmp_path / "run"):

@@ -1,4 +1,4 @@
-"""The loop: an interrupted run ends as one that was not, a finished one does nothing."""
+"""An interrupted run ends like an uninterrupted one, and a finished one does nothing."""
 
 import concurrent.futures
 import json
@@ -97,7 +97,7 @@ class Stopped(Exception):
 
 
 def failing_at(function, call):
-    """The function, but its `call`-th call raises."""
+    """Wraps the function so that its `call`-th call raises."""
     calls = iter(range(1, 1000))
 
     def wrapped(*arguments):
@@ -110,7 +110,7 @@ def failing_at(function, call):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run without an interruption."""
+    """Returns a run without interruption."""
     directory = tmp_path_factory.mktemp("whole")
     run(directory)
     return directory
@@ -140,7 +140,7 @@ def test_interrupted_in_a_step(tmp_path, whole, call):
 
 
 def signalling(call, *numbers):
-    """The step, which sends signals to its own process in its `call`-th call."""
+    """Wraps the step so that its `call`-th call sends signals to its own process."""
     calls = iter(range(1, 1000))
 
     def wrapped(*arguments):
@@ -156,7 +156,7 @@ def signalling(call, *numbers):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("call", [1, 5, 8, STEPS - 1])
 def test_asked_to_stop(tmp_path, whole, call, number):
-    """It saves the step it is in, also between two lines of metrics, and says so."""
+    """The run saves the current step, even between two lines of metrics, and reports it."""
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"stopped by {number.name} after step {call} of {STEPS}, which is saved"):
         run(tmp_path, step=signalling(call, number))
@@ -180,7 +180,7 @@ def test_asked_to_stop_in_the_last_step(tmp_path, whole):
     assert_same_run(tmp_path, whole)
 
 
-def test_asked_twice_it_leaves_at_once(tmp_path, whole):
+def test_a_second_signal_ends_the_run_at_once(tmp_path, whole):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -230,7 +230,7 @@ def test_interrupted_again_and_again(tmp_path, whole):
 
 
 def test_a_clock_that_goes_back(tmp_path, whole, monkeypatch):
-    """It goes back an hour each second, and starts a day earlier with each life."""
+    """The clock goes back an hour each second, and starts a day earlier at each restart."""
     began, now = time.monotonic(), time.time()
     for day, call in enumerate((3, 6, 2)):
         monkeypatch.setattr(time, "time", lambda day=day: now - 86_400 * day - 3600 * (time.monotonic() - began))
@@ -250,11 +250,11 @@ def test_interrupted_between_the_last_checkpoint_and_the_summary(tmp_path, whole
     assert (tmp_path / "summary.json").exists()
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, whole):
+def test_a_longer_run_continues_a_shorter_one(tmp_path, whole):
     run(tmp_path, steps=4, finish=None)
     with pytest.raises(Stopped):
         run(tmp_path, step=failing_at(step, 1))
-    assert not (tmp_path / "summary.json").exists()  # it is not finished any more
+    assert not (tmp_path / "summary.json").exists()  # it is no longer finished
     run(tmp_path)
     assert_same_run(tmp_path, whole)
 
@@ -276,7 +276,7 @@ def test_a_finished_run_does_nothing(whole):
         (0.2, [4, STEPS]),  # the next would be due after ten seconds
     ],
 )
-def test_drawing_takes_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, seconds, drawn):
+def test_drawing_takes_at_most_a_fiftieth_of_the_time(tmp_path, monkeypatch, seconds, drawn):
     """Curves are drawn when there is something new to see. A clock of the test's own: a second for each step."""
     now, seen = [0.0], []
     monkeypatch.setattr(reporter, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
@@ -316,7 +316,7 @@ def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4, 6, 8, STEPS]
 
 
-def test_the_time_to_the_first_step_is_told(tmp_path):
+def test_the_time_to_the_first_step_is_reported(tmp_path):
     def slow_step(state, *arguments):
         if not int(state.step):
             time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""What is free on the heap goes back to the system when a program has been compiled."""
+"""Free memory on the heap is returned to the system after a compilation."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import pytest
 
 from instructjax.runs import malloc_trim
 
-# Blocks are freed while one at the end of the heap is not, as compiling leaves them.
+# Blocks are freed, except one at the end of the heap, as after a compilation.
 PROGRAM = """
 import ctypes, sys
 import jax, jax.numpy as jnp
@@ -40,8 +40,8 @@ print(before - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
-def test_free_blocks_go_back_after_compiling():
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # what is found there leaves nothing
+def test_free_memory_is_returned_after_compilation():
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # a cached program frees nothing
     given_back = {
         mode: int(
             subprocess.run(

@@ -23,7 +23,7 @@ def write_steps(workdir, steps, resume_step=0, **extra):
 
 
 def events(workdir):
-    """Every event in the TensorBoard files, in the order in which they were written."""
+    """Returns every event in the TensorBoard files, in the order in which they were written."""
     found = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -79,7 +79,7 @@ def test_a_resumed_run_reports_every_step_once(tmp_path):
     assert once == twice
 
 
-def test_a_run_that_starts_afresh_keeps_nothing(tmp_path):
+def test_a_new_run_keeps_no_old_lines(tmp_path):
     write_steps(tmp_path, [0, 1, 2])
     path = write_steps(tmp_path, [0])
     assert [line["step"] for line in metrics_file.read(path)] == [0]
@@ -111,7 +111,7 @@ def test_last_value(tmp_path):
         assert (writer.last("loss"), writer.last("rare")) == (2.0, 7.0)
 
 
-def test_steps_go_up(tmp_path):
+def test_steps_must_increase(tmp_path):
     write_steps(tmp_path, [1, 2])
     with MetricsWriter(tmp_path, resume_step=2) as writer:
         with pytest.raises(ValueError, match="expected a step after 2, found 2"):
@@ -128,7 +128,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert scalars(tmp_path) == [(1, "loss", 0.5), (1, "kl", 0.125), (2, "loss", 0.25)]
 
 
-def test_tensorboard_is_told_what_to_forget(tmp_path):
+def test_tensorboard_discards_repeated_steps(tmp_path):
     write_steps(tmp_path, [1, 2, 3])
     write_steps(tmp_path, [3], resume_step=2)
     restarts = [e.step for e in events(tmp_path) if e.session_log.status == event_pb2.SessionLog.START]
@@ -137,7 +137,7 @@ def test_tensorboard_is_told_what_to_forget(tmp_path):
 
 
 def shown(workdir):
-    """The steps that TensorBoard shows: it reads files by name, and a restart hides the steps that it makes again."""
+    """Returns the steps that TensorBoard shows. It reads files by name, and a restart hides repeated steps."""
     steps = []
     for event in events(workdir):
         if event.session_log.status == event_pb2.SessionLog.START:
@@ -146,7 +146,7 @@ def shown(workdir):
     return steps
 
 
-def test_a_killed_run_has_told_tensorboard_what_it_had_reported(tmp_path):
+def test_a_killed_run_leaves_its_reported_steps_in_tensorboard(tmp_path):
     for resume_step in (0, 2):
         writer = MetricsWriter(tmp_path, resume_step=resume_step)  # which is never closed
         for step in range(resume_step + 1, resume_step + 4):
@@ -156,7 +156,7 @@ def test_a_killed_run_has_told_tensorboard_what_it_had_reported(tmp_path):
 
 
 @pytest.mark.parametrize("back", [0, 1, 86_400, 10**9])
-def test_a_clock_that_was_set_back_between_two_lives(tmp_path, monkeypatch, back):
+def test_the_clock_may_be_set_back_between_two_starts(tmp_path, monkeypatch, back):
     write_steps(tmp_path, [1, 2, 3])
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - back)

@@ -1,4 +1,4 @@
-"""Two processes with four devices each, over loopback, against one process; and one of them killed."""
+"""Compares two processes with four devices each, over loopback, with one process; also kills one of them."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ PATH = pathlib.Path(worker.__file__)
 
 
 def start(directory, steps, *, fsdp=1, tensor=1):
-    """Two processes that train together."""
+    """Starts two processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -46,7 +46,7 @@ def start(directory, steps, *, fsdp=1, tensor=1):
 
 
 def together(*given, **keys):
-    """What the two print, when both have ended well."""
+    """Returns the output of the two, after both have succeeded."""
     running = start(*given, **keys)
     printed = [process.communicate(timeout=240)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(printed)
@@ -54,7 +54,7 @@ def together(*given, **keys):
 
 
 def ended(directory):
-    """(weights, curves) of a run."""
+    """Returns (weights, curves) of a run."""
     template = jax.eval_shape(lambda: worker.fakes.params(worker.LanguageModel(worker.fakes.BANDED)))
     curves = [
         {name: value for name, value in line.items() if name != "wall_seconds"}
@@ -65,7 +65,7 @@ def ended(directory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Eight steps by one process on one device."""
+    """Runs eight steps in one process on one device."""
     directory = epath.Path(tmp_path_factory.mktemp("alone"))
     config = worker.config_of(1, 1)
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,7 @@ def assert_same(found, expected):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
 
 
-def test_two_processes_are_one(tmp_path, alone):
+def test_two_processes_give_the_same_results_as_one(tmp_path, alone):
     printed = together(tmp_path, 8)
     assert [re.search("process . of 2, 8 devices", text)[0] for text in printed] == [
         "process 0 of 2, 8 devices",
@@ -90,8 +90,8 @@ def test_two_processes_are_one(tmp_path, alone):
     assert_same(ended(tmp_path), alone)
 
 
-def test_a_run_goes_on_with_other_processes_on_another_mesh(tmp_path, alone):
-    """Four steps by two processes, two by one on eight devices, and two by two again: the same batches in one order."""
+def test_a_run_resumes_with_other_processes_on_another_mesh(tmp_path, alone):
+    """Four steps by two processes, two by one on eight devices, two by two again: the same batches in one order."""
     together(tmp_path, 4, fsdp=4)
     worker.train(epath.Path(tmp_path), 6, worker.config_of(2, 2))
     together(tmp_path, 8, fsdp=2, tensor=2)
@@ -133,7 +133,7 @@ def test_some_of_the_flags_are_not_enough(given):
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """A machine without chips or schedulers, which notes what JAX is asked for."""
+    """Imitates a machine without chips or schedulers, and records the arguments that JAX gets."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
     monkeypatch.setattr(processes, "DEVICES", tmp_path)
@@ -143,7 +143,7 @@ def asked(monkeypatch, tmp_path):
     return calls
 
 
-def test_a_machine_by_itself_asks_for_no_others(asked):
+def test_a_single_machine_does_not_look_for_others(asked):
     processes.start(None, None, None)
     assert asked == []
 
@@ -151,14 +151,14 @@ def test_a_machine_by_itself_asks_for_no_others(asked):
 @pytest.mark.parametrize(
     "environment", [{"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_STEP_NUM_TASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "2"}]
 )
-def test_schedulers_are_asked_for_the_others(asked, monkeypatch, environment):
+def test_other_processes_are_found_through_schedulers(asked, monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     processes.start(None, None, None)
     assert asked == [(None, None, None)]
 
 
-def test_a_host_with_tpus_asks_for_the_others_unless_it_is_told_that_there_are_none(asked, tmp_path):
+def test_a_host_with_tpus_looks_for_others_unless_the_count_is_one(asked, tmp_path):
     (tmp_path / "accel0").touch()
     processes.start(None, None, 1)
     assert asked == []
@@ -166,7 +166,7 @@ def test_a_host_with_tpus_asks_for_the_others_unless_it_is_told_that_there_are_n
     assert asked == [(None, None, None)]
 
 
-def test_an_allocation_of_slurm_is_no_run_of_several(asked, monkeypatch):
+def test_a_slurm_allocation_alone_is_not_a_run_of_several_processes(asked, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")  # sbatch or salloc, without srun
     processes.start(None, None, None)
     assert asked == []

@@ -1,4 +1,4 @@
-"""What a stage began with is compared with what it continues with."""
+"""A stage compares what it began with and what it resumes with."""
 
 import json
 
@@ -16,7 +16,7 @@ CONFIG = {"seed": 0, "sft": {"epochs": 16, "batch_size": 4}, "ppo": {"iterations
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder of sets whose fingerprint is the number of their files."""
+    """Returns a folder of sets whose fingerprint is the number of their files."""
     for name in (*SETS, "prompts"):
         (tmp_path / "data" / name).mkdir(parents=True)
     monkeypatch.setattr(prepared, "fingerprint", lambda data, name: f"{name}-{len(list((data / name).iterdir()))}")

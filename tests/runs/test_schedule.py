@@ -1,4 +1,4 @@
-"""The schedule of a run, in a few properties."""
+"""Properties of the schedule of a run."""
 
 import ml_collections
 import pytest
@@ -35,7 +35,7 @@ def test_only_the_last_step_is_the_last_and_everything_is_due_after_it(schedule)
 
 
 @given(schedules())
-def test_intervals_are_as_long_as_they_say(schedule):
+def test_intervals_have_their_declared_lengths(schedule):
     found = dues(schedule)
     for name, interval in [("report", schedule.every), ("evaluate", schedule.evaluate_every)]:
         steps = [step for step, due in found.items() if getattr(due, name)]
@@ -72,7 +72,7 @@ def test_from_a_config():
         ({"keep": 0}, "ppo_log.keep: expected an integer, at least 1, found 0"),
     ],
 )
-def test_intervals_that_do_not_fit_are_refused(change, message):
+def test_intervals_that_do_not_fit_are_rejected(change, message):
     with pytest.raises(ConfigError) as error:
         Schedule.from_config(ml_collections.ConfigDict({**LOG.to_dict(), **change}), steps=9, section="ppo_log")
     assert str(error.value) == message

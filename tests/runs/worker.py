@@ -45,7 +45,7 @@ class Letters:
 
 
 def batches(share):
-    """Text, packed, and demonstrations beside it, as pretraining and SFT have them."""
+    """Returns packed text next to demonstrations, as in pretraining and SFT."""
     rng = np.random.default_rng(0)
     words = ["".join(map(chr, rng.integers(97, 123, size=rng.integers(1, 30)))) for _ in range(40)]
     layout = Layout(Letters(), "=", 8, 8)

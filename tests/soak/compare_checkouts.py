@@ -4,8 +4,8 @@
     python tests/soak/compare_checkouts.py /tmp/before . --output=/tmp/compared
 
 Runs the recipes below with the code of each checkout and compares every array of every checkpoint (by its digest),
-every line of every metrics.jsonl but its clock, and results.json. A change that moves code and not arithmetic prints
-"equal" on each line. Runs that are in the output folder already are not repeated.
+every line of every metrics.jsonl except its times, and results.json. A change that does not affect arithmetic prints
+"equal" on each line. Runs that are already in the output folder are not repeated.
 """
 
 from __future__ import annotations

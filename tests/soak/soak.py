@@ -1,4 +1,4 @@
-"""Kills the smoke run again and again, and compares what it ends with, bit for bit, with a run that was left alone.
+"""Kills the smoke run repeatedly, and compares its final state, bit for bit, with that of an undisturbed run.
 
 python tests/soak/soak.py --kills=100 --runs=5 --folder=runs/soak
 
@@ -32,12 +32,12 @@ GLANCE = 0.05  # seconds between looks at what a run has written
 
 
 def start(workdir, folder, overrides):
-    """The smoke run, or the rest of it, in a process of its own."""
+    """Starts the smoke run, or the rest of it, in its own process."""
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "experiments/reproduce.py", f"--config={RECIPE}", f"--workdir={workdir}", *overrides],
             cwd=ROOT,
-            # Restarted programs are read and not compiled: more of the time is spent in what is to be killed.
+            # Restarts read compiled programs, so that more of the time is spent in the parts to be killed.
             env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
             stdout=log,
             stderr=log,
@@ -45,7 +45,7 @@ def start(workdir, folder, overrides):
 
 
 def signs(workdir):
-    """When the files were written that show where a run is: a stage's metrics, and the ends of stages."""
+    """Returns the times of the files that show a run's progress: metrics and the ends of stages."""
     found = {}
     for path in (workdir / stage / name for stage in PAPER for name in ("metrics.jsonl", "summary.json")):
         if path.exists():
@@ -54,7 +54,7 @@ def signs(workdir):
 
 
 def is_there(part, found, before):
-    """Whether a life of a run has come to a part, or a life before it came further.
+    """Returns whether a life of a run has reached a part, or an earlier life got further.
 
     Args:
       part: one of PARTS.
@@ -70,12 +70,12 @@ def is_there(part, found, before):
 
 
 def unfinished(workdir):
-    """The first stage that a run has not finished, or else its evaluation."""
+    """Returns the first stage that a run has not finished, or else its evaluation."""
     return next((stage for stage in PAPER if not (workdir / stage / "summary.json").exists()), "evaluate")
 
 
 def durations(workdir, folder, overrides):
-    """Seconds that a run, which is left alone, spends in each part."""
+    """Returns the seconds that an undisturbed run spends in each part."""
     began, came = time.monotonic(), {"start": 0.0}
     process = start(workdir, folder, overrides)
     while process.poll() is None:
@@ -88,7 +88,7 @@ def durations(workdir, folder, overrides):
 
 
 def end_of(workdir):
-    """Everything that a run ends with, without its clocks: digests of all arrays, curves, choices, results."""
+    """Returns the final state of a run without times: digests of all arrays, curves, choices, results."""
     found = {}
     for stage in PAPER:
         directory = workdir / stage
@@ -108,18 +108,18 @@ def end_of(workdir):
 
 
 def differences(found, expected):
-    """The names of what differs."""
+    """Returns the names of the differing entries."""
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
 def aims(count, moments):
-    """The parts that a run is killed in: in their order, so that it gets on, with starts anywhere between them."""
+    """Yields the parts in which a run is killed: in order, so that it progresses, with starts anywhere in between."""
     drawn = moments.choices(PARTS, k=count)
     return sorted(drawn, key=lambda part: moments.uniform(0, len(PARTS)) if part == "start" else PARTS.index(part))
 
 
 def killed(workdir, folder, overrides, part, seconds):
-    """One life of a run: whether it was killed, so many seconds after it came to a part, and did not end before."""
+    """Runs one life of a run: returns whether it was killed some seconds after reaching a part, before its end."""
     before = signs(workdir)
     process = start(workdir, folder, overrides)
     while not is_there(part, signs(workdir), before) and process.poll() is None:
@@ -135,15 +135,15 @@ def killed(workdir, folder, overrides, part, seconds):
 
 
 def soak(folder, kills, *, runs=1, seed=0, overrides=(), say=print):
-    """Kills runs until there were so many kills, and lets each run come to its end.
+    """Kills runs the given number of times, and lets each run finish.
 
     Args:
       folder: receives the runs and their log.
-      kills: how many.
+      kills: the number of kills.
       runs: among how many runs they are divided; more where a run ended before all of its kills.
       seed: of the parts and moments.
       overrides: flags that change the smoke recipe.
-      say: is told of each kill and each comparison.
+      say: is called with a line for each kill and each comparison.
 
     Returns:
       (kills by the stage that was not finished, runs compared); raises AssertionError where a run differs or fails.

@@ -1,4 +1,4 @@
-"""A few kills of a real run, smaller than the smoke run; tests/soak/soak.py makes a hundred of that."""
+"""Kills a real run, smaller than the smoke run, a few times; tests/soak/soak.py kills the smoke run."""
 
 import random
 
@@ -36,7 +36,7 @@ def test_aims_are_in_the_order_of_the_run_with_starts_anywhere():
     assert "start" in found[-100:]
 
 
-def test_a_run_is_there_when_it_writes_or_was_further():
+def test_a_run_has_reached_a_part_when_it_writes_or_was_further():
     before = {"pretrain/metrics.jsonl": 1, "pretrain/summary.json": 2, "sft/metrics.jsonl": 3}
     assert is_there("start", before, before) and is_there("pretrain", before, before)
     assert not is_there("sft", before, before) and is_there("sft", before | {"sft/metrics.jsonl": 4}, before)

@@ -1,4 +1,4 @@
-"""The few-shot prefix: its room, and what its examples may be."""
+"""The few-shot prefix: its length and its examples."""
 
 import json
 
@@ -18,7 +18,7 @@ def models(config, layout):
 
 
 def demonstrations(response):
-    """Half of them with this response."""
+    """Returns demonstrations, half of them with this response."""
     records = [
         {**record, "response": response} if i % 2 else record for i, record in enumerate(RECORDS["demonstrations"])
     ]
@@ -26,7 +26,7 @@ def demonstrations(response):
 
 
 def test_without_room_there_is_no_prefix(tmp_path, capsys):
-    config = recipe(tmp_path)  # max_length 32: four tokens beside prompt and response
+    config = recipe(tmp_path)  # max_length 32: four tokens in addition to prompt and response
     run = Run(config, tmp_path / "run")
     assert few_shot.choose_prefix(run, *models(config, run.layout)) is None
     assert "gpt_prompted: left out; model.max_length: expected room for 2 examples" in capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_without_an_example_of_one_line_there_is_no_prefix(tmp_path, capsys):
     assert "expected a demonstration whose response is one line, found none" in capsys.readouterr().out
 
 
-def test_an_answer_that_is_too_long_is_scored_as_it_is_cut(tmp_path):
+def test_an_answer_that_is_too_long_is_truncated_before_scoring(tmp_path):
     config = changed(recipe(tmp_path), evaluate__batch_size=2)
     run = Run(config, tmp_path / "run")
     layout = run.layout

@@ -1,4 +1,4 @@
-"""RLOO exactly as docs/own_algorithm.md writes it: a stage, a section, and a policy that the others can use."""
+"""RLOO exactly as in docs/own_algorithm.md: a stage, a section, and a policy that other stages can use."""
 
 import pathlib
 import re
@@ -18,13 +18,13 @@ GUIDE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_algorithm.md
 
 
 def block(title):
-    """The code block of the guide that begins with this docstring."""
+    """Returns the code block of the guide that begins with this docstring."""
     (code,) = re.findall(rf'```python\n("""{title}.*?)```', GUIDE.read_text(), flags=re.DOTALL)
     return code
 
 
 def rloo():
-    """The stage of the guide."""
+    """Returns the stage of the guide."""
     names = {"__name__": "rloo"}
     exec(block("Trains a policy by RLOO"), names)  # noqa: S102
     return names["run"]
@@ -32,7 +32,7 @@ def rloo():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run in which RLOO made two iterations from random weights."""
+    """Returns a run with two iterations of RLOO from random weights."""
     home = tmp_path_factory.mktemp("rloo")
     config = changed(recipe(home), ppo__iterations=2, evaluate__batch_size=8).unlock()
     made = {}
@@ -74,7 +74,7 @@ def test_prompts_must_divide_over_devices(trained):
         rloo()(Run(wrong, trained.workdir.parent / "other"))
 
 
-def test_the_stage_of_dpo_is_the_guides():
+def test_the_stage_of_dpo_is_the_one_in_the_guide():
     source = (GUIDE.parents[1] / "instructjax" / "stages" / "dpo.py").read_text()
     body = re.sub(r'    """.*?"""\n', "", source[source.index("@stage") :], flags=re.DOTALL)
     for page in ("own_algorithm.md", "architecture.md"):

@@ -1,4 +1,4 @@
-"""Stages that begin with the weights of others, and weights that leave: the same networks on both sides."""
+"""Stages that import weights, and exported weights: the same networks on both sides."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ PIECES, PAIRS = SentencePieceTokenizer.train(LINES, 290), byte_pairs()
 
 
 def folder_of(path, config, tokenizer, kind=LanguageModel, changes=(), **config_changes):
-    """(parameters, the folder with them); `changes` are of config.json."""
+    """Writes a model, with `changes` to config.json. Returns (parameters, folder)."""
     shape = dataclasses.replace(policy_config(config, tokenizer.vocab_size), **config_changes)
     params = fakes.params(kind(shape), noise=0.2)
     described = huggingface.describe(
@@ -58,7 +58,7 @@ def assert_identical(found, expected):
 
 @pytest.fixture(scope="module", params=[PIECES, PAIRS], ids=["pieces", "byte pairs"])
 def run(request, tmp_path_factory):
-    """(config, workdir, parameters of GPT) where GPT was imported with either tokenizer."""
+    """Imports a GPT with either tokenizer. Returns (config, workdir, its parameters)."""
     folder = tmp_path_factory.mktemp("run")
     config = changed(recipe(folder), data__separator="\n\n", data__drop_long=True)
     params = folder_of(folder / "gpt2", config, request.param)
@@ -81,7 +81,7 @@ def test_the_stage_has_the_weights_and_the_tokenizer(run, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (workdir.parent / "gpt2" / name).read_bytes()
 
 
-def test_an_import_that_was_interrupted_goes_on(run):
+def test_an_interrupted_import_resumes(run):
     config, workdir, _ = run
     summary = workdir / "pretrain" / "summary.json"
     before = summary.read_bytes()
@@ -100,7 +100,7 @@ def scores(workdir, prompt, responses):
 
 @pytest.fixture(scope="module")
 def rewarded(run):
-    """The same, with a reward model whose offset is not 0."""
+    """Returns the same, with a reward model whose offset is not 0."""
     config, workdir, _ = run
     tokenizer = tokenizer_files.load(config.tokenizer.path)
     shape = policy_config(config, tokenizer.vocab_size)
@@ -114,7 +114,7 @@ def rewarded(run):
 TEXTS = ["the fox", "the owl in a red", "by night\n\n"]
 
 
-def test_a_reward_model_goes_out_and_comes_in_with_the_same_scores(rewarded, tmp_path):
+def test_an_exported_and_imported_reward_model_has_the_same_scores(rewarded, tmp_path):
     config, workdir = rewarded
     exported.export(Run(config, workdir), "reward", tmp_path / "out")
     reward.run(Run(importing(changed(config, pretrain__import_from=""), "reward", tmp_path / "out"), tmp_path / "run"))
@@ -133,8 +133,8 @@ def report(capsys, what, found, expected):
 
 
 @pytest.mark.parity
-def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path, capsys):
-    """Tokenized by them, as one text, in a batch that they pad."""
+def test_transformers_gives_the_same_score_to_the_same_text(rewarded, tmp_path, capsys):
+    """Their tokenizer encodes prompt and response as one text, and pads the batch."""
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     config, workdir = rewarded
@@ -148,7 +148,7 @@ def test_their_classes_give_the_same_score_to_the_same_text(rewarded, tmp_path, 
 
 
 @pytest.mark.parity
-def test_their_classes_continue_a_text_as_our_policy_does(run, tmp_path, capsys):
+def test_transformers_gives_the_same_logits_to_the_same_text(run, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="needs the extra parity")
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     config, workdir, _ = run
@@ -187,7 +187,7 @@ def refused(kind, function, *arguments):
         (TokenizerError, {"changes": {"eos_token_id": [5, 6]}}, "in which eos_token_id is [5, 6], found"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(tmp_path, error, given, message):
+def test_a_model_that_does_not_fit_is_rejected_before_any_work(tmp_path, error, given, message):
     config = recipe(tmp_path)
     folder_of(tmp_path / "gpt2", config, PIECES, **given)
     found = refused(error, pretrain.run, Run(importing(config, "pretrain", tmp_path / "gpt2"), tmp_path / "run"))
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path, error, given, me
     assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "run" / "pretrain").exists()
 
 
-def test_a_language_model_is_no_reward_model(tmp_path):
+def test_a_language_model_is_rejected_as_a_reward_model(tmp_path):
     config = recipe(tmp_path)
     folder_of(tmp_path / "gpt2", config, PIECES)
     found = refused(CheckpointError, reward.run, Run(importing(config, "reward", tmp_path / "gpt2"), tmp_path / "run"))
@@ -208,7 +208,7 @@ def test_imported_weights_need_their_tokenizer(tmp_path):
     assert found == "tokenizer.path: expected the tokenizer that pretrain.import_from comes with, found none"
 
 
-def test_weights_that_are_no_numbers_are_refused_before_any_work(tmp_path):
+def test_weights_that_are_not_finite_are_rejected_before_any_work(tmp_path):
     config = recipe(tmp_path)
     shape = policy_config(config, PIECES.vocab_size)
     params = fakes.params(LanguageModel(shape))

@@ -1,4 +1,4 @@
-"""PPO with a function of texts for a reward."""
+"""PPO with a function of texts as the reward."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
-    """(config, workdir) with the stages before PPO; my_rewards:seven lies in the folder beside."""
+    """Returns (config, workdir) with the stages before PPO, and my_rewards:seven in the current folder."""
     folder = tmp_path_factory.mktemp("reward_function")
     (folder / "my_rewards.py").write_text("def seven(prompts, responses):\n    return [7.0 for _ in responses]\n")
     config = changed(recipe(folder), ppo__iterations=2, ppo__reward_function="my_rewards:seven", evaluate__batch_size=8)
@@ -37,7 +37,7 @@ def test_its_scores_are_the_rewards(before, monkeypatch):
     assert [line["validation_reward"] for line in (start, lines[-1])] == [7.0, 7.0]
 
 
-def test_one_that_is_not_there_stops_before_any_work(before):
+def test_a_missing_reward_function_stops_before_any_work(before):
     config, workdir = before
     with pytest.raises(ConfigError, match="^ppo.reward_function: expected 'math:sevn' to be found"):
         ppo.run_with_text(Run(changed(config, ppo__reward_function="math:sevn"), workdir))

@@ -1,4 +1,4 @@
-"""Preparation: splits that are needed, records that are too long, and what is not done twice."""
+"""Preparation: required splits, records that are too long, and no repeated work."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ LONG = "a fox " * 40
 
 
 def lines(name, splits=SPLITS, **long):
-    """Records of a kind; `long` gives the indices of those with this field of the wrong length."""
+    """Returns records of a kind; in those with indices in `long`, this field is too long."""
     records = [{**record, "split": splits[i % len(splits)]} for i, record in enumerate(RECORDS[name])]
     for field, indices in long.items():
         for i in indices:
@@ -39,8 +39,8 @@ def test_a_split_without_records_is_named(tmp_path, name, missing):
     assert missing not in str(error.value).partition(", found")[2]
 
 
-def test_people_s_judgements_need_a_test_split(tmp_path):
-    """Their accuracy and the facts of the references are the last figures of a run: a lack of them is told first."""
+def test_human_rankings_need_a_test_split(tmp_path):
+    """A run needs it at its end, for the accuracy and the facts of references, but reports its lack at the start."""
     mrs = [f"name[Aromi], food[{line}]" for line in DISHES]
     references = [{"prompt": f"Describe.\n\n{mr}", "mr": mr, "response": "A place."} for mr in mrs]
     ratings = [
@@ -62,7 +62,7 @@ def test_people_s_judgements_need_a_test_split(tmp_path):
         prepare(config, tmp_path / "run")
 
 
-def test_what_is_too_long_is_left_out_and_counted_once(tmp_path, capsys, monkeypatch):
+def test_records_that_are_too_long_are_left_out_and_counted_once(tmp_path, capsys, monkeypatch):
     config = recipe(
         tmp_path,
         demonstrations=lines("demonstrations", prompt=[0, 3], response=[1]),

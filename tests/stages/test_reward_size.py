@@ -1,4 +1,4 @@
-"""A reward model and a value network that are not as large as the policy, and frozen weights in half precision."""
+"""Reward model and value network of another size than the policy, and frozen weights in half precision."""
 
 import dataclasses
 import shutil
@@ -19,7 +19,7 @@ from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """A recipe whose policy has one layer of width 8, and checkpoints of both networks."""
+    """Returns a recipe whose policy has one layer of width 8, with checkpoints of both networks."""
     row = dataclasses.replace(sizes.SIZES["small"], num_layers=2, d_model=16, num_heads=2, d_head=8)
     monkeypatch.setattr(sizes, "SIZES", {**sizes.SIZES, "small": row})
     config = changed(recipe(tmp_path), ppo__iterations=2, ppo_log__save_every=1, ppo_log__evaluate_every=2)
@@ -41,8 +41,8 @@ def test_ppo_runs_with_a_larger_reward_model_and_value_network(prepared):
     assert found["trunk"]["token_embedding"].shape[1] == 16
 
 
-def test_a_finished_stage_goes_on_to_more_iterations(prepared):
-    """To the weights of a run that was to make so many from the start."""
+def test_a_finished_stage_continues_to_more_iterations(prepared):
+    """Its weights equal those of a run with as many iterations from the start."""
     config, workdir, shape = prepared
     template = jax.eval_shape(lambda: fakes.params(ScalarModel(shape)))
 

@@ -1,4 +1,4 @@
-"""A run prepares its records once, whatever is asked for first, and finds what stages have left."""
+"""A run prepares its records once, at their first use, and finds the results of stages."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose records are prepared."""
+    """Returns a run with prepared records."""
     folder = tmp_path_factory.mktemp("run")
     found = Run(recipe(folder), folder / "run", "configs/mine.py")
     assert isinstance(found.layout, Layout)
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 
 def beside(run, tmp_path, **changes):
-    """The same records in a folder whose stages are the test's own."""
+    """Returns a run with the same records in a folder with the test's own stages."""
     return Run(changed(run.config, **changes), tmp_path)
 
 
@@ -49,13 +49,13 @@ def beside(run, tmp_path, **changes):
     ],
     ids=["layout", "policy", "reward", "has", "records", "text", "demonstrations", "rankings"],
 )
-def test_whatever_is_asked_for_first_prepares_the_records(tmp_path, ask):
+def test_the_first_use_of_records_prepares_them(tmp_path, ask):
     run = Run(recipe(tmp_path), tmp_path / "run")
     assert ask(run)
     assert (run.workdir / "data" / "checked.json").exists()
 
 
-def test_they_are_prepared_once(tmp_path, monkeypatch):
+def test_records_are_prepared_once(tmp_path, monkeypatch):
     run, calls = Run(recipe(tmp_path), str(tmp_path / "run")), []
     once = prepare.prepare
     monkeypatch.setattr(prepare, "prepare", lambda run: calls.append(run) or once(run))
@@ -64,7 +64,7 @@ def test_they_are_prepared_once(tmp_path, monkeypatch):
     assert calls == [run]
 
 
-def test_a_recipe_is_refused_before_anything_is_written(tmp_path):
+def test_an_invalid_recipe_is_rejected_before_anything_is_written(tmp_path):
     run = Run(changed(recipe(tmp_path), ppo__batch_size=9), tmp_path / "run")
     with pytest.raises(ConfigError, match="^ppo.batch_size: expected a multiple of ppo.minibatch_size"):
         run.records(Prompt, "train")
@@ -90,7 +90,7 @@ def policies(run, *seeds):
     return [fakes.params(LanguageModel(run.policy_config), seed=seed) for seed in seeds]
 
 
-def test_the_chosen_checkpoint_of_sft_is_its_policy_and_the_last_one_where_none_was_chosen(run, tmp_path):
+def test_the_policy_of_sft_is_its_chosen_checkpoint_or_else_its_last(run, tmp_path):
     early, late = policies(run, 1, 2)
     for step, params in ((1, early), (2, late)):
         state = {"params": params}
@@ -102,7 +102,7 @@ def test_the_chosen_checkpoint_of_sft_is_its_policy_and_the_last_one_where_none_
     opened, layout = run.open_policy("sft")
     assert_same(opened.params, early)
     assert layout == dataclasses.replace(run.layout, tokenizer=layout.tokenizer)
-    assert_same(run.load_start("sft"), late)  # what trains on starts from the end
+    assert_same(run.load_start("sft"), late)  # training starts from the last checkpoint
 
 
 def test_a_start_that_points_at_ppo_is_its_averaged_policy(run, tmp_path):
@@ -116,10 +116,10 @@ def test_a_reward_model_has_its_own_network(run, tmp_path):
     scalar = fakes.params(ScalarModel(run.reward_config))
     save_checkpoint(run.config, tmp_path, "reward", run.layout.tokenizer, run.reward_config, {"params": scalar})
     assert_same(run.load_reward_model(str(tmp_path / "reward" / "checkpoints")).params, scalar)
-    with pytest.raises(CheckpointError, match="expected the checkpoint of a policy, found one of a reward model$"):
+    with pytest.raises(CheckpointError, match="checkpoint of a policy, found one of the stage reward, which has none$"):
         run.load_start("sft", str(tmp_path / "reward" / "checkpoints"))
     (tmp_path / "reward" / "summary.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="expected the checkpoint of a policy, found one of a reward model$"):
+    with pytest.raises(CheckpointError, match="checkpoint of a policy, found one of the stage reward, which has none$"):
         Run(run.config, tmp_path).open_policy("reward")
     opened, _ = Run(run.config, tmp_path).open_reward_model()
     assert_same(opened.params, scalar)

@@ -1,4 +1,4 @@
-"""Which SFT checkpoints the reward model chooses among."""
+"""The SFT checkpoints among which the reward model chooses."""
 
 import ml_collections
 from hypothesis import given
@@ -20,7 +20,7 @@ def test_every_candidate_is_a_checkpoint_of_the_run(count, save_every, steps):
     assert all(step % save_every == 0 and 0 < step < steps for step in found[:-1])
 
 
-def test_candidates_are_even_over_the_run():
+def test_candidates_are_evenly_spaced():
     assert candidates(4, 20, 400) == [100, 200, 300, 400]
     assert candidates(4, 50, 310) == [50, 150, 200, 310]
     assert candidates(4, 500, 310) == [310]

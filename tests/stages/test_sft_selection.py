@@ -1,4 +1,4 @@
-"""The choice among SFT checkpoints lasts as long as what it was made from."""
+"""The choice among SFT checkpoints is valid until the reward model or the candidates change."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tests.recipes import changed, recipe, save_stage
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch):
-    """(config, workdir, calls): the choice was made once, by scores that stand in for a reward model's."""
+    """Makes the choice once, with fake scores instead of a reward model's. Returns (config, workdir, calls)."""
     config, workdir, calls = recipe(tmp_path), tmp_path / "run", []
     layout = Run(config, workdir).layout
     for stage in ("pretrain", "sft", "reward"):
@@ -33,7 +33,7 @@ def test_a_choice_is_made_once(chosen):
     assert calls == [("", [1])]
 
 
-def test_another_reward_model_chooses_anew(chosen):
+def test_a_new_reward_model_chooses_again(chosen):
     config, workdir, calls = chosen
     shutil.rmtree(workdir / "reward")
     save_stage(config, workdir, "reward", Run(config, workdir).layout.tokenizer, seed=1)
@@ -49,7 +49,7 @@ def test_the_reward_model_of_ppo_chooses(chosen, tmp_path):
     assert calls[1][0] == str(start)
 
 
-def test_other_candidates_are_chosen_among_anew(chosen):
+def test_new_candidates_lead_to_a_new_choice(chosen):
     config, workdir, calls = chosen
     (workdir / "sft" / "summary.json").write_text('{"steps": 400}')
     assert selection.select(Run(config, workdir)) == 100

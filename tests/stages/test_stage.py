@@ -1,4 +1,4 @@
-"""A stage and its folder: recipe and records must be those that it began with, and any stage can be a guest."""
+"""A stage resumes only with the recipe and records that it began with, and any stage can be a guest."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.recipes import DECLARATIONS, begin, changed, prepare, recipe, save_ru
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """(config, workdir): data are prepared, and all stages have begun."""
+    """Returns (config, workdir) with prepared data and all stages begun."""
     home = tmp_path_factory.mktemp("begun")
     config, workdir = recipe(home), home / "run"
     layout = prepare(config, workdir)
@@ -48,7 +48,7 @@ def begun(tmp_path_factory):
         ("ppo_ptx", {"ppo__ptx_coefficient": 1.0}, "ppo.ptx_coefficient: expected 27.8, "),
     ],
 )
-def test_a_stage_goes_on_only_with_the_recipe_it_began_with(begun, stage, changes, message):
+def test_a_stage_resumes_only_with_the_recipe_it_began_with(begun, stage, changes, message):
     config, workdir = begun
     path = workdir / stage / "config.json"
     before = path.read_text()
@@ -59,7 +59,7 @@ def test_a_stage_goes_on_only_with_the_recipe_it_began_with(begun, stage, change
     assert path.read_text() == before
 
 
-def test_every_key_that_differs_is_told(begun):
+def test_the_error_names_every_key_that_differs(begun):
     config, workdir = begun
     changes = {"seed": 1, "sft__learning_rate": 0.5, "model__num_heads": 2, "log__every": 10}
     with pytest.raises(ConfigError) as error:
@@ -71,7 +71,7 @@ def test_every_key_that_differs_is_told(begun):
     ("stage", "name"),
     [("pretrain", "text"), ("sft", "demonstrations"), ("reward", "rankings"), ("ppo", "prompts"), ("ppo_ptx", "text")],
 )
-def test_a_stage_goes_on_only_with_the_records_it_began_with(tmp_path, stage, name):
+def test_a_stage_resumes_only_with_the_records_it_began_with(tmp_path, stage, name):
     config, workdir = recipe(tmp_path), tmp_path / "run"
     layout = prepare(config, workdir)
     begin(config, workdir, stage)
@@ -118,7 +118,7 @@ def test_other_code_is_a_warning(begun, capsys):
         ("ppo_ptx", {"ppo__iterations": 7}),
     ],
 )
-def test_what_does_not_matter_to_a_stage_may_change(begun, stage, changes):
+def test_keys_that_do_not_affect_a_stage_may_change(begun, stage, changes):
     config, workdir = begun
     before = (workdir / stage / "config.json").read_text()
     begin(changed(config, **changes), workdir, stage)
@@ -147,7 +147,7 @@ def test_prepared_data_are_of_one_recipe(begun, changes, key):
         prepare(changed(config, **changes), workdir)
 
 
-def test_data_that_were_not_finished_are_made_anew(tmp_path):
+def test_unfinished_data_are_prepared_again(tmp_path):
     config = recipe(tmp_path)
     prepare(config, tmp_path / "run")
     (tmp_path / "run" / "data" / "config.json").unlink()
@@ -155,7 +155,7 @@ def test_data_that_were_not_finished_are_made_anew(tmp_path):
     assert layout.tokenizer.vocab_size == 280
 
 
-def test_each_name_has_a_root_key_of_its_own(tmp_path):
+def test_each_stage_has_its_own_root_key(tmp_path):
     config = recipe(tmp_path)
     declarations = [dataclasses.replace(DECLARATIONS["dpo"], name=name) for name in (*folder.PAPER, "dpo", "rloo", "")]
     keys = [jax.random.key_data(Stage(Run(config, tmp_path), found).key).tolist() for found in declarations]
@@ -174,7 +174,7 @@ class Pair:
 
 @stage("guest", after=("pretrain",), uses=("prompts",), policy="second/ema", section="sft")
 def guest(stage):
-    """Two networks, of which the second has an average: what is sampled is that average."""
+    """Registers a guest with two networks; its policy is the second network's average."""
     start = stage.run.load_start("pretrain")
     second = {"params": jax.tree.map(jnp.copy, start), "ema": jax.tree.map(lambda x: x + 1, start)}
     state = {"step": jnp.zeros((), jnp.int32), "first": start, "second": second}
@@ -193,7 +193,7 @@ def guest(stage):
 
 @pytest.fixture(scope="module")
 def visited(tmp_path_factory):
-    """A run whose guest is trained, beside stages of the paper that look finished."""
+    """Returns a run with a trained guest, and stages of the paper that look finished."""
     home = tmp_path_factory.mktemp("guest")
     config = changed(recipe(home), evaluate__batch_size=8, evaluate__prompts=8, evaluate__text_windows=4)
     config = changed(config, evaluate__few_shot=0, evaluate__few_shot_candidates=1, evaluate__guests=("guest",))
@@ -203,7 +203,7 @@ def visited(tmp_path_factory):
     return run
 
 
-def test_any_stage_says_where_its_policy_lies(visited):
+def test_any_stage_declares_the_place_of_its_policy(visited):
     start, found = visited.load_start("pretrain"), visited.load_policy("guest").params
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), start, found)
     further = visited.load_start("sft", str(visited.checkpoints("guest")))  # as sft.init_from would name it
@@ -224,14 +224,14 @@ def test_what_a_stage_declares_is_saved_with_its_checkpoints(visited):
     assert expected["policy"] == "second/ema" and expected["sections"] == ["sft"]
 
 
-def test_a_guest_goes_on_only_with_its_own_section_and_sets(visited):
+def test_a_guest_resumes_only_with_its_own_section_and_sets(visited):
     with pytest.raises(ConfigError, match="guest/config.json: sft.learning_rate: expected .*; choose another"):
         guest(Run(changed(visited.config, sft__learning_rate=0.5), visited.workdir))
     guest(Run(changed(visited.config, reward__learning_rate=0.5), visited.workdir))
 
 
 @pytest.mark.slow
-def test_a_guest_is_judged_beside_the_papers_models(visited):
+def test_a_guest_is_judged_with_the_papers_models(visited):
     found = evaluate.evaluate(visited)["models"]
     assert found.keys() == {"gpt", "gpt_prompted", "sft", "ppo", "ppo_ptx", "guest"}
     assert found["guest"]["reward"]["n"] == found["sft"]["reward"]["n"] == 8

@@ -1,4 +1,4 @@
-"""Each law holds for a right loss and catches the bugs that it is for."""
+"""Each law holds for a correct loss and catches its bugs."""
 
 import functools
 
@@ -23,7 +23,7 @@ RANKINGS = REWARDS, SCORES, VALID
 
 
 def square(x, y, mask):
-    """A right loss: the square error over the tokens of the mask."""
+    """Computes a correct loss: the squared error over the tokens of the mask."""
     return losses.masked_sum(jnp.square(jnp.where(mask > 0, x - y, 0)), mask)
 
 
@@ -63,13 +63,13 @@ class TestRankings:
     def test_holds(self, law):
         law(losses.ranking_loss, RANKINGS)
 
-    def test_catches_a_tie_that_the_first_answer_wins(self):
+    def test_catches_a_tie_counted_as_a_win_of_the_first_answer(self):
         def loss(rewards, scores, valid):
             return losses.ranking_loss(rewards, scores - 1e-3 * jnp.arange(K), valid)
 
         broken(laws.permutation_of_answers, loss, RANKINGS, says="answers in another order (the first two swapped)")
 
-    def test_catches_an_answer_that_is_always_there(self):
+    def test_catches_an_answer_that_is_always_valid(self):
         def loss(rewards, scores, valid):
             return losses.ranking_loss(rewards, scores, valid.at[:, 0].set(True))
 
@@ -114,7 +114,7 @@ class TestMasks:
         broken(laws.mask_is_respected, product, self.ARRAYS, says="nan where the mask is 0: result")
 
     def test_catches_nan_in_the_gradient_only(self):
-        """`where` after the function that overflows."""
+        """The loss applies `where` after a function that overflows."""
         late = lambda x, mask: (jnp.sum(jnp.where(mask > 0, jnp.square(x) * x, 0)), jnp.sum(mask))  # noqa: E731
         arrays = X, MASK
         broken(laws.mask_is_respected, late, arrays, says="nan where the mask is 0: result['gradient']")
@@ -124,18 +124,18 @@ class TestMasks:
         broken(laws.mask_is_respected, read, (SCORES, VALID), says="where the mask is 0")
 
     def test_catches_numbers_left_outside_the_mask(self):
-        centred = lambda x, mask: jnp.where(mask > 0, x, 0) - losses.masked_moments(x, mask)[0]  # noqa: E731
-        broken(laws.mask_is_respected, centred, (X, MASK), says="0 where the mask is 0: result['value'][1, ")
+        centered = lambda x, mask: jnp.where(mask > 0, x, 0) - losses.masked_moments(x, mask)[0]  # noqa: E731
+        broken(laws.mask_is_respected, centered, (X, MASK), says="0 where the mask is 0: result['value'][1, ")
 
     def test_catches_a_weight_that_counts_padding(self):
         counts = lambda x, y, mask: (square(x, y, mask)[0] / mask.size, jnp.sum(mask))  # noqa: E731
         broken(laws.mask_is_respected, counts, self.ARRAYS, says="more rows and columns with mask 0")
 
-    def test_catches_a_division_by_nothing(self):
+    def test_catches_a_division_by_an_empty_mask(self):
         divided = lambda x, y, mask: square(x, y, mask)[0] / jnp.sum(mask)  # noqa: E731
         broken(laws.empty_mask_gives_zeros, divided, self.ARRAYS, says="expected 0, found nan")
 
-    def test_catches_a_loss_of_nothing(self):
+    def test_catches_a_loss_of_an_empty_mask(self):
         biased = lambda x, y, mask: (square(x, y, mask)[0] + 1.0, jnp.sum(mask))  # noqa: E731
         broken(laws.empty_mask_gives_zeros, biased, self.ARRAYS, says="expected 0, found 1")
 
@@ -206,7 +206,7 @@ def table(dtype=np.float64):
 
 
 def texts():
-    """Two rows of two texts each, of different numbers of tokens."""
+    """Returns two rows of two texts each, with different numbers of tokens."""
     length = 9
     tokens, segments, positions = np.zeros((3, 2, length), np.int32)
     weights = np.zeros((2, length), np.float32)
@@ -222,7 +222,7 @@ def texts():
 
 
 def bigram(params, batch, key):
-    """A right loss of rows of texts."""
+    """Computes a correct loss of rows of texts."""
     log_probs = losses.log_probs(params["table"][batch.tokens[:, :-1]], batch.tokens[:, 1:])
     same = batch.segments[:, 1:] == batch.segments[:, :-1]
     pair = losses.cross_entropy(jnp.where(same, log_probs, 0), batch.weights[:, 1:])
@@ -252,7 +252,7 @@ def first_row_only(params, batch, key):
 
 
 def absolute(params, batch, key):
-    """Reads the column of a token instead of its place in the text."""
+    """Reads the column of a token instead of its position in the text."""
     scale = jnp.arange(1.0, batch.tokens.shape[1] + 1)
     return losses.masked_sum(scale * params["table"][0, batch.tokens], batch.weights), {}
 
@@ -297,7 +297,7 @@ class TestObjectives:
 
     def test_two_losses(self):
         def constant(params, batch, key):
-            """The value of `bigram` without its gradient."""
+            """Computes the value of `bigram` without its gradient."""
             return bigram(jax.lax.stop_gradient(params), batch, key)
 
         laws.losses_agree(bigram, bigram, table(), texts())
@@ -307,7 +307,7 @@ class TestObjectives:
 
 
 class TestRewriting:
-    """Rankings and episodes, padded and unpacked as the layouts would have laid them out."""
+    """Rankings and episodes are padded and unpacked as the layouts lay them out."""
 
     RANKINGS = [
         TokenizedRanking([3, 4], [[5], [6, 7]], [1.0, 0.0]),
@@ -360,7 +360,7 @@ def test_rankings_are_unpacked_for_the_law():
     laws.padding_is_ignored(loss, table(), batch)
 
     def first(params, batch, key):
-        """Reads the first prompt of a row only."""
+        """Reads only the first prompt of a row."""
         return loss(params, batch.replace(valid=batch.valid & (np.arange(2) == 0)[:, None]), key)
 
     broken(laws.packing_is_ignored, first, table(), batch, says="several segments in a row")

@@ -1,4 +1,4 @@
-"""What is drawn is as it is described, and has the cases that losses get wrong."""
+"""The strategies draw what they describe, including cases that losses get wrong."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_masks_have_a_shortest_run(mask):
 
 @examples
 @given(strategies.packed_texts(B, T))
-def test_texts_are_laid_out_side_by_side(batch):
+def test_texts_follow_each_other_in_a_row(batch):
     assert {x.shape for x in jax.tree.leaves(batch)} == {(B, T)}
     assert 0 <= batch.tokens.min() and batch.tokens.max() < V
     for segments, positions, weights in zip(batch.segments, batch.positions, batch.weights, strict=True):
@@ -80,7 +80,7 @@ def test_episodes_end_with_eos_or_fill_their_rows(batch):
     ],
     ids=["an empty row", "a tie", "a missing answer", "packed", "packed with a tie", "PAD as a token", "not ended"],
 )
-def test_what_losses_get_wrong_is_drawn(strategy, case):
+def test_hard_cases_are_drawn(strategy, case):
     find(strategy, case, settings=settings(database=None, deadline=None, max_examples=5000))
 
 

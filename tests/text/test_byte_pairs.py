@@ -1,4 +1,4 @@
-"""GPT-2's kind of vocabulary, learned here, and ours for programs that read tokenizer.json."""
+"""Vocabularies of GPT-2's kind, and SentencePiece models exported as tokenizer.json."""
 
 import functools
 import json
@@ -41,7 +41,7 @@ texts = st.text() | st.lists(words).map("".join)
 
 
 @given(texts)
-def test_every_text_comes_back_and_has_neither_pad_nor_eos(text):
+def test_decode_inverts_encode_and_no_text_gives_pad_or_eos(text):
     ids = BPE.encode(text)
     assert BPE.decode(ids) == text
     assert not {BPE.pad_id, BPE.eos_id} & set(ids)
@@ -50,7 +50,7 @@ def test_every_text_comes_back_and_has_neither_pad_nor_eos(text):
 
 @given(texts, texts.filter(lambda text: text and not text[0].isspace()))
 def test_prompt_and_response_have_the_tokens_of_one_document(prompt, response):
-    """GPT-2 gives "\\n\\n" at the end of a text one token, and two before a word."""
+    """GPT-2 encodes "\\n\\n" as one token at the end of a text, and as two before a word."""
     opening = prompt + "\n"
     assert BPE.encode(opening + response) == BPE.encode_opening(opening) + BPE.encode(response)
 
@@ -63,18 +63,18 @@ def test_two_line_breaks_are_one_token_only_at_the_end():
 
 
 @given(st.lists(st.sampled_from([*"abcfox thew ", " fox", "owl", "3"])).map("".join))
-def test_it_is_the_vocabulary_that_was_given(text):
+def test_the_vocabulary_is_the_given_one(text):
     assert BPE.encode(text) == PAIRS.encode(text).ids
 
 
-def test_ids():
+def test_pad_and_eos_are_ids_of_the_given_vocabulary():
     assert BPE.vocab_size == PAIRS.get_vocab_size()
     assert PAIRS.id_to_token(BPE.eos_id) == END_OF_TEXT and PAIRS.id_to_token(BPE.pad_id) == "ÿ"
     smaller = BytePairTokenizer.from_bytes(learned(size=300).to_str().encode())
     assert len(BPE.fingerprint) == 16 and BPE.fingerprint != smaller.fingerprint
 
 
-def test_a_vocabulary_with_a_pad_of_its_own_keeps_it():
+def test_a_vocabulary_with_its_own_pad_keeps_it():
     described = json.loads(PAIRS.to_str())
     pad = described["added_tokens"][0] | {"id": BPE.vocab_size, "content": PAD}
     content = json.dumps({**described, "added_tokens": [*described["added_tokens"], pad]}).encode()
@@ -84,7 +84,7 @@ def test_a_vocabulary_with_a_pad_of_its_own_keeps_it():
 
 
 @pytest.mark.parametrize("written", ["ÿ ÿ", ["ÿ", "ÿ"]])
-def test_merges_of_the_byte_that_is_in_no_text_are_left_out(written):
+def test_merges_of_the_byte_0xff_are_left_out(written):
     described = json.loads(PAIRS.to_str())
     described["model"]["vocab"]["ÿÿ"] = PAIRS.get_vocab_size()
     merges = described["model"]["merges"]
@@ -108,7 +108,7 @@ def test_files(tmp_path):
 
 
 @pytest.mark.parametrize("ours", [BPE, PIECES], ids=["byte pairs", "pieces"])
-def test_an_exported_tokenizer_comes_in_again(tmp_path, ours):
+def test_an_exported_tokenizer_can_be_imported(tmp_path, ours):
     for name, content in export.pretrained_files(ours, 64).items():
         (tmp_path / name).write_bytes(content)
     found = tokenizer_files.load(tmp_path)
@@ -125,14 +125,14 @@ def test_an_exported_tokenizer_comes_in_again(tmp_path, ours):
         (b"", "expected a SentencePiece model"),
     ],
 )
-def test_what_is_no_tokenizer(tmp_path, content, message):
+def test_files_that_are_not_a_tokenizer_are_rejected(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(TokenizerError) as error:
         tokenizer_files.load(tmp_path / "file")
     assert str(error.value).startswith(f"{tmp_path}/file: {message}") and "\n" not in str(error.value)
 
 
-def test_a_vocabulary_without_end_of_text_or_without_all_bytes(tmp_path):
+def test_a_vocabulary_without_end_of_text_or_without_all_bytes_is_rejected(tmp_path):
     described = json.loads(PAIRS.to_str())
     for token in (END_OF_TEXT, "ÿ"):
         changed = json.loads(json.dumps(described))
@@ -147,7 +147,7 @@ def test_a_vocabulary_without_end_of_text_or_without_all_bytes(tmp_path):
 
 @functools.cache
 def overlapping(seed):
-    """(a tokenizer of strings of two letters, the same as tokenizer.json)."""
+    """Returns (a tokenizer of strings of two letters, the same as tokenizer.json)."""
     rng = random.Random(seed)
     pieces = SentencePieceTokenizer.train(["".join(rng.choices("ab ", k=20)) for _ in range(200)], 310)
     return pieces, tokenizers.Tokenizer.from_str(export.tokenizer_json(pieces).decode())
@@ -155,13 +155,13 @@ def overlapping(seed):
 
 class TestConversion:
     @given(st.text().filter(lambda text: not set(text) & {"\u2581", "<"}) | st.lists(words).map("".join))
-    def test_the_same_ids_and_the_same_text(self, text):
+    def test_the_exported_tokenizer_gives_the_same_ids_and_text(self, text):
         text = text.replace("\u2581", "")
         assert CONVERTED.encode(text).ids == PIECES.encode(text)
         assert CONVERTED.decode(PIECES.encode(text), skip_special_tokens=False) == text
 
     @given(st.integers(0, 5), st.text("ab ", max_size=40))
-    def test_where_every_piece_can_be_split_in_many_ways(self, seed, text):
+    def test_pieces_that_can_be_split_in_many_ways_give_the_same_ids(self, seed, text):
         pieces, converted = overlapping(seed)
         assert converted.encode(text).ids == pieces.encode(text)
 
@@ -171,7 +171,7 @@ class TestConversion:
 
 
 @pytest.mark.parity
-def test_a_tokenizer_that_they_write_comes_in(tmp_path):
+def test_a_tokenizer_written_by_transformers_can_be_imported(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     PAIRS.save_model(str(tmp_path))
     theirs = transformers.GPT2Tokenizer.from_pretrained(str(tmp_path))
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_they_write_comes_in(tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("ours", [BPE, PIECES], ids=["byte pairs", "pieces"])
-def test_their_auto_class_loads_either(tmp_path, ours):
+def test_auto_tokenizer_loads_either_kind(tmp_path, ours):
     transformers = pytest.importorskip("transformers", reason="needs the extra parity")
     for name, content in export.pretrained_files(ours, 64).items():
         (tmp_path / name).write_bytes(content)

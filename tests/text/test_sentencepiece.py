@@ -1,4 +1,4 @@
-"""The tokenizer: text comes back exactly, and its parts can be encoded apart."""
+"""The tokenizer is lossless, and parts of a text can be encoded separately."""
 
 import io
 import subprocess
@@ -39,7 +39,7 @@ def test_decode_inverts_encode(tokenizer, text):
 
 
 @given(texts, texts)
-def test_text_around_a_line_break_may_be_encoded_apart(tokenizer, prompt, response):
+def test_text_around_a_line_break_may_be_encoded_separately(tokenizer, prompt, response):
     line_break = tokenizer.encode("\n")
     assert len(line_break) == 1
     joined = tokenizer.encode(prompt + "\n" + response)
@@ -76,7 +76,7 @@ def test_training_is_deterministic_and_depends_on_the_text(tokenizer):
     assert SentencePieceTokenizer.train(documents(400), 370).fingerprint != tokenizer.fingerprint
 
 
-def test_long_lines_count_as_well():
+def test_long_lines_are_used_in_training():
     assert SentencePieceTokenizer.train(["word " * 10_000], 268).encode(" word") != SentencePieceTokenizer.train(
         ["w o r d "], 267
     ).encode(" word")
@@ -106,7 +106,7 @@ def test_an_impossible_vocabulary_names_the_config_key(texts, size, message):
         SentencePieceTokenizer.train(texts, size)
 
 
-def test_the_size_that_an_error_offers_is_possible():
+def test_the_size_that_an_error_suggests_works():
     with pytest.raises(TokenizerError) as caught:
         SentencePieceTokenizer.train(documents(), 50_000)
     possible = int(str(caught.value).split("at most ")[1].split()[0])
@@ -114,7 +114,7 @@ def test_the_size_that_an_error_offers_is_possible():
 
 
 @pytest.mark.parametrize("data", [b"", b"other data"])
-def test_other_data_is_no_tokenizer(tmp_path, data):
+def test_other_data_is_rejected_as_a_tokenizer(tmp_path, data):
     path = tmp_path / "tokenizer.model"
     with pytest.raises(TokenizerError, match="found no such file"):
         SentencePieceTokenizer.load(path)
@@ -123,7 +123,7 @@ def test_other_data_is_no_tokenizer(tmp_path, data):
         SentencePieceTokenizer.load(path)
 
 
-def test_a_model_that_alters_text_is_refused():
+def test_a_model_that_alters_text_is_rejected():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=documents(), model_writer=model, vocab_size=300, model_type="bpe", byte_fallback=True,

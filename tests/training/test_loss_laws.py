@@ -1,7 +1,7 @@
-"""What changes no loss and no gradient of a language model or a reward model, in float64.
+"""Choices that do not change losses and gradients of language models and reward models, in float64.
 
-Padding, packing, order, how a batch is cut, and how the layers are run. PPO's losses are in
-algorithms/test_ppo_laws.py.
+These are padding, packing, order, the split of a batch, and the execution of layers. PPO's losses are
+in algorithms/test_ppo_laws.py.
 """
 
 import functools
@@ -79,10 +79,10 @@ class TestRanking:
 
     @classmethod
     def batch(cls, rankings=RANKINGS, answers=4):
-        """A ranking a row."""
+        """Returns a batch with one ranking per row."""
         return oracles.packed([[ranking] for ranking in rankings], length=26, prompts=1, answers=answers)
 
-    def test_one_forward_pass_a_prompt(self):
+    def test_one_forward_pass_per_prompt(self):
         naive = oracles.naive(self.RANKINGS, length=13, answers=4)
         laws.losses_agree(ranking_loss(), oracles.naive_loss(ScalarModel(CONFIG)), SCALAR, self.batch(), naive)
 
@@ -97,7 +97,7 @@ class TestRanking:
         laws.packing_is_ignored(ranking_loss(), SCALAR, batch)
 
     def test_missing_answers(self):
-        """Places for answers that are not there."""
+        """The batch has places for missing answers."""
         laws.losses_agree(ranking_loss(), ranking_loss(), SCALAR, self.batch(answers=6), self.batch())
 
     def test_order_of_prompts_and_of_answers(self):
@@ -108,7 +108,7 @@ class TestRanking:
         laws.losses_agree(ranking_loss(), ranking_loss(), SCALAR, self.batch(rankings[::-1]), self.batch())
 
     def test_all_answers_in_one_element_or_pair_by_pair(self):
-        """The mean over a prompt's C(K, 2) pairs, a tie counting as a pair without loss."""
+        """The mean is over a prompt's C(K, 2) pairs; a tie counts as a pair without loss."""
         pairs = [
             TokenizedRanking(
                 ranking.prompt, [ranking.responses[k] for k in (i, j)], [ranking.scores[k] for k in (i, j)]
@@ -122,7 +122,7 @@ class TestRanking:
 
         def loss(params, batch, key):
             (total, weight), metrics = ranking_loss()(params, batch, key)
-            return (share * total, share * (weight + ties)), metrics  # an element of two that tie weighs nothing
+            return (share * total, share * (weight + ties)), metrics  # an element of two tied answers has weight 0
 
         laws.losses_agree(loss, ranking_loss(), SCALAR, self.batch(pairs, answers=2), self.batch())
 

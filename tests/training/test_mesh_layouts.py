@@ -1,4 +1,4 @@
-"""One answer on every layout: the networks themselves, in each training step, on eight devices and on one."""
+"""Every layout gives the same results: real networks, in each training step, on eight devices and on one."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ OTHERS = [name for name in LAYOUTS if name != "one device"]
 
 
 def slow_but(kept, *names):
-    """Parameters: every combination, of which those that are not kept are slow. A program takes seconds to compile."""
+    """Returns parameters for every combination; those not in `kept` are slow, because compiling takes seconds."""
     combinations = itertools.product(*names)
     return [pytest.param(*one, marks=[] if one in kept else [pytest.mark.slow]) for one in combinations]
 
@@ -55,13 +55,13 @@ def config_of(layout):
 
 @contextlib.contextmanager
 def on(layout):
-    """The mesh of a layout; one device is what there is without one."""
+    """Enters the mesh of a layout; without one, there is one device."""
     with contextlib.nullcontext() if LAYOUTS[layout] is None else parallel.on_mesh(config_of(layout)):
         yield config_of(layout)
 
 
 def rows(rng, *shape):
-    """Ragged rows [..., T] with padding on the right: (tokens, segments, positions)."""
+    """Returns ragged rows [..., T] with padding on the right: (tokens, segments, positions)."""
     lengths = rng.integers(2, T + 1, size=(*shape, 1))
     segments = (np.arange(T) < lengths).astype(np.int32)
     positions = np.maximum(np.cumsum(segments, axis=-1) - 1, 0).astype(np.int32)
@@ -75,14 +75,14 @@ def text_batch(seed=0, size=B):
 
 
 def answer_batch():
-    """Demonstrations: only what follows a prompt of ragged length counts."""
+    """Returns demonstrations; only tokens after a prompt of ragged length have a weight."""
     batch = text_batch(1)
     starts = np.random.default_rng(2).integers(1, T, size=(B, 1))
     return batch.replace(weights=batch.weights * (np.arange(T) >= starts))
 
 
 def ranking_batch(seed=3):
-    """Two prompts in a row, with one to three answers each, ties among them; some rows have one prompt."""
+    """Returns rows of one or two prompts with one to three answers each, some of them tied."""
     rng = np.random.default_rng(seed)
 
     def tokens(most):
@@ -102,13 +102,13 @@ def ranking_batch(seed=3):
 
 
 def kept_gradients():
-    """Changes nothing, and has the last gradients as its state."""
+    """Builds an optimizer that changes nothing and has the last gradients as its state."""
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, *_: (g, g))
 
 
 OPTIMIZER = optax.chain(kept_gradients(), optax.adam(1e-2, eps=1e-3))
 
-# Batches that one compiled step is given, one after the other. Pretraining and SFT differ in their weights only.
+# Batches for one compiled step, one after the other. Pretraining and SFT differ only in their weights.
 STEPS = {
     "pretrain and sft": (MODEL, objectives.language_model_loss, (text_batch, answer_batch), 1),
     "microbatches": (MODEL, objectives.language_model_loss, (text_batch, answer_batch), 2),
@@ -117,7 +117,7 @@ STEPS = {
 
 
 def steps(name, layout, *, eager=False, dropout=0.0):
-    """(states with their gradients, metrics) after each batch."""
+    """Returns (states with their gradients, metrics) after each batch."""
     model, objective, batches, microbatches = STEPS[name]
     model = type(model)(dataclasses.replace(CONFIG, dropout=dropout))
     with on(layout) as config:
@@ -160,7 +160,7 @@ def test_a_step_is_the_same_on_every_layout(name, layout):
     assert_close(steps(name, layout), steps_on_one(name))
 
 
-def test_gradients_are_there_to_be_compared():
+def test_the_compared_gradients_are_not_zero():
     for name in STEPS:
         for state, _ in steps_on_one(name):
             gradients = state.opt_state[0]["trunk"]["blocks"]
@@ -250,7 +250,7 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
     assert_close(state, expected_state)
     for here, there in zip(metrics, expected, strict=True):
         assert here.keys() == there.keys()
-        # Of all sampled tokens, so that one other token would show.
+        # Over all sampled tokens, so that one different token would show.
         assert all(here[name] == there[name] for name in ("response_tokens", "missing_eos"))
         # Under pmap each device decodes until its own rows are done.
         names = [name for name in here if name != "rollout_padding"]
@@ -261,7 +261,7 @@ def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
 
 @functools.cache
 def sampled(layout, refill=0):
-    """A batch of episodes; with refill, in half as many rows as there are prompts."""
+    """Samples a batch of episodes; with refill, in half as many rows as prompts."""
     draw = functools.partial(refilling.sample, rows=B, refill=refill) if refill else sampling.sample
     with on(layout):
         params = parallel.build(lambda params: params, fakes.params(MODEL, noise=0.1))

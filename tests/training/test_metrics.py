@@ -1,4 +1,4 @@
-"""Metrics merge in any order and any cut to one value."""
+"""Metrics merge to the same value in any order and any split."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_the_value_is_that_of_all_measurements_together(pairs):
 
 @given(NUMBERS, st.integers(0, 12))
 @settings(deadline=None)
-def test_a_cut_anywhere_gives_the_same_value(pairs, cut):
+def test_a_split_anywhere_gives_the_same_value(pairs, cut):
     window = measured(pairs)
     parts = [part for part in (window[:cut], window[cut:]) if part]
     merged = []
@@ -53,7 +53,7 @@ def test_merging_nothing_changes_nothing(pairs):
     assert metrics.compute([metrics.empty(measured(pairs)[0])]) == {}
 
 
-def test_what_a_scan_stacks_collapses():
+def test_metrics_stacked_by_a_scan_collapse():
     def step(carry, x):
         return carry, {"mean": Mean(x, jnp.ones(())), "largest": Maximum(x)}
 

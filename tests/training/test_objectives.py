@@ -1,4 +1,4 @@
-"""Losses of whole batches against loops over their rows, one answer and one token at a time."""
+"""Compares losses of whole batches with loops over rows, answers and tokens."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 
 def rows(lengths, seed=0):
-    """(tokens, segments, positions), [..., T] from lengths [...]; padding holds tokens that mean nothing."""
+    """Returns (tokens, segments, positions), [..., T], for lengths [...]; padding holds arbitrary tokens."""
     lengths = np.asarray(lengths)
     tokens = np.random.default_rng(seed).integers(0, V, size=(*lengths.shape, T))
     inside = np.arange(T) < lengths[..., None]
@@ -38,7 +38,7 @@ def language_batch():
 
 
 def ranked(prompt, sizes, scores, seed):
-    """A ranking of random tokens, of a prompt and answers of these lengths."""
+    """Returns a ranking of random tokens with these lengths of prompt and answers."""
     rng = np.random.default_rng(seed)
     return TokenizedRanking(rng.integers(0, V, prompt), [rng.integers(0, V, size) for size in sizes], scores)
 
@@ -52,7 +52,7 @@ ROWS = [[RANKINGS[0]], [RANKINGS[1], RANKINGS[2]], []]  # the third is padding
 
 
 def ranking_batch():
-    """Four answers to a prompt; three and two to the prompts of another row; with padding."""
+    """Returns a row with four answers to a prompt, and one with three and two answers to two prompts; with padding."""
     return oracles.packed(ROWS, length=24, prompts=3, answers=4)
 
 
@@ -104,7 +104,7 @@ def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_after_its_p
         np.testing.assert_array_equal(found[b, len(ranking.responses) :], 0.0)
 
 
-def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
+def test_the_ranking_loss_uses_these_rewards_and_ignores_missing_answers():
     model, params = fakes.scalar_model()
     batch = ranking_batch()
     differentiate = jax.jit(jax.value_and_grad(lambda p, b: objectives.ranking_loss(model)(p, b, KEY)[0][0]))
@@ -133,7 +133,7 @@ def test_the_ranking_loss_reads_those_rewards_and_ignores_missing_answers():
     ],
     ids=["language_model", "ranking"],
 )
-def test_dropout_is_drawn_from_the_key_and_only_where_there_is_a_rate(kind, objective, batch):
+def test_dropout_depends_on_the_key_and_needs_a_positive_rate(kind, objective, batch):
     plain = kind(fakes.CONFIG)
     noisy = kind(dataclasses.replace(fakes.CONFIG, dropout=0.3))
     params = fakes.params(plain)

@@ -1,4 +1,4 @@
-"""Learning rates against the paper's words, Adam against a loop, weight decay by name."""
+"""Compares learning rates with the paper's description, and Adam with a loop; weight decay is by name."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_one_step_of_warmup_is_the_peak():
     )
 
 
-def test_ppo_warms_up_from_a_tenth_and_stays():
+def test_ppo_warms_up_from_a_tenth_and_stays_constant():
     schedule = optimizer.constant_schedule(2.0, 10)
     np.testing.assert_allclose(values(schedule, 0, 5, 10, 11, 999), [0.2, 1.1, 2.0, 2.0, 2.0], rtol=1e-6)
     np.testing.assert_allclose(values(optimizer.constant_schedule(2.0, 0), 0, 7), [2.0, 2.0])
@@ -54,7 +54,7 @@ def test_a_schedule_never_leaves_its_bounds(peak, steps, warmup_steps, final_fra
     np.testing.assert_allclose(rates[-1], peak * final_fraction, atol=peak * 1e-6)
 
 
-def test_matrices_decay_and_nothing_else():
+def test_only_matrices_decay():
     for _, params in (fakes.language_model(), fakes.scalar_model()):
         decayed = {
             jax.tree_util.keystr(path, simple=True, separator="/"): flag

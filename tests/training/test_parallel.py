@@ -1,4 +1,4 @@
-"""One step, compiled in both modes, against the step itself on one device."""
+"""Compares a step that is compiled in both modes with the same step on one device."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ def config(**changes):
 
 
 def make_step(axis_name):
-    """A step with a frozen weight: it makes batches of different weight matter."""
+    """Returns a step with a frozen weight, which makes differences in the batches' weights matter."""
 
     def step(state, batch, key, frozen):
         def loss(params, batch, key):
@@ -85,7 +85,7 @@ def test_only_pmap_names_an_axis():
     assert parallel.axis_name("pmap") == parallel.AXIS
 
 
-def test_an_unknown_mode_is_refused():
+def test_an_unknown_mode_is_rejected():
     with pytest.raises(ConfigError, match="^parallel.mode: expected one of jit, pmap, found 'xmap'$"):
         parallel.compile_step(make_step(None), config(mode="xmap"))
 
@@ -103,7 +103,7 @@ def test_an_unknown_mode_is_refused():
         ),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(size, parts, axes, found):
+def test_a_batch_that_does_not_divide_is_rejected_with_sizes_that_do(size, parts, axes, found):
     with pytest.raises(ConfigError) as error:
         parallel.check_batch_size(size, "sft.batch_size", config(**axes), parts)
     assert str(error.value) == found
@@ -114,7 +114,7 @@ def test_a_batch_that_divides_is_accepted():
 
 
 @pytest.mark.parametrize(("mode", "axes"), [("jit", {}), ("jit", {"fsdp": 8}), ("pmap", {}), ("one device", {})])
-def test_the_state_is_donated_and_nothing_else_is(mode, axes):
+def test_only_the_state_is_donated(mode, axes):
     given = config(**axes) if mode == "one device" else config(mode=mode, **axes)
     frozen = {"scale": jnp.array(2.0)}
     with contextlib.nullcontext() if mode == "one device" else parallel.on_mesh(given):
@@ -134,7 +134,7 @@ def weights(width=16, hidden=32, vocabulary=48):
 
 
 def cut(array):
-    """Into how many parts along each axis."""
+    """Returns the number of parts along each axis."""
     return tuple(a // b for a, b in zip(array.shape, array.sharding.shard_shape(array.shape), strict=True))
 
 
@@ -148,7 +148,7 @@ def cut(array):
         ({"fsdp": 2, "tensor": 2, "shard_optimizer_state": True}, (2, 2), (1, 2, 2), (1, 4, 2)),
     ],
 )
-def test_weights_and_moments_are_cut_as_the_rules_say(axes, embedding, kernel, moment):
+def test_weights_and_moments_are_sharded_by_the_rules(axes, embedding, kernel, moment):
     with parallel.on_mesh(config(**axes)):
         state = parallel.build(weights, shard_optimizer_state=config(**axes).shard_optimizer_state)
         slots = state.opt_state[0].mu["trunk"]["blocks"]["feed_forward"]["in"]["kernel"]
@@ -159,7 +159,7 @@ def test_weights_and_moments_are_cut_as_the_rules_say(axes, embedding, kernel, m
         assert jax.tree.map(lambda x: x.sharding, shapes) == jax.tree.map(lambda x: x.sharding, state.params)
 
 
-def test_an_axis_that_does_not_divide_is_whole():
+def test_an_axis_that_does_not_divide_is_not_sharded():
     with parallel.on_mesh(config(fsdp=2, tensor=4)):
         state = parallel.build(functools.partial(weights, vocabulary=50))
         assert cut(state.params["trunk"]["token_embedding"]) == (1, 2)
@@ -178,13 +178,13 @@ def test_an_axis_that_does_not_divide_is_whole():
         ),
     ],
 )
-def test_a_mesh_that_the_devices_do_not_make_is_refused(axes, found):
+def test_a_mesh_of_another_number_of_devices_is_rejected(axes, found):
     with pytest.raises(ConfigError) as error, parallel.on_mesh(config(**axes)):
         pass
     assert str(error.value).startswith(found)
 
 
-def test_a_model_that_does_not_divide_over_the_mesh_is_refused():
+def test_a_model_that_does_not_divide_over_the_mesh_is_rejected():
     parallel.check_model(fakes.CONFIG, "model", config(fsdp=4, tensor=2))
     expected = "^parallel.tensor: expected a divisor of model.num_heads \\(2\\), such as 1, 2, found 8$"
     with pytest.raises(ConfigError, match=expected):

@@ -1,4 +1,4 @@
-"""One forward pass for all answers to a prompt: the loss and gradient of one for each answer, in float64."""
+"""One forward pass per prompt gives the loss and gradient of one forward pass per answer, in float64."""
 
 import functools
 
@@ -17,7 +17,7 @@ rankings = strategies.tokenized_rankings(answers=ANSWERS, most=SIZE)
 
 @functools.cache
 def losses_of(local_window):
-    """(packed, naive), each once, so that each is compiled once."""
+    """Returns the losses (packed, naive), cached so that each is compiled once."""
     model = ScalarModel(fakes.float64_config(local_window=local_window))
     return objectives.ranking_loss(model), oracles.naive_loss(model)
 

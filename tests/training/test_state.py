@@ -1,4 +1,4 @@
-"""What an update changes, and the moving average."""
+"""Updates of a training state, and its moving average."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_the_average_starts_as_a_copy_so_that_both_can_be_donated():
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_weights_and_moments_of_half_precision_stay_so(finite):
+def test_weights_and_moments_stay_in_half_precision(finite):
     adam = optax.adamw(0.1)
     state = train_state.create({"w": jnp.ones(3, jnp.bfloat16)}, adam)
     new = train_state.apply_gradients(state, {"w": jnp.ones(3, jnp.float32)}, adam, jnp.array(finite))
@@ -67,7 +67,7 @@ def test_updates_in_a_loop_copy_neither_weights_nor_moments():
     assert memory.temp_size_in_bytes < 1.5 * state.params["w"].nbytes  # the gradient
 
 
-def test_a_state_is_arrays_only():
+def test_a_state_has_only_arrays():
     for state in (train_state.create(params(), SGD), train_state.create_averaged(params(), SGD)):
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     assert train_state.create(params(), SGD).ema is None

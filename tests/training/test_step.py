@@ -1,4 +1,4 @@
-"""A step's answer does not depend on how its batch was cut: over microbatches, devices, or not at all."""
+"""The result of a step does not depend on the split of its batch into microbatches and over devices."""
 
 import functools
 
@@ -35,7 +35,7 @@ def loss(params, batch, key):
 
 
 def random_batch(seed):
-    """Ragged rows: each has its own number of tokens, some have none."""
+    """Returns ragged rows: each has a different number of tokens, some have none."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, T + 1, size=B)
     return {
@@ -51,13 +51,13 @@ def cut_rows(batch, devices):
 
 @jax.jit
 def gradient_of_mean(batch):
-    """The direct way: differentiate the mean over all tokens of the whole batch."""
+    """Differentiates the mean over all tokens of the whole batch, directly."""
     return jax.grad(lambda params: losses.mean(*loss(params, batch, None)[0]))(PARAMS)
 
 
 @functools.cache
 def compiled(microbatches, devices):
-    """`summed_gradient` over a named axis of vmap, which stands for devices; one result for each device."""
+    """Compiles `summed_gradient` over a named axis of vmap, which stands for devices; one result per device."""
     axis = None if devices == 1 else "data"
     program = functools.partial(summed_gradient, loss, microbatches=microbatches, axis_name=axis)
     if axis is None:
@@ -68,7 +68,7 @@ def compiled(microbatches, devices):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
-def test_gradient_is_that_of_the_global_mean_however_the_batch_is_cut(seed):
+def test_the_gradient_is_that_of_the_global_mean_however_the_batch_is_split(seed):
     batch = random_batch(seed)
     expected = gradient_of_mean(batch)
     (total, weight), metrics = loss(PARAMS, batch, KEY)
@@ -114,7 +114,7 @@ def test_a_batch_without_a_token_has_gradient_zero(cut):
 
 
 def noise(params, batch, key):
-    """A loss that only draws a number: what randomness does each part of a batch get?"""
+    """Acts as a loss that only draws a number, to show the randomness of each part of a batch."""
     draw = jax.random.normal(key)
     return (params["w"].sum() * 0 + draw, jnp.ones(())), {"largest_draw": Maximum(draw)}
 
@@ -134,7 +134,7 @@ def test_each_microbatch_and_each_device_draws_its_own_noise():
     assert len(draws) == 3
 
 
-def test_a_step_draws_anew_from_the_same_key_and_a_resumed_one_draws_the_same():
+def test_each_step_draws_new_numbers_from_the_same_key_and_a_resumed_step_the_same_ones():
     step = jax.jit(train_step(noise, optax.sgd(0.1)))
     state = train_state.create(PARAMS, optax.sgd(0.1))
     batch = {"x": jnp.zeros((2, 1))}
@@ -157,7 +157,7 @@ def test_a_step_is_one_update_by_the_gradient_of_the_mean():
     assert float(metrics["gradient_norm"].weight) == 1
 
 
-def test_rows_are_gathered_in_order_and_dealt_out_again():
+def test_rows_are_gathered_in_order_and_split_again():
     rows = jnp.arange(8.0)
 
     def program(part):
@@ -173,7 +173,7 @@ def test_rows_are_gathered_in_order_and_dealt_out_again():
     np.testing.assert_array_equal(total["largest"].value, [7.0] * 4)
 
 
-def test_without_an_axis_everything_is_global_already():
+def test_without_an_axis_arrays_are_already_global():
     metrics = {"sum": Mean(jnp.ones(()), jnp.ones(())), "largest": Maximum(jnp.ones(()))}
     assert reduce(metrics, None) == metrics
     rows = jnp.ones(3)

@@ -22,7 +22,7 @@ from tests.wrong_input.fault import fault
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """(config, workdir): data are prepared, and pretraining looks finished."""
+    """Returns (config, workdir) with prepared data and a pretraining that looks finished."""
     config, workdir = recipe(tmp_path), tmp_path / "run"
     layout = Run(config, workdir).layout
     save_stage(config, workdir, "pretrain", layout.tokenizer)
@@ -130,7 +130,7 @@ def test_older_version(pretrained):
 
 @fault(
     "a checkpoint of a reward model instead of a policy",
-    "PATH: expected the checkpoint of a policy, found one of a reward model",
+    "PATH: expected the checkpoint of a policy, found one of the stage reward, which has none",
 )
 def test_reward_model_as_policy(pretrained):
     config, workdir = pretrained

@@ -11,7 +11,7 @@ from tests.wrong_input.fault import fault
 
 
 def start(script, *flags, **environment):
-    """A script in a process of its own, which tells of other devices than this one has."""
+    """Runs a script in its own process, whose environment describes other devices."""
     finished = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *flags],
         env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **environment},
@@ -33,7 +33,7 @@ def test_no_device(tmp_path):
 
 @fault(
     "a model that does not fit in memory",
-    "expected room in memory, found: Out of memory allocating N bytes; more microbatches need less",
+    "not enough memory: Out of memory allocating N bytes; increase the number of microbatches",
 )
 def test_memory(tmp_path):
     path = tmp_path / "mine.py"

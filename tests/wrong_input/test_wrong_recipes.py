@@ -13,14 +13,14 @@ from tests.wrong_input.fault import fault
 
 
 def begin(*flags, script="sft.py", config="configs/sandbox.py:smoke"):
-    """A script with these flags; what is wrong about them is to be told before anything is written."""
+    """Starts a script with these flags, whose error must come before anything is written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
         return run(script, f"--config={config}", *flags)
 
 
 def begin_with(tmp_path, statements, *flags):
-    """The same with a recipe file that changes the sandbox's."""
+    """Starts a script with a recipe file that changes the sandbox's."""
     path = tmp_path / "mine.py"
     body = "\n".join(f"    {line}" for line in statements.splitlines())
     path.write_text(f"from configs import sandbox\ndef get_config():\n    c = sandbox.get_config().unlock()\n{body}\n")
@@ -28,7 +28,7 @@ def begin_with(tmp_path, statements, *flags):
 
 
 def run_with(tmp_path, **changes):
-    """The first stage of a small recipe with other values."""
+    """Runs the first stage of a small recipe with other values."""
     _ = Run(changed(recipe(tmp_path), **changes), tmp_path / "run").layout
 
 

@@ -13,7 +13,7 @@ from tests.wrong_input.fault import fault
 
 
 def pieces(**options):
-    """The bytes of a SentencePiece model, as others may train one."""
+    """Returns the bytes of a SentencePiece model, as other tools may train one."""
     model = io.BytesIO()
     ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     ours = {"model_type": "bpe", "vocab_size": 290, "normalization_rule_name": "identity", "byte_fallback": True, **ids}
@@ -25,7 +25,7 @@ def pieces(**options):
 
 
 def pairs():
-    """A tokenizer.json, as the package writes it."""
+    """Returns a tokenizer.json in the form that the package writes."""
     import tokenizers
 
     learned = tokenizers.ByteLevelBPETokenizer()
@@ -70,7 +70,7 @@ def test_no_bytes(tmp_path):
     "a SentencePiece model that changes text",
     "PATH: expected a model that gives back every text, found one that alters TEXT",
 )
-def test_normalising_pieces(tmp_path):
+def test_normalizing_pieces(tmp_path):
     load(tmp_path, pieces(normalization_rule_name="nmt_nfkc"))
 
 
@@ -102,7 +102,7 @@ def test_gap(tmp_path):
 
 
 @fault("a BPE that changes text", "PATH: expected a BPE that gives back every text, found one that alters TEXT")
-def test_normalising_pairs(tmp_path):
+def test_normalizing_pairs(tmp_path):
     load(tmp_path, pairs() | {"normalizer": {"type": "Lowercase"}}, "tokenizer.json")
 
 

@@ -1,4 +1,4 @@
-"""Growth is measured on programs that do what they say, and exponents are those of the costs."""
+"""Growth is measured on the right programs, and exponents are those of the costs."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_a_picture_has_time_and_memory_of_each_size(tmp_path):
     figure.savefig(tmp_path / "growth.png")
 
 
-def test_both_programs_are_of_the_sizes_asked_for():
+def test_both_programs_have_the_requested_sizes():
     config = sandbox.get_config().copy_and_resolve_references().unlock()
     _, state, (batch, *_) = cost_growth.iteration(config, {**cost_growth.EPISODES, "episodes": 8, "vocabulary": 2048})
     assert batch[0].tokens.shape[0] == 8

@@ -36,7 +36,7 @@ def test_a_side_alone_has_no_ratio(tmp_path):
     assert "| ppo | 12.3 episodes/s | 0.50 | 2 | 9 | 8 |" in tables.page(tmp_path)
 
 
-def test_the_page_that_is_kept_is_that_of_the_results():
+def test_the_page_has_the_tables_of_the_results():
     path = tables.ROOT / "docs" / "benchmarks.md"
     before = path.read_text()
     assert tables.filled(before) == before
