@@ -33,6 +33,7 @@ from instructjax.reporting.findings import SMOKE, findings, is_smoke
 from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows
 
 _LEARNING = ("loss", "accuracy")  # panels of the reward model's learning curves
+_RATERS = {"heldout": "held-out"}
 _CAPTIONS = {
     "win_rates": "Win rates against SFT, as in the paper's Figures 1 and 3.",
     "ppo": "The reward model's score, the KL to the initial policy and, if known, the true quality during PPO.",
@@ -124,7 +125,7 @@ def reward_model_figures(results: Results, metrics: Mapping[str, Sequence[Mappin
     if panels := curves.reported_panels([lines], [panel for panel in curves.PANELS if panel.title in _LEARNING]):
         drawn["reward_model"] = curves.draw({"reward": lines}, panels)
     if bins := lookup(results, "reward_model", "calibration") or lookup(results, "human", "calibration"):
-        drawn["calibration"] = views.calibration(bins)
+        drawn["calibration"] = views.calibration({_RATERS.get(group, group): found for group, found in bins.items()})
     return drawn
 
 
