@@ -30,9 +30,7 @@ def test_the_remaining_time_counts_neither_compilation_nor_steps_that_were_only_
     if done:
         directory.mkdir()
         (directory / "metrics.jsonl").write_text('{"step": 40, "wall_seconds": 80.0}\n')
-    reporter = Reporter(
-        directory, done + 100, done, [], time.monotonic(), lambda *values: checked.append(values)
-    )
+    reporter = Reporter(directory, done + 100, done, [], time.monotonic(), lambda *values: checked.append(values))
 
     def start(steps):
         for _ in range(steps):
