@@ -6,22 +6,29 @@ interrupted run.
 
 import command_line
 
+from instructjax.runs import progress
 from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, reward, selection, sft
 from instructjax.stages.run import Run
 
 
 def main(run: Run) -> None:
     """Runs all stages in the paper's order."""
-    pretrain.run(run)
-    sft.run(run)
-    if not run.config.ppo.reward_from:  # otherwise the reward model is another run's
-        comparisons.collect(run)
-        reward.run(run)
-    selection.select(run)
-    ppo_init.run(run)
-    ppo.run(run)
-    ppo.run_with_text(run)
-    evaluate.evaluate(run)
+    stages = {
+        "pretrain": pretrain.run,
+        "sft": sft.run,
+        "comparisons": comparisons.collect,
+        "reward": reward.run,
+        "select": selection.select,
+        "ppo_init": ppo_init.run,
+        "ppo": ppo.run,
+        "ppo_ptx": ppo.run_with_text,
+        "evaluate": evaluate.evaluate,
+    }
+    if run.config.ppo.reward_from:  # the reward model is another run's
+        del stages["comparisons"], stages["reward"]
+    with progress.Stages(list(stages), at_least={"ppo_ptx": "ppo"}) as names:
+        for name in names:
+            stages[name](run)
 
 
 if __name__ == "__main__":

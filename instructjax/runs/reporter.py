@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 
-from instructjax.runs import processes
+from instructjax.runs import processes, progress
 from instructjax.runs.metrics_file import MetricsWriter, NullWriter
 from instructjax.training.metrics import Maximum, Mean, Metrics, compute
 
@@ -55,15 +54,7 @@ class Reporter:
         self._name, self._check_metrics = directory.name, check_metrics
         first = processes.is_first()
         self._writer = MetricsWriter(directory, resume_step=done) if first else NullWriter()
-        self._bar = tqdm.tqdm(
-            total=steps,
-            initial=done,
-            desc=directory.name,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not first,
-        )
+        self._bar = progress.Bar(directory.name, steps, "step", done=done, stage=True)
         self.clock = Clock(started, self._writer.last("wall_seconds"))
 
     def __enter__(self) -> Reporter:
@@ -78,7 +69,9 @@ class Reporter:
 
         So the host reads a line while the devices compute the step that follows.
         """
-        self.clock.note_step(metrics)
+        if self.clock.first_step_seconds is None:
+            self.clock.note_step(metrics)
+            self._bar.measure(self._bar.n + 1)  # the remaining time does not count what the first step compiled
         if self._pending:
             (number, window), self._pending = self._pending, None
             self.report(number, compute(jax.device_get(window)))
@@ -104,6 +97,7 @@ class Reporter:
           RunError: of `check_metrics`; nothing is written.
         """
         self._check_metrics(f"{self._name}, step {step}", {**values, **(changes or {})})
+        self._bar.measure(step)
         if line:
             self.window = []
             self.write(step, values)

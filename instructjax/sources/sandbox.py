@@ -14,6 +14,7 @@ from instructjax import records
 from instructjax.data import prepared
 from instructjax.evaluation import agreement, simulated
 from instructjax.records import Prompt, Ranking, Record
+from instructjax.runs import progress
 from instructjax.sandbox import corpus, labelers
 from instructjax.sandbox.labelers import Labeler
 from instructjax.sandbox.quality import quality
@@ -88,17 +89,19 @@ class Sandbox:
         groups = {"training": self._training, "heldout": self._heldout}
         judgements = self._config.evaluate.judgements
         models: dict[str, dict[str, Any]] = {}
-        for model, texts in answers.texts.items():
-            models[model] = {
-                "true_quality": simulated.true_quality(answers.prompts, texts).to_dict(),
-                "win_rate_vs_sft": {
-                    name: simulated.labeler_win_rate(
-                        answers.prompts, texts, answers.baseline, group, judgements, rng
-                    ).to_dict()
-                    for name, group in groups.items()
-                },
-            }
-            models[model] |= simulated.ratings(answers.prompts, texts, self._heldout, rng)
+        with progress.Bar("evaluate: judging", len(answers.texts), "model") as bar:
+            for model, texts in answers.texts.items():
+                models[model] = {
+                    "true_quality": simulated.true_quality(answers.prompts, texts).to_dict(),
+                    "win_rate_vs_sft": {
+                        name: simulated.labeler_win_rate(
+                            answers.prompts, texts, answers.baseline, group, judgements, rng
+                        ).to_dict()
+                        for name, group in groups.items()
+                    },
+                }
+                models[model] |= simulated.ratings(answers.prompts, texts, self._heldout, rng)
+                bar.add(1)
         return Judgement(models, {"reward_model": _reward_model(answers)})
 
 

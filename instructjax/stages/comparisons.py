@@ -11,7 +11,7 @@ import numpy as np
 from instructjax import records
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
-from instructjax.runs import cost, processes
+from instructjax.runs import cost, processes, progress
 from instructjax.sources.sandbox import HELDOUT_RANKINGS
 from instructjax.stages import prepare, trained
 from instructjax.stages.run import Run
@@ -60,6 +60,8 @@ def sample_answers(run: Run, policy: Trained, prompts: Sequence[Prompt], seed: i
         policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
     )
     repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]
-    texts = (text for _, batch in sampler(policy.params, repeated, jax.random.key(seed)) for text in batch)
-    for record, count in zip(prompts, counts, strict=True):
-        yield record.prompt, [layout.truncate(next(texts)) for _ in range(count)]
+    with progress.Bar("comparisons: answer and rank", len(repeated), "answer") as bar:
+        sampled = bar.over(batch for _, batch in sampler(policy.params, repeated, jax.random.key(seed)))
+        texts = (text for batch in sampled for text in batch)
+        for record, count in zip(prompts, counts, strict=True):
+            yield record.prompt, [layout.truncate(next(texts)) for _ in range(count)]

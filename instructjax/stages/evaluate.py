@@ -19,9 +19,9 @@ from instructjax.evaluation.intervals import clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt, Ranking
-from instructjax.reporting import figures, report
+from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
-from instructjax.runs import cost, folder, metrics_file, processes
+from instructjax.runs import cost, folder, metrics_file, processes, progress
 from instructjax.sources.source import Answers, Judgement
 from instructjax.stages import few_shot, selection
 from instructjax.stages.run import Run
@@ -74,7 +74,9 @@ def _evaluate(run: Run) -> dict[str, Any]:
     guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
     prompts = [record.prompt for record in run.records(Prompt, "test")[: run.config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(run, policies["gpt"], reward)
-    answered, baseline = _answer_all(run, policies, guests, reward, prompts, prefix)
+    count = len(policies) + len(guests) + 1 + (prefix is not None)
+    with progress.Bar("evaluate: answers", count * len(prompts), "answer") as bar:
+        answered, baseline = _answer_all(run, policies, guests, reward, prompts, prefix, bar)
     processes.first(lambda: _write_answers(run, prompts, answered))
     losses = _text_losses(run, policies | guests)
     params = sum(leaf.size for leaf in jax.tree.leaves(policies["gpt"].params))
@@ -99,7 +101,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sft_selection": chosen,
         **judgement.results,
     }
-    results["alignment_tax_recovered"] = report.alignment_tax(results)
+    results["alignment_tax_recovered"] = findings.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = cost.total(run.workdir, evaluate=time.monotonic() - began)
     processes.first(lambda: _report(run, results))
     return results
@@ -112,13 +114,14 @@ def _answer_all(
     reward: Trained[ScalarModel],
     prompts: Sequence[str],
     prefix: str | None,
+    bar: progress.Bar,
 ) -> tuple[dict[str, ModelAnswers], ModelAnswers]:
     """Returns the answers of each model, and another sample of SFT's, which it is compared with as the others are."""
     config, tokenizer = run.config, run.layout.tokenizer
     reference = Trained(LanguageModel(run.policy_config), run.load_start("ppo_init", config.ppo.init_from), tokenizer)
 
     def answer(policy: Trained[LanguageModel], seed: int) -> ModelAnswers:
-        return sample_answers(run, policy, reward, reference, prompts, seed)
+        return sample_answers(run, policy, reward, reference, prompts, seed, bar)
 
     answered = {model: answer(policy, seed) for seed, (model, policy) in enumerate(policies.items())}
     if prefix is not None:
@@ -129,6 +132,7 @@ def _answer_all(
             np.array([len(tokenizer.encode(text)) + 1 for text in texts], np.float64),
             None,
         )
+        bar.add(len(prompts))
     baseline = answer(policies["sft"], len(policies))
     # Guests come after the others, which then have the same samples with guests and without.
     for seed, (guest, policy) in enumerate(guests.items(), start=len(policies) + 1):
@@ -143,8 +147,9 @@ def sample_answers(
     reference: Trained[LanguageModel],
     prompts: Sequence[str],
     seed: int,
+    bar: progress.Bar,
 ) -> ModelAnswers:
-    """Samples an answer to each prompt, with its reward and its log-ratio to the reference."""
+    """Samples an answer to each prompt, with its reward and its log-ratio to the reference, and moves the bar."""
     section = run.config.evaluate
     sampler = samplers.make_sampler(
         policy.model, run.layout, temperature=section.temperature, batch_size=section.batch_size
@@ -161,6 +166,7 @@ def sample_answers(
             divergence(policy.params, reference.params, episodes),
         )
         columns.append([np.asarray(column, np.float64)[: len(batch)] for column in measured])
+        bar.add(len(batch))
     return ModelAnswers(texts, *(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
@@ -198,7 +204,11 @@ def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[R
 def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:
     """Returns each policy's loss on pretraining text, in nats a token."""
     text, loss = run.validation_text(), held_out_loss(LanguageModel(run.policy_config))
-    losses = {model: loss(policy.params, text) for model, policy in policies.items()}
+    losses = {}
+    with progress.Bar("evaluate: loss on text", len(policies), "model") as bar:
+        for model, policy in policies.items():
+            losses[model] = loss(policy.params, text)
+            bar.add(1)
     return losses | {"gpt_prompted": losses["gpt"]}
 
 

@@ -12,6 +12,7 @@ from instructjax.data.layouts import TokenizedRanking
 from instructjax.evaluation import reward_models
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import samplers
+from instructjax.runs import progress
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 
@@ -54,7 +55,9 @@ def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
     found = run.records(Prompt, "validation")
     prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
     key = jax.random.key(config.seed)
-    answered = [sample_with_prefix(run, policy, prefix, prompts, key) for prefix in candidates]
+    with progress.Bar("evaluate: few-shot prefixes", len(candidates) * len(prompts), "answer") as bar:
+        sampled = (sample_with_prefix(run, policy, prefix, prompts, key) for prefix in candidates)
+        answered = list(bar.over(sampled))
     scores = score_texts(run, reward, prompts, list(zip(*answered, strict=True)))
     return candidates[int(np.argmax(scores.mean(axis=0)))]
 

@@ -13,7 +13,7 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, R, Ranking, Text
-from instructjax.runs import processes, provenance
+from instructjax.runs import processes, progress, provenance
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -46,20 +46,25 @@ def _prepare(run: Run) -> Layout:
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
-    if not is_prepared:
-        _claim(folder)
-        run.source.write(folder)
-    for kind in prepared.SET_NAMES:
-        if found := run.source.files(kind, folder):
-            _prepare_set(run, kind, found)
-    _check_splits(run)
-    layout = Layout(
-        tokenizer=given or _tokenizer(run, trained=is_prepared),
-        separator=config.data.separator,
-        max_prompt=config.data.max_prompt,
-        max_response=config.data.max_response,
-    )
-    _check_records(run, layout)
+    with progress.Bar("prepare records", len(prepared.SET_NAMES) + 3, "part") as bar:
+        if not is_prepared:
+            _claim(folder)
+            run.source.write(folder)
+        bar.update()  # without a pace, because parts take different times
+        for kind in prepared.SET_NAMES:
+            if found := run.source.files(kind, folder):
+                _prepare_set(run, kind, found)
+            bar.update()
+        _check_splits(run)
+        layout = Layout(
+            tokenizer=given or _tokenizer(run, trained=is_prepared),
+            separator=config.data.separator,
+            max_prompt=config.data.max_prompt,
+            max_response=config.data.max_response,
+        )
+        bar.update()
+        _check_records(run, layout)
+        bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
     return layout

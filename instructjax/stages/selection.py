@@ -17,7 +17,7 @@ from instructjax.evaluation import reward_models
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
-from instructjax.runs import checkpoint, cost, processes
+from instructjax.runs import checkpoint, cost, processes, progress
 from instructjax.stages import trained
 from instructjax.stages.run import Run
 from instructjax.training import parallel
@@ -85,12 +85,12 @@ def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
     records = run.records(Prompt, "validation")
     prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
     answered = []  # by candidate
-    for step in steps:
-        policy = trained.load_policy(run.checkpoints("sft"), run.policy_config, layout.tokenizer, step=step)
-        sampled = sampler(policy.params, prompts, jax.random.key(config.seed))
-        answered.append(
-            [tokens for episodes, texts in sampled for tokens in samplers.responses(episodes)[: len(texts)]]
-        )
+    with progress.Bar("select: answers", len(steps) * len(prompts), "answer") as bar:
+        for step in steps:
+            policy = trained.load_policy(run.checkpoints("sft"), run.policy_config, layout.tokenizer, step=step)
+            sampled = sampler(policy.params, prompts, jax.random.key(config.seed))
+            batches = bar.over(samplers.responses(episodes)[: len(texts)] for episodes, texts in sampled)
+            answered.append([tokens for batch in batches for tokens in batch])
     rankings = [
         TokenizedRanking(layout.encode_prompt(prompt), responses)
         for prompt, *responses in zip(prompts, *answered, strict=True)

@@ -372,7 +372,7 @@ class TestRewards:
         )
         assert found["missing_eos"] == 1 and found["response_tokens"] == R
         np.testing.assert_allclose(found["return"], 0.6 * np.mean([0.5**k for k in range(R)]), rtol=1e-5)
-        np.testing.assert_allclose(found["value"], 0.6, rtol=1e-6)
+        np.testing.assert_allclose(found["value"], 0.6, rtol=1e-5)
 
     def test_the_kl_penalty_enters_the_returns(self):
         # A reference other than the policy: the mean return of the first tokens is reward - beta KL.

@@ -62,6 +62,7 @@ def start(workdir, devices, *flags):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructjax.reporting import figures, report
+from instructjax.reporting import figures, findings, report
 
 
 def estimate(mean, half=0.03):
@@ -26,6 +26,10 @@ def model(rate, loss):
     }
 
 
+BINS = [
+    {"margin": 0.2, "predicted": 0.55, "right": 0.6, "n": 30},
+    {"margin": 2, "predicted": 0.9, "right": 0.8, "n": 29},
+]
 SANDBOX = {
     "seed": 3,
     "config": "configs/sandbox.py",
@@ -42,6 +46,7 @@ SANDBOX = {
         "accuracy": {"training_labelers": 0.712, "heldout_labelers": 0.694},
         "labeler_agreement": {"training": 0.726, "heldout": 0.731},
         "pairs": 12345,
+        "calibration": {"training": BINS, "heldout": BINS[:1]},
     },
 }
 UNKNOWN = {"true_quality": None, "win_rate_vs_sft": None, "likert": None, "metadata": None}
@@ -58,12 +63,19 @@ HUMAN = {
             "averaged": {"reward_model": estimate(0.7), "length": estimate(0.608), "difference": estimate(0.092)},
         },
         "length_prefers": "longer",
+        "calibration": {"single": BINS, "averaged": BINS},
         "facts_stated": {"references": estimate(0.926), "sft": estimate(0.88), "ppo": estimate(0.91)},
     },
 }
 METRICS = {
     stage: [{"step": i, "reward": i / 10, "kl": i / 5, **({"true_quality": 0.5} if i % 2 else {})} for i in range(1, 6)]
     for stage in ("ppo", "ppo_ptx")
+} | {
+    "reward": [
+        {"step": 0, "validation_loss": 0.7, "validation_accuracy": 0.5},
+        {"step": 10, "loss": 0.6, "accuracy": 0.65, "padding": 0.1},
+        {"step": 20, "loss": 0.5, "accuracy": 0.7, "validation_loss": 0.6, "validation_accuracy": 0.68},
+    ]
 }
 
 
@@ -72,16 +84,16 @@ def test_alignment_tax_is_the_share_that_ppo_ptx_takes_back(gpt, given_away, sha
     ppo = gpt + given_away
     losses = {"gpt": gpt, "ppo": ppo, "ppo_ptx": ppo - share * given_away}
     results = {"models": {name: {"pretrain_loss": loss} for name, loss in losses.items()}}
-    assert report.alignment_tax(results) == pytest.approx(share, abs=1e-6)
+    assert findings.alignment_tax(results) == pytest.approx(share, abs=1e-6)
 
 
 def test_alignment_tax_is_unknown_if_ppo_gave_nothing_away_or_a_loss_is_missing():
     results = copy.deepcopy(SANDBOX)
-    assert report.alignment_tax(results) == pytest.approx(0.75)
+    assert findings.alignment_tax(results) == pytest.approx(0.75)
     results["models"]["ppo"]["pretrain_loss"] = 1.9
-    assert report.alignment_tax(results) is None
+    assert findings.alignment_tax(results) is None
     results["models"]["ppo"]["pretrain_loss"] = None
-    assert report.alignment_tax(results) is None
+    assert findings.alignment_tax(results) is None
 
 
 def test_the_table_is_aligned_and_followed_by_findings():
@@ -101,28 +113,28 @@ def test_the_table_is_aligned_and_followed_by_findings():
 
 def test_a_smoke_run_makes_no_claims(tmp_path):
     smoke = SANDBOX | {"config": "configs/sandbox.py:smoke"}
-    assert report.terminal_table(smoke).split("\n")[8:] == [report.SMOKE]
+    assert report.terminal_table(smoke).split("\n")[8:] == [findings.SMOKE]
     text = report.write_report(tmp_path, smoke, METRICS).read_text()
-    assert f"**{report.SMOKE}**" in text and "## Findings" not in text
+    assert f"**{findings.SMOKE}**" in text and "## Findings" not in text
     for claim in ("takes back", "prefer", "untied pairs"):
         assert claim not in text
-    assert not report.is_smoke(SANDBOX) and not report.is_smoke(SANDBOX | {"config": "configs/instructgpt.py:175b"})
+    assert not findings.is_smoke(SANDBOX) and not findings.is_smoke(SANDBOX | {"config": "configs/instructgpt.py:175b"})
 
 
 def test_a_win_rate_whose_interval_contains_one_half_is_too_small_to_tell():
     results = copy.deepcopy(SANDBOX)
     results["models"]["ppo"]["win_rate_vs_sft"]["heldout"] = estimate(0.52)
-    findings = report.terminal_table(results)
-    assert "Held-out labelers prefer PPO-ptx to SFT.\n" in findings
-    assert "The preference between SFT and PPO is too small to tell.\n" in findings
+    text = report.terminal_table(results)
+    assert "Held-out labelers prefer PPO-ptx to SFT.\n" in text
+    assert "The preference between SFT and PPO is too small to tell.\n" in text
 
 
 def test_an_alignment_tax_below_the_least_is_too_small_to_tell():
     results = copy.deepcopy(SANDBOX)
     results["models"]["ppo"]["pretrain_loss"] = 2.004
-    findings = report.terminal_table(results)
-    assert "tax is too small to tell: PPO's loss on pretraining text is 0.0040 nats per token above GPT's." in findings
-    assert "takes back" not in findings
+    text = report.terminal_table(results)
+    assert "tax is too small to tell: PPO's loss on pretraining text is 0.0040 nats per token above GPT's." in text
+    assert "takes back" not in text
 
 
 @pytest.mark.parametrize(
@@ -202,7 +214,10 @@ def test_null_measures_have_no_column_and_human_measures_are_shown():
 
 @pytest.mark.parametrize(
     ("results", "drawn"),
-    [(SANDBOX, ["ppo", "pretrain_loss", "win_rates"]), (HUMAN, ["human", "ppo", "pretrain_loss"])],
+    [
+        (SANDBOX, ["calibration", "ppo", "pretrain_loss", "reward_model", "win_rates"]),
+        (HUMAN, ["calibration", "human", "ppo", "pretrain_loss", "reward_model"]),
+    ],
 )
 def test_the_report_shows_every_figure(tmp_path, results, drawn):
     path = report.write_report(tmp_path, results, METRICS)
@@ -251,3 +266,30 @@ def test_without_true_quality_there_is_no_panel_for_it():
 def test_prompted_gpt_has_no_bar():
     (axes,) = figures.pretrain_loss(SANDBOX).axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 2.6, 3.0, 2.25]
+
+
+def test_the_reward_model_s_curves_are_the_metrics():
+    figure = report.reward_model_figures(SANDBOX, METRICS)["reward_model"]
+    drawn = {
+        (axes.get_title(), line.get_label()): line.get_xydata().tolist() for axes in figure.axes for line in axes.lines
+    }
+    expected = {
+        ("loss", "training"): [[10, 0.6], [20, 0.5]],
+        ("loss", "held-out rankings"): [[0, 0.7], [20, 0.6]],
+        ("accuracy", "pairs"): [[10, 0.65], [20, 0.7]],
+        ("accuracy", "held-out pairs"): [[0, 0.5], [20, 0.68]],
+    }
+    assert {name: drawn[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("results", "groups"), [(SANDBOX, ["training", "held-out"]), (HUMAN, ["single", "averaged"])])
+def test_calibration_is_drawn_for_each_group_next_to_the_perfect_line(results, groups):
+    (axes,) = report.reward_model_figures(results, {})["calibration"].axes
+    *lines, perfect = axes.lines
+    assert [line.get_label() for line in lines] == [f"{group} raters" for group in groups]
+    assert lines[0].get_xydata().tolist() == [[0.55, 0.6], [0.9, 0.8]]
+    assert perfect.get_xydata().tolist() == [[0.5, 0.5], [1, 1]]
+
+
+def test_a_run_on_files_without_labelers_has_no_calibration():
+    assert report.reward_model_figures(SANDBOX | {"reward_model": None}, {}) == {}

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from tests.soak.soak import PARTS, aims, differences, is_there, soak
 
 SMALL = {
@@ -41,6 +43,7 @@ def test_a_run_has_reached_a_part_when_it_writes_or_was_further():
     assert not is_there("reward", before, before) and not is_there("evaluate", before, before)
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path):
     flags = [f"--config.{section}.{key}={value}" for section, keys in SMALL.items() for key, value in keys.items()]
     seed = 50

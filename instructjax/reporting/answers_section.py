@@ -1,0 +1,50 @@
+"""Answers of all models to some prompts, as a section of a report."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import textwrap
+from collections.abc import Mapping
+
+from etils import epath
+
+from instructjax.reporting.figures import styles
+from instructjax.reporting.tables import Results, one_line
+
+SHOWN_PROMPTS = 10
+
+
+def format_answers(workdir: epath.Path, results: Results) -> str:
+    """Formats every model's answers to some prompts, drawn at random with a fixed seed."""
+    path = workdir / "evaluate" / "answers.jsonl"
+    if not path.exists():
+        return ""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = sorted(random.Random(0).sample(range(len(rows)), min(SHOWN_PROMPTS, len(rows))))
+    names = {model: one_line(name) for model, (name, _) in styles(results["models"]).items()}
+    width = 2 + max(map(len, names.values()))
+
+    def entry(row: Mapping[str, str]) -> str:
+        answers = [_indented(names[model], row[model], width) for model in names if model in row]
+        return "\n".join([_indented("prompt", row["prompt"], width), "", *answers])
+
+    blocks = [_fenced(entry(rows[i])) for i in drawn]
+    note = f"All models' answers to {len(drawn)} of {len(rows)} test prompts, drawn at random."
+    return "\n\n".join([f"{note} evaluate/answers.jsonl has all of them.", *blocks]) if blocks else ""
+
+
+def _indented(name: str, text: str, width: int) -> str:
+    """Formats a text behind its name, wrapped, and cut if it is very long."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110 - width) or [""]] or [""]
+    if len(lines) > 12:
+        lines = [*lines[:12], "..."]
+    indent = "\n" + " " * width
+    return (name.ljust(width) + indent.join(lines)).rstrip()
+
+
+def _fenced(text: str) -> str:
+    """Returns a block of code, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"

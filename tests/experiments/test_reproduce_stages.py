@@ -1,0 +1,50 @@
+"""`reproduce.py` runs the stages in the paper's order, below one bar over all of them."""
+
+import types
+
+import ml_collections
+import pytest
+import reproduce
+
+from instructjax.runs import progress
+
+FUNCTIONS = {
+    "pretrain": ("pretrain", "run"),
+    "sft": ("sft", "run"),
+    "comparisons": ("comparisons", "collect"),
+    "reward": ("reward", "run"),
+    "select": ("selection", "select"),
+    "ppo_init": ("ppo_init", "run"),
+    "ppo": ("ppo", "run"),
+    "ppo_ptx": ("ppo", "run_with_text"),
+    "evaluate": ("evaluate", "evaluate"),
+}
+STAGES = list(FUNCTIONS)
+
+
+class Names(list):
+    """The names of stages, without a bar."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reward_from", "expected"),
+    [("", STAGES), ("another/run", [name for name in STAGES if name not in ("comparisons", "reward")])],
+)
+def test_stages_in_order(monkeypatch, reward_from, expected):
+    called, named = [], []
+    # Modules are replaced as a whole: `ppo` has two stages.
+    modules = {module: types.SimpleNamespace() for module, _ in FUNCTIONS.values()}
+    for name, (module, function) in FUNCTIONS.items():
+        setattr(modules[module], function, lambda run, name=name: called.append(name))
+    for module, fake in modules.items():
+        monkeypatch.setattr(reproduce, module, fake)
+    monkeypatch.setattr(progress, "Stages", lambda names, **at_least: named.extend(names) or Names(names))
+    config = ml_collections.ConfigDict({"ppo": {"reward_from": reward_from}})
+    reproduce.main(types.SimpleNamespace(config=config))
+    assert called == named == expected
