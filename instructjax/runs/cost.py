@@ -13,7 +13,7 @@ from etils import epath
 
 from instructjax import files
 from instructjax.errors import InputError
-from instructjax.runs import processes
+from instructjax.runs import folder, processes
 
 Spent = dict[str, dict[str, float]]  # {"sft": {"seconds": 12.5, "peak_rss_gib": 0.8}}
 
@@ -33,7 +33,7 @@ def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
       WorkdirError: see `check`.
     """
     start = time.monotonic()
-    worked = not (epath.Path(workdir) / name / "summary.json").exists()
+    worked = not folder.is_finished(workdir, name)
     check(workdir)
     try:
         yield
