@@ -20,12 +20,18 @@ def config():
     return sandbox.get_config("smoke")
 
 
+@functools.cache
+def built(name):
+    """A program of the smoke recipe, traced once."""
+    return programs.build(name, sandbox.get_config("smoke"))
+
+
 @pytest.mark.parametrize(
     "name",
     ["pretrain", "reward", "ppo update", *(f"ppo_ptx {p}" for p in ("rollout", "scoring", "update", "iteration"))],
 )
-def test_executed_flops_are_the_formula_plus_recomputation(name, config):
-    program = programs.build(name, config)
+def test_executed_flops_are_the_formula_plus_recomputation(name):
+    program = built(name)
     ratio = plan.count_executed_flops(program) / program.work.flops
     if name.endswith("rollout"):
         assert ratio == 1
@@ -37,7 +43,7 @@ def test_executed_flops_are_the_formula_plus_recomputation(name, config):
 
 def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):
     rollout, scoring, update, whole = (
-        programs.build(f"ppo_ptx {part}", config).work.flops for part in ("rollout", "scoring", "update", "iteration")
+        built(f"ppo_ptx {part}").work.flops for part in ("rollout", "scoring", "update", "iteration")
     )
     updates = config.ppo.epochs * config.ppo.batch_size // config.ppo.minibatch_size
     assert whole == pytest.approx(rollout + scoring + updates * update)
@@ -48,7 +54,7 @@ def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
     # The policy, its average and two moments; the value network and two moments; the frozen two.
     numbers = 5 * count_parameters(shape) + 4 * (count_parameters(scalar) + scalar.d_model + 1)
     for part in ("rollout", "scoring", "update", "iteration"):
-        program = programs.build(f"ppo_ptx {part}", config)
+        program = built(f"ppo_ptx {part}")
         leaves = jax.tree.leaves((program.state, program.constants))
         floats = sum(leaf.size for leaf in leaves if leaf.dtype == "float32")
         assert floats == numbers
