@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -114,10 +114,10 @@ class Bar(tqdm.tqdm):
         self.measure(self.n + n)
         self.update(n)
 
-    def over(self, batches: Iterable[Sized]) -> Iterator[Any]:
+    def over(self, batches: Iterable[Any], size: Callable[[Any], int] = len) -> Iterator[Any]:
         """Yields batches, and moves the bar by the size of each."""
         for batch in batches:
-            self.add(len(batch))
+            self.add(size(batch))
             yield batch
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -76,8 +77,10 @@ class Sandbox:
         rankings = list(_ranked(train, sample(train, seed), self._training, 1, rng))
         validation = prompts("validation", section.validation_prompts)
         answered = list(sample(validation, seed + 1))
-        rankings += _ranked(validation, answered, self._training, section.raters, rng)
-        return rankings, list(_ranked(validation, answered, self._heldout, section.raters, rng))
+        with progress.Bar("comparisons: rank held-out answers", 2 * len(validation), "prompt") as bar:
+            counted = functools.partial(bar.over, answered, size=lambda _: 1)
+            rankings += _ranked(validation, counted(), self._training, section.raters, rng)
+            return rankings, list(_ranked(validation, counted(), self._heldout, section.raters, rng))
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         """Returns the mean true quality of the answers."""
@@ -89,7 +92,7 @@ class Sandbox:
         groups = {"training": self._training, "heldout": self._heldout}
         judgements = self._config.evaluate.judgements
         models: dict[str, dict[str, Any]] = {}
-        with progress.Bar("evaluate: judging", len(answers.texts), "model") as bar:
+        with progress.Bar("evaluate: judging", len(answers.texts) + 1, "model") as bar:
             for model, texts in answers.texts.items():
                 models[model] = {
                     "true_quality": simulated.true_quality(answers.prompts, texts).to_dict(),
@@ -102,7 +105,9 @@ class Sandbox:
                 }
                 models[model] |= simulated.ratings(answers.prompts, texts, self._heldout, rng)
                 bar.add(1)
-        return Judgement(models, {"reward_model": _reward_model(answers)})
+            reward_model = _reward_model(answers)
+            bar.add(1)
+        return Judgement(models, {"reward_model": reward_model})
 
 
 def _ranked(
