@@ -116,7 +116,8 @@ def _bar(axes: Axes, row: float, days: float, color: str, label: str | None) -> 
 def _note(plan: Plan, plans: Sequence[Plan]) -> str:
     """Returns what tells a plan apart from others of its title: which of them it is."""
     same = [other for other in plans if _title(other) == _title(plan)]
-    return f" ({'abcdefgh'[same.index(plan)]})" if len(same) > 1 else ""
+    number = next((i for i, other in enumerate(same) if other is plan), 0)
+    return f" ({chr(ord('a') + number)})" if len(same) > 1 else ""
 
 
 def _title(plan: Plan) -> str:

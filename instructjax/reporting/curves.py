@@ -135,8 +135,8 @@ def draw_groups(
 ) -> Figure:
     """Draws groups of runs that differ only in their seed: their mean, and a band from the minimum to the maximum.
 
-    With one group, each metric has a color. With several groups, each group has a color.
-    A panel whose curves are flat on linear axes is drawn on logarithmic ones.
+    With one group, each metric has a color. With several groups, each group has a color,
+    also those without curves. A panel whose curves are flat on linear axes is drawn on logarithmic ones.
 
     Args:
       groups: the lines of each run of a group, by the group's label.
@@ -163,7 +163,11 @@ def draw_groups(
         _set_scale(axes, panel)
         _finish(axes, panel, labels, levels)
     if len(labels) > 1:
-        handles = [Line2D([], [], color=style.color(i), linewidth=3, label=label) for i, label in enumerate(labels)]
+        handles = [
+            Line2D([], [], color=style.color(i), linewidth=3, label=label)
+            for i, label in enumerate(labels)
+            if reported_panels([*groups.get(label, ()), *unfinished.get(label, ())], panels)
+        ]
         style.legend_above(figure, handles, columns=2 if max(map(len, labels)) < 30 else 1)
     return figure
 
@@ -180,8 +184,8 @@ def _draw_seeds(axes: Axes, runs: Sequence[Lines], name: str, **look: Any) -> No
 
 
 def is_flat(steps: np.ndarray, values: np.ndarray) -> bool:
-    """Returns whether a curve covers most of its range in its first fifth, so that linear axes hide the rest."""
-    if len(steps) < 8 or not np.isfinite(values).all():
+    """Returns whether a curve falls to two thirds or less, and mostly in its first fifth: linear axes hide the rest."""
+    if len(steps) < 8 or not np.isfinite(values).all() or values[-1] > 2 / 3 * values[0]:
         return False
     late = values[steps >= steps[0] + 0.2 * (steps[-1] - steps[0])]
     return bool(np.ptp(late) < _FLAT * np.ptp(values))

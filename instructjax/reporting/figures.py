@@ -190,7 +190,7 @@ def human(results: Results) -> Figure | None:
     left.set_ylim(lowest - 0.02, highest + 0.02)
     left.set_ylabel("share of untied pairs")
     left.set_title("Held-out rankings predicted")
-    style.legend_below(left)
+    style.legend_above(figure, left.get_legend_handles_labels()[0], columns=2)
 
     facts = measures.get("facts_stated") or {}
     shown = styles(results.get("models", {}))
@@ -231,5 +231,6 @@ def interval(axes: Axes, x: float, estimate: Mapping[str, float], color: str, ma
 
 
 def _name_models(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    figure = axes.get_figure(root=True)
+    width = figure.get_figwidth() if figure else style.WIDTH
+    style.name_columns(axes, names, width / axes.get_subplotspec().get_gridspec().ncols)  # type: ignore[union-attr]

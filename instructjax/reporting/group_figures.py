@@ -52,17 +52,17 @@ def models_of(groups: Sequence[Group], *keys: str) -> dict[str, tuple[str, str]]
 def win_rates(groups: Sequence[Group]) -> Figure:
     """Draws win rates against SFT by training and held-out labelers, with the line of chance."""
     models = models_of(groups, "win_rate_vs_sft")
-    measured = [group for group in groups if _any(group, "win_rate_vs_sft")]
+    measured = _with(groups, "win_rate_vs_sft")
     if not measured:
         return style.empty("No run has win rates: they need simulated labelers, and an evaluation that is finished.")
-    figure, (axes,) = style.grid(1, height=4.4)
+    figure, (axes,) = style.grid(1, height=4.2 + 0.3 * len(measured))
     width = 0.8 / (2 * len(measured))
-    for i, group in enumerate(measured):
+    for i, (group, group_color) in enumerate(measured):
         for j, (labelers, (_, marker)) in enumerate(LABELERS.items()):
             for x, (model, (_, model_color)) in enumerate(models.items()):
                 estimate = pooled(group.runs, "models", model, "win_rate_vs_sft", labelers)
                 if estimate:
-                    color = style.color(i) if len(measured) > 1 else model_color
+                    color = group_color or model_color
                     at = x + width * (2 * i + j + 0.5 - len(measured))
                     interval(axes, at, estimate, color, marker, filled=labelers == "training")
     chance = style.chance(axes)
@@ -131,20 +131,21 @@ def pretrain_loss(groups: Sequence[Group]) -> Figure:
     """Draws each model's loss on pretraining text: the alignment tax, and the share that PPO-ptx takes back."""
     models = models_of(groups, "pretrain_loss")
     models.pop("gpt_prompted", None)  # the same weights as GPT
-    measured = [group for group in groups if _any(group, "pretrain_loss")]
+    measured = _with(groups, "pretrain_loss")
     if not measured:
         return style.empty("No run has measured the loss on pretraining text: the evaluation is not finished.")
-    figure, (axes,) = style.grid(1, height=3.8)
+    figure, (axes,) = style.grid(1, height=3.6 + 0.3 * len(measured))
     width = 0.8 / len(measured)
-    for i, group in enumerate(measured):
+    for i, (group, group_color) in enumerate(measured):
         for x, (model, (_, model_color)) in enumerate(models.items()):
             if estimate := pooled(group.runs, "models", model, "pretrain_loss"):
                 at = x + width * (i + 0.5 - len(measured) / 2)
-                color = style.color(i) if len(measured) > 1 else model_color
+                color = group_color or model_color
                 axes.bar(at, estimate["mean"], 0.9 * width, color=color)
                 axes.vlines(at, estimate["low"], estimate["high"], color="black", linewidth=1.2)
-                axes.annotate(f"{estimate['mean']:.2f}", (at, estimate["high"]), (0, 2), **_ABOVE)
-    axes.margins(y=0.12)
+                tilt = 90 if len(measured) > 2 else 0
+                axes.annotate(f"{estimate['mean']:.2f}", (at, estimate["high"]), (0, 3), rotation=tilt, **_ABOVE)
+    axes.margins(y=0.15)
     style.name_columns(axes, [name for name, _ in models.values()])
     axes.set_ylabel("loss (nats per token)")
     style.legend_above(figure, _group_handles(measured), columns=2)
@@ -158,13 +159,18 @@ def _any(group: Group, measure: str) -> bool:
     return any(entry and entry.get(measure) for run in group.runs for entry in run.results.get("models", {}).values())
 
 
-def _group_handles(groups: Sequence[Group]) -> list[Artist]:
+def _with(groups: Sequence[Group], measure: str) -> list[tuple[Group, str]]:
+    """Returns the groups that have a measure with their colors, which are empty if there is only one such group."""
+    found = [(group, style.color(i)) for i, group in enumerate(groups) if _any(group, measure)]
+    return found if len(found) > 1 else [(group, "") for group, _ in found]
+
+
+def _group_handles(groups: Sequence[tuple[Group, str]]) -> list[Artist]:
     """Returns the legend of groups: their colors, and their numbers of seeds."""
-    if len(groups) == 1:
-        return []
     return [
-        Line2D([], [], color=style.color(i), linewidth=3, label=style.wrapped(f"{group.label}, {seeds(group)}", 36))
-        for i, group in enumerate(groups)
+        Line2D([], [], color=color, linewidth=3, label=style.wrapped(f"{group.label}, {seeds(group)}", 36))
+        for group, color in groups
+        if color
     ]
 
 

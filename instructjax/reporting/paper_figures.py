@@ -44,7 +44,7 @@ def figure_1(groups: Sequence[Group]) -> Figure:
     """
     if not (shown := _with(groups, "win_rate_vs_sft")):
         return style.empty("The paper's Figure 1 needs win rates, which no run has.")
-    figure, (left, right) = style.grid(2, height=4.8)
+    figure, (left, right) = style.grid(2, height=4.8 + 0.3 * len(shown))
     _stated(left, _PREFERRED, "The paper's text, 175B:\nPPO-ptx is preferred")
     _by_size(right, shown, "training")
     right.set_title("Ours, as in Figure 1:\nwin rate against SFT")
@@ -58,7 +58,7 @@ def figure_3(groups: Sequence[Group]) -> Figure:
     """Draws Figure 3: win rates against SFT by size of the model, by held-out and training labelers."""
     if not (shown := _with(groups, "win_rate_vs_sft")):
         return style.empty("The paper's Figure 3 needs win rates, which no run has.")
-    figure, panes = style.grid(2, height=4.8)
+    figure, panes = style.grid(2, height=4.8 + 0.3 * len(shown))
     for axes, labelers in zip(panes, ("heldout", "training"), strict=True):
         _by_size(axes, shown, labelers)
         axes.set_title(f"Ours, as in Figure 3:\n{LABELERS[labelers][0]}")
@@ -90,6 +90,7 @@ def figure_4(groups: Sequence[Group]) -> Figure:
             if field == "hallucination" and model in _HALLUCINATION:
                 axes.plot([x], [_HALLUCINATION[model]], "D", color="white", markeredgecolor=_PAPER, markersize=8)
         _name_bars(axes, [name for name, _ in models.values()])
+        axes.set_ylim(0, 1.03)
         axes.set_title(title)
     _bars_legend(figure, shown, "the paper's text (175B, closed-domain tasks)")
     style.note(figure, "Shares of answers, as in the paper's Figure 4. Lines: least to greatest seed.")

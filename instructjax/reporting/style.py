@@ -98,7 +98,7 @@ def name_columns(axes: Axes, names: Sequence[str], room: float = WIDTH) -> None:
     """
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
     tilted: Mapping[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    crowded = 0.1 * (longest + 1) * len(names) > room - 0.7
+    crowded = 0.09 * (longest + 1) * len(names) > room - 0.7
     axes.set_xticks(range(len(names)), names, **(tilted if crowded else {}))
     axes.set_xlim(-0.5, len(names) - 0.5)
 

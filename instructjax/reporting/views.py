@@ -19,7 +19,8 @@ from instructjax.reporting.curves import curve
 from instructjax.reporting.figures import MODELS, lookup
 from instructjax.reporting.run_groups import Group, Run, format_missing
 
-_MARKERS = "os^Dv"  # of groups
+_MARKERS = "os^Dv"  # of groups of runs
+_GROUPS = {"heldout": "held-out"}  # of labelers
 
 
 def stage(groups: Sequence[Group], name: str, panels: Sequence[curves.Panel] = curves.PANELS) -> Figure:
@@ -29,8 +30,7 @@ def stage(groups: Sequence[Group], name: str, panels: Sequence[curves.Panel] = c
     often labelers agree with each other.
     """
     begun = {group.label: [run for run in group.runs if run.metrics.get(name)] for group in groups}
-    begun = {label: runs for label, runs in begun.items() if runs}
-    if not begun:
+    if not any(begun.values()):
         return style.empty(f"No run has begun the stage {name}.")
     done = {label: [run.metrics[name] for run in runs if run.is_finished(name)] for label, runs in begun.items()}
     unfinished = {
@@ -142,7 +142,7 @@ def calibration(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     axes.grid(alpha=0.3)
     for (raters, bins), color in zip(found.items(), style.COLORS, strict=False):
         x, y = [part["predicted"] for part in bins], [part["right"] for part in bins]
-        axes.plot(x, y, "o-", color=color, linewidth=1.5, label=f"{raters} raters")
+        axes.plot(x, y, "o-", color=color, linewidth=1.5, label=f"{_GROUPS.get(raters, raters)} raters")
     axes.plot([0.5, 1], [0.5, 1], ":", color="black", linewidth=1.0, label="calibrated")
     axes.set_xlabel("predicted accuracy: mean of σ(difference of rewards)")
     axes.set_ylabel("share of pairs ordered as by raters")

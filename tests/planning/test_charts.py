@@ -42,7 +42,7 @@ def test_the_papers_figures_are_drawn_next_to_its_stages(plan):
 
 
 def test_bars_of_two_plans_of_one_title_have_names_of_their_own(plan):
-    (axes,) = charts.memory([plan, plan]).axes
+    (axes,) = charts.memory([plan, {**plan}]).axes
     assert [label.get_text()[-4:] for label in axes.get_yticklabels()] == [" (a)", " (b)"]
 
 
