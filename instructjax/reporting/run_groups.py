@@ -33,6 +33,7 @@ _READERS: Mapping[str, Sequence[str]] = {
     **{section: () for section in ("evaluate", "log", "ppo_log", "guards", "invariants")},
 }
 _SHOWN_KEYS = 2  # that tell apart two recipes of one name
+_LONGEST = 24  # characters of a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Group:
 
     Attributes:
       label: the recipe's name, with the keys that tell it apart from others of the same name.
-      runs: one per seed, sorted by name.
+      runs: those with results first, then sorted by name.
     """
 
     label: str
@@ -157,7 +158,7 @@ def load_groups(folder: epath.PathLike) -> list[Group]:
 def group(runs: Sequence[Run]) -> list[Group]:
     """Groups runs by recipe, those with the most runs that have results first."""
     found: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (not run.results, run.name)):
         found.setdefault(json.dumps(run.recipe(), sort_keys=True, default=str), []).append(run)
     members = sorted(found.values(), key=lambda group: (-sum(bool(run.results) for run in group), _name(group)))
     return [Group(label, group) for label, group in zip(_labels(members), members, strict=True)]
@@ -229,7 +230,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         if name in first:
             other = first[name]
             keys = [key for key in sorted(recipe | dict(other)) if recipe.get(key) != other.get(key)]
-            shown = [f"{key}={recipe.get(key)}" for key in keys[:_SHOWN_KEYS]]
+            shown = [f"{key}={_short(recipe.get(key))}" for key in keys[:_SHOWN_KEYS]]
             if len(keys) > _SHOWN_KEYS:
                 shown.append(f"{len(keys) - _SHOWN_KEYS} more")
             known = all(run_recipe.keys() != {"recipe"} for run_recipe in (recipe, other))
@@ -237,6 +238,12 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         first.setdefault(name, recipe)
         labels.append(label if label not in labels else f"{label} ({runs[0].name})")
     return labels
+
+
+def _short(value: Any) -> str:
+    """Returns the end of a long value, such as a path."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else "…" + text[-_LONGEST:]
 
 
 def _name(runs: Sequence[Run]) -> str:

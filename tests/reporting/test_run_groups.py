@@ -78,6 +78,16 @@ def test_a_partial_run_is_a_seed_of_its_recipe_and_what_it_lacks_is_named(tmp_pa
     assert run_groups.format_missing([group], lambda run: True, "results") == ""
 
 
+def test_runs_with_results_come_first_and_long_values_are_cut(tmp_path):
+    write_run(tmp_path / "a", recipe=changed(RECIPE, seed=1))
+    write_run(tmp_path / "b", found=results())
+    write_run(tmp_path / "c", recipe=changed(RECIPE, pretrain={"import_from": "/a/very/long/path/of/some/model"}))
+    assert grouped(tmp_path) == {
+        "sandbox": ["b", "a"],
+        "sandbox (pretrain.import_from=…/long/path/of/some/model)": ["c"],
+    }
+
+
 def test_a_seed_that_is_there_twice_is_named(tmp_path):
     write_run(tmp_path / "a", found=results())
     write_run(tmp_path / "b", found=results())
