@@ -1,8 +1,8 @@
 """Executes the notebooks in place, from the numbers in notebooks/runs: python notebooks/execute.py [RUN ...]
 
 Needs the extra notebooks.
-With RUNs, folders of finished runs, their numbers first take the place of those in notebooks/runs: runs on human
-data the place of such runs, others that of others.
+With RUNs, folders of runs, their numbers first replace those in notebooks/runs: runs on human data replace such runs,
+others replace the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from instructjax.errors import InputError
-from instructjax.reporting import views
+from instructjax.reporting import run_groups
 
 if TYPE_CHECKING:
     import nbformat
@@ -63,12 +63,13 @@ def main(runs):
 
     saved = FOLDER / "runs"
     if runs:
-        new = [views.load(run) for run in runs]  # all of them are whole, before anything is removed
-        for path in saved.glob("*/results.json"):
-            if views.load(path.parent).is_human in {run.is_human for run in new}:
-                shutil.rmtree(path.parent)
+        new = [run_groups.load(run) for run in runs]  # all of them are readable, before anything is removed
+        for group in run_groups.load_groups(saved):
+            for run in group.runs:
+                if run.is_human in {other.is_human for other in new}:
+                    shutil.rmtree(saved / run.name)
         for folder, run in zip(runs, new, strict=True):
-            views.save(folder, saved / run.name)
+            run_groups.save(folder, saved / run.name)
     for path in sorted(FOLDER.glob("*.ipynb")):
         print(path.name)
         nbformat.write(execute(path, saved), path)

@@ -1,7 +1,4 @@
-"""Draws the figures of a report from results and metrics.
-
-The palette is that of Okabe and Ito, which color-blind readers can tell apart.
-"""
+"""Draws the figures of a report from results and metrics."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from instructjax import files
+from instructjax.reporting import style
 
 MODELS = {
     "gpt": ("GPT", "#7F7F7F"),
@@ -25,7 +23,6 @@ MODELS = {
 }
 _GUESTS = ("#56B4E9", "#F0E442")
 _REFERENCE = "#CC79A7"
-_WIDTH = 6.4  # inches
 
 Results = Mapping[str, Any]
 
@@ -67,13 +64,14 @@ def save(figure: Figure, path: epath.PathLike) -> None:
     files.write_bytes(path, data.getvalue())
 
 
+@style.talk
 def win_rates(results: Results) -> Figure | None:
     """Draws win rates against SFT by training and held-out labelers, as in the paper's Figures 1 and 3.
 
     Returns:
       The figure, or None if no model has a win rate.
     """
-    shown = styles(results["models"])
+    shown = styles(results.get("models", {}))
     rates = {
         (model, labelers): estimate
         for model in shown
@@ -90,19 +88,20 @@ def win_rates(results: Results) -> Figure | None:
     ):
         for x, model in enumerate(models):
             if (estimate := rates.get((model, labelers))) is not None:
-                _interval(axes, x + shift, estimate, shown[model][1], marker, filled=labelers == "training")
+                interval(axes, x + shift, estimate, shown[model][1], marker, filled=labelers == "training")
         # This entry is for the legend only: colors stand for models.
         face = "black" if labelers == "training" else "white"
         axes.plot([], [], marker, color="black", markerfacecolor=face, label=name)
-    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    style.chance(axes)
     axes.set_ylabel("win rate against SFT")
     axes.set_ylim(0, max(1.0, max(e["high"] for e in rates.values())))
     _name_models(axes, [shown[model][0] for model in models])
-    axes.legend(loc="upper left", frameon=False)
+    style.legend_above(figure, axes.get_legend_handles_labels()[0], columns=3)
     axes.set_title("Preferred to SFT, with 95 % intervals")
     return figure
 
 
+@style.talk
 def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure | None:
     """Draws reward, KL to the initial policy and, if known, true quality over the iterations of PPO.
 
@@ -130,17 +129,18 @@ def ppo_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure |
         axes.set_title(panels[key])
         axes.set_xlabel("PPO iteration")
         axes.grid(axis="y", alpha=0.3)
-    panes[0].legend(frameon=False)
+    style.legend_above(figure, panes[0].get_legend_handles_labels()[0], columns=2)
     return figure
 
 
+@style.talk
 def pretrain_loss(results: Results) -> Figure | None:
     """Draws each model's loss on pretraining text: the alignment tax, and the share that PPO-ptx takes back.
 
     Returns:
       The figure, or None if no model has a loss.
     """
-    shown = styles(results["models"])
+    shown = styles(results.get("models", {}))
     losses = {model: loss for model in shown if (loss := lookup(results, "models", model, "pretrain_loss")) is not None}
     losses.pop("gpt_prompted", None)  # the same weights as GPT
     if not losses:
@@ -157,6 +157,7 @@ def pretrain_loss(results: Results) -> Figure | None:
     return figure
 
 
+@style.talk
 def human(results: Results) -> Figure | None:
     """Draws the measures on human data.
 
@@ -169,7 +170,7 @@ def human(results: Results) -> Figure | None:
     measures = results.get("human")
     if not measures:
         return None
-    figure, (left, right) = _figure(2, height=3.6)
+    figure, (left, right) = _figure(2, height=4.6)
     names = {"length": "length\nbaseline", "reward_model": "reward\nmodel", "raters": "another\nrater"}
     lowest, highest = 0.47, 0.88
     for raters, name, shift, marker in (
@@ -180,22 +181,22 @@ def human(results: Results) -> Figure | None:
             if (estimate := lookup(measures, "accuracy", raters, predictor)) is not None:
                 lowest, highest = min(lowest, estimate["low"]), max(highest, estimate["high"])
                 color = MODELS["ppo_ptx"][1] if predictor == "reward_model" else MODELS["gpt"][1]
-                _interval(left, x + shift, estimate, color, marker, filled=raters == "single")
+                interval(left, x + shift, estimate, color, marker, filled=raters == "single")
         face = "black" if raters == "single" else "white"
         left.plot([], [], marker, color="black", markerfacecolor=face, label=f"against {name}")
-    left.axhline(0.5, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    style.chance(left)
     left.set_xticks(range(len(names)), list(names.values()))
     left.set_xlim(-0.5, len(names) - 0.5)
     left.set_ylim(lowest - 0.02, highest + 0.02)
     left.set_ylabel("share of untied pairs")
     left.set_title("Held-out rankings predicted")
-    left.legend(loc="upper left", frameon=False)
+    style.legend_above(figure, left.get_legend_handles_labels()[0], columns=2)
 
     facts = measures.get("facts_stated") or {}
-    shown = styles(results["models"])
+    shown = styles(results.get("models", {}))
     models = [model for model in shown if facts.get(model)]
     for x, model in enumerate(models):
-        _interval(right, x, facts[model], shown[model][1], "o", filled=True)
+        interval(right, x, facts[model], shown[model][1], "o", filled=True)
     if people := facts.get("references"):
         right.axhline(people["mean"], color=_REFERENCE, linewidth=1.2, linestyle="--", zorder=0)
         right.annotate(
@@ -218,14 +219,11 @@ def lookup(tree: Mapping[str, Any] | None, *keys: str) -> Any:
 
 
 def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(_WIDTH if panels == 1 else 3.7 * panels, height), layout="constrained")
-    panes = [figure.add_subplot(1, panels, 1 + i) for i in range(panels)]
-    for axes in panes:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panes
+    return style.grid(panels, columns=panels, height=height, width=style.WIDTH if panels < 3 else 3.7 * panels)
 
 
-def _interval(axes: Axes, x: float, estimate: Mapping[str, float], color: str, marker: str, *, filled: bool) -> None:
+def interval(axes: Axes, x: float, estimate: Mapping[str, float], color: str, marker: str, *, filled: bool) -> None:
+    """Draws an estimate: its mean as a mark, and its interval as a bar."""
     mean = estimate["mean"]
     reach = [[mean - estimate["low"]], [estimate["high"] - mean]]
     face = color if filled else "white"
@@ -233,5 +231,6 @@ def _interval(axes: Axes, x: float, estimate: Mapping[str, float], color: str, m
 
 
 def _name_models(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    figure = axes.get_figure(root=True)
+    width = figure.get_figwidth() if figure else style.WIDTH
+    style.name_columns(axes, names, width / axes.get_subplotspec().get_gridspec().ncols)  # type: ignore[union-attr]

@@ -1,20 +1,24 @@
 """Every notebook runs on the saved numbers of full runs, and is committed with its output."""
 
+import importlib.util
 import pathlib
 import re
 import shutil
 import sys
+import types
 
 import pytest
 
-from instructjax.errors import DataError
-from instructjax.reporting import views
+from instructjax.reporting import run_groups
+from tests.reporting.run_folders import write_run
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
 pytest.importorskip("nbclient", reason="needs the extra notebooks")
+from IPython.core.inputtransformer2 import TransformerManager  # noqa: E402
+
 sys.path.insert(0, str(FOLDER))
 import execute  # noqa: E402
 
@@ -53,12 +57,43 @@ def test_numbers_of_another_run_replace_those_of_its_kind(tmp_path, monkeypatch)
     shutil.copytree(FOLDER / "runs", tmp_path / "runs")
     shutil.copytree(FOLDER / "runs" / "sandbox", tmp_path / "mine")
     execute.main([tmp_path / "mine"])
-    assert [run.name for run in views.load_all(tmp_path / "runs")] == ["mine"]
-    assert [run.name for run in views.load_all(tmp_path / "runs", human=True)] == ["e2e"]
+    assert [run.name for group in run_groups.load_groups(tmp_path / "runs") for run in group.runs] == ["e2e", "mine"]
 
 
-def test_a_run_without_results_is_named(tmp_path):
-    with pytest.raises(DataError, match="expected a finished run, found no results.json$"):
-        views.load(tmp_path)
-    with pytest.raises(DataError, match="expected a finished run without human data, found 0 others$"):
-        views.load_all(tmp_path)
+@pytest.fixture(scope="session")
+def partial_runs(tmp_path_factory):
+    """A folder with pretraining and SFT of a run on files, nothing else."""
+    recipe = {"seed": 0, "files": {"text": "a.jsonl"}}
+    return write_run(tmp_path_factory.mktemp("runs") / "own", recipe=recipe, finished=False).parent
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[0] in "1235"], ids=lambda path: path.stem)
+def test_it_shows_a_partial_run_on_own_data(path, partial_runs, monkeypatch, capsys):
+    monkeypatch.setenv("RUNS", str(partial_runs))
+    namespace = {"get_ipython": lambda: types.SimpleNamespace(run_line_magic=lambda *words: None)}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(TransformerManager().transform_cell(cell.source), namespace)
+    assert "own, seed 0: pretrain; sft unfinished at step 40, no reward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_does_nothing_outside_colab_and_asks_for_the_repository_there(path, monkeypatch):
+    source = next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    commands = []
+    shell = types.SimpleNamespace(system=commands.append, run_line_magic=lambda *words: commands.append(words))
+    code = TransformerManager().transform_cell(source)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(code, {"get_ipython": lambda: shell})
+    assert not commands
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "instructjax" else name)
+    with pytest.raises(ValueError, match="^REPOSITORY: expected the URL of a clone of instructjax, found none; set it"):
+        exec(code, {"get_ipython": lambda: shell})
+    exec(code.replace('REPOSITORY = ""', 'REPOSITORY = "URL"'), {"get_ipython": lambda: shell})
+    assert commands[0].startswith("git clone") and len(commands) == 3
+
+    commands.clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    exec(code, {"get_ipython": lambda: shell})
+    assert not commands  # it is installed already

@@ -38,7 +38,24 @@ def test_the_parts_of_a_bar_add_up_to_the_peak(plan):
 
 def test_the_papers_figures_are_drawn_next_to_its_stages(plan):
     (axes,) = charts.compute(plan).axes
-    assert [patch.get_height() for patch in axes.patches] == [5.0, 2.0, 4.9]
+    assert [patch.get_width() for patch in axes.patches] == [5.0, 2.0, 4.9]
+
+
+def test_bars_of_two_plans_of_one_title_have_names_of_their_own(plan):
+    (axes,) = charts.memory([plan, {**plan}]).axes
+    assert [label.get_text()[-4:] for label in axes.get_yticklabels()] == [" (a)", " (b)"]
+
+
+def test_no_labels_overlap(plan):
+    stages = [{"name": f"stage_{i}", "days": 10.0**i, "paper": 10.0**i} for i in range(-3, 4)]
+    for figure in (charts.memory([plan] * 8), charts.compute({**plan, "stages": stages})):
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        boxes = [label.get_window_extent() for label in (*axes.get_yticklabels(), *axes.texts)]
+        boxes += [legend.get_window_extent() for legend in figure.legends]
+        pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)]
+        assert not pairs
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"recipe": "a"}\n'])

@@ -42,9 +42,41 @@ def test_seeds_are_drawn_as_a_mean_within_a_band():
     steps, mean, low, high = curves.mean_and_range([PRETRAIN, OTHER], "text_loss")
     assert steps.tolist() == [0, 40]
     assert (mean.tolist(), low.tolist(), high.tolist()) == ([6.5, 4.25], [6, 4], [7, 4.5])
-    figure = curves.draw_seeds([PRETRAIN, OTHER])
+    figure = curves.draw_groups({"both": [PRETRAIN, OTHER]})
     assert drawn(figure)["loss"] == {"training": [[20, 4.5], [40, 3.75]], "held-out text": [[0, 6.5], [40, 4.25]]}
     assert len(figure.axes[0].collections) == 2
+
+
+def test_groups_are_bands_of_their_own_color():
+    figure = curves.draw_groups({"a": [PRETRAIN, OTHER], "b": [PRETRAIN]})
+    assert drawn(figure)["loss"]["a, training"] == [[20, 4.5], [40, 3.75]]
+    assert drawn(figure)["loss"]["b, training"] == [[20, 5], [40, 4]]
+    assert len(figure.axes[0].collections) == 2  # a group of one run has no band
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+
+
+def test_only_losses_that_are_flat_on_linear_axes_have_logarithmic_ones():
+    falling = [{"step": 20 * i, "loss": 1 + 6 / (1 + i), "kl": 1 - 1 / (1 + i)} for i in range(1, 40)]
+    steady = [{"step": 20 * i, "loss": 7 - i / 10} for i in range(40)]
+    noisy = [{"step": 20 * i, "loss": 3 + 0.01 * (i % 2)} for i in range(40)]
+    loss, kl = curves.draw({"a": falling}).axes
+    assert (loss.get_xscale(), loss.get_yscale(), kl.get_xscale()) == ("symlog", "log", "linear")
+    for lines in (steady, noisy, falling[:3], [{"step": i, "loss": float("nan")} for i in range(9)]):
+        assert curves.draw({"a": lines}).axes[0].get_xscale() == "linear"
+
+
+def test_pairs_have_the_line_of_chance():
+    (axes,) = curves.draw({"reward": [{"step": 1, "validation_accuracy": 0.6}]}).axes
+    assert {"chance"} < {line.get_label() for line in axes.lines}
+
+
+@pytest.mark.parametrize("runs", [{"a": PRETRAIN}, {"a": PPO, "b": PPO}])
+def test_legends_are_off_the_curves(runs):
+    figure = curves.draw(runs)
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    assert legends
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for legend in legends for axes in figure.axes)
 
 
 def test_a_step_that_a_seed_lacks_is_left_out():
