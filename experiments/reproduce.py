@@ -6,7 +6,7 @@ interrupted run.
 
 import command_line
 
-from instructjax.runs import progress
+from instructjax.runs import folder, progress
 from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, reward, selection, sft
 from instructjax.stages.run import Run
 
@@ -26,7 +26,8 @@ def main(run: Run) -> None:
     }
     if run.config.ppo.reward_from:  # the reward model is another run's
         del stages["comparisons"], stages["reward"]
-    with progress.Stages(list(stages), at_least={"ppo_ptx": "ppo"}) as names:
+    at_least = {} if folder.began(run.workdir, "ppo_ptx") else {"ppo_ptx": "ppo"}
+    with progress.Stages(list(stages), at_least=at_least) as names:
         for name in names:
             stages[name](run)
 

@@ -1,4 +1,4 @@
-"""What holds for all tests: eight CPU devices, quick compilation, and checks of the shapes that signatures promise."""
+"""Settings for all tests: eight CPU devices, quick compilation, and checks of the shapes that signatures promise."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ from jaxtyping import config
 from tests import shape_checks
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Most of the time goes into compilation. Scripts in processes of their own are compiled as users' are.
+# Most of the time goes into compilation. Scripts in separate processes are compiled with full optimization.
 jax.config.update("jax_disable_most_optimizations", True)
 shape_checks.install()
 

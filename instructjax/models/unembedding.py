@@ -27,14 +27,14 @@ def read_logits(
     """Applies `read` to the logits of each token, a chunk of columns at a time, forward and backward.
 
     A chunk has about `model.config.logits_chunk` tokens on each device. The backward pass
-    recomputes its logits. Columns in which no row has a weight are skipped.
+    recomputes its logits. Chunks without any weight are skipped.
 
     Args:
       model: computes the logits.
       params: its weights.
       hidden: from `LanguageModel.hidden`; column t gives the logits for token t.
       tokens: the tokens to read the logits of.
-      weights: tokens with weight 0 are not read.
+      weights: where a weight is 0, the result is 0, whatever the token.
       read: is called with a chunk of columns; see `Read`.
 
     Returns:

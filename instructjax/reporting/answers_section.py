@@ -21,7 +21,7 @@ def format_answers(workdir: epath.Path, results: Results) -> str:
     path = workdir / "evaluate" / "answers.jsonl"
     if not path.exists():
         return ""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
     drawn = sorted(random.Random(0).sample(range(len(rows)), min(SHOWN_PROMPTS, len(rows))))
     names = {model: one_line(name) for model, (name, _) in styles(results["models"]).items()}
     width = 2 + max(map(len, names.values()))
@@ -36,7 +36,7 @@ def format_answers(workdir: epath.Path, results: Results) -> str:
 
 
 def _indented(name: str, text: str, width: int) -> str:
-    """Formats a text behind its name, wrapped, and cut if it is very long."""
+    """Formats a text after its name, wrapped, and cut if it is very long."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110 - width) or [""]] or [""]
     if len(lines) > 12:
         lines = [*lines[:12], "..."]

@@ -130,7 +130,7 @@ def load(folder: epath.PathLike) -> Run:
         name=folder.name,
         results=results,
         metrics={stage: metrics_file.read(folder / stage / "metrics.jsonl") for stage in stages},
-        answers=[json.loads(line) for line in answers.read_text().splitlines()] if answers.is_file() else [],
+        answers=[json.loads(line) for line in answers.read_text().split("\n") if line] if answers.is_file() else [],
         configs={stage: config for stage in stages if (config := _json(folder / stage / "config.json"))},
         seconds={**seconds, **{stage: s for stage, s in results.get("wall_seconds", {}).items() if stage in stages}},
     )

@@ -6,6 +6,7 @@ import contextlib
 import pathlib
 import re
 import resource
+import sys
 import time
 from collections.abc import Iterator
 
@@ -22,8 +23,8 @@ Spent = dict[str, dict[str, float]]  # {"sft": {"seconds": 12.5, "peak_rss_gib":
 def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
     """Adds the seconds and the peak memory of a block to WORKDIR/cost.json.
 
-    Nothing is added if the stage WORKDIR/NAME was finished before, or if the block raises an InputError:
-    then no work was done.
+    Nothing is added if the block leaves a finished stage WORKDIR/NAME as it was, or raises an InputError: then no work
+    was done.
 
     Args:
       workdir: the run's folder.
@@ -33,15 +34,16 @@ def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
       WorkdirError: see `check`.
     """
     start = time.monotonic()
-    worked = not folder.is_finished(workdir, name)
+    before, refused = folder.summary(workdir, name), False
     check(workdir)
     try:
         yield
     except InputError:
-        worked = False
+        refused = True
         raise
     finally:  # an interrupted run has cost something too
-        if worked and processes.is_first():
+        worked = before is None or folder.summary(workdir, name) != before
+        if worked and not refused and processes.is_first():
             _add(workdir, name, time.monotonic() - start)
 
 
@@ -83,11 +85,10 @@ def _add(workdir: epath.PathLike, name: str, seconds: float) -> None:
 def _peak_rss_gib() -> float:
     """Returns the peak resident memory of this process.
 
-    Linux hands the peak of `getrusage` on to whatever a process starts: started by a large process, a small one would
-    report the memory of the other. VmHWM begins anew.
+    On Linux, `getrusage` starts from the peak of the parent process; VmHWM does not.
     """
     status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
-        return int(peak) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts in bytes
+    if status.exists() and (peak := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(peak[1]) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -31,6 +31,12 @@ def is_finished(workdir: epath.PathLike, stage: str) -> bool:
     return (stage_directory(workdir, stage) / "summary.json").exists()
 
 
+def summary(workdir: epath.PathLike, stage: str) -> dict[str, Any] | None:
+    """Reads a stage's summary.json; None if it is not finished."""
+    path = stage_directory(workdir, stage) / "summary.json"
+    return files.read_json(path) if path.exists() else None
+
+
 def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
     """Returns the checkpoint folder of a stage of this run.
 

@@ -27,7 +27,7 @@ _stages: ContextVar[Stages | None] = ContextVar("stages", default=None)
 
 
 class Pace:
-    """Measures how fast work is done, without its first unit, which includes compilation.
+    """Measures how fast work is done, without the first measured part, which includes compilation.
 
     Only the recent half to three quarters of the work counts, so a pause or a later compilation is soon forgotten.
     """
@@ -134,7 +134,7 @@ class Bar(tqdm.tqdm):
 class Stages:
     """A bar over all stages of a run, above the bar of the current one.
 
-    A context manager, and an iterator over the stages' names. While it is open, lines that are printed appear above
+    A context manager, and an iterable over the stages' names. While it is open, lines on standard output appear above
     the bars. Nothing is shown if standard error is not a terminal.
 
     The bar counts stages. The remaining time is a lower bound: what the current bar has left, and later stages as far
@@ -152,6 +152,7 @@ class Stages:
           clock: returns seconds.
         """
         self._names, self._at_least, self._clock = list(names), dict(at_least or {}), clock
+        assert {*self._at_least, *self._at_least.values()} <= set(names)
         self._bar: Any = None
         self._current: Bar | None = None
         self._number, self._fraction, self._started, self._drawn = 0, 0.0, clock(), clock()
@@ -200,7 +201,7 @@ class Stages:
         self._drawn = now
         count, bar = len(self._names), self._current
         if bar and bar.is_stage and bar.total:
-            self._fraction = bar.n / bar.total
+            self._fraction = min(1.0, bar.n / bar.total)
         self._bar.n = self._number + self._fraction
         place = f"{self._number + 1} of {count}, {self._names[self._number]}" if self._number < count else "finished"
         self._bar.set_description_str(f"all stages: {place}", refresh=False)

@@ -50,7 +50,7 @@ class ModelAnswers:
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Judges GPT, prompted GPT, SFT, PPO, PPO-ptx and the recipe's guests, and writes what came out.
+    """Judges GPT, prompted GPT, SFT, PPO, PPO-ptx and the recipe's guests, and writes the results.
 
     Writes WORKDIR/evaluate/answers.jsonl, WORKDIR/results.json and WORKDIR/report.md with its figures, and prints a
     table.

@@ -20,7 +20,7 @@ STOP = "\n"  # ends each example of a prefix, and so the answer
 
 
 def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
-    """Writes several prefixes and takes the one whose answers the reward model likes best.
+    """Writes several prefixes and takes the one whose answers the reward model scores highest.
 
     Two of the paper's authors wrote theirs by hand; here examples are drawn from the
     training demonstrations whose response is a single line, because a line break ends the

@@ -65,7 +65,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     Args:
       stage: its section is `ppo`, or has the same keys.
       batches: makes the grain dataset of pairs of a `PromptBatch` and an `LMBatch` or None.
-      estimator: of advantages. If it needs a critic, a value network learns along, from the reward model's weights.
+      estimator: of advantages. If it needs a critic, a value network is trained too, from the reward model's weights.
     """
     run, section = stage.run, stage.section
     check.ppo_section(stage.config, stage.declaration.section)

@@ -41,7 +41,7 @@ def prepare(run: Run) -> Layout:
 
 def _prepare(run: Run) -> Layout:
     config, folder = run.config, _folder(run)
-    mark = folder / "config.json"  # written last: without it, records and tokenizer are made anew
+    mark = folder / "config.json"  # written last: without it, records and tokenizer are made again
     is_prepared = mark.exists()
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))

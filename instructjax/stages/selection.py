@@ -31,7 +31,7 @@ def candidates(config: ml_collections.ConfigDict, steps: int) -> list[int]:
 
 
 def select(run: Run) -> int:
-    """Chooses the SFT checkpoint whose answers the reward model likes best.
+    """Chooses the SFT checkpoint whose answers the reward model scores highest.
 
     Samples an answer to each of `sft.selection_prompts` validation prompts from each candidate and writes the mean
     scores to WORKDIR/sft/selected.json, unless this reward model has chosen among these candidates already.

@@ -7,7 +7,7 @@
 
 The decorator says what the rest of the package has to know: which stages come before, which prepared sets decide the
 weights, and where the policy lies in the state. It is saved with every checkpoint, so any stage's policy can be
-sampled, evaluated, exported and started from, also one that this package has never heard of.
+sampled, evaluated, exported and started from, even one that this package does not know.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Stage:
 
         Args:
           loss: `loss(params, batch, key, *frozen) -> ((sum, weight), metrics)`.
-          start: returns the weights before the first step. A function, so that nobody else holds them meanwhile.
+          start: returns the weights before the first step. A function, so that no other reference keeps them in memory.
           batches: makes the grain dataset.
           steps: updates.
           network: the network's shape, saved with the checkpoints; the policy's if not given.
@@ -232,7 +232,7 @@ class Stage:
         constants: Sequence[Any] = (),
         callbacks: Callbacks[Any] | None = None,
     ) -> None:
-        """Trains with a step of one's own, such as an iteration of PPO; see `loop.run`.
+        """Trains with a custom step, such as an iteration of PPO; see `loop.run`.
 
         Args:
           step: a pure `step(state, batch, key, *constants) -> (state, metrics)`.

@@ -36,15 +36,21 @@ class Names(list):
     ("reward_from", "expected"),
     [("", STAGES), ("another/run", [name for name in STAGES if name not in ("comparisons", "reward")])],
 )
-def test_stages_in_order(monkeypatch, reward_from, expected):
+def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
     called, named = [], []
+
+    def opened(names, at_least):
+        assert at_least == {"ppo_ptx": "ppo"}
+        named.extend(names)
+        return Names(names)
+
     # Modules are replaced as a whole: `ppo` has two stages.
     modules = {module: types.SimpleNamespace() for module, _ in FUNCTIONS.values()}
     for name, (module, function) in FUNCTIONS.items():
         setattr(modules[module], function, lambda run, name=name: called.append(name))
     for module, fake in modules.items():
         monkeypatch.setattr(reproduce, module, fake)
-    monkeypatch.setattr(progress, "Stages", lambda names, **at_least: named.extend(names) or Names(names))
+    monkeypatch.setattr(progress, "Stages", opened)
     config = ml_collections.ConfigDict({"ppo": {"reward_from": reward_from}})
-    reproduce.main(types.SimpleNamespace(config=config))
+    reproduce.main(types.SimpleNamespace(config=config, workdir=tmp_path))
     assert called == named == expected

@@ -98,28 +98,39 @@ def test_a_run_resumes_with_other_processes_on_another_mesh(tmp_path, alone):
     assert_same(ended(tmp_path), alone)
 
 
+def wait_for_a_checkpoint(directory):
+    deadline = time.monotonic() + 120
+    while not checkpoint.saved_steps(directory / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert checkpoint.saved_steps(directory / "checkpoints"), "nothing was saved"
+
+
+def end(running):
+    for process in running:
+        process.kill()
+        process.wait()
+
+
 def test_a_process_that_is_killed_ends_the_other(tmp_path):
     running = start(tmp_path, 100_000)
-    deadline = time.monotonic() + 120
-    while not checkpoint.saved_steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert checkpoint.saved_steps(tmp_path / "checkpoints"), "nothing was saved"
-    running[1].send_signal(signal.SIGKILL)
     try:
-        printed, _ = running[0].communicate(timeout=60)
+        wait_for_a_checkpoint(tmp_path)
+        running[1].send_signal(signal.SIGKILL)
+        printed, _ = running[0].communicate(timeout=180)
+        assert running[0].returncode not in (0, -signal.SIGKILL), printed
     finally:
-        running[0].kill()
-    assert running[0].returncode not in (0, -signal.SIGKILL), printed
+        end(running)
     assert "rror" in printed
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
     running = start(tmp_path, 100_000)
-    deadline = time.monotonic() + 120
-    while not checkpoint.saved_steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    running[1].send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=60)[0] for process in running]
+    try:
+        wait_for_a_checkpoint(tmp_path)
+        running[1].send_signal(signal.SIGTERM)
+        printed = [process.communicate(timeout=180)[0] for process in running]
+    finally:
+        end(running)
     steps = [re.search(r"Interrupted: \S+: stopped by SIGTERM after step (\d+) of 100000", text) for text in printed]
     assert all(steps), printed
     assert len({int(step[1]) for step in steps} | {checkpoint.saved_steps(tmp_path / "checkpoints")[-1]}) == 1
