@@ -141,7 +141,7 @@ class TestReport:
         for model in ("GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx"):
             assert model in report and model in printed
         figures = [line.partition("(")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
-        assert len(figures) == 3
+        assert len(figures) == 5  # win rates, PPO, text loss, and two of the reward model
         for figure in figures:
             assert (workdir / figure).read_bytes().startswith(b"\x89PNG")
 
