@@ -173,7 +173,7 @@ def test_every_column_is_explained(tmp_path):
 def write_answers(workdir, count, text="an answer"):
     (workdir / "evaluate").mkdir()
     rows = [{"prompt": f"prompt {i}", "sft": f"{text} {i}", "ppo_ptx": f"{text} {i}", "dpo": "x"} for i in range(count)]
-    (workdir / "evaluate" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "evaluate" / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def test_the_report_shows_all_models_answers_to_ten_prompts(tmp_path):
@@ -194,6 +194,11 @@ def test_answers_cannot_end_their_block_or_fill_the_report(tmp_path):
     text = report.write_report(tmp_path, SANDBOX, {}).read_text()
     assert text.count("\n````text\n") == text.count("\n````\n") == 2
     assert "answers to 2 of 2 test prompts" in text and len(text) < 10_000
+
+
+def test_line_separators_in_an_answer_do_not_end_its_line(tmp_path):
+    write_answers(tmp_path, 2, "one\u2028two\u0085three")
+    assert "answers to 2 of 2 test prompts" in report.write_report(tmp_path, SANDBOX, {}).read_text()
 
 
 def test_without_answers_there_is_no_section_for_them(tmp_path):
