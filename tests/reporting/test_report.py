@@ -173,7 +173,9 @@ def test_every_column_is_explained(tmp_path):
 def write_answers(workdir, count, text="an answer"):
     (workdir / "evaluate").mkdir()
     rows = [{"prompt": f"prompt {i}", "sft": f"{text} {i}", "ppo_ptx": f"{text} {i}", "dpo": "x"} for i in range(count)]
-    (workdir / "evaluate" / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (workdir / "evaluate" / "answers.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
 
 
 def test_the_report_shows_all_models_answers_to_ten_prompts(tmp_path):
