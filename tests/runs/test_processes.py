@@ -19,11 +19,7 @@ from instructjax.errors import InputError
 from instructjax.runs import checkpoint, metrics_file, processes
 from tests.runs import worker
 
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 PATH = pathlib.Path(worker.__file__)
 
 
