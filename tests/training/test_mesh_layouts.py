@@ -44,7 +44,8 @@ OTHERS = [name for name in LAYOUTS if name != "one device"]
 
 def slow_but(kept, *names):
     """Returns parameters for every combination; those not in `kept` are slow, because compiling takes seconds."""
-    combinations = itertools.product(*names)
+    combinations = list(itertools.product(*names))
+    assert kept <= set(combinations)  # a mistyped name would silently make a test slow
     return [pytest.param(*one, marks=[] if one in kept else [pytest.mark.slow]) for one in combinations]
 
 
