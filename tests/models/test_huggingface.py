@@ -217,7 +217,7 @@ class TestAgainstTransformers:
         """Computes our model's logits or scores in float64."""
         with jax.enable_x64(True):
             exact = type(model)(dataclasses.replace(model.config, dtype="float64", param_dtype="float64"))
-            found = exact.apply({"params": jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)}, *row)
+            found = exact.apply({"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)}, *row)
             return np.asarray(found[0] if isinstance(model, LanguageModel) else found)
 
     def row(self, config, rows=3, length=17):
