@@ -49,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.remat = False  # it fits
     config.model.logits_chunk = 512  # the logits fit into a core's cache
 
+    config.parallel.fsdp = 1  # the weights fit into any device
+
     # Learning rates for a million parameters, not a billion.
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=600, batch_size=32, length=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1)

@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.remat = False  # it fits
     config.model.logits_chunk = 512  # the logits fit into a core's cache
 
+    config.parallel.fsdp = 1  # the weights fit into any device
     config.log.update(every=20, save_every=200, evaluate_every=100)
     config.pretrain.update(steps=1200, batch_size=24, length=128, learning_rate=3e-3, warmup_steps=50)
     config.sft.update(epochs=16, batch_size=64, learning_rate=1e-3, dropout=0.1)

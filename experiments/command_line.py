@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.recipe import check, declared
-from instructjax.runs import lock, malloc_trim, processes
+from instructjax.runs import lock, malloc_trim, processes, provenance
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
 
@@ -81,6 +81,7 @@ def _asked() -> Run:
 def _alone(script: Callable[[Run], object]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
+        processes.check_same_folder(workdir())
         stack.enter_context(compiled_kept(workdir() / "compiled"))
         script(_asked())
 
@@ -122,6 +123,7 @@ def _run(script: Callable[[], None]) -> None:
             raise InputError(f"expected flags only, found {arguments[1]!r:.100}")
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
         _check_devices()
+        processes.check_equal(provenance.shared_facts(_CONFIG.value))
         malloc_trim.trim_after_compiling()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()

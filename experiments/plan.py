@@ -19,7 +19,7 @@ from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table  # noqa: E402
+from instructjax.planning import chips, compute, plan, programs, suggestions, table  # noqa: E402
 from instructjax.stages.run import Run  # noqa: E402
 from instructjax.training import parallel  # noqa: E402
 
@@ -46,7 +46,7 @@ def main(run: Run) -> None:
     """Compiles each program, prints the tables, and searches for settings with which misfits fit."""
     config = run.config
     topology = chips.parse(_TOPOLOGY.value or "")
-    compiling.make_mesh(topology, parallel.mesh_shape(config.parallel, topology.size))  # errors come before the work
+    parallel.make_mesh(parallel.mesh_shape(config.parallel, topology.size), chips.devices(topology))  # fails early
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]
     stages = compute.stage_compute(config, _DEMONSTRATIONS.value, _RANKINGS.value, variant)
     title = f"{command_line.name()} on {topology.size} x {topology.chip.name} ({topology.name})"

@@ -11,10 +11,36 @@ do not change any output. `branches` separate the answers of a segment that hold
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
+import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from instructjax.typing import Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The rows of every global batch that one process reads.
+
+    A batch is cut into equal parts, one for each group of devices that hold the same rows. A process reads the parts
+    of its own devices. They need not be adjacent: on a TPU slice, a mesh follows the torus and not the hosts.
+
+    Attributes:
+      parts: the numbers of the parts, in increasing order.
+      count: the number of all parts.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    count: int = 1
+
+    def rows(self, size: int) -> np.ndarray:
+        """Returns the numbers of this process's rows in a global batch of `size` rows, a multiple of `count`."""
+        return np.arange(size).reshape(self.count, -1)[list(self.parts)].reshape(-1)
+
+
+EVERY_ROW = Share()
 
 
 class LMBatch(flax.struct.PyTreeNode):

@@ -12,10 +12,10 @@ from typing import Any
 
 import grain
 
-from instructjax.batch import LMBatch
+from instructjax.batch import EVERY_ROW, LMBatch, Share
 from instructjax.data import bin_packing, layouts, packed_batches, pipeline
 from instructjax.data.layouts import Layout
-from instructjax.data.pipeline import Batches, Rows, Share
+from instructjax.data.pipeline import Batches, Rows
 from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Text
 
@@ -40,7 +40,7 @@ def batches(
     steps: int,
     prompt_weight: float = 0.0,
     multiple: int = 1,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
 ) -> Batches:
     """Returns a stream of `LMBatch` for training; see `packed_batches.batches`.
 
@@ -52,7 +52,7 @@ def batches(
       steps: number of batches that will be read.
       prompt_weight: see `layouts.demonstration_row`.
       multiple: the number of rows per global batch is rounded up to a multiple of this.
-      share: (i, n): this process reads part i of n of the rows.
+      share: the rows that this process reads.
     """
 
     def make_row(indices: Sequence[int]) -> LMBatch:
@@ -81,7 +81,7 @@ def mixed_batches(
     text_share: float = 0.1,
     prompt_weight: float = 0.0,
     multiple: int = 1,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
 ) -> Batches:
     """Returns batches of demonstrations and pretraining text, for the model from which PPO starts (appendix C.3).
 
@@ -98,7 +98,7 @@ def mixed_batches(
       text_share: the share of examples that are text, between 0 and 1. The paper uses 0.1.
       prompt_weight: see `layouts.demonstration_row`.
       multiple: the number of rows per global batch is rounded up to a multiple of this.
-      share: (i, n): this process reads part i of n of the rows.
+      share: the rows that this process reads.
 
     Returns:
       A stream of `LMBatch`, as in `batches`.

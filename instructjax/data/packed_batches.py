@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain
-import jax
 import numpy as np
 
+from instructjax.batch import EVERY_ROW, Share
 from instructjax.data import bin_packing, pipeline
-from instructjax.data.pipeline import Batches, Share
+from instructjax.data.pipeline import Batches
 from instructjax.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def batches(
     seed: int,
     steps: int,
     multiple: int = 1,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
 ) -> Batches:
     """Returns batches for training: every sequence once per epoch, in a new order each epoch, forever.
 
@@ -47,13 +47,13 @@ def batches(
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
       steps: number of batches that will be read; see `stream`.
       multiple: see `stream`.
-      share: (i, n): this process reads part i of n of the rows.
+      share: the rows that this process reads.
 
     Returns:
       A stream of stacked rows.
 
     Raises:
-      ConfigError: n does not divide `multiple`.
+      ConfigError: `multiple` is not a multiple of the parts of `share`.
     """
     order = grain.MapDataset.range(len(lengths))
     indices = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
@@ -83,22 +83,20 @@ def stream(
       steps: number of batches that will be read. More steps allow more shapes.
       multiple: the number of rows per global batch is rounded up to a multiple of this, so that it divides over devices
         and microbatches.
-      share: (i, n): this process reads part i of n of the rows.
+      share: the rows that this process reads.
 
     Raises:
-      ConfigError: n does not divide `multiple`.
+      ConfigError: `multiple` is not a multiple of the parts of `share`.
     """
-    part, parts = share
-    if multiple % parts:
-        raise ConfigError(f"share: expected a number of processes that divides {multiple} rows, found {parts}")
+    if multiple % share.count:
+        raise ConfigError(f"share: expected a number of parts that divides {multiple} rows, found {share.count}")
     unit = _row_unit([len(pack(batch)) for batch in itertools.islice(lookahead, steps)], multiple)
 
     def join(batch: list[Item]) -> Any:
         rows = pack(batch)
         count = -(-len(rows) // unit) * unit
         rows += [[] for _ in range(count - len(rows))]
-        own = rows[part * count // parts : (part + 1) * count // parts]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(make_row, own))
+        return pipeline.stack([make_row(rows[i]) for i in share.rows(count)])
 
     return items.map(join)
 

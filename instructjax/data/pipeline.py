@@ -11,8 +11,8 @@ batch by batch; see `packed_batches.py`.
 
 Batches are a `grain.IterDataset` of NumPy batches (`batch.py`). The `get_state` of its iterator returns a small JSON
 tree, from which `set_state` resumes the stream exactly. `batch_size` counts the rows of all processes, or their
-sequences if sequences are packed. The rows of all processes, in process order, are one global batch. It does not depend
-on the number of processes.
+sequences if sequences are packed. A process reads the rows of its own devices (`batch.Share`), so the global batch does
+not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import grain
 import jax
 import numpy as np
 
-from instructjax.batch import LMBatch, PromptBatch, RankingBatch
+from instructjax.batch import EVERY_ROW, LMBatch, PromptBatch, RankingBatch, Share
 from instructjax.data import layouts
 from instructjax.data.bin_packing import Windows
 from instructjax.data.layouts import Layout
@@ -35,7 +35,6 @@ from instructjax.text.tokenizer import Tokenizer
 
 Rows: TypeAlias = Any  # a grain.MapDataset
 Batches: TypeAlias = Any  # a grain.IterDataset
-Share = tuple[int, int]  # (i, n): part i of n of the rows of each global batch
 Prompted = Demonstration | Prompt | Ranking  # the records whose length a layout limits
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
@@ -69,7 +68,7 @@ def shuffled_batches(
     *,
     batch_size: int,
     seed: int,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
     join: Callable[[Sequence[Any]], Any] | None = None,
 ) -> Batches:
     """Returns batches for training: every row once per epoch, in a new order each epoch, forever.
@@ -80,24 +79,19 @@ def shuffled_batches(
       rows: see the top of this file.
       batch_size: B, rows per global batch.
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
-      share: (i, n): this process reads part i of n, B / n rows per batch.
+      share: the rows that this process reads.
       join: makes a batch from a list of rows; None stacks them.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of n.
+      ConfigError: `batch_size` is not a positive multiple of the parts.
     """
-    part = _local_batch_size(batch_size, share)
-    # Rows are cut into parts before the parts go to processes, so the global batch does not depend on their number.
-    return (
-        rows.seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(part, drop_remainder=True, batch_fn=join)[share[0] :: share[1]]
-        .to_iter_dataset(READ_OPTIONS)
-    )
+    own, join = _own_rows(batch_size, share), join or stack
+    # Only numbers are shuffled, so a process makes no rows but its own.
+    order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+    return order.map(lambda numbers: join([rows[i] for i in numbers[own].tolist()])).to_iter_dataset(READ_OPTIONS)
 
 
-def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Batches:
+def ordered_batches(rows: Rows, *, batch_size: int, share: Share = EVERY_ROW) -> Batches:
     """Returns batches for evaluation: every row once, in order.
 
     The last batch is filled up with copies of the last row. All batches then have the same shape, all processes have
@@ -107,16 +101,18 @@ def ordered_batches(rows: Rows, *, batch_size: int, share: Share = (0, 1)) -> Ba
     Args:
       rows: see the top of this file.
       batch_size: B, rows per global batch.
-      share: (i, n): this process reads part i of n, B / n rows per batch.
+      share: the rows that this process reads.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of n.
+      ConfigError: `batch_size` is not a positive multiple of the parts.
     """
-    part = _local_batch_size(batch_size, share)
-    count = len(rows)
-    whole = grain.MapDataset.range(-(-count // batch_size) * batch_size)
-    filled = whole.map(lambda i: rows[i] if i < count else _zero_weight(rows[count - 1]))
-    return filled.batch(part)[share[0] :: share[1]].to_iter_dataset(READ_OPTIONS)
+    own, count = _own_rows(batch_size, share), len(rows)
+
+    def row(i: int) -> Any:
+        return rows[i] if i < count else _zero_weight(rows[count - 1])
+
+    order = grain.MapDataset.range(-(-count // batch_size) * batch_size).batch(batch_size)
+    return order.map(lambda numbers: stack([row(i) for i in numbers[own].tolist()])).to_iter_dataset(READ_OPTIONS)
 
 
 def text_batches(
@@ -126,7 +122,7 @@ def text_batches(
     length: int,
     batch_size: int,
     seed: int,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
 ) -> Batches:
     """Returns batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
 
@@ -140,16 +136,17 @@ def text_batches(
       length: T, tokens of a window.
       batch_size: B, windows per global batch.
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
-      share: (i, n): this process reads part i of n, B / n windows per batch.
+      share: the windows that this process reads.
 
     Returns:
-      A stream of `LMBatch`, [B / n, T]; see `layouts.window_row`.
+      A stream of `LMBatch`, [B, T], or as many rows as `share` has; see `layouts.window_row`.
 
     Raises:
-      ConfigError: `batch_size` is not a positive multiple of n.
+      ConfigError: `batch_size` is not a positive multiple of the parts.
     """
-    order = indices(records).seed(seed).shuffle().repeat()
-    return _select_own_rows(Windows(records, order, tokenizer, length).batch(batch_size), batch_size, share)
+    own, order = _own_rows(batch_size, share), indices(records).seed(seed).shuffle().repeat()
+    windows = Windows(records, order, tokenizer, length).batch(batch_size)
+    return windows.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
 
 
 def zip_batches(*streams: Batches) -> Batches:
@@ -232,19 +229,18 @@ def indices(records: Sequence) -> grain.MapDataset:
     return grain.MapDataset.range(len(records))
 
 
-def _select_own_rows(batches: Batches, batch_size: int, share: Share) -> Batches:
-    """Selects the rows of this process from batches with the rows of all processes."""
-    part = _local_batch_size(batch_size, share)
-    own = slice(share[0] * part, (share[0] + 1) * part)
-    return batches.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
+def stack(rows: Sequence[Any]) -> Any:
+    """Stacks rows into a batch."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
-def _local_batch_size(batch_size: int, share: Share) -> int:
-    if batch_size < 1 or batch_size % share[1]:
+def _own_rows(batch_size: int, share: Share) -> np.ndarray:
+    if batch_size < 1 or batch_size % share.count:
         raise ConfigError(
-            f"batch_size: expected a positive multiple of the number of processes ({share[1]}), found {batch_size}"
+            f"batch_size: expected a positive multiple of {share.count}, so that every device has as many rows, "
+            f"found {batch_size}"
         )
-    return batch_size // share[1]
+    return share.rows(batch_size)
 
 
 def _zero_weight(row: Row) -> Row:

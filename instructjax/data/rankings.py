@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import grain
 
-from instructjax.batch import RankingBatch
+from instructjax.batch import EVERY_ROW, RankingBatch, Share
 from instructjax.data import bin_packing, layouts, packed_batches, pipeline
 from instructjax.data.layouts import Layout, TokenizedRanking
-from instructjax.data.pipeline import Batches, Rows, Share
+from instructjax.data.pipeline import Batches, Rows
 from instructjax.records import Ranking
 
 _MULTIPLE = 8  # row lengths are multiples of this, because fused kernels need even lengths
@@ -63,7 +63,7 @@ def ranking_batches(
     seed: int,
     steps: int,
     multiple: int = 1,
-    share: Share = (0, 1),
+    share: Share = EVERY_ROW,
 ) -> Batches:
     """Returns a stream of `RankingBatch` for training; see `packed_batches.batches`.
 
@@ -75,7 +75,7 @@ def ranking_batches(
       steps: number of batches that will be read. More steps allow more shapes.
       multiple: the number of rows per global batch is rounded up to a multiple of this, so that it divides over devices
         and microbatches.
-      share: (i, n): this process reads part i of n of the rows.
+      share: the rows that this process reads.
     """
     lengths, size = _measure(rankings)
     prompts = size.length // min(lengths)

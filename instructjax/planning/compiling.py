@@ -9,13 +9,10 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from instructjax.models import partitioning
-from instructjax.planning import chips
 from instructjax.planning.chips import Topology
 from instructjax.planning.programs import Program
 from instructjax.training import parallel
@@ -64,25 +61,6 @@ class Compiled:
     peak: float
     available: float
     seconds: float
-
-
-def make_mesh(topology: Topology, shape: tuple[int, int, int]) -> Mesh:
-    """Returns the mesh of a plan. On a TPU, its axes follow the torus if possible.
-
-    Args:
-      topology: the chips to compile for.
-      shape: devices along "data", "fsdp" and "tensor".
-
-    Raises:
-      ConfigError: see `chips.devices`.
-    """
-    found = chips.devices(topology)
-    if topology.chip.platform == "tpu":
-        devices = mesh_utils.create_device_mesh(shape, found, allow_split_physical_axes=True)
-    else:
-        devices = np.array(found).reshape(shape)  # neighbors along "tensor" share a host
-    axes = partitioning.MESH_AXES
-    return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def abstract_arguments(program: Program, mesh: Mesh, *, shard_optimizer_state: bool) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from instructjax.planning import compiling, flops, programs
+from instructjax.planning import chips, compiling, flops, programs
 from instructjax.planning.chips import Topology
 from instructjax.planning.compiling import Compiled, Residents
 from instructjax.planning.flops import Work
@@ -94,7 +94,7 @@ def plan_program(
     )
     if found.obstacle:
         return found
-    mesh, sharded = compiling.make_mesh(topology, shape), config.parallel.shard_optimizer_state
+    mesh, sharded = parallel.make_mesh(shape, chips.devices(topology)), config.parallel.shard_optimizer_state
     arguments = compiling.abstract_arguments(program, mesh, shard_optimizer_state=sharded)
     compiled = compiling.compile_program(program, arguments, mesh, topology, shard_optimizer_state=sharded)
     return dataclasses.replace(found, residents=compiling.resident_bytes(arguments), compiled=compiled)

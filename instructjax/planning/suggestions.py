@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from instructjax.planning import compiling, plan, programs
+from instructjax.planning import chips, compiling, plan, programs
 from instructjax.planning.chips import Topology
 from instructjax.planning.plan import ProgramPlan
 from instructjax.training import parallel
@@ -123,6 +123,8 @@ def _cannot_fit(name: str, config: ml_collections.ConfigDict, topology: Topology
     if plan.uneven_rows(program, shape):
         return True
     arguments = compiling.abstract_arguments(
-        program, compiling.make_mesh(topology, shape), shard_optimizer_state=config.parallel.shard_optimizer_state
+        program,
+        parallel.make_mesh(shape, chips.devices(topology)),
+        shard_optimizer_state=config.parallel.shard_optimizer_state,
     )
     return compiling.resident_bytes(arguments).total + program.cache / topology.size > topology.chip.memory

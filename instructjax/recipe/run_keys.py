@@ -133,7 +133,7 @@ PARALLEL = section(
     "how devices share the work",
     mode=Key("jit", one_of("jit", "pmap"), "", '"jit" over the mesh below, or "pmap" with data parallelism only'),
     data=Key(-1, INTEGER_OR_REST, "devices", "that share batches and replicate weights; -1: all remaining devices"),
-    fsdp=Key(1, INTEGER_FROM_1, "devices", "that share batches and weights"),
+    fsdp=Key(-1, INTEGER_OR_REST, "devices", "that share batches and weights; -1: all remaining devices"),
     tensor=Key(1, INTEGER_FROM_1, "devices", "that share heads, hidden units and the vocabulary"),
     shard_optimizer_state=Key(False, TRUE_OR_FALSE, "", 'shard Adam\'s moments over "data" too (ZeRO-1)'),
 )

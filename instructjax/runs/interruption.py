@@ -1,17 +1,26 @@
-"""SIGTERM and SIGINT. The first signal asks a run to save and stop; the second stops it at once."""
+"""SIGTERM and SIGINT. The first signal asks a run to save and stop; the second stops it at once.
+
+In a run of several processes, a signal to one of them stops all after the same step. SIGTERM, with which a machine is
+taken away, is left to JAX's preemption service: it is noticed at each step without waiting for the devices. SIGINT is
+noticed at lines of metrics, where the processes wait for each other anyway.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from instructjax.runs import processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The preemption service compares these numbers between processes. They grow from stage to stage, so that a stop that
+# was agreed on at the end of one stage happens at the beginning of the next.
+_numbers = itertools.count()
 
 
 class Interrupted(Exception):
@@ -25,9 +34,8 @@ def requests() -> Iterator[Callable[[bool], str | None]]:
     Only the main thread can receive signals. In other threads this does nothing.
 
     Yields:
-      `requested(asking)`, which returns the name of the signal that was received, such as "SIGTERM", or
-      None. In a run of several processes, a signal to one of them stops all. They communicate only if
-      `asking` is True, which must be at the same steps in each of them.
+      `requested(asking)`, which returns the name of the signal that was received, such as "SIGTERM", or None. All
+      processes must call it at the same steps. They agree about SIGINT only if `asking` is True in all of them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda _: None
@@ -42,14 +50,17 @@ def requests() -> Iterator[Callable[[bool], str | None]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    alone = jax.process_count() == 1
+    # JAX's own handler of SIGTERM was installed when the processes were connected.
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *[signal.SIGTERM] * alone)}
     try:
-        yield lambda asking: _agreed(received) if asking or jax.process_count() == 1 else None
+        yield lambda asking: next(iter(received), None) if alone else _agreed(received, asking)
     finally:
         restore()
 
 
-def _agreed(received: list[str]) -> str | None:
+def _agreed(received: list[str], asking: bool) -> str | None:
     """Returns the name of a signal that any of the processes received."""
-    number = processes.agreed(signal.Signals[received[0]].value if received else 0)
-    return signal.Signals(number).name if number else None
+    if multihost_utils.reached_preemption_sync_point(next(_numbers)):
+        return signal.SIGTERM.name
+    return signal.SIGINT.name if asking and processes.agreed(len(received)) else None

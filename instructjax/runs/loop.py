@@ -66,7 +66,7 @@ def run(
 
     Devices need not wait for the host: batches are made ahead, a line of metrics is read while the devices
     compute the next step, and checkpoints are written in the background. (In a run of several processes the
-    host waits at each line, where the processes agree about signals.)
+    host waits at each line, where the processes agree about SIGINT.)
 
     Args:
       step: a compiled `step(state, batch, key, *constants) -> (state, metrics)`.
@@ -102,7 +102,7 @@ def run(
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
         draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
-        frozen = digest.digests(constants)
+        frozen, signal = digest.digests(constants), None
         if callbacks.evaluate and not done:
             reporter.write(0, callbacks.evaluate(state))
         for number in range(done + 1, schedule.steps + 1):
@@ -135,6 +135,8 @@ def run(
         checkpoints.wait()
         cost = reporter.clock.summary()
     processes.first(lambda: files.write_json(summary, {"steps": schedule.steps, **cost}))
+    if signal:
+        raise Interrupted(f"{directory.name}: stopped by {signal} after its last step, which is saved")
 
 
 def _resume(

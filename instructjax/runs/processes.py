@@ -1,21 +1,28 @@
 """Coordinates a run of several processes.
 
-Every process runs the same program on its own devices, and all see the same folder. All of them write
-checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
+Every process runs the same program on its own devices, and all see the same folder; both are checked at the start. All
+of them write checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
+import secrets
 import socket
-from collections.abc import Callable
-from typing import TypeVar
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from instructjax.errors import InputError
@@ -24,8 +31,16 @@ T = TypeVar("T")
 
 DEVICES = pathlib.Path("/dev")  # contains the chips of a TPU host on Linux
 
-# If a process sends no heartbeat for this long, the others exit; in total this takes less than a minute.
-HEARTBEAT_SECONDS = 20
+# If a process sends no heartbeat for this long, the others exit. On a pod, networks pause for longer than 20 s.
+HEARTBEAT_SECONDS = 60
+
+# A process says that it waits for others, and gives up. Pods and schedulers start their hosts minutes apart.
+WAITING_SECONDS, START_SECONDS = 10, 300
+
+MOST_DIFFERENCES = 5  # that are listed when processes do not agree
+
+# A process may see a file of another later, because network file systems cache the contents of folders.
+FOLDER_SECONDS = 20
 
 
 def start(coordinator: str | None, index: int | None, count: int | None) -> None:
@@ -38,6 +53,9 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
       coordinator: HOST:PORT of the first process, at which the others reach it.
       index: the number of this process, from 0.
       count: the number of processes.
+
+    If the others are late, it prints what it waits for. If they do not come, it ends this process with a line and exit
+    code 2.
 
     Raises:
       InputError: only some arguments are given, they are inconsistent, or the port is taken.
@@ -52,13 +70,44 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
         return
     if coordinator is not None and index is not None and count is not None:
         _check(coordinator, index, count)
-    jax.distributed.initialize(
-        coordinator,
-        count,
-        index,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    others = f"{count} processes to connect to {coordinator}" if coordinator else "the other processes of this run"
+    try:
+        with _impatient(others):
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                index,
+                initialization_timeout=2 * START_SECONDS,  # when it is over, JAX aborts with a stack trace
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+    except ValueError as error:
+        if coordinator is not None or "coordinator_address" not in str(error):
+            raise
+        # On Colab, on Kaggle and in containers no metadata server tells a TPU host about others.
+        print("found chips, but no description of other hosts: this process runs alone", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _impatient(others: str) -> Iterator[None]:
+    """Prints what is waited for, and ends the process if it does not come."""
+
+    def announce() -> None:
+        print(f"waiting for {others}, for {START_SECONDS} s at most", file=sys.stderr, flush=True)
+
+    def give_up() -> None:
+        print(f"error: expected {others} within {START_SECONDS} s, found none or too few", file=sys.stderr, flush=True)
+        os._exit(2)  # the main thread waits in JAX and cannot be interrupted
+
+    timers = threading.Timer(WAITING_SECONDS, announce), threading.Timer(START_SECONDS, give_up)
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _check(coordinator: str, index: int, count: int) -> None:
@@ -123,6 +172,68 @@ def first_then_others(function: Callable[[], T]) -> T:
         return function()
     first(function)
     return function()
+
+
+def gather(text: str) -> list[str]:
+    """Returns the texts of all processes, in the order of their numbers, to all of them."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    padded = np.zeros(agreed(len(data)), np.uint8)
+    padded[: len(data)] = data
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def check_equal(facts: Mapping[str, Any]) -> None:
+    """Raises an error, the same one in all processes, unless all of them start with the same facts.
+
+    Processes with different recipes or versions would train different networks and save a mixture of their weights.
+
+    Args:
+      facts: JSON values with their names, such as {"sft.epochs": 2, "jax": "0.10.0"}.
+
+    Raises:
+      InputError: names each fact that differs, with both values.
+    """
+    expected, *others = map(json.loads, gather(json.dumps(facts)))
+    differing = [
+        f"process {number}: {name}: expected {expected.get(name)!r}, as in process 0, found {other.get(name)!r}"
+        for number, other in enumerate(others, start=1)
+        for name in expected | other
+        if expected.get(name) != other.get(name)
+    ]
+    if differing:
+        more = f"; and {len(differing) - MOST_DIFFERENCES} more" if len(differing) > MOST_DIFFERENCES else ""
+        raise InputError("; ".join(differing[:MOST_DIFFERENCES]) + more)
+
+
+def check_same_folder(folder: epath.PathLike) -> None:
+    """Raises an error, the same one in all processes, unless all of them see one folder.
+
+    The first process writes a file, and the others look for it.
+
+    Args:
+      folder: it exists in the first process.
+
+    Raises:
+      InputError: names the processes that do not see it, and their hosts.
+    """
+    if jax.process_count() == 1:
+        return
+    (token, *_) = gather(secrets.token_hex(8))
+    file = epath.Path(folder) / f".seen-by-all-{token}"
+    first(file.touch)
+    deadline = time.monotonic() + FOLDER_SECONDS
+    while not (seen := file.exists()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    places = gather("" if seen else f"{socket.gethostname()}:{pathlib.Path(folder).absolute()}")
+    first(lambda: file.unlink(missing_ok=True))
+    if missing := [f"process {number} ({place})" for number, place in enumerate(places) if place]:
+        raise InputError(
+            f"--workdir={folder}: expected a folder that all processes share, found another one in {', '.join(missing)}"
+        )
 
 
 def agreed(number: int) -> int:

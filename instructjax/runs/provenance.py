@@ -8,10 +8,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import jax
+import jaxlib
 import ml_collections
 from etils import epath
 
@@ -20,6 +24,8 @@ from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 from instructjax.recipe import declared
+
+COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
 def check_config(
@@ -84,6 +90,16 @@ def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str]) -> None:
             )
     if began["code"] != now["code"]:
         print(f"warning: {path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
+
+
+def shared_facts(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns what must be the same in all processes of a run, as JSON: recipe, program, versions, compiler flags."""
+    facts = {"program": pathlib.Path(sys.argv[0]).name, "instructjax": code_version()}
+    facts |= {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    facts |= {name: os.environ.get(name, "") for name in COMPILER_FLAGS}
+    for section, value in json.loads(json.dumps(config.to_dict())).items():
+        facts |= _keys(section, value)
+    return facts
 
 
 @functools.cache

@@ -8,14 +8,16 @@ reduces its sums over the axis named here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructjax.batch import EVERY_ROW, Share
 from instructjax.errors import ConfigError
 from instructjax.models import partitioning
 from instructjax.models.config import TransformerConfig
@@ -41,19 +43,23 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
     Raises:
       ConfigError: the devices do not form such a mesh.
     """
-    fsdp, tensor = config.fsdp, config.tensor
-    for key in ("fsdp", "tensor"):
-        if config[key] < 1:
-            raise ConfigError(f"parallel.{key}: expected at least 1 device, found {config[key]}")
-    if config.data < 1 and config.data != -1:
-        raise ConfigError(
-            f"parallel.data: expected at least 1 device, or -1 for all that are left, found {config.data}"
-        )
-    data = devices // (fsdp * tensor) if config.data == -1 else config.data
+    data, fsdp, tensor = config.data, config.fsdp, config.tensor
+    if tensor < 1:
+        raise ConfigError(f"parallel.tensor: expected at least 1 device, found {tensor}")
+    for key in ("data", "fsdp"):
+        if config[key] < 1 and config[key] != -1:
+            raise ConfigError(
+                f"parallel.{key}: expected at least 1 device, or -1 for all that are left, found {config[key]}"
+            )
+    if fsdp == -1:
+        data = max(data, 1)  # if both are to take what is left, "fsdp" does: it also splits the weights
+        fsdp = devices // (data * tensor)
+    elif data == -1:
+        data = devices // (fsdp * tensor)
     if axis_name(config.mode) is not None and (data, fsdp, tensor) != (devices, 1, 1):
         raise ConfigError(
-            f"parallel.mode: expected jit for a mesh of data={config.data}, fsdp={fsdp}, tensor={tensor}, found pmap, "
-            f"which has data only: {devices} devices, each with all weights"
+            f"parallel.mode: expected jit for a mesh of data={config.data}, fsdp={config.fsdp}, tensor={tensor}, found "
+            f"pmap, which has data only: {devices} devices, each with all weights"
         )
     if axis_name(config.mode) is not None and jax.process_count() > 1:
         # Under pmap each process has only its own results, so they could not be saved in one checkpoint.
@@ -67,6 +73,32 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
     return data, fsdp, tensor
 
 
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
+    """Makes a mesh with the axes "data", "fsdp" and "tensor".
+
+    On a TPU slice the axes follow the torus, and several of them may share one of its dimensions. On several slices,
+    "data" spans them, because it communicates least. Other devices are taken in their order.
+
+    Args:
+      shape: number of devices along each axis.
+      devices: as many devices as that.
+
+    Raises:
+      ConfigError: "data" does not divide over the slices.
+    """
+    # A description of an absent slice has no `slice_index`.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if shape[0] % slices:
+        raise ConfigError(f"parallel.data: expected a multiple of the {slices} TPU slices, found {shape[0]}")
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        inside = (shape[0] // slices, *shape[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    axes = partitioning.MESH_AXES
+    return Mesh(arranged, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
 @contextlib.contextmanager
 def on_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
     """Runs everything that is compiled in this context on a mesh of all devices.
@@ -77,14 +109,13 @@ def on_mesh(config: ml_collections.ConfigDict) -> Iterator[None]:
       config: the `parallel` section of a recipe.
 
     Raises:
-      ConfigError: see `mesh_shape`.
+      ConfigError: see `mesh_shape` and `make_mesh`.
     """
     shape = mesh_shape(config, jax.device_count())
     if jax.device_count() == 1 or axis_name(config.mode) is not None:
         yield
         return
-    axes = partitioning.MESH_AXES
-    with jax.set_mesh(jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))):
+    with jax.set_mesh(make_mesh(shape, jax.devices())):
         yield
 
 
@@ -109,30 +140,18 @@ def check_batch_size(size: int, key: str, config: ml_collections.ConfigDict, par
         raise ConfigError(f"{key}: expected a multiple of {unit} ({shared}), such as {fits}, found {size}")
 
 
-def share_of_rows() -> tuple[int, int]:
-    """Returns which part of a global batch this process reads, as (i, n): part i of n.
+def share_of_rows() -> Share:
+    """Returns the rows of a global batch that this process reads: those that its devices hold.
 
-    These are the rows that its devices hold on the mesh of the context, or all rows without a mesh. Processes
-    whose devices hold the same rows (if "tensor" spans several processes) read the same part.
-
-    Raises:
-      ConfigError: the rows of a process are not contiguous.
+    Without a mesh these are all rows. Processes whose devices hold the same rows (if "tensor" spans several processes)
+    read the same ones.
     """
-    mesh = jax.sharding.get_mesh()
+    mesh, process = jax.sharding.get_mesh(), jax.process_index()
     if mesh.empty:
-        return 0, 1
+        return EVERY_ROW
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    for process in range(jax.process_count()):  # check all, so that every process raises the error
-        held = [i for i, part in enumerate(parts) if any(device.process_index == process for device in part)]
-        first, size = held[0], len(held)
-        if held != list(range(first, first + size)) or first % size or len(parts) % size:
-            raise ConfigError(
-                f"parallel: expected a mesh in which the rows of a process are contiguous, found parts {held} of "
-                f"{len(parts)} in process {process}; a larger parallel.tensor or parallel.fsdp may help"
-            )
-        if process == jax.process_index():
-            share = first // size, len(parts) // size
-    return share
+    held = [i for i, part in enumerate(parts) if any(device.process_index == process for device in part)]
+    return Share(tuple(held), len(parts))
 
 
 def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:
@@ -223,12 +242,16 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.jit(step, donate_argnums=0)
+    share = share_of_rows()
     rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
     compiled = jax.jit(in_place(step, mesh, shard_optimizer_state=config.shard_optimizer_state), donate_argnums=0)
 
+    def place(x: Any) -> jax.Array:
+        shape = (x.shape[0] * share.count // len(share.parts), *x.shape[1:])
+        return jax.make_array_from_process_local_data(rows, x, shape)
+
     def call(state: Any, batch: Any, *given: Any) -> Any:
-        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
-        return compiled(state, batch, *given)
+        return compiled(state, jax.tree.map(place, batch), *given)
 
     return call
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.batch import Share
 from instructjax.data import demonstrations, layouts, pipeline
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
@@ -109,7 +110,7 @@ def test_a_process_makes_only_its_own_rows(kind, monkeypatch):
     parts = []
     for i in range(4):
         made.clear()
-        batches = take(stream(kind, multiple=4, share=(i, 4)), 10)
+        batches = take(stream(kind, multiple=4, share=Share((i,), 4)), 10)
         parts.append(len(made))
         assert len(made) == sum(map(len, map(demonstrations_of, batches)))
     assert sum(parts) == sum(map(len, map(demonstrations_of, take(stream(kind, multiple=4), 10))))
@@ -167,7 +168,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(kind, stop):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_a_batch(kind, count):
     alone = take(stream(kind, multiple=4), 9)
-    parts = [take(stream(kind, multiple=4, share=(i, count)), 9) for i in range(count)]
+    parts = [take(stream(kind, multiple=4, share=Share((i,), count)), 9) for i in range(count)]
     for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
         assert same(whole, jax.tree.map(lambda *parts: np.concatenate(parts), *shares))
 
@@ -187,8 +188,8 @@ def test_rows_have_the_given_prompt_weight():
 
 
 def test_errors_name_the_bad_value():
-    with pytest.raises(ConfigError, match="^share: expected a number of processes that divides 4 rows, found 3"):
-        stream(multiple=4, share=(0, 3))
+    with pytest.raises(ConfigError, match="^share: expected a number of parts that divides 4 rows, found 3$"):
+        stream(multiple=4, share=Share((0,), 3))
     with pytest.raises(ConfigError, match="^ppo_init.text_share: expected a share between 0 and 1, found 1"):
         stream("mixed", text_share=1.0)
     with pytest.raises(DataError, match="expected at least one record"):

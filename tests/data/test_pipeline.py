@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax import records
+from instructjax.batch import Share
 from instructjax.data import demonstrations, pipeline, prepared
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
@@ -126,17 +127,20 @@ def test_prefetching_changes_neither_batches_nor_state(name, stop):
         iterator.close()
 
 
-@pytest.mark.parametrize("name", ["prompts"])
-def test_the_global_batch_does_not_depend_on_the_number_of_processes(name):
-    alone = take(stream(name), 9)
-    for count in (2, 4):
-        parts = [take(stream(name, share=(i, count)), 9) for i in range(count)]
-        assert all(same(whole, stack(shares)) for whole, shares in zip(alone, zip(*parts, strict=True), strict=True))
+@pytest.mark.parametrize("parts", [[(0,), (1,)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)], [(1, 2), (0, 3)]])
+@pytest.mark.parametrize("name", ["prompts", "text"])
+def test_the_global_batch_does_not_depend_on_which_rows_a_process_reads(name, parts):
+    shares = [Share(held, sum(map(len, parts))) for held in parts]
+    found = [take(stream(name, share=share), 9) for share in shares]
+    for whole, *pieces in zip(take(stream(name), 9), *found, strict=True):
+        for share, piece in zip(shares, pieces, strict=True):
+            rows = share.rows(len(whole.tokens))
+            assert same(jax.tree.map(lambda x, rows=rows: x[rows], whole), piece)
 
 
 def test_two_processes_share_the_documents_of_an_epoch():
     # Only 36 of 37 documents divide evenly, so each process reads 18 of them in the first epoch.
-    parts = [take(stream("text", share=(i, 2)), 12) for i in range(2)]
+    parts = [take(stream("text", share=Share((i,), 2)), 12) for i in range(2)]
     first = [documents(batches)[:18] for batches in parts]
     seen = collections.Counter(map(tuple, first[0] + first[1]))
     assert len(seen) == 36 and set(seen.values()) == {1}
@@ -191,7 +195,9 @@ def test_text_rows_contain_the_documents_in_order(texts, length):
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
 def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
     rows = ROWS[name]
-    parts = [list(pipeline.ordered_batches(rows, batch_size=batch_size, share=(i, count))) for i in range(count)]
+    parts = [
+        list(pipeline.ordered_batches(rows, batch_size=batch_size, share=Share((i,), count))) for i in range(count)
+    ]
     batches = [stack(shares) for shares in zip(*parts, strict=True)]
     assert {batch.tokens.shape[0] for batch in batches} == {batch_size}
     found = stack(batches)
@@ -240,9 +246,7 @@ def test_records_that_are_too_long_can_be_left_out():
 
 
 def test_errors_name_the_bad_value():
-    with pytest.raises(
-        ConfigError, match=r"^batch_size: expected a positive multiple of the number of processes \(3\), found 4"
-    ):
-        stream("prompts", batch_size=4, share=(0, 3))
+    with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3, so that .*, found 4$"):
+        stream("prompts", batch_size=4, share=Share((0,), 3))
     with pytest.raises(DataError, match="expected at least one record"):
         demonstrations.rows([], LAYOUT)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.batch import Share
 from instructjax.data import pipeline
 from instructjax.data.layouts import Layout
 from instructjax.data.rankings import ranking_batches, ranking_rows, tokenize_rankings
@@ -124,7 +125,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(stop):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rankings_of_a_batch_with_equal_shapes(count):
     alone = take(stream(multiple=count), 9)
-    parts = [take(stream(share=(i, count), multiple=count), 9) for i in range(count)]
+    parts = [take(stream(share=Share((i,), count), multiple=count), 9) for i in range(count)]
     for whole, shares in zip(alone, zip(*parts, strict=True), strict=True):
         assert len({share.tokens.shape for share in shares}) == 1
         assert same(whole, jax.tree.map(lambda *parts: np.concatenate(parts), *shares))

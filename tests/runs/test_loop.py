@@ -176,8 +176,12 @@ def counting(calls):
 
 
 def test_asked_to_stop_in_the_last_step(tmp_path, whole):
-    run(tmp_path, step=signalling(STEPS, signal.SIGTERM))
+    """The stage is finished, but the next one does not begin."""
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after its last step, which is saved"):
+        run(tmp_path, step=signalling(STEPS, signal.SIGTERM))
     assert_same_run(tmp_path, whole)
+    run(tmp_path, step=counting(done := []))
+    assert not done
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path, whole):

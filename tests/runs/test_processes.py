@@ -23,12 +23,12 @@ ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_ho
 PATH = pathlib.Path(worker.__file__)
 
 
-def start(directory, steps, *, fsdp=1, tensor=1):
+def start(directory, steps, *, fsdp=1, tensor=1, order="hosts"):
     """Starts two processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = [str(directory), str(steps), str(fsdp), str(tensor)]
+    arguments = [str(directory), str(steps), str(fsdp), str(tensor), order]
     return [
         subprocess.Popen(
             [sys.executable, str(PATH), coordinator, str(index), "2", *arguments],
@@ -83,6 +83,11 @@ def test_two_processes_give_the_same_results_as_one(tmp_path, alone):
         "process 0 of 2, 8 devices",
         "process 1 of 2, 8 devices",
     ]
+    assert_same(ended(tmp_path), alone)
+
+
+def test_rows_of_a_process_need_not_be_adjacent(tmp_path, alone):
+    together(tmp_path, 8, fsdp=2, order="torus")
     assert_same(ended(tmp_path), alone)
 
 

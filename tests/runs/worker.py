@@ -1,6 +1,8 @@
 """One process of several that train a small network together; test_processes.py starts it.
 
-python tests/runs/worker.py COORDINATOR INDEX COUNT DIRECTORY STEPS FSDP TENSOR
+python tests/runs/worker.py COORDINATOR INDEX COUNT DIRECTORY STEPS FSDP TENSOR ORDER
+
+ORDER: "hosts", or "torus" for a mesh in which the rows of a process are not adjacent, as on a TPU slice.
 """
 
 import functools
@@ -57,7 +59,7 @@ def batches(share):
     return pipeline.zip_batches(text, packed)
 
 
-def train(directory, steps, config):
+def train(directory, steps, config, order="hosts"):
     """Trains to the last step, and writes the weights as a file that any process count can read."""
     model = LanguageModel(fakes.BANDED)
     text_loss = objectives.language_model_loss(model)
@@ -67,7 +69,8 @@ def train(directory, steps, config):
         (other, other_weight), _ = text_loss(params, batch[1], key)
         return (text + other, weight + other_weight), metrics
 
-    with parallel.on_mesh(config):
+    mesh = parallel.on_mesh(config) if order == "hosts" else jax.set_mesh(across_hosts(config))
+    with mesh:
         step = train_step(loss, ADAM, axis_name=parallel.axis_name(config.mode))
         begin = functools.partial(train_state.create, optimizer=ADAM)
         loop.run(
@@ -81,6 +84,12 @@ def train(directory, steps, config):
         )
 
 
+def across_hosts(config):
+    """Returns a mesh on which neighbors belong to different processes."""
+    devices = np.array(jax.devices()).reshape(jax.process_count(), -1).T.reshape(-1)
+    return parallel.make_mesh(parallel.mesh_shape(config, devices.size), list(devices))
+
+
 def config_of(fsdp, tensor):
     return ml_collections.ConfigDict(
         {"mode": "jit", "data": -1, "fsdp": fsdp, "tensor": tensor, "shard_optimizer_state": False}
@@ -90,7 +99,7 @@ def config_of(fsdp, tensor):
 if __name__ == "__main__":
     from etils import epath
 
-    coordinator, index, count, directory, steps, fsdp, tensor = sys.argv[1:]
+    coordinator, index, count, directory, steps, fsdp, tensor, order = sys.argv[1:]
     processes.start(coordinator, int(index), int(count))
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices", flush=True)
-    train(epath.Path(directory), int(steps), config_of(int(fsdp), int(tensor)))
+    train(epath.Path(directory), int(steps), config_of(int(fsdp), int(tensor)), order)

@@ -171,6 +171,8 @@ def test_an_axis_that_does_not_divide_is_not_sharded():
         ({"fsdp": 3}, "parallel: expected data x fsdp x tensor = 8 devices, found 2 x 3 x 1"),
         ({"data": 3}, "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1"),
         ({"tensor": 0}, "parallel.tensor: expected at least 1 device, found 0"),
+        ({"fsdp": 0}, "parallel.fsdp: expected at least 1 device, or -1 for all that are left, found 0"),
+        ({"fsdp": -1, "tensor": 3}, "parallel: expected data x fsdp x tensor = 8 devices, found 1 x 2 x 3"),
         ({"data": -2}, "parallel.data: expected at least 1 device, or -1 for all that are left, found -2"),
         (
             {"mode": "pmap", "fsdp": 2},
@@ -182,6 +184,20 @@ def test_a_mesh_of_another_number_of_devices_is_rejected(axes, found):
     with pytest.raises(ConfigError) as error, parallel.on_mesh(config(**axes)):
         pass
     assert str(error.value).startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1)),
+        ({"fsdp": -1, "tensor": 2}, (1, 4, 2)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"data": -1, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_the_devices_that_are_left_go_to_fsdp_or_else_to_data(axes, shape):
+    assert parallel.mesh_shape(config(**axes), 8) == shape
 
 
 def test_a_model_that_does_not_divide_over_the_mesh_is_rejected():
