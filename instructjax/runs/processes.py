@@ -232,7 +232,7 @@ def check_same_folder(folder: epath.PathLike) -> None:
     first(lambda: file.unlink(missing_ok=True))
     if missing := [f"process {number} ({place})" for number, place in enumerate(places) if place]:
         raise InputError(
-            f"--workdir={folder}: expected a folder that all processes share, found another one in {', '.join(missing)}"
+            f"--workdir: expected a folder that all processes share, found another one in {', '.join(missing)}"
         )
 
 

@@ -175,15 +175,14 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def again(run, results, tmp_path_factory):
-    """Copies the run with ppo_ptx interrupted after its first checkpoint, and runs all scripts on the copy."""
+    """Copies the run with ppo_ptx interrupted after its first checkpoint, and starts it again."""
     workdir = tmp_path_factory.mktemp("again") / "run"
     shutil.copytree(run[0], workdir)
     (workdir / "ppo_ptx" / "summary.json").unlink()
     shutil.rmtree(workdir / "ppo_ptx" / "checkpoints" / "6")
     (workdir / "results.json").unlink()
     before = {stage: content(workdir / stage) for stage in STAGES}
-    for name in ("pretrain.py", "sft.py", "reward.py", "ppo.py", "evaluate.py"):
-        script(name, workdir)
+    script("reproduce.py", workdir)
     return workdir, before
 
 
@@ -208,10 +207,9 @@ class TestAgain:
 
 def test_a_model_answers_from_the_command_line(run):
     prompts = ["tell me about the fox .", "what do you see ?"]
-    printed = script("sample.py", run[0], "--stage=sft", *(f"--prompt={prompt}" for prompt in prompts))
+    printed = script("sample.py", run[0], "--stage=ppo_ptx", *(f"--prompt={prompt}" for prompt in prompts))
     blocks = printed.strip().split("\n\n")
     assert [block.split("\n")[0] for block in blocks] == prompts
     assert all("\n  -> " in block for block in blocks)
     lines = "\n\n".join(prompts) + "\n"
-    assert script("sample.py", run[0], "--stage=sft", stdin=lines) == printed
-    assert script("sample.py", run[0], "--stage=ppo_ptx", "--seed=1", stdin=lines) != printed
+    assert script("sample.py", run[0], "--stage=ppo_ptx", stdin=lines) == printed

@@ -1,6 +1,7 @@
 """Compares two processes with four devices each, over loopback, with one process; also kills one of them."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -21,13 +22,18 @@ from tests.runs import worker
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 PATH = pathlib.Path(worker.__file__)
+ROOT = PATH.parents[2]
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def start(directory, steps, *, fsdp=1, tensor=1, order="hosts"):
     """Starts two processes that train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = free_address()
     arguments = [str(directory), str(steps), str(fsdp), str(tensor), order]
     return [
         subprocess.Popen(
@@ -77,6 +83,7 @@ def assert_same(found, expected):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_results_as_one(tmp_path, alone):
     printed = together(tmp_path, 8)
     assert [re.search("process . of 2, 8 devices", text)[0] for text in printed] == [
@@ -91,6 +98,7 @@ def test_rows_of_a_process_need_not_be_adjacent(tmp_path, alone):
     assert_same(ended(tmp_path), alone)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_other_processes_on_another_mesh(tmp_path, alone):
     """Four steps by two processes, two by one on eight devices, two by two again: the same batches in one order."""
     together(tmp_path, 4, fsdp=4)
@@ -112,6 +120,7 @@ def end(running):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other(tmp_path):
     running = start(tmp_path, 100_000)
     try:
@@ -124,6 +133,7 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path):
     assert "rror" in printed
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
     running = start(tmp_path, 100_000)
     try:
@@ -134,7 +144,106 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
         end(running)
     steps = [re.search(r"Interrupted: \S+: stopped by SIGTERM after step (\d+) of 100000", text) for text in printed]
     assert all(steps), printed
-    assert len({int(step[1]) for step in steps} | {checkpoint.saved_steps(tmp_path / "checkpoints")[-1]}) == 1
+    (step,) = {int(step[1]) for step in steps}
+    assert step < 10_000  # long before the first line of metrics
+    assert checkpoint.saved_steps(tmp_path / "checkpoints")[-1] == step
+
+
+def test_processes_that_start_with_different_facts_are_named(monkeypatch):
+    facts = {"sft.epochs": 2, "jax": "0.10.0"}
+    texts = [json.dumps(facts), json.dumps(facts | {"sft.epochs": 3}), json.dumps({"sft.epochs": 2, "x": 0})]
+    monkeypatch.setattr(processes, "gather", lambda text: texts)
+    with pytest.raises(InputError) as error:
+        processes.check_equal(facts)
+    assert str(error.value).split("; ") == [
+        "process 1: sft.epochs: expected 2, as in process 0, found 3",
+        "process 2: jax: expected '0.10.0', as in process 0, found None",
+        "process 2: x: expected None, as in process 0, found 0",
+    ]
+
+
+def test_many_differences_are_counted(monkeypatch):
+    one, other = ({f"key{i}": value for i in range(9)} for value in (0, 1))
+    monkeypatch.setattr(processes, "gather", lambda text: [text, json.dumps(other)])
+    with pytest.raises(InputError, match="; and 4 more$"):
+        processes.check_equal(one)
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert processes.gather("text") == ["text"]
+    processes.check_equal({"sft.epochs": 2})
+    processes.check_same_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def reproduce(coordinator, index, workdir, *flags):
+    """Starts one of two processes of the smoke recipe."""
+    several = [f"--coordinator={coordinator}", f"--process_id={index}", "--process_count=2"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "reproduce.py"), "--config=configs/sandbox.py:smoke"]
+        + [f"--workdir={workdir}", *several, *flags],
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def both_fail(coordinator, workdirs, flags):
+    """Returns the error of the two, which must be the same."""
+    running = [reproduce(coordinator, index, workdirs[index], *flags[index]) for index in range(2)]
+    try:
+        errors = [process.communicate(timeout=180)[1] for process in running]
+    finally:
+        end(running)
+    assert [process.returncode for process in running] == [2, 2], errors
+    (error,) = {next(line for line in text.splitlines() if line.startswith("error: ")) for text in errors}
+    return error
+
+
+@pytest.mark.slow
+def test_processes_with_different_recipes_end_before_they_write(tmp_path):
+    error = both_fail(free_address(), [tmp_path / "run"] * 2, [[], ["--config.sft.learning_rate=0.5"]])
+    assert error == "error: process 1: sft.learning_rate: expected 0.001, as in process 0, found 0.5"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_folders_end(tmp_path):
+    error = both_fail(free_address(), [tmp_path / "a", tmp_path / "b"], [[], []])
+    assert re.fullmatch(
+        r"error: --workdir: expected a folder that all processes share, "
+        rf"found another one in process 1 \(\S+:{tmp_path}/b\)",
+        error,
+    )
+    assert not (tmp_path / "a" / "data").exists() and not (tmp_path / "b").exists()
+
+
+def test_a_process_whose_others_do_not_come_ends_with_a_line():
+    program = (
+        "import sys; from instructjax.runs import processes; "
+        "processes.WAITING_SECONDS, processes.START_SECONDS = 0.5, 2; processes.start(sys.argv[1], 0, 2)"
+    )
+    address = free_address()
+    found = subprocess.run(
+        [sys.executable, "-c", program, address], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [
+        f"waiting for 2 processes to connect to {address}, for 2 s at most",
+        f"error: expected 2 processes to connect to {address} within 2 s, found none or too few",
+    ]
+
+
+def test_a_tpu_host_without_a_description_of_others_runs_alone(asked, tmp_path, monkeypatch, capsys):
+    (tmp_path / "accel0").touch()
+
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    processes.start(None, None, None)
+    assert capsys.readouterr().err == "found chips, but no description of other hosts: this process runs alone\n"
 
 
 @pytest.mark.parametrize("given", [("localhost:1", None, None), (None, 0, 2), ("localhost:1", 0, None)])

@@ -60,7 +60,10 @@ def batches(share):
 
 
 def train(directory, steps, config, order="hosts"):
-    """Trains to the last step, and writes the weights as a file that any process count can read."""
+    """Trains to the last step, in a long run almost without lines of metrics.
+
+    It writes the weights as a file that any process count can read.
+    """
     model = LanguageModel(fakes.BANDED)
     text_loss = objectives.language_model_loss(model)
 
@@ -69,6 +72,7 @@ def train(directory, steps, config, order="hosts"):
         (other, other_weight), _ = text_loss(params, batch[1], key)
         return (text + other, weight + other_weight), metrics
 
+    lines = 2 if steps < 100 else 10_000
     mesh = parallel.on_mesh(config) if order == "hosts" else jax.set_mesh(across_hosts(config))
     with mesh:
         step = train_step(loss, ADAM, axis_name=parallel.axis_name(config.mode))
@@ -79,7 +83,7 @@ def train(directory, steps, config, order="hosts"):
             lambda: batches(parallel.share_of_rows()),
             jax.random.key(0),
             directory=directory,
-            schedule=Schedule(steps, every=2, save_every=2, evaluate_every=2, keep=2),
+            schedule=Schedule(steps, every=lines, save_every=2, evaluate_every=lines, keep=2),
             meta={},
         )
 
@@ -99,6 +103,7 @@ def config_of(fsdp, tensor):
 if __name__ == "__main__":
     from etils import epath
 
+    processes.HEARTBEAT_SECONDS = 20  # the tests wait for it
     coordinator, index, count, directory, steps, fsdp, tensor, order = sys.argv[1:]
     processes.start(coordinator, int(index), int(count))
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices", flush=True)
