@@ -127,6 +127,9 @@ OPTIMIZER = section(
     beta2=Key(0.95, BELOW_1, "", "decay of the second moment", "C"),
     epsilon=Key(1e-8, POSITIVE, "", "added to the root of the second moment", "silent; GPT-3, B"),
     clip_norm=Key(1.0, POSITIVE, "", "largest norm of a gradient", "silent; GPT-3, B"),
+    first_moment_dtype=Key(
+        "", empty_or_one_of("bfloat16"), "", '"bfloat16" saves 2 bytes per weight; "": that of the weights', "silent"
+    ),
 )
 
 PARALLEL = section(

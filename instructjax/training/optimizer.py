@@ -47,8 +47,7 @@ def adam(
     """Builds Adam with the paper's betas, a global-norm clip, and weight decay on matrices.
 
     Args:
-      config: `beta1`, `beta2`, `epsilon` and `clip_norm`; see configs/instructgpt.py
-        for their sources.
+      config: the `optimizer` section of a recipe.
       schedule: the learning rate of each update.
       weight_decay: decoupled, multiplied by the learning rate.
     """
@@ -59,6 +58,7 @@ def adam(
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
+            mu_dtype=config.first_moment_dtype or None,
             weight_decay=weight_decay,
             mask=decayed,
         ),

@@ -278,9 +278,15 @@ def _pmapped(step: Callable) -> Callable:
     # out_axes=None takes one device's copy: the state is the same on each device after a step.
     compiled = jax.pmap(positional, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=1)
 
+    given: tuple[Any, ...] | None = None
+    placed: Any = None
+
     def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
+        nonlocal given, placed
+        if given is None or any(one is not other for one, other in zip(given, constants, strict=True)):
+            given, placed = constants, jax.device_put(constants, everywhere)  # once, not in every step
         state = jax.device_put(state, everywhere)  # a no-op from the second step on; then the state is donated
         cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
-        return compiled(constants, state, cut, key)
+        return compiled(placed, state, cut, key)
 
     return call

@@ -11,7 +11,9 @@ from instructjax.training import optimizer
 
 pytestmark = pytest.mark.parity
 STEPS, RATE, DECAY = 50, 0.02, 0.1
-KEYS = ml_collections.ConfigDict({"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "clip_norm": 1.0})
+KEYS = ml_collections.ConfigDict(
+    {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "clip_norm": 1.0, "first_moment_dtype": ""}
+)
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])

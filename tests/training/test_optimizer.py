@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from instructjax.training import optimizer
 from tests import fakes
 
-CONFIG = ml_collections.ConfigDict({"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-3, "clip_norm": 1.0})
+CONFIG = ml_collections.ConfigDict(
+    {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-3, "clip_norm": 1.0, "first_moment_dtype": ""}
+)
 
 
 def values(schedule, *updates):
@@ -52,6 +54,21 @@ def test_a_schedule_never_leaves_its_bounds(peak, steps, warmup_steps, final_fra
     assert np.all((0 <= rates) & (rates <= peak * (1 + 1e-5)))
     assert rates[0] > 0
     np.testing.assert_allclose(rates[-1], peak * final_fraction, atol=peak * 1e-6)
+
+
+def test_the_first_moment_can_be_held_in_half_precision():
+    """An update differs by the rounding of the moment, 2**-8 of it; the second moment is not rounded."""
+    params = {"kernel": jnp.linspace(0.5, 1.5, 16)}
+    states = []
+    for dtype in ("", "bfloat16"):
+        config = ml_collections.ConfigDict({**CONFIG, "first_moment_dtype": dtype})
+        adam = optimizer.adam(config, lambda _: 0.1, 0.0)
+        updates, state = adam.update(params, adam.init(params), params)
+        states.append((updates["kernel"], state[1][0].mu["kernel"], state[1][0].nu["kernel"]))
+    (exact, mean, square), (rounded, low, same) = states
+    assert (mean.dtype, low.dtype, same.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(rounded, exact, rtol=2**-8)
+    np.testing.assert_array_equal(same, square)
 
 
 def test_only_matrices_decay():

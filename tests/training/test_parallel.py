@@ -9,6 +9,8 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from instructjax import losses
 from instructjax.errors import ConfigError
@@ -125,6 +127,19 @@ def test_only_the_state_is_donated(mode, axes):
         second, _ = step(first, batch, KEY, frozen)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((second, frozen, KEY)))
+
+
+def test_pmap_sends_constants_to_the_devices_once():
+    given = config(mode="pmap")
+    frozen = {"scale": jnp.array(2.0)}
+    key = jax.device_put(KEY, NamedSharding(Mesh(jax.devices(), (parallel.AXIS,)), P()))
+    with parallel.on_mesh(given):
+        step = parallel.compile_step(make_step(parallel.axis_name(given.mode)), given)
+        state, _ = step(initial(), next(batches()), key, frozen)
+        with jax.transfer_guard_device_to_device("disallow_explicit"):
+            state, _ = step(state, next(batches()), key, frozen)
+            with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed device-to-device transfer"):
+                step(state, next(batches()), key, {"scale": jnp.array(3.0)})
 
 
 def weights(width=16, hidden=32, vocabulary=48):
