@@ -42,7 +42,7 @@ CODE = re.compile(r"(?<![`\[\w])`((?:[\w.]+/)+\w+\.py)(?:::([\w.]+))?`(?![`\]])"
 def on_config(config: MkDocsConfig) -> None:
     """Puts the pages of the API into the navigation."""
     position = config.nav.index("API")
-    config.nav[position] = {"API": ["api/index.md", *({room: pages} for room, pages in _api_nav())]}
+    config.nav[position] = {"API": ["api/index.md", *({package: pages} for package, pages in _api_nav())]}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -165,18 +165,18 @@ def _module(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _rooms() -> dict[str, list[str]]:
+def _packages() -> dict[str, list[str]]:
     """Returns the modules of each package, in the order of the layers in pyproject.toml."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
-    rooms: dict[str, list[str]] = {}
+    packages: dict[str, list[str]] = {}
     alone = []
     for name in (name.strip() for layer in layers for name in layer.split("|")):
         if (ROOT / "instructjax" / f"{name}.py").is_file():
             alone.append(f"instructjax.{name}")
         elif paths := sorted((ROOT / "instructjax" / name).glob("[!_]*.py")):
-            rooms[name] = [f"instructjax.{name}.{path.stem}" for path in paths]
-    return {"instructjax": alone} | rooms
+            packages[name] = [f"instructjax.{name}.{path.stem}" for path in paths]
+    return {"instructjax": alone} | packages
 
 
 def _api_page(module: str) -> str:
@@ -185,15 +185,15 @@ def _api_page(module: str) -> str:
 
 
 def _api_nav() -> Iterator[tuple[str, list]]:
-    for room, modules in _rooms().items():
-        yield room, [{module.rpartition(".")[2]: _api_page(module)} for module in modules]
+    for package, modules in _packages().items():
+        yield package, [{module.rpartition(".")[2]: _api_page(module)} for module in modules]
 
 
 def _api_pages() -> Iterator[tuple[str, str]]:
     """Yields each page of the API: a table of all modules, and a page for each."""
     parts = ["# API\n\nEvery module, from the top of the [layers](../architecture.md) down.\n"]
-    for room, modules in _rooms().items():
-        parts.append(f"\n## {room}\n\n| module | what it is |\n|---|---|\n")
+    for package, modules in _packages().items():
+        parts.append(f"\n## {package}\n\n| module | what it is |\n|---|---|\n")
         for module in modules:
             page, name = _api_page(module), module.rpartition(".")[2]
             parts.append(f"| [`{name}`]({page.removeprefix('api/')}) | {_summary(module)} |\n")

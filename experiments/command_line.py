@@ -161,7 +161,7 @@ def _run(script: Callable[[], None]) -> None:
 def _check_devices() -> None:
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter if there is no backend of JAX_PLATFORMS
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names no backend
         found = _one_line(error)
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(f"JAX_PLATFORMS={wanted}: expected a device that JAX can use, found {found}") from None

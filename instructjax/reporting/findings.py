@@ -20,7 +20,7 @@ def alignment_tax(results: Results) -> float | None:
     """Computes the share of the alignment tax that PPO-ptx takes back (section 4.2).
 
     The tax is the loss on pretraining text that PPO gives away. The share is
-    (ppo - ppo_ptx) / (ppo - gpt): 1 if PPO-ptx is as good on the text as GPT, 0 if it is no better
+    (ppo - ppo_ptx) / (ppo - gpt): 1 if PPO-ptx predicts the text as well as GPT, 0 if no better
     than PPO. Values above 1 and below 0 are possible.
 
     Returns:

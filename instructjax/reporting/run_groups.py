@@ -143,7 +143,7 @@ def load_groups(folder: epath.PathLike) -> list[Group]:
       Groups, those with the most runs that have results first.
 
     Raises:
-      DataError: there is no run.
+      DataError: the folder contains no run.
       RecordError: a file of metrics is damaged.
     """
     folder = epath.Path(folder)

@@ -148,7 +148,7 @@ class Stages:
 
         Args:
           names: the stages, in order.
-          at_least: {LATER: EARLIER} for stages of which the later takes at least as long as the earlier.
+          at_least: maps a stage to an earlier one that is never slower, such as PPO-ptx to PPO.
           clock: returns seconds.
         """
         self._names, self._at_least, self._clock = list(names), dict(at_least or {}), clock

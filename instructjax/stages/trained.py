@@ -64,7 +64,7 @@ def load_policy(
       step: the checkpoint to read; None for the last.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it is of another network or of a stage without a policy.
+      CheckpointError: the folder has no checkpoint, or one of another network or of a stage without a policy.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
     stage = read_meta(directory, step)["stage"]
