@@ -12,8 +12,10 @@ do not change any output. `branches` separate the answers of a segment that hold
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
@@ -123,3 +125,12 @@ class Episodes(flax.struct.PyTreeNode):
     response_mask: Float32[Leaf, "B R"]
     log_probs: Float32[Leaf, "B R"]
     group: Int32[Leaf, "B"]
+
+
+def count_tokens(batch: Any) -> int:
+    """Counts the tokens of a batch on the host, or of a tuple of batches, without padding.
+
+    Anything in the tuple that is no batch counts as 0.
+    """
+    parts = jax.tree.leaves(batch, is_leaf=lambda part: hasattr(part, "segments"))
+    return sum(int((part.segments > 0).sum()) for part in parts if hasattr(part, "segments"))

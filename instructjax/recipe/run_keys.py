@@ -35,6 +35,8 @@ STOP_OR_WARN = one_of("stop", "warn")
 DTYPE = one_of(*DTYPES)
 STEPS_BETWEEN_LINES = integers(f"1 to {MAX_STEPS_IN_FLIGHT - 1} steps", 1, MAX_STEPS_IN_FLIGHT - 1)
 
+PROFILED = integers("0 to 100 steps", 0, 100)
+
 ROOT = section(
     "the run as a whole; keys without a section",
     seed=Key(0, SEED, "", "of weights, shuffles, dropout, samples and simulated people"),
@@ -149,6 +151,9 @@ def _intervals(unit: str, about: str, every: int, save_every: int, evaluate_ever
         save_every=Key(save_every, INTEGER_FROM_1, unit, "between checkpoints"),
         evaluate_every=Key(evaluate_every, INTEGER_FROM_1, unit, "between evaluations, a multiple of `every`"),
         keep=Key(2, INTEGER_FROM_1, "checkpoints", "kept, in addition to those that a stage needs later"),
+        profile_steps=Key(
+            0, PROFILED, unit, "after the second of each start, of which a profile is written to WORKDIR/STAGE/profile"
+        ),
     )
 
 

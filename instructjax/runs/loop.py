@@ -14,7 +14,7 @@ from etils import epath
 from instructjax import files
 from instructjax.data import pipeline
 from instructjax.errors import RunError, TokenizerError
-from instructjax.runs import digest, interruption, processes
+from instructjax.runs import digest, interruption, processes, profile
 from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
@@ -101,13 +101,18 @@ def run(
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
+        made = stack.enter_context(profile.steps_profiled(directory / "profile", schedule.profile_steps))
         draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
         frozen, signal = digest.digests(constants), None
         if callbacks.evaluate and not done:
             reporter.write(0, callbacks.evaluate(state))
         for number in range(done + 1, schedule.steps + 1):
             due = schedule.due(number)
-            state, metrics = step(state, next(iterator), key, *constants)
+            with reporter.speed.waiting():
+                batch = next(iterator)
+            reporter.speed.count(batch)
+            state, metrics = step(state, batch, key, *constants)
+            made(metrics)
             reporter.add(metrics)
             signal = requested(due.report)
             saving = due.save or bool(signal)

@@ -12,6 +12,7 @@ from etils import epath
 
 from instructjax.runs import processes, progress
 from instructjax.runs.metrics_file import MetricsWriter, NullWriter
+from instructjax.runs.speed import Speed, Window
 from instructjax.training.metrics import Maximum, Mean, Metrics, compute
 
 CheckMetrics = Callable[[str, Mapping[str, float]], None]
@@ -28,6 +29,7 @@ class Reporter:
     Attributes:
       window: the metrics of the steps since the last line; the next line is their mean.
       clock: the time that the run has taken.
+      speed: counts what the batches of the window hold.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Reporter:
           check_metrics: see `loop.Callbacks`.
         """
         self.window = window
-        self._pending: tuple[int, list[Metrics]] | None = None  # the step and window of a line that is not yet read
+        # The step, the metrics and the counts of a line that is not yet read.
+        self._pending: tuple[int, list[Metrics], Window] | None = None
         self._name, self._check_metrics = directory.name, check_metrics
         first = processes.is_first()
         self._writer = MetricsWriter(directory, resume_step=done) if first else NullWriter()
         self._bar = progress.Bar(directory.name, steps, "step", done=done, stage=True)
         self.clock = Clock(started, self._writer.last("wall_seconds"))
+        self.speed = Speed()
 
     def __enter__(self) -> Reporter:
         return self
@@ -71,15 +75,19 @@ class Reporter:
         """
         if self.clock.first_step_seconds is None:
             self.clock.note_step(metrics)
+            self.speed.values(self.speed.cut())  # compilation is not counted
             self._bar.measure(self._bar.n + 1)  # the remaining time does not count what the first step compiled
         if self._pending:
-            (number, window), self._pending = self._pending, None
-            self.report(number, compute(jax.device_get(window)))
+            (number, window, counted), self._pending = self._pending, None
+            values = compute(jax.device_get(window))
+            self.speed.arrived()
+            self._line(number, values, counted)
         self.window.append(metrics)
 
     def read(self) -> dict[str, float]:
         """Waits for the metrics of the window, and returns their values."""
         self.window = jax.device_get(self.window)
+        self.speed.arrived()
         return compute(self.window)
 
     def report(
@@ -96,16 +104,26 @@ class Reporter:
         Raises:
           RunError: of `check_metrics`; nothing is written.
         """
-        self._check_metrics(f"{self._name}, step {step}", {**values, **(changes or {})})
-        self._bar.measure(step)
         if line:
             self.window = []
-            self.write(step, values)
-            self._bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
+            self._line(step, values, self.speed.cut(), changes)
+        else:
+            self._check(step, values, changes)
 
     def report_later(self, step: int) -> None:
         """Leaves the line of this step to the next `add`, and begins a new window."""
-        self._pending, self.window = (step, self.window), []
+        self._pending, self.window = (step, self.window, self.speed.cut()), []
+
+    def _line(
+        self, step: int, values: Mapping[str, float], counted: Window, changes: Mapping[str, float] | None = None
+    ) -> None:
+        self._check(step, values, changes)
+        self.write(step, {**values, **self.speed.values(counted)})
+        self._bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
+
+    def _check(self, step: int, values: Mapping[str, float], changes: Mapping[str, float] | None) -> None:
+        self._check_metrics(f"{self._name}, step {step}", {**values, **(changes or {})})
+        self._bar.measure(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line unchecked."""

@@ -38,6 +38,7 @@ class Schedule:
       evaluate_every: steps between evaluations, a multiple of `every`.
       keep: how many of the newest checkpoints are kept.
       keep_steps: steps whose checkpoints are kept as well.
+      profile_steps: how many steps after the second of each start are profiled.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Schedule:
     evaluate_every: int
     keep: int
     keep_steps: tuple[int, ...] = ()
+    profile_steps: int = 0
 
     @classmethod
     def from_config(
@@ -63,7 +65,8 @@ class Schedule:
           ConfigError: see `recipe.check.intervals`.
         """
         check.intervals(log, section)
-        return cls(steps, log.every, log.save_every, log.evaluate_every, log.keep, tuple(keep_steps))
+        intervals = log.every, log.save_every, log.evaluate_every, log.keep
+        return cls(steps, *intervals, tuple(keep_steps), log.profile_steps)
 
     def due(self, step: int) -> Due:
         """Returns what is due after a step, 1 <= step <= steps."""

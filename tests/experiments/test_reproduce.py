@@ -13,7 +13,7 @@ import pytest
 
 from configs import sandbox
 from instructjax.records import Demonstration
-from instructjax.runs import cost, metrics_file
+from instructjax.runs import cost, metrics_file, speed
 from instructjax.stages import few_shot, trained
 from instructjax.stages.run import Run, policy_config
 
@@ -52,7 +52,7 @@ def results(run):
 def curve(workdir, stage):
     """Returns the stage's metrics, without times."""
     lines = metrics_file.read(workdir / stage / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "wall_seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in speed.MEASURED} for line in lines]
 
 
 def assert_number(value, low=-math.inf, high=math.inf):

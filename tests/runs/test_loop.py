@@ -17,7 +17,7 @@ import optax
 import pytest
 from etils import epath
 
-from instructjax.runs import checkpoint, loop, metrics_file, reporter
+from instructjax.runs import checkpoint, loop, metrics_file, reporter, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
@@ -26,7 +26,7 @@ from instructjax.training.step import train_step
 
 STEPS = 10
 ADAM = optax.adam(0.05)
-LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 4, "keep": 1})
+LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 4, "keep": 1, "profile_steps": 0})
 
 
 def initial():
@@ -70,7 +70,7 @@ def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, 
 
 def lines(directory):
     return [
-        {name: value for name, value in line.items() if name != "wall_seconds"}
+        {name: value for name, value in line.items() if name not in speed.MEASURED}
         for line in metrics_file.read(directory / "metrics.jsonl")
     ]
 
@@ -329,6 +329,24 @@ def test_the_time_to_the_first_step_is_reported(tmp_path):
     run(tmp_path, step=slow_step)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 0.3 <= summary["first_step_seconds"] <= summary["wall_seconds"] + 1
+
+
+def test_a_line_says_how_long_the_devices_waited_for_data_and_how_much_memory_is_in_use(whole):
+    _, *written = metrics_file.read(whole / "metrics.jsonl")
+    assert all(line["data_wait_seconds"] >= 0 and 0.01 < line["memory_gib"] < 100 for line in written)
+    assert all("tokens_per_second" not in line for line in written)  # these batches are no tokens
+
+
+def test_some_steps_can_be_profiled_and_are_the_same(tmp_path, whole):
+    run(tmp_path, log={**LOG, "profile_steps": 3})
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+    assert not (whole / "profile").exists()
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_profile_of_more_steps_than_there_are_ends_with_the_run(tmp_path):
+    run(tmp_path, log={**LOG, "profile_steps": 99})
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
 
 
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):

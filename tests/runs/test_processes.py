@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 from instructjax.errors import InputError
-from instructjax.runs import checkpoint, metrics_file, processes
+from instructjax.runs import checkpoint, metrics_file, processes, speed
 from tests.runs import worker
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
@@ -59,7 +59,7 @@ def ended(directory):
     """Returns (weights, curves) of a run."""
     template = jax.eval_shape(lambda: worker.fakes.params(worker.LanguageModel(worker.fakes.BANDED)))
     curves = [
-        {name: value for name, value in line.items() if name != "wall_seconds"}
+        {name: value for name, value in line.items() if name not in speed.MEASURED}
         for line in metrics_file.read(directory / "metrics.jsonl")
     ]
     return checkpoint.restore_params(directory / "checkpoints", template), curves

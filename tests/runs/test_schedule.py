@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from instructjax.errors import ConfigError
 from instructjax.runs.schedule import Due, Schedule
 
-LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 6, "keep": 1})
+LOG = ml_collections.ConfigDict({"every": 2, "save_every": 4, "evaluate_every": 6, "keep": 1, "profile_steps": 0})
 
 
 @st.composite

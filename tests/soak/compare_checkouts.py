@@ -34,7 +34,14 @@ RUNS = {
         for seed in (0, 1)
     },
 }
-CLOCKS = ("wall_seconds", "peak_rss_gib", "first_step_seconds")
+CLOCKS = (
+    "wall_seconds",
+    "peak_rss_gib",
+    "first_step_seconds",
+    "tokens_per_second",
+    "data_wait_seconds",
+    "memory_gib",
+)
 
 
 def run(checkout: pathlib.Path, arguments: list[str], workdir: pathlib.Path) -> None:

@@ -21,11 +21,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from instructjax.runs import checkpoint, metrics_file  # noqa: E402
+from instructjax.runs import checkpoint, metrics_file, speed  # noqa: E402
 from instructjax.runs.folder import PAPER  # noqa: E402
 
 RECIPE = "configs/sandbox.py:smoke"
-CLOCKS = ("wall_seconds", "peak_rss_gib")
+CLOCKS = (*speed.MEASURED, "peak_rss_gib")
 # Comparisons are collected at the end of the part "sft", the SFT checkpoint is chosen at the end of "reward".
 PARTS = ("start", *PAPER, "evaluate")
 GLANCE = 0.05  # seconds between looks at what a run has written

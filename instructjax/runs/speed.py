@@ -1,0 +1,92 @@
+"""What a window of steps has cost: tokens per second, the time that devices waited for data, and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from instructjax import batch as batches
+from instructjax.training import parallel
+
+# The values of a line of metrics that depend on the machine. They differ between two runs that are otherwise equal.
+MEASURED = ("wall_seconds", "tokens_per_second", "data_wait_seconds", "memory_gib")
+
+
+@dataclasses.dataclass
+class Window:
+    """The steps since the last line of metrics.
+
+    Attributes:
+      tokens: tokens of their batches in all processes, without padding. Those that PPO samples are not counted.
+      waited: seconds in which this process waited for batches.
+    """
+
+    tokens: float = 0.0
+    waited: float = 0.0
+
+
+class Speed:
+    """Measures windows of steps."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        """Begins the first window.
+
+        Args:
+          clock: returns seconds.
+        """
+        self._clock, self._window, self._began, self._ended = clock, Window(), clock(), 0.0
+        share = parallel.share_of_rows()
+        self._processes = share.count / len(share.parts)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of a block, in which the next batch is made."""
+        start = self._clock()
+        yield
+        self._window.waited += self._clock() - start
+
+    def count(self, batch: Any) -> None:
+        """Counts the tokens of a step's batch; see `batch.count_tokens`."""
+        self._window.tokens += self._processes * batches.count_tokens(batch)
+
+    def cut(self) -> Window:
+        """Ends the window for what is counted from now on, and returns it."""
+        window, self._window = self._window, Window()
+        return window
+
+    def arrived(self) -> None:
+        """Notes that the metrics of a window are here, and so that its steps are done."""
+        self._ended = self._clock()
+
+    def values(self, window: Window) -> dict[str, float]:
+        """Returns the metrics of a window that has arrived; the time of the next one begins.
+
+        So evaluations, which come between the two, are not counted.
+        """
+        seconds, self._began = self._ended - self._began, self._clock()
+        values = {"data_wait_seconds": window.waited}
+        if window.tokens and seconds > 0:
+            values["tokens_per_second"] = window.tokens / seconds
+        if (memory := memory_gib()) is not None:
+            values["memory_gib"] = memory
+        return values
+
+
+def memory_gib() -> float | None:
+    """Returns the memory in use of this process's first device, or of the process if the device is a CPU.
+
+    None if neither is known.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_in_use" in stats:
+        return stats["bytes_in_use"] / 2**30
+    status = pathlib.Path("/proc/self/status")
+    resident = re.search(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    return int(resident[1]) / 2**20 if resident else None
