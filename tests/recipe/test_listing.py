@@ -1,6 +1,7 @@
 """A recipe next to the paper's, and the page of all keys, which is written from the declarations."""
 
 import pathlib
+import re
 
 import pytest
 
