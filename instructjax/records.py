@@ -207,13 +207,15 @@ def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
             found = "a folder" if path.is_dir() else "no such file"
             raise RecordError(f"{path}: expected a file of {kind.__name__} records, found {found}")
         with path.open("rb") as file:
-            lines = gzip.open(file) if path.suffix == ".gz" else file
+            # Files in buckets cannot read a line up to a size; a buffer can.
+            buffered = io.BufferedReader(file, _BUFFER) if files.is_bucket(path) else file
+            lines = gzip.open(buffered) if path.suffix == ".gz" else buffered
             while raw := lines.readline(MAX_LINE + 1):
                 yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
     except OSError as error:
-        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror}") from None
+        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:

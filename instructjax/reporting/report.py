@@ -110,7 +110,7 @@ def write_report(
         memory = f"Peak memory: {results['peak_rss_gib']:.2f} GiB." if results.get("peak_rss_gib") else ""
         parts += ["## Cost", markdown(cost), memory]
     path = workdir / "report.md"
-    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    files.write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
