@@ -19,6 +19,7 @@ import codecs
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import reprlib
 import sys
@@ -35,6 +36,7 @@ from instructjax.errors import RecordError
 SPLITS = ("train", "validation", "test")
 MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
 MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
+_BUFFER = 2**20  # bytes that are read at once from a bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

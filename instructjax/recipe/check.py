@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from instructjax import files
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
 from instructjax.models.config import DTYPES, TransformerConfig
@@ -34,6 +35,7 @@ def keys(config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ConfigError: names the key, what was expected and what was found.
+      InputError: a path cannot be opened; see `files.parse`.
     """
     for name, value in config.items():
         if name not in run_keys.ROOT.keys and not isinstance(value, ml_collections.ConfigDict):
@@ -73,6 +75,10 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
         raise ConfigError(f"{place}: expected {key.range.expected}, found no such key in the recipe")
     if not key.range.contains(found[name]):
         raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
+    if key.unit in ("path", "paths") and found[name]:
+        of_checkpoints = name in ("init_from", "reward_from")
+        for path in found[name].split(",") if key.unit == "paths" else [found[name]]:
+            files.parse_workdir(path, place) if of_checkpoints else files.parse(path, place)
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
@@ -86,6 +92,8 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     """
     _source(config)
     keys(config)
+    if files.is_bucket(config.data.prepared):
+        raise ConfigError(f"data.prepared: expected a local folder, found {_brief(config.data.prepared)}")
     _files(config)
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
