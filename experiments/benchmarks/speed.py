@@ -34,6 +34,7 @@ import jax
 from absl import flags
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import ConfigError
 from instructjax.runs import provenance
 
@@ -81,12 +82,9 @@ def measure_ours(folder, work):
 def measure_peer(folder, work):
     """Measures the same work with the peer's script, in the peer's environment."""
     script, rate = PEER[work]
+    python, path = os.path.expanduser(_PEER_PYTHON.value), os.path.expanduser(_PEER_SCRIPTS.value)
     command = [
-        *(
-            os.path.expanduser(_PEER_PYTHON.value),
-            str(epath.Path(_PEER_SCRIPTS.value).expanduser() / script),
-            f"--size={_SIZE.value}",
-        ),
+        *(python, os.path.join(path, script), f"--size={_SIZE.value}"),
         *(f"--dtype={_PEER_DTYPE.value}", "--warm=2", f"--steps={_STEPS.value}", f"--budget={_PEER_BUDGET.value}"),
     ]
     (epath.Path(folder) / "results").rmtree(missing_ok=True)

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from matplotlib.figure import Figure
 
+from instructjax import files
 from instructjax.reporting import curves, figures, views
 from instructjax.reporting.answers_section import format_answers
 from instructjax.reporting.figures import lookup
