@@ -25,11 +25,13 @@ class Store:
 
     Attributes:
       requests: the method and the name of each object that a request has named.
+      before_write: is called with the name of an object before it is stored.
     """
 
     def __init__(self, *buckets):
         self.objects = {bucket: {} for bucket in buckets}
         self.requests = []
+        self.before_write = lambda name: None
         self.uploads = {}
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -225,6 +227,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not self._matches(objects.get(name), query):
             self._fail(412, "Precondition failed")
             return
+        self.store.before_write(name)
         objects[name] = Object(content, self.store.number())
         self._send(200, _described(bucket, name, objects[name]))
 
