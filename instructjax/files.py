@@ -93,7 +93,7 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         try:
             path.write_bytes(content)
         except Exception as error:  # the packages that open buckets raise many kinds, after some retries
-            raise WorkdirError(f"{path}: expected to write to the bucket, found {_brief(error)}") from error
+            raise WorkdirError(f"{path}: expected to write to the bucket, found {describe_error(error)}") from error
         return
     unfinished = path.parent / f".{path.name}.unfinished"
     unfinished.write_bytes(content)
@@ -128,8 +128,9 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     return found
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def describe_error(error: Exception) -> str:
+    """Describes an error of the packages that open buckets in one line. Many of them mean little without their kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class GrowingFile:

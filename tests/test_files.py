@@ -114,8 +114,14 @@ def test_a_bucket_that_cannot_be_written_to_is_reported(memory, monkeypatch):
     monkeypatch.setattr(MemoryBucket, "_open", refuse)
     with pytest.raises(WorkdirError) as error:
         files.write_bytes(memory / "a", b"")
-    assert str(error.value) == "gs://bucket/runs/a/a: expected to write to the bucket, found 403: no permission"
-    with pytest.raises(WorkdirError, match="expected a bucket that can be written to, found: "), lock.hold(memory):
+    assert (
+        str(error.value)
+        == "gs://bucket/runs/a/a: expected to write to the bucket, found RuntimeError: 403: no permission"
+    )
+    with (
+        pytest.raises(WorkdirError, match="expected a bucket that can be written to, found RuntimeError: 403"),
+        lock.hold(memory),
+    ):
         raise AssertionError("held")
 
 

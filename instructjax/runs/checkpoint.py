@@ -199,10 +199,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            # From the disk, through orbax and tensorstore; the packages that open buckets raise any kind.
-            if not isinstance(error, OSError | ValueError | RuntimeError) and not files.is_bucket(self.directory):
+            if files.is_bucket(self.directory):
+                reason = files.describe_error(error)
+            elif isinstance(error, OSError | ValueError | RuntimeError):  # from the disk, through orbax and tensorstore
+                reason = " ".join(str(error).split())[:300]
+            else:
                 raise
-            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{self.directory}: expected to write a checkpoint, found {reason}") from error
 
 

@@ -93,8 +93,8 @@ def _marked(mark: epath.Path) -> Iterator[None]:
             print(f"warning: {mark.parent}: {mark.read_text()} did not end its run here; make sure that it has stopped")
         files.write_text(mark, f"process {os.getpid()} on {socket.gethostname()}")
     except Exception as error:  # of the packages that open buckets
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WorkdirError(f"{mark.parent}: expected a bucket that can be written to, found: {reason}") from None
+        found = files.describe_error(error)
+        raise WorkdirError(f"{mark.parent}: expected a bucket that can be written to, found {found}") from None
     try:
         yield
     finally:
