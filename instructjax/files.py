@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec.config
@@ -20,6 +21,9 @@ from instructjax.errors import InputError, WorkdirError
 # The packages that open buckets. Each is also the name of an extra of this package, by scheme.
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
+# Of the buckets that a run may be in. Orbax 0.12 saves checkpoints in gs:// only, and takes s3:// for a local path.
+RUN_SCHEMES = ("gs",)
+
 UPLOAD_SECONDS = 30  # between uploads of a file that grows; a bucket accepts about one write a second to an object
 
 
@@ -28,12 +32,13 @@ def is_bucket(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def parse(path: epath.PathLike, where: str) -> epath.Path:
+def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKAGES)) -> epath.Path:
     """Returns the path that a user has written. A leading `~` is the home directory.
 
     Args:
       path: local, gs://BUCKET/NAME or s3://BUCKET/NAME.
       where: the flag or key that names it, for errors.
+      schemes: of the buckets that are accepted.
 
     Raises:
       InputError: the path has another scheme, has no bucket, or the package that opens such buckets is missing.
@@ -42,8 +47,9 @@ def parse(path: epath.PathLike, where: str) -> epath.Path:
     if not is_bucket(text):
         return epath.Path(text).expanduser()
     scheme, _, rest = text.partition("://")
-    if scheme not in PACKAGES:
-        raise InputError(f"{where}: expected a local path, gs://BUCKET/PATH or s3://BUCKET/PATH, found {text:.200}")
+    if scheme not in schemes:
+        expected = " or ".join(["a local path", *(f"{name}://BUCKET/PATH" for name in schemes)])
+        raise InputError(f"{where}: expected {expected}, found {text:.200}")
     if not rest.strip("/") or rest.startswith("/"):
         raise InputError(f"{where}: expected {scheme}://BUCKET/PATH, found {text:.200}")
     package, extra = PACKAGES[scheme]
@@ -59,17 +65,8 @@ def parse(path: epath.PathLike, where: str) -> epath.Path:
 
 
 def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
-    """Returns the folder of a run that a user has written; see `parse`.
-
-    Raises:
-      InputError: also if it is a bucket in which checkpoints cannot be saved.
-    """
-    if os.fspath(path).startswith("s3://"):  # Orbax 0.12 opens gs:// only, and takes s3:// for a local path
-        raise InputError(
-            f"{where}: expected a local folder or gs://BUCKET/FOLDER, found {os.fspath(path):.200}: "
-            "checkpoints cannot be saved in S3"
-        )
-    return parse(path, where)
+    """Returns the folder of a run or of checkpoints that a user has written; see `parse`."""
+    return parse(path, where, RUN_SCHEMES)
 
 
 def local_cache(path: epath.Path) -> epath.Path:

@@ -73,7 +73,7 @@ def test_paths_of_a_recipe_are_expanded(monkeypatch, tmp_path):
 def test_other_schemes_are_refused(path):
     with pytest.raises(InputError) as error:
         files.parse(path, "files.text")
-    expected = "files.text: expected a local path, gs://BUCKET/PATH or s3://BUCKET/PATH, found "
+    expected = "files.text: expected a local path or gs://BUCKET/PATH or s3://BUCKET/PATH, found "
     assert str(error.value) == expected + path
 
 
@@ -112,17 +112,13 @@ def test_a_bucket_that_cannot_be_written_to_is_reported(memory, monkeypatch):
         raise RuntimeError("403: no\npermission")
 
     monkeypatch.setattr(MemoryBucket, "_open", refuse)
+    found = "found RuntimeError: 403: no permission"
     with pytest.raises(WorkdirError) as error:
         files.write_bytes(memory / "a", b"")
-    assert (
-        str(error.value)
-        == "gs://bucket/runs/a/a: expected to write to the bucket, found RuntimeError: 403: no permission"
-    )
-    with (
-        pytest.raises(WorkdirError, match="expected a bucket that can be written to, found RuntimeError: 403"),
-        lock.hold(memory),
-    ):
+    assert str(error.value) == f"gs://bucket/runs/a/a: expected to write to the bucket, {found}"
+    with pytest.raises(WorkdirError) as error, lock.hold(memory):
         raise AssertionError("held")
+    assert str(error.value).endswith(f"expected to write to the bucket, {found}")
 
 
 def test_a_growing_file_is_uploaded_now_and_then(memory, monkeypatch):

@@ -24,6 +24,9 @@ from instructjax.recipe.key import Key, Section
 from instructjax.rollout import reward_function
 from instructjax.training import parallel
 
+# The buckets that keys with some names may be in, by scheme; all others may be in any.
+_SCHEMES = {"init_from": files.RUN_SCHEMES, "reward_from": files.RUN_SCHEMES, "prepared": ()}
+
 
 def keys(config: ml_collections.ConfigDict) -> None:
     """Checks that a recipe has the declared keys and no others, and that each value is in its range.
@@ -76,9 +79,9 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
     if not key.range.contains(found[name]):
         raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
     if key.unit in ("path", "paths") and found[name]:
-        of_checkpoints = name in ("init_from", "reward_from")
+        schemes = _SCHEMES.get(name, tuple(files.PACKAGES))
         for path in found[name].split(",") if key.unit == "paths" else [found[name]]:
-            files.parse_workdir(path, place) if of_checkpoints else files.parse(path, place)
+            files.parse(path, place, schemes)
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:
@@ -92,8 +95,6 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     """
     _source(config)
     keys(config)
-    if files.is_bucket(config.data.prepared):
-        raise ConfigError(f"data.prepared: expected a local folder, found {_brief(config.data.prepared)}")
     _files(config)
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:

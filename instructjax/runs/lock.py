@@ -85,16 +85,21 @@ def _lock(file: TextIO, workdir: epath.Path) -> None:
     file.flush()
 
 
+def _read(mark: epath.Path) -> str:
+    """Returns the content of a file in a bucket, "" if there is none."""
+    try:
+        return mark.read_text() if mark.exists() else ""
+    except Exception as error:  # the packages that open buckets raise many kinds
+        found = files.describe_error(error)
+        raise WorkdirError(f"{mark.parent}: expected a bucket that can be read, found {found}") from None
+
+
 @contextlib.contextmanager
 def _marked(mark: epath.Path) -> Iterator[None]:
     """Writes a mark in a bucket, which also finds out whether the bucket can be written to, and removes it."""
-    try:
-        if mark.exists():
-            print(f"warning: {mark.parent}: {mark.read_text()} did not end its run here; make sure that it has stopped")
-        files.write_text(mark, f"process {os.getpid()} on {socket.gethostname()}")
-    except Exception as error:  # of the packages that open buckets
-        found = files.describe_error(error)
-        raise WorkdirError(f"{mark.parent}: expected a bucket that can be written to, found {found}") from None
+    if before := _read(mark):
+        print(f"warning: {mark.parent}: {before} did not end its run here; make sure that it has stopped")
+    files.write_text(mark, f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ class Run:
         If WORKDIR is in a bucket, each host has a folder for the run in its user's cache instead.
         """
         if named := self.config.data.prepared:
-            return files.parse(named, "data.prepared")
+            return files.parse(named, "data.prepared", schemes=())
         return (files.local_cache(self.workdir) if files.is_bucket(self.workdir) else self.workdir) / "data"
 
     # Prepared records. Whatever is asked for first prepares them all.
