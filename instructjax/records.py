@@ -216,8 +216,14 @@ def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
                 yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    except RecordError:
+        raise
     except OSError as error:
         raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
+    except Exception as error:
+        if not files.is_bucket(path):  # the packages that open buckets raise many kinds
+            raise
+        raise RecordError(f"{path}: expected a file that can be read, found {files.describe_error(error)}") from None
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:

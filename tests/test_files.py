@@ -167,6 +167,19 @@ def test_records_are_read_from_a_bucket(bucket, name):
         records.read(bucket / f"none.{name}", Text)
 
 
+def test_records_that_cannot_be_read_are_reported(memory, monkeypatch):
+    files.write_bytes(memory / "text.jsonl", b'{"text": "a"}')
+
+    def refuse(*_):
+        raise RuntimeError("401: no\ncredentials")
+
+    monkeypatch.setattr(buckets._File, "_fetch_range", refuse)
+    with pytest.raises(RecordError) as error:
+        records.read(memory / "text.jsonl", Text)
+    found = "gs://bucket/runs/a/text.jsonl: expected a file that can be read, found RuntimeError: 401: no credentials"
+    assert str(error.value) == found
+
+
 def test_a_line_that_is_too_long_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(records, "MAX_LINE", 2**10)
     files.write_bytes(bucket / "text.jsonl", b'{"text": "' + b"a" * 2**21)

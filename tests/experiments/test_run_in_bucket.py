@@ -31,6 +31,7 @@ def start(script, workdir, tmp_path, *flags, host="host", keys=KEYS, **environme
         cwd=ROOT,
         env=os.environ
         | {
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time goes into compilation
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # the same programs for all runs
             "PYTHONPATH": str(ROOT),
