@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from instructjax import files
 from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.recipe import check, declared
 from instructjax.runs import lock, malloc_trim, processes, provenance
@@ -82,7 +83,8 @@ def _alone(script: Callable[[Run], object]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
         processes.check_same_folder(workdir())
-        stack.enter_context(compiled_kept(workdir() / "compiled"))
+        local = files.local_cache(workdir()) if files.is_bucket(workdir()) else workdir()
+        stack.enter_context(compiled_kept(local / "compiled"))
         script(_asked())
 
 
@@ -178,7 +180,7 @@ def name() -> str:
 def workdir() -> epath.Path:
     """Returns the folder of the run."""
     if _WORKDIR.value is not None:
-        return epath.Path(_WORKDIR.value)
+        return files.parse_workdir(_WORKDIR.value)
     recipe = pathlib.Path(name().replace(".py:", "-").removesuffix(".py")).name
     seed = _CONFIG.value.seed
     return epath.Path("runs") / (f"{recipe}-seed{seed}" if seed else recipe)
@@ -205,6 +207,8 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(f"--config: expected a recipe, found {found}") from None
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         raise InputError("--workdir: expected a folder, found none")
+    if _WORKDIR.value is not None:
+        files.parse_workdir(_WORKDIR.value)  # refuses before any work
     if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
         found = type(_CONFIG.value).__name__
         raise InputError(f"--config: expected get_config() of {file} to give a ConfigDict, found {found}")
@@ -259,12 +263,16 @@ def _place(error: Exception) -> str:
 
 
 def _found(argument: str) -> str:
-    """Resolves `--config=configs/NAME.py` from any folder: falls back to the recipes next to these scripts."""
+    """Resolves `--config=configs/NAME.py` from any folder: falls back to the recipes next to these scripts.
+
+    Also expands `~` in it, which a shell does only at the beginning of a word.
+    """
     flag, equals, path = argument.partition("=")
+    if flag.lstrip("-") != "config" or not equals:
+        return argument
+    path = os.path.expanduser(path)
     file = path.partition(":")[0]
-    if flag.lstrip("-") == "config" and equals and not _is_file(file) and _is_file(ROOT / file):
-        return f"{flag}={ROOT / path}"
-    return argument
+    return f"{flag}={ROOT / path if not _is_file(file) and _is_file(ROOT / file) else path}"
 
 
 def _one_line(error: BaseException) -> str:

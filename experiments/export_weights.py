@@ -11,6 +11,7 @@ the response and EOS, and its logit is the score. The folder includes the tokeni
 import command_line
 from absl import flags
 
+from instructjax import files
 from instructjax.stages import exported
 from instructjax.stages.run import Run
 
@@ -24,7 +25,8 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(run: Run) -> None:
     """Reads the stage's weights and writes the folder."""
-    print(f"{_OUTPUT.value}: {exported.export(run, _STAGE.value, _OUTPUT.value)}")
+    output = files.parse(_OUTPUT.value, "--output")
+    print(f"{output}: {exported.export(run, _STAGE.value, output)}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import command_line  # noqa: E402
 from absl import flags  # noqa: E402
-from etils import epath  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from instructjax import files  # noqa: E402
 from instructjax.planning import chips, compute, plan, programs, suggestions, table  # noqa: E402
 from instructjax.stages.run import Run  # noqa: E402
 from instructjax.training import parallel  # noqa: E402
@@ -44,7 +44,7 @@ _JSON = flags.DEFINE_string("json", None, "A file to write the same numbers to, 
 
 def main(run: Run) -> None:
     """Compiles each program, prints the tables, and searches for settings with which misfits fit."""
-    config = run.config
+    config, output = run.config, files.parse(_JSON.value, "--json") if _JSON.value else None
     topology = chips.parse(_TOPOLOGY.value or "")
     parallel.make_mesh(parallel.mesh_shape(config.parallel, topology.size), chips.devices(topology))  # fails early
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).rpartition(":")[2]
@@ -59,13 +59,13 @@ def main(run: Run) -> None:
         if not found.fits:
             suggestion = suggestions.suggest(found, config, topology, _TRIALS.value)
             advice.append(table.format_misfit(found, suggestion, _TRIALS.value))
-    if _JSON.value:
+    if output:
         lines = [
             {"recipe": command_line.name(), "topology": topology.name},
             *({"program": {**dataclasses.asdict(program), "fits": program.fits}} for program in plans),
             *({"stage": dataclasses.asdict(stage)} for stage in stages),
         ]
-        epath.Path(_JSON.value).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        files.write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
     print(f"\n{table.format_programs(plans)}\n\n{table.NOTES}")
     if advice:
         print("\n" + "\n".join(advice))

@@ -3,12 +3,14 @@
 It only reads the folders. If the output is not a terminal, it prints the progress once.
 """
 
+import os
 import sys
 import time
 
 from rich.console import Console
 from rich.live import Live
 
+from instructjax import files
 from instructjax.errors import InputError
 from instructjax.reporting import watch
 
@@ -35,7 +37,7 @@ def main(workdirs: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main([os.fspath(files.parse(workdir, "WORKDIR")) for workdir in sys.argv[1:]])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,22 +1,97 @@
-"""Atomic writes: a file is written whole or not at all. Also reads and writes JSON objects.
+"""Paths of users, local or in buckets, and atomic writes. Also reads and writes JSON objects.
 
-A file is written under a temporary name in the same folder and then renamed. So a reader finds the old content or
-the new content, never a part, even after a run was killed.
+A local file is written under a temporary name in the same folder and then renamed. A bucket stores an object only when
+all of it has arrived. So a reader finds the old content or the new content, never a part, even after a run was killed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import fsspec.config
 from etils import epath
 
-from instructjax.errors import WorkdirError
+from instructjax.errors import InputError, WorkdirError
+
+# The packages that open buckets. Each is also the name of an extra of this package, by scheme.
+PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+
+# Of the buckets that a run may be in. Orbax 0.12 saves checkpoints in gs:// only, and takes s3:// for a local path.
+RUN_SCHEMES = ("gs",)
+
+UPLOAD_SECONDS = 30  # between uploads of a file that grows; a bucket accepts about one write a second to an object
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """Returns whether a path is in a bucket, such as gs://bucket/run, and not on a local disk."""
+    return "://" in os.fspath(path)
+
+
+def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKAGES)) -> epath.Path:
+    """Returns the path that a user has written. A leading `~` is the home directory.
+
+    Args:
+      path: local, gs://BUCKET/NAME or s3://BUCKET/NAME.
+      where: the flag or key that names it, for errors.
+      schemes: of the buckets that are accepted.
+
+    Raises:
+      InputError: the path has another scheme, has no bucket, or the package that opens such buckets is missing.
+    """
+    text = os.fspath(path)
+    if not is_bucket(text):
+        return epath.Path(text).expanduser()
+    scheme, _, rest = text.partition("://")
+    if scheme not in schemes:
+        expected = " or ".join(["a local path", *(f"{name}://BUCKET/PATH" for name in schemes)])
+        raise InputError(f"{where}: expected {expected}, found {text:.200}")
+    if not rest.strip("/") or rest.startswith("/"):
+        raise InputError(f"{where}: expected {scheme}://BUCKET/PATH, found {text:.200}")
+    package, extra = PACKAGES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"{where}: expected the package {package} to open {text:.200}, found none; "
+            f"pip install 'instructjax[{extra}]'"
+        )
+    # A cached listing would hide what other processes, tensorstore included, have written meanwhile.
+    for protocol in ("gs", "gcs", "s3", "s3a"):
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
+    """Returns the folder of a run or of checkpoints that a user has written; see `parse`."""
+    return parse(path, where, RUN_SCHEMES)
+
+
+def local_cache(path: epath.Path) -> epath.Path:
+    """Returns the folder on this host with what belongs to a folder in a bucket but must be on a local disk.
+
+    It is ~/.cache/instructjax/gs/BUCKET/FOLDER, or below XDG_CACHE_HOME if that is set.
+    """
+    root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "instructjax" / os.fspath(path).replace("://", "/", 1)
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file atomically. Its folder must exist."""
+    """Writes a file atomically. Its folder must exist, unless it is in a bucket.
+
+    Raises:
+      WorkdirError: the bucket cannot be written to.
+      OSError: the disk cannot be written to.
+    """
     path = epath.Path(path)
+    if is_bucket(path):
+        try:
+            path.write_bytes(content)
+        except Exception as error:  # the packages that open buckets raise many kinds, after some retries
+            raise WorkdirError(f"{path}: expected to write to the bucket, found {describe_error(error)}") from error
+        return
     unfinished = path.parent / f".{path.name}.unfinished"
     unfinished.write_bytes(content)
     unfinished.replace(path)
@@ -42,9 +117,52 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise WorkdirError(f"{path}: expected a file that a run wrote, found: {error.strerror}") from None
+        raise WorkdirError(f"{path}: expected a file that a run wrote, found: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise WorkdirError(f"{path}: expected JSON that a run wrote, found {error}") from None
     if not isinstance(found, dict):
         raise WorkdirError(f"{path}: expected a JSON object that a run wrote, found {type(found).__name__}")
     return found
+
+
+def describe_error(error: Exception) -> str:
+    """Describes an error of the packages that open buckets in one line. Many of them mean little without their kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class GrowingFile:
+    """A file that grows while a run is active.
+
+    A local file has all content when `write` returns. A bucket cannot append, so the whole content is uploaded again:
+    at most once in UPLOAD_SECONDS, by `flush` and by `close`. All content is kept in memory for that.
+    """
+
+    def __init__(self, path: epath.Path, content: bytes = b""):
+        """Writes the first content atomically. The folder must exist."""
+        self._path = path
+        write_bytes(path, content)
+        self._local = None if is_bucket(path) else path.open("ab")
+        self._content = bytearray(content)
+        self._uploaded, self._time = len(content), time.monotonic()
+
+    def write(self, content: bytes) -> None:
+        """Appends bytes."""
+        if self._local is not None:
+            self._local.write(content)
+            self._local.flush()
+            return
+        self._content += content
+        if time.monotonic() - self._time >= UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all content is in the file."""
+        if self._local is None and self._uploaded < len(self._content):
+            write_bytes(self._path, bytes(self._content))
+            self._uploaded, self._time = len(self._content), time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self.flush()
+        if self._local is not None:
+            self._local.close()

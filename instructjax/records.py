@@ -19,6 +19,7 @@ import codecs
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import reprlib
 import sys
@@ -35,6 +36,7 @@ from instructjax.errors import RecordError
 SPLITS = ("train", "validation", "test")
 MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
 MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
+_BUFFER = 2**20  # bytes that are read at once from a bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,13 +209,21 @@ def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
             found = "a folder" if path.is_dir() else "no such file"
             raise RecordError(f"{path}: expected a file of {kind.__name__} records, found {found}")
         with path.open("rb") as file:
-            lines = gzip.open(file) if path.suffix == ".gz" else file
+            # Files in buckets cannot read a line up to a size; a buffer can.
+            buffered = io.BufferedReader(file, _BUFFER) if files.is_bucket(path) else file
+            lines = gzip.open(buffered) if path.suffix == ".gz" else buffered
             while raw := lines.readline(MAX_LINE + 1):
                 yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    except RecordError:
+        raise
     except OSError as error:
-        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror}") from None
+        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
+    except Exception as error:
+        if not files.is_bucket(path):  # the packages that open buckets raise many kinds
+            raise
+        raise RecordError(f"{path}: expected a file that can be read, found {files.describe_error(error)}") from None
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:

@@ -6,7 +6,6 @@ Memory is XLA's count of temporary buffers, without arguments. Time is a median 
 slope between the two largest sizes: it is 1 if twice the size costs twice as much.
 """
 
-import json
 import math
 import pathlib
 import platform
@@ -16,10 +15,10 @@ import time
 
 import jax
 from absl import flags
-from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from instructjax import files
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import ScalarModel
 from instructjax.training import objectives, optimizer
@@ -115,12 +114,14 @@ def picture(found):
 def main(run):
     """Measures and prints; writes the files that the flags name."""
     config = run.config
+    data, image = (files.parse(flag.value, f"--{flag.name}") if flag.value else None for flag in (_DATA, _PICTURE))
     found = growth(config)
-    if _DATA.value:
+    if data:
         machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
-        epath.Path(_DATA.value).write_text(json.dumps({"machine": machine, "growth": found}, indent=2) + "\n")
-    if _PICTURE.value:
-        picture(found).savefig(_PICTURE.value, dpi=150)
+        files.write_json(data, {"machine": machine, "growth": found})
+    if image:
+        with image.open("wb") as file:
+            picture(found).savefig(file, dpi=150)
 
 
 if __name__ == "__main__":

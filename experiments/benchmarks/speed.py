@@ -34,6 +34,7 @@ import jax
 from absl import flags
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import ConfigError
 from instructjax.runs import provenance
 
@@ -81,8 +82,9 @@ def measure_ours(folder, work):
 def measure_peer(folder, work):
     """Measures the same work with the peer's script, in the peer's environment."""
     script, rate = PEER[work]
+    python, path = os.path.expanduser(_PEER_PYTHON.value), os.path.expanduser(_PEER_SCRIPTS.value)
     command = [
-        *(_PEER_PYTHON.value, str(epath.Path(_PEER_SCRIPTS.value) / script), f"--size={_SIZE.value}"),
+        *(python, os.path.join(path, script), f"--size={_SIZE.value}"),
         *(f"--dtype={_PEER_DTYPE.value}", "--warm=2", f"--steps={_STEPS.value}", f"--budget={_PEER_BUDGET.value}"),
     ]
     (epath.Path(folder) / "results").rmtree(missing_ok=True)
@@ -111,15 +113,16 @@ def main(run):
         raise ConfigError(f"--peer_environment: expected KEY=VALUE, found {wrong[0]!r}")
     if _PEER.value and not (_PEER_SCRIPTS.value and _PEER_PYTHON.value):
         raise ConfigError("--peer: expected --peer_scripts and --peer_python with it, found one or both missing")
-    if _RESULTS.value and not (parent := epath.Path(_RESULTS.value).parent).is_dir():
+    path = files.parse(_RESULTS.value, "--results") if _RESULTS.value else None
+    if path and not (parent := path.parent).is_dir():
         raise ConfigError(f"--results: expected a file in an existing folder, found no {parent}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {"instructjax": functools.partial(measure_ours, folder)} | (
             {_PEER.value: functools.partial(measure_peer, folder)} if _PEER.value else {}
         )
         results = compare(sides)
-    if _RESULTS.value:
-        epath.Path(_RESULTS.value).write_text(json.dumps(results, indent=2) + "\n")
+    if path:
+        files.write_json(path, results)
 
 
 def command():

@@ -21,6 +21,7 @@ from etils import epath
 
 from instructjax import records
 from instructjax.errors import DataError
+from instructjax.files import is_bucket
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
 
 SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
@@ -209,7 +210,8 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
 def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
     digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
     for path in map(epath.Path, files):
-        with contextlib.suppress(OSError):  # reading the records raises an error that gives the reason
+        # Reading the records raises an error that gives the reason.
+        with contextlib.suppress(Exception if is_bucket(path) else OSError):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

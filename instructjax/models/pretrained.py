@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from instructjax.errors import CheckpointError
+from instructjax.files import is_bucket, write_bytes
 from instructjax.typing import AnyArray
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,7 +58,9 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
         try:
-            tensors |= package.load_file(str(folder / file))
+            in_bucket = is_bucket(folder)
+            path = folder / file
+            tensors |= package.load(path.read_bytes()) if in_bucket else package.load_file(str(path))
         except Exception as error:  # the package's own class, and others for types that it does not know
             raise CheckpointError(f"{folder / file}: expected a safetensors file, found {_brief(error)}") from None
     return tensors
@@ -66,7 +69,7 @@ def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
 def write(
     folder: epath.PathLike, described: Mapping[str, Any], tensors: Mapping[str, AnyArray], files: Mapping[str, bytes]
 ) -> None:
-    """Writes a folder atomically.
+    """Writes a folder atomically. In a bucket, which cannot rename, config.json is written last.
 
     Args:
       folder: is created; if it exists, it must be empty.
@@ -82,12 +85,18 @@ def write(
         raise CheckpointError(
             f"{folder}: expected no folder, or an empty one, to write the model to, found other files"
         )
+    arrays = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    config = json.dumps(dict(described), indent=2) + "\n"
+    if is_bucket(folder):
+        weights = _safetensors().save(arrays, metadata={"format": "pt"})
+        for name, content in {WEIGHTS: weights, **files, "config.json": config.encode()}.items():
+            write_bytes(folder / name, content)
+        return
     unfinished = folder.parent / f".{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    arrays = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
     _safetensors().save_file(arrays, str(unfinished / WEIGHTS), metadata={"format": "pt"})
-    (unfinished / "config.json").write_text(json.dumps(dict(described), indent=2) + "\n")
+    (unfinished / "config.json").write_text(config)
     for name, content in files.items():
         (unfinished / name).write_bytes(content)
     if folder.exists():

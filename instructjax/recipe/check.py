@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from instructjax import files
 from instructjax.errors import ConfigError
 from instructjax.models import sizes
 from instructjax.models.config import DTYPES, TransformerConfig
@@ -22,6 +23,9 @@ from instructjax.recipe.declared import REQUIRED, SECTIONS, SOURCES, unknown
 from instructjax.recipe.key import Key, Section
 from instructjax.rollout import reward_function
 from instructjax.training import parallel
+
+# The buckets that keys with some names may be in, by scheme; all others may be in any.
+_SCHEMES = {"init_from": files.RUN_SCHEMES, "reward_from": files.RUN_SCHEMES, "prepared": ()}
 
 
 def keys(config: ml_collections.ConfigDict) -> None:
@@ -34,6 +38,7 @@ def keys(config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ConfigError: names the key, what was expected and what was found.
+      InputError: a path cannot be opened; see `files.parse`.
     """
     for name, value in config.items():
         if name not in run_keys.ROOT.keys and not isinstance(value, ml_collections.ConfigDict):
@@ -73,6 +78,10 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
         raise ConfigError(f"{place}: expected {key.range.expected}, found no such key in the recipe")
     if not key.range.contains(found[name]):
         raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
+    if key.unit in ("path", "paths") and found[name]:
+        schemes = _SCHEMES.get(name, tuple(files.PACKAGES))
+        for path in found[name].split(",") if key.unit == "paths" else [found[name]]:
+            files.parse(path, place, schemes)
 
 
 def recipe(config: ml_collections.ConfigDict) -> None:

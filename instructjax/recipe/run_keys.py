@@ -90,6 +90,7 @@ DATA = section(
         1024, INTEGER_FROM_1, "tokens", "longest prompt, including the separator", "C: prompts above 1k filtered"
     ),
     max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, including EOS", "C: capped at 1k"),
+    prepared=Key("", TEXT, "path", 'local folder of each host for prepared records; "": WORKDIR/data; docs/tpu.md'),
     drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first one", "C"),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from matplotlib.figure import Figure
 
+from instructjax import files
 from instructjax.reporting import curves, figures, views
 from instructjax.reporting.answers_section import format_answers
 from instructjax.reporting.figures import lookup
@@ -110,7 +111,7 @@ def write_report(
         memory = f"Peak memory: {results['peak_rss_gib']:.2f} GiB." if results.get("peak_rss_gib") else ""
         parts += ["## Cost", markdown(cost), memory]
     path = workdir / "report.md"
-    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    files.write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,7 +117,7 @@ def load(folder: epath.PathLike) -> Run:
       DataError: the folder does not exist, or no stage has begun in it.
       RecordError: a file of metrics is damaged.
     """
-    folder = epath.Path(folder)
+    folder = files.parse(folder, "folder")
     stages = in_order(path.parent.name for path in folder.glob("*/metrics.jsonl"))
     if not stages and not (folder / "results.json").is_file():
         raise DataError(f"{folder}: expected the folder of a run, found no stage and no results.json in it")
@@ -146,7 +145,7 @@ def load_groups(folder: epath.PathLike) -> list[Group]:
       DataError: the folder contains no run.
       RecordError: a file of metrics is damaged.
     """
-    folder = epath.Path(folder)
+    folder = files.parse(folder, "folder")
     if _is_run(folder):
         return group([load(folder)])
     runs = [load(path) for path in sorted(folder.glob("*")) if _is_run(path)]
@@ -166,21 +165,21 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 def save(run: epath.PathLike, folder: epath.PathLike, prompts: int = 40) -> None:
     """Copies the files that `load` reads, with the answers to the first `prompts` prompts only."""
-    run, folder = epath.Path(run), epath.Path(folder)
+    run, folder = files.parse(run, "run"), files.parse(folder, "folder")
     found = load(run)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rmtree()
     (folder / "evaluate").mkdir(parents=True)
     for stage in found.metrics:
         (folder / stage).mkdir()
-        (folder / stage / "metrics.jsonl").write_text((run / stage / "metrics.jsonl").read_text())
+        files.write_text(folder / stage / "metrics.jsonl", (run / stage / "metrics.jsonl").read_text())
         for name in ("config.json", "summary.json"):
             if content := _json(run / stage / name):
-                (folder / stage / name).write_text(json.dumps(content, separators=(",", ":")) + "\n")
+                files.write_text(folder / stage / name, json.dumps(content, separators=(",", ":")) + "\n")
     if found.results:
-        (folder / "results.json").write_text((run / "results.json").read_text())
+        files.write_text(folder / "results.json", (run / "results.json").read_text())
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.answers[:prompts]]
-    (folder / "evaluate" / "answers.jsonl").write_text("".join(lines))
+    files.write_text(folder / "evaluate" / "answers.jsonl", "".join(lines))
 
 
 def format_groups(groups: Sequence[Group]) -> str:

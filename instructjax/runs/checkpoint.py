@@ -1,7 +1,8 @@
 """Checkpoints: how a run survives an interruption, and how the stages meet.
 
 A directory of checkpoints holds one folder per step. A folder is written under another
-name and then renamed, so a folder with a step's name is complete:
+name and then renamed, so a folder with a step's name is complete. In a bucket, which cannot
+rename, the file commit_success.txt is written last, and a folder without it does not count:
 
     DIRECTORY/STEP/state  the arrays of the training state
     DIRECTORY/STEP/data   the position of the run in its data
@@ -23,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 import orbax.checkpoint as ocp
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.runs import digest
 from instructjax.runs.checkpoint_files import (
@@ -72,7 +74,7 @@ class Checkpoints:
         """
         if keep is not None and keep < 1:
             raise ConfigError(f"keep: expected at least 1 checkpoint, or None for all, found {keep}")
-        self.directory = epath.Path(directory).resolve()
+        self.directory = _absolute(directory)
         if self.directory.is_file():
             raise CheckpointError(f"{self.directory}: expected a directory of checkpoints, found a file")
         policies = ocp.checkpoint_managers
@@ -196,8 +198,13 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # from the disk, through orbax and tensorstore
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:
+            if files.is_bucket(self.directory):
+                reason = files.describe_error(error)
+            elif isinstance(error, OSError | ValueError | RuntimeError):  # from the disk, through orbax and tensorstore
+                reason = " ".join(str(error).split())[:300]
+            else:
+                raise
             raise CheckpointError(f"{self.directory}: expected to write a checkpoint, found {reason}") from error
 
 
@@ -283,8 +290,13 @@ def saved_steps(directory: epath.PathLike) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    directory = epath.Path(directory)
+    return directory if files.is_bucket(directory) else directory.resolve()
+
+
 def _step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
-    directory = epath.Path(directory).resolve()
+    directory = _absolute(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory of checkpoints, found none")
     steps = saved_steps(directory)

@@ -1,6 +1,6 @@
 """The folder of a run: the places of its files, and the progress of each stage.
 
-WORKDIR/data/                 prepared records and the tokenizer
+WORKDIR/data/                 records that the run wrote and the tokenizer; prepared records, unless they are elsewhere
 WORKDIR/STAGE/checkpoints/    weights, tokenizer and config of a stage
 WORKDIR/STAGE/metrics.jsonl   its curves
 WORKDIR/STAGE/config.json     its config

@@ -124,6 +124,8 @@ def run(
                 reporter.report(number, values, changes=changes, line=due.report)
             elif due.report:
                 reporter.report_later(number)
+            if saving or due.evaluate:
+                reporter.flush()
             if draw and due.evaluate:
                 draw(always=due.last)
             reporter.advance()

@@ -37,8 +37,7 @@ class MetricsWriter:
         self._last: dict[str, Any] = {}
         for line in kept:
             self._last.update(line)
-        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a")
+        self._file = files.GrowingFile(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._events = EventFile(workdir / "tensorboard", first_step=resume_step + 1 if resume_step else 0)
 
     def __enter__(self) -> MetricsWriter:
@@ -48,7 +47,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes a line. It is in both outputs when this returns.
+        """Writes a line. It is in both outputs when this returns or, if they are in a bucket, after `flush`.
 
         Args:
           step: the number of updates so far; larger than at the last call.
@@ -64,13 +63,17 @@ class MetricsWriter:
             raise ValueError(f"{self.path}: expected a step after {self._last['step']}, found {step}")
         line = {"step": step, **{name: _rounded(value) for name, value in scalars.items()}}
         self._last.update(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._events.write(step, scalars)
 
     def last(self, name: str) -> float | None:
         """Returns the newest value of a metric, even from before the run was resumed; None if there is none."""
         return self._last.get(name)
+
+    def flush(self) -> None:
+        """Returns when all lines are in both outputs."""
+        self._file.flush()
+        self._events.flush()
 
     def close(self) -> None:
         """Closes both outputs."""
@@ -86,6 +89,9 @@ class NullWriter:
 
     def last(self, name: str) -> None:
         """Returns None."""
+
+    def flush(self) -> None:
+        """Does nothing."""
 
     def close(self) -> None:
         """Does nothing."""

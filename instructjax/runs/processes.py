@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from instructjax import files
 from instructjax.errors import InputError
 
 T = TypeVar("T")
@@ -228,7 +229,8 @@ def check_same_folder(folder: epath.PathLike) -> None:
     deadline = time.monotonic() + FOLDER_SECONDS
     while not (seen := file.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    places = gather("" if seen else f"{socket.gethostname()}:{pathlib.Path(folder).absolute()}")
+    place = folder if files.is_bucket(folder) else pathlib.Path(folder).absolute()
+    places = gather("" if seen else f"{socket.gethostname()}:{place}")
     first(lambda: file.unlink(missing_ok=True))
     if missing := [f"process {number} ({place})" for number, place in enumerate(places) if place]:
         raise InputError(

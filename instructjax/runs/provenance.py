@@ -25,6 +25,8 @@ from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 from instructjax.recipe import declared
 
+HOSTS_OWN = ("data.prepared",)  # keys that name a place on a host, and decide nothing else
+
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
@@ -50,7 +52,7 @@ def check_config(
         differing += [
             f"{key}: expected {old.get(key)!r}, as the stage began with, found {new.get(key)!r}"
             for key in old | new
-            if old.get(key) != new.get(key) and key not in may_change
+            if old.get(key) != new.get(key) and key not in (*may_change, *HOSTS_OWN)
         ]
     if differing:
         raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")

@@ -129,6 +129,10 @@ class Reporter:
         """Writes a line unchecked."""
         self._writer.write(step, {**values, "wall_seconds": self.clock.seconds()})
 
+    def flush(self) -> None:
+        """Returns when all lines are in the files: a checkpoint is saved only after the lines before it."""
+        self._writer.flush()
+
     def advance(self) -> None:
         """Moves the progress bar by a step."""
         self._bar.update()

@@ -11,6 +11,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from instructjax import files
+
 
 class EventFile:
     """Writes scalars so that TensorBoard shows each step once, however often the run was killed.
@@ -30,23 +32,24 @@ class EventFile:
         """
         folder.mkdir(parents=True, exist_ok=True)
         starts = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-        self._file = (folder / f"events.out.tfevents.{max(starts, default=0) + 1:010d}").open("wb")
+        self._file = files.GrowingFile(folder / f"events.out.tfevents.{max(starts, default=0) + 1:010d}")
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
-        self._file.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of a step by name."""
         for name, value in scalars.items():
             self._add(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, float(value))))
-        self._file.flush()
 
     def _add(self, event: Event) -> None:
         """Adds a record: length, checksum, content, checksum."""
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))
-        for part in (length, content):
-            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+        self._file.write(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (length, content)))
+
+    def flush(self) -> None:
+        """Returns when all scalars are in the file."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 from etils import epath
 
-from instructjax import records
+from instructjax import files, records
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 from instructjax.evaluation import agreement
@@ -35,7 +35,7 @@ class E2E:
         """Converts the data set and the texts to records."""
         if not self._section.directory:
             raise ConfigError("e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
-        root, data = epath.Path(self._section.directory), self._data
+        root, data = files.parse(self._section.directory, "e2e.directory"), self._data
         human = e2e_records.load(root / "e2e_human_rankings", self._section.aspects, data.validation, data.test)
         documents = [
             record for name in self._section.texts for record in texts.load(root, name, validation=data.validation)

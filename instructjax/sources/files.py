@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 from etils import epath
 
+from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import DataError
 from instructjax.records import Ranking, Record
@@ -27,7 +28,8 @@ class Files:
 
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
         """Returns the files that the recipe names for a kind of record."""
-        return [epath.Path(name) for name in self._named[prepared.SET_NAMES[kind]].split(",")]
+        name = prepared.SET_NAMES[kind]
+        return [files.parse(path, f"files.{name}") for path in self._named[name].split(",")]
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Raises DataError, because the rankings are part of the records."""

@@ -34,7 +34,7 @@ def collect(run: Run) -> None:
         # If reward models have a size of their own, reward.init_from is not a policy of this run's.
         start = run.checkpoints("sft", "" if run.config.reward.size else run.config.reward.init_from)
         policy = trained.load_policy(start, run.policy_config, run.layout.tokenizer)
-        folder = run.workdir / "data"
+        folder = run.data_folder
         rankings, heldout = run.source.collect_rankings(folder, functools.partial(sample_answers, run, policy))
         # The mark of a finished collection is the set of rankings, which is written last.
         processes.first(lambda: records.write(folder / HELDOUT_RANKINGS, heldout))

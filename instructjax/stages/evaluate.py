@@ -87,7 +87,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
             baseline=baseline.texts,
             load=run.records,
             rewards=lambda rankings: ranking_rewards(run, reward, rankings),
-            folder=run.workdir / "data",
+            folder=run.data_folder,
         )
     )
     results: dict[str, Any] = {

@@ -38,7 +38,8 @@ def run(
       CheckpointError: there is no such model in the folder, or not the recipe's.
       TokenizerError: `tokenizer.path` is not the tokenizer of these weights.
     """
-    run, config, source = stage.run, stage.config, stage.section.import_from
+    run, config = stage.run, stage.config
+    source = str(files.parse(stage.section.import_from, f"{stage.name}.import_from"))
     check.recipe(config)
     tokenizer = tokenizer_files.load(config.tokenizer.path)
     network = policy_config(config, tokenizer.vocab_size)

@@ -1,8 +1,14 @@
-"""From a recipe's source of records to prepared data and a tokenizer, once for all stages."""
+"""From a recipe's source of records to prepared data and a tokenizer, once for all stages.
+
+WORKDIR/data holds what all processes share: the records that the run has written, the tokenizer, and what was checked.
+The prepared sets are there, too, unless WORKDIR is in a bucket or `data.prepared` names another folder. Then each host
+prepares its own sets from the same records, and the processes compare their fingerprints.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -13,7 +19,7 @@ from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, R, Ranking, Text
-from instructjax.runs import processes, progress, provenance
+from instructjax.runs import lock, processes, progress, provenance
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -36,11 +42,36 @@ def prepare(run: Run) -> Layout:
       TokenizerError: a tokenizer cannot be read or trained.
     """
     check.recipe(run.config)
-    return processes.first_then_others(lambda: _prepare(run))
+
+    def prepare() -> Layout:
+        with _claimed(run):
+            return _prepare(run)
+
+    layout = processes.first_then_others(prepare)
+    _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
+    return layout
+
+
+@contextlib.contextmanager
+def _claimed(run: Run) -> Iterator[None]:
+    """Reserves the folder of prepared sets, if it is not WORKDIR/data, while this process changes it."""
+    if run.prepared_folder == run.data_folder:
+        yield
+        return
+    workdir = run.workdir if files.is_bucket(run.workdir) else run.workdir.resolve()
+    with lock.claim(run.prepared_folder, str(workdir)):
+        yield
+
+
+def _check_equal(run: Run, **facts: str) -> None:
+    """Raises InputError unless all processes have prepared the same records."""
+    folder = run.prepared_folder
+    sets = [name for name in prepared.SET_NAMES.values() if (folder / name).exists()]
+    processes.check_equal({**facts, **{f"prepared {name}": prepared.fingerprint(folder, name) for name in sets}})
 
 
 def _prepare(run: Run) -> Layout:
-    config, folder = run.config, _folder(run)
+    config, folder = run.config, run.data_folder
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made again
     is_prepared = mark.exists()
     if is_prepared:
@@ -54,6 +85,8 @@ def _prepare(run: Run) -> Layout:
         for kind in prepared.SET_NAMES:
             if found := run.source.files(kind, folder):
                 _prepare_set(run, kind, found)
+            elif run.prepared_folder != folder:  # of a run that has been removed from the bucket
+                (run.prepared_folder / prepared.SET_NAMES[kind]).rmtree(missing_ok=True)
             bar.update()
         _check_splits(run)
         layout = Layout(
@@ -72,34 +105,32 @@ def _prepare(run: Run) -> Layout:
 
 def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
     """Writes rankings that were collected in this run to WORKDIR/data/rankings.jsonl and prepares them."""
-    path = _folder(run) / f"{prepared.SET_NAMES[Ranking]}.jsonl"
+    path = run.data_folder / f"{prepared.SET_NAMES[Ranking]}.jsonl"
     layout = run.layout
 
     def add() -> None:
-        records.write(path, rankings)
-        _prepare_set(run, Ranking, [path])
-        _check_splits(run)
-        _check_records(run, layout)
+        with _claimed(run):
+            _prepare_set(run, Ranking, [path])
+            _check_splits(run)
+            _check_records(run, layout)
 
-    processes.first(add)
+    processes.first(lambda: records.write(path, rankings))
+    processes.first_then_others(add)
+    _check_equal(run)
 
 
 def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
     """Loads the prepared records of a kind and split, without those that `prepare` found to be too long."""
-    found = prepared.load(_folder(run), prepared.SET_NAMES[kind], kind, split)
+    found = prepared.load(run.prepared_folder, prepared.SET_NAMES[kind], kind, split)
     if kind is Text or not run.config.data.drop_long:
         return found
     return pipeline.without(found, _checked(run)[prepared.SET_NAMES[kind]]["left_out"].get(split, []))
 
 
-def _folder(run: Run) -> epath.Path:
-    return run.workdir / "data"
-
-
 def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.PathLike]) -> None:
     data = run.config.data
     prepared.prepare(
-        kind, found, _folder(run), name=prepared.SET_NAMES[kind], validation=data.validation, test=data.test
+        kind, found, run.prepared_folder, name=prepared.SET_NAMES[kind], validation=data.validation, test=data.test
     )
 
 
@@ -118,8 +149,8 @@ def _claim(folder: epath.Path) -> None:
 
 
 def _tokenizer(run: Run, trained: bool) -> Tokenizer:
-    folder, section = _folder(run), run.config.tokenizer
-    path = folder / "tokenizer.model"
+    folder, section = run.prepared_folder, run.config.tokenizer
+    path = run.data_folder / "tokenizer.model"
     if trained:
         return SentencePieceTokenizer.load(path)
     documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
@@ -133,7 +164,7 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
 
 def _check_splits(run: Run) -> None:
     """Refuses sets without a split that a stage is going to need."""
-    folder = _folder(run)
+    folder = run.prepared_folder
     for kind, needed in run.source.splits.items():
         name = prepared.SET_NAMES[kind]
         if not (folder / name).exists():
@@ -150,7 +181,7 @@ def _check_records(run: Run, layout: Layout) -> None:
     WORKDIR/data/checked.json remembers for each set what was checked, and the indices of the records to leave out, by
     split.
     """
-    folder, config = _folder(run), run.config
+    folder, config = run.prepared_folder, run.config
     for kind, name in prepared.SET_NAMES.items():
         if kind is Text or not (folder / name).exists():
             continue
@@ -165,7 +196,7 @@ def _check_records(run: Run, layout: Layout) -> None:
         if known.get(name, {}).get("what") == what:
             continue
         left_out = _left_out(run, kind, layout)
-        files.write_json(folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
+        files.write_json(run.data_folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
 
 
 def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]:
@@ -174,7 +205,7 @@ def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]
     Raises:
       DataError: a record is too long, unless `data.drop_long`; or a ranking has too many answers.
     """
-    folder, name = _folder(run), prepared.SET_NAMES[kind]
+    folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
     left_out: dict[str, list[int]] = {}
     for split in prepared.split_sizes(folder, name):
         found = prepared.load(folder, name, kind, split)
@@ -190,5 +221,5 @@ def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]
 
 
 def _checked(run: Run) -> dict[str, Any]:
-    path = _folder(run) / "checked.json"
+    path = run.data_folder / "checked.json"
     return files.read_json(path) if path.exists() else {}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ml_collections
 from etils import epath
 
+from instructjax import files
 from instructjax.batch import LMBatch, RankingBatch
 from instructjax.data import demonstrations, pipeline, prepared
 from instructjax.data.layouts import Layout
@@ -42,7 +43,7 @@ class Run:
     recipe: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "workdir", epath.Path(self.workdir))
+        object.__setattr__(self, "workdir", files.parse_workdir(self.workdir, "workdir"))
 
     # What the recipe describes.
 
@@ -70,12 +71,27 @@ class Run:
         """The network of reward model and value: the policy's, or `reward.size` with the same arithmetic."""
         return sizes.resized(self.policy_config, self.config.reward.size)
 
+    @property
+    def data_folder(self) -> epath.Path:
+        """WORKDIR/data, with the tokenizer and the records that this run has written."""
+        return self.workdir / "data"
+
+    @functools.cached_property
+    def prepared_folder(self) -> epath.Path:
+        """The local folder of the prepared sets: `data.prepared`, or WORKDIR/data.
+
+        If WORKDIR is in a bucket, each host has a folder for the run in its user's cache instead.
+        """
+        if named := self.config.data.prepared:
+            return files.parse(named, "data.prepared", schemes=())
+        return (files.local_cache(self.workdir) if files.is_bucket(self.workdir) else self.workdir) / "data"
+
     # Prepared records. Whatever is asked for first prepares them all.
 
     def has(self, kind: type) -> bool:
         """Returns whether records of a kind are prepared: rankings may be collected later."""
         _ = self.layout
-        return (self.workdir / "data" / prepared.SET_NAMES[kind]).exists()
+        return (self.prepared_folder / prepared.SET_NAMES[kind]).exists()
 
     def records(self, kind: type[R], split: str) -> Sequence[R]:
         """Returns the prepared records of a kind and split, without those that are too long."""
@@ -119,7 +135,9 @@ class Run:
         Raises:
           CheckpointError: the stage of this run is not finished.
         """
-        return epath.Path(elsewhere) if elsewhere else folder.finished_checkpoints(self.workdir, stage)
+        if elsewhere:
+            return files.parse_workdir(elsewhere, f"the checkpoints of {stage}")
+        return folder.finished_checkpoints(self.workdir, stage)
 
     def load_start(self, stage: str, elsewhere: str = "", network: TransformerConfig | None = None) -> Params:
         """Loads the policy that another stage starts from: the last checkpoint of a stage, or of a folder.

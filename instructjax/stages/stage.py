@@ -279,7 +279,7 @@ class Stage:
                 return
             self.directory.mkdir(parents=True, exist_ok=True)
             files.write_json(self.directory / "config.json", self.config.to_dict())
-            described = provenance.describe(self.run.workdir / "data", self.declaration.uses)
+            described = provenance.describe(self.run.prepared_folder, self.declaration.uses)
             files.write_json(self.directory / "began.json", {**described, "stage": self._declared()})
 
         processes.first(note)
@@ -300,7 +300,7 @@ class Stage:
         sections = (*_SHARED, *self.declaration.sections)
         recipe = self.directory / "config.json"
         provenance.check_config(self.config, recipe, sections, may_change=self.declaration.may_change)
-        provenance.check(self.directory / "began.json", self.run.workdir / "data", self.declaration.uses)
+        provenance.check(self.directory / "began.json", self.run.prepared_folder, self.declaration.uses)
 
     def _declared(self) -> Mapping[str, Any]:
         return dataclasses.asdict(self.declaration)

@@ -22,6 +22,7 @@ from typing import Any
 
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -118,7 +119,7 @@ class BytePairTokenizer:
         """Writes the tokenizer.json."""
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._content)
+        files.write_bytes(path, self._content)
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text, without EOS. "<|endoftext|>" and "<|pad|>" are encoded as plain text."""

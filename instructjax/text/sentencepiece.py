@@ -29,6 +29,7 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import TokenizerError
 
 # SentencePiece writes this character for a space, so in a text it must be encoded as bytes.
@@ -147,7 +148,7 @@ class SentencePieceTokenizer:
         """Writes the model to a file."""
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._model)
+        files.write_bytes(path, self._model)
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text, without EOS. "</s>" and the like are encoded as plain text."""

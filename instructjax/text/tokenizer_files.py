@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import TokenizerError
 from instructjax.text.byte_pairs import BytePairTokenizer
 from instructjax.text.sentencepiece import PIECES, SentencePieceTokenizer
@@ -20,7 +21,7 @@ def load(path: epath.PathLike) -> Tokenizer:
     Raises:
       TokenizerError: it is missing, or its format is not supported.
     """
-    path = epath.Path(path)
+    path = files.parse(path, "tokenizer.path")
     if path.is_dir() and (path / PIECES).is_file():  # a model that we exported, next to its conversion
         return SentencePieceTokenizer.load(path / PIECES)
     if path.is_dir():
