@@ -83,7 +83,7 @@ def _alone(script: Callable[[Run], object]) -> None:
     with contextlib.ExitStack() as stack:
         processes.first(lambda: stack.enter_context(lock.hold(workdir())))
         processes.check_same_folder(workdir())
-        local = files.local_cache(workdir()) if files.is_bucket(workdir()) else workdir()
+        local = files.local_folder(workdir())
         stack.enter_context(compiled_kept(local / "compiled"))
         script(_asked())
 

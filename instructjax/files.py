@@ -69,11 +69,14 @@ def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
     return parse(path, where, RUN_SCHEMES)
 
 
-def local_cache(path: epath.Path) -> epath.Path:
-    """Returns the folder on this host with what belongs to a folder in a bucket but must be on a local disk.
+def local_folder(path: epath.Path) -> epath.Path:
+    """Returns the folder for what belongs to another folder but must be on a local disk: that folder, if it is.
 
-    It is ~/.cache/instructjax/gs/BUCKET/FOLDER, or below XDG_CACHE_HOME if that is set.
+    For a folder in a bucket it is ~/.cache/instructjax/gs/BUCKET/FOLDER on this host, or is below XDG_CACHE_HOME if that
+    is set.
     """
+    if not is_bucket(path):
+        return path
     root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "instructjax" / os.fspath(path).replace("://", "/", 1)
 

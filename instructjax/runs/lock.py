@@ -28,7 +28,7 @@ def hold(workdir: epath.PathLike) -> Iterator[None]:
     """
     workdir = epath.Path(workdir)
     in_bucket = files.is_bucket(workdir)
-    with _opened(files.local_cache(workdir) if in_bucket else workdir) as file:
+    with _opened(files.local_folder(workdir)) as file:
         _lock(file, workdir)
         with _marked(workdir / ".running") if in_bucket else contextlib.nullcontext():
             yield

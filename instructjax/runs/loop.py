@@ -101,7 +101,9 @@ def run(
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
-        made = stack.enter_context(profile.steps_profiled(directory / "profile", schedule.profile_steps))
+        made = stack.enter_context(
+            profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)
+        )
         draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
         frozen, signal = digest.digests(constants), None
         if callbacks.evaluate and not done:

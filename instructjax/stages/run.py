@@ -84,7 +84,7 @@ class Run:
         """
         if named := self.config.data.prepared:
             return files.parse(named, "data.prepared", schemes=())
-        return (files.local_cache(self.workdir) if files.is_bucket(self.workdir) else self.workdir) / "data"
+        return files.local_folder(self.workdir) / "data"
 
     # Prepared records. Whatever is asked for first prepares them all.
 
