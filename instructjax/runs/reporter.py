@@ -72,10 +72,14 @@ class Reporter:
         if self.clock.first_step_seconds is None:
             self.clock.note_step(metrics)
             self._bar.measure(self._bar.n + 1)  # the remaining time does not count what the first step compiled
+        self.flush()
+        self.window.append(metrics)
+
+    def flush(self) -> None:
+        """Reports the line that `report_later` left, if it left one."""
         if self._pending:
             (number, window), self._pending = self._pending, None
             self.report(number, compute(jax.device_get(window)))
-        self.window.append(metrics)
 
     def read(self) -> dict[str, float]:
         """Waits for the metrics of the window, and returns their values."""
