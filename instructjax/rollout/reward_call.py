@@ -70,7 +70,7 @@ class Call:
         if not self._ended.is_set():
             count, limit = len(self._given[1]), self._limits.timeout_seconds
             raise RewardFunctionError(
-                f"{self._function.name}: expected {count} finite numbers for {count} responses within {limit:g} s "
+                f"{self._function.name}: expected a finite number for each of {count} responses within {limit:g} s "
                 "(ppo.reward_timeout_seconds), found no answer"
             )
         if self._error is not None:

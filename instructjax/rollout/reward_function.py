@@ -73,7 +73,8 @@ class RewardFunction:
     def _number(self, score: Any, response: str) -> float:
         try:
             is_text = isinstance(score, str | bytes)  # float("7") is not what a judge means by "Score: 7"
-            number = float("nan") if is_text or np.ndim(score) else float(np.float32(float(score)))
+            with np.errstate(over="ignore"):
+                number = float("nan") if is_text or np.ndim(score) else float(np.float32(float(score)))
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not np.isfinite(number):
@@ -84,8 +85,9 @@ class RewardFunction:
         return number
 
     def _error(self, responses: Sequence[str], found: str) -> RewardFunctionError:
-        count = len(responses)
-        return RewardFunctionError(f"{self.name}: expected {count} finite numbers for {count} responses, found {found}")
+        return RewardFunctionError(
+            f"{self.name}: expected a finite number for each of {len(responses)} responses, found {found}"
+        )
 
     def _place(self, error: BaseException) -> str:
         """Returns the last line of the function's file that an error passed through, as " (FILE:LINE)"."""
