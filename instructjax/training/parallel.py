@@ -298,7 +298,20 @@ def in_place(step: Callable, mesh: Mesh, *, shard_optimizer_state: bool = False)
     return kept
 
 
+def _pmapped_for_host(function: Callable) -> Callable:
+    devices = jax.device_count()
+    compiled = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(0, None))
+
+    def call(state: Any, batch: Any, key: Any) -> Any:
+        cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+        rows, metrics = compiled(state, cut, key)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(rows)), metrics
+
+    return call
+
+
 def _pmapped(step: Callable) -> Callable:
+    devices = jax.device_count()
     everywhere = NamedSharding(Mesh(jax.devices(), (AXIS,)), P())
 
     def positional(constants: Any, state: Any, batch: Any, key: Any) -> Any:
@@ -309,22 +322,7 @@ def _pmapped(step: Callable) -> Callable:
 
     def call(state: Any, batch: Any, key: Any, *constants: Any) -> Any:
         state = jax.device_put(state, everywhere)  # a no-op from the second step on; then the state is donated
-        return compiled(constants, state, _cut(batch), key)
+        cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+        return compiled(constants, state, cut, key)
 
     return call
-
-
-def _pmapped_for_host(function: Callable) -> Callable:
-    compiled = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(0, None))
-
-    def call(state: Any, batch: Any, key: Any) -> Any:
-        rows, metrics = compiled(state, _cut(batch), key)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(rows)), metrics
-
-    return call
-
-
-def _cut(batch: Any) -> Any:
-    """Splits the rows [B, ...] of a batch over the devices: [devices, B / devices, ...]."""
-    devices = jax.device_count()
-    return jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
