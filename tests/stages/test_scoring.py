@@ -1,6 +1,11 @@
 """Scores from the host take the place of the reward model's: the same update, no callback, any number of devices."""
 
 import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -97,3 +102,22 @@ def test_the_spread_of_scores():
     found = ppo.numbers(scoring.spread(np.float32([1, 1, 4, 1])))
     expected = {"reward_std": np.std([1, 1, 4, 1]), "reward_min": 1.0, "reward_max": 4.0, "reward_equal": 0.75}
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_calls_the_function_for_both():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    path = pathlib.Path(__file__).with_name("scoring_worker.py")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(path.parents[2])}
+    running = [
+        subprocess.Popen(
+            [sys.executable, path, coordinator, str(index)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in running]
+    found = [dict(line.split(" ", 1) for line in text.splitlines() if line[0] in "sec") for text in printed]
+    error = "ppo, iteration 2: judge.py:score: expected a finite number of float32 for the response 'x', found None"
+    assert found == [{"scores": "[1.0, 3.0]", "error": error, "calls": calls} for calls in ("2", "0")]
