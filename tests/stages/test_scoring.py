@@ -28,9 +28,9 @@ LETTERS = mock.create_autospec(Tokenizer, instance=True, eos_id=ppo.EOS)
 LETTERS.decode = lambda tokens: "".join(chr(97 + token) for token in tokens)
 
 
-def judged(function, config, text=None):
+def judged(function, config, text=None, **keys):
     """Runs an iteration whose scores `function(prompts, responses)` gives; returns (state, metrics)."""
-    iterate = ppo.make(ppo.changed(), axis_name=parallel.axis_name(config.mode))
+    iterate = ppo.make(ppo.changed(**keys), axis_name=parallel.axis_name(config.mode))
     state, frozen = ppo.initial(ppo.fake_params())
     score = scoring.make_score(RewardFunction(function, "judge.py:score", "", False), LIMITS)
     prepare = scoring.rollout_and_score("ppo", iterate, score, RECORDS, LETTERS, config)
@@ -85,6 +85,16 @@ def test_a_judge_may_run_a_compiled_model_for_each_response(devices):
     with contextlib.nullcontext() if devices == 1 else jax.set_mesh(mesh):
         _, metrics = judged(score, parallel_config())
     assert metrics["reward_min"] < metrics["reward_max"]
+
+
+def test_rewards_are_scaled_then_clipped():
+    def score(prompts, responses):
+        return [3.0, *[-10.0] * (len(responses) - 1)]
+
+    keys = {"reward_scale": 2.0, "reward_clip": 8.0, "missing_eos_penalty": 0.0}
+    _, metrics = judged(score, parallel_config(), **keys)
+    assert metrics["reward"] == pytest.approx((6.0 - 8.0 * (ppo.BATCH - 1)) / ppo.BATCH)
+    assert (metrics["reward_min"], metrics["reward_max"]) == (-10.0, 3.0)
 
 
 def test_no_program_calls_back_to_the_host():
