@@ -38,6 +38,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was saved: one of its files is missing, truncated or changed."""
 
 
+class RewardFunctionError(InputError):
+    """A reward function failed, or did not return a finite number for each response."""
+
+
 class WorkdirError(InputError):
     """The folder of a run is not writable, is in use by another run, or holds a damaged file."""
 

@@ -72,8 +72,7 @@ def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
 def local_folder(path: epath.Path) -> epath.Path:
     """Returns the folder for what belongs to another folder but must be on a local disk: that folder, if it is.
 
-    For a folder in a bucket it is ~/.cache/instructjax/gs/BUCKET/FOLDER on this host, or is below XDG_CACHE_HOME if that
-    is set.
+    For a folder in a bucket it is ~/.cache/instructjax/gs/BUCKET/FOLDER on this host. XDG_CACHE_HOME replaces ~/.cache.
     """
     if not is_bucket(path):
         return path

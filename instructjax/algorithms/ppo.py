@@ -18,6 +18,9 @@ second term; gamma is a config key.
 
 Steps 2 to 5 are `observe`. The critic and the advantage estimator are arguments:
 without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
+
+If a Python function gives the scores, an iteration is two programs, and the host scores the
+responses in between: `Iteration.sample` is step 1, and `Iteration.learn` the others.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Iteration:
 
     Attributes:
       policy: the policy; its model is also used for the reference.
-      scorer: the reward model, or a reward function instead of one.
+      scorer: the reward model; not used by `sample` and `learn`.
       critic: the value network; None if the estimator needs none.
       advantages: the advantage estimator.
       config: the `ppo` section of a recipe.
@@ -99,18 +102,50 @@ class Iteration:
           frozen: reference and reward model.
         """
         prompts, text = batch
-        sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        sample_key, shuffle_key, update_key = self._keys(state, key)
         # 1. The environment is a bandit: a random prompt, one response to it (section 3.5, "Reinforcement learning").
         episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
         # 2. to 5. Episodes are read once; log-probabilities, values and advantages are then fixed.
         experience, metrics = self.observe(state, frozen, episodes)
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
-        # 6. Minibatches are drawn from the rows of all devices (appendix C.4: 8 minibatches, a single epoch).
-        experience = rows.gather_rows(experience, self.axis_name)
-        state, updates = self._epochs(state, experience, text, shuffle_key, update_key)
-        # 7. The average is what is evaluated (appendix C.4: decay 0.992), one step per iteration.
-        policy = train_state.update_average(state.policy, self.config.ema_decay)
-        return state.replace(step=state.step + 1, policy=policy), metrics | ppo_metrics.updates(updates)
+        # 6. and 7.
+        state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
+        return state, metrics | updates
+
+    def sample(self, state: PPOState, prompts: PromptBatch, key: Array) -> tuple[Episodes, Metrics]:
+        """Samples the episodes that `step` would sample: step 1 of an iteration whose scores the host gives.
+
+        Args:
+          state: before the iteration.
+          prompts: see `step`.
+          key: the run's root key.
+        """
+        sample_key, _, _ = self._keys(state, key)
+        episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
+        return episodes, metrics_lib.reduce(ppo_metrics.decoding(episodes, decoded), self.axis_name)
+
+    def learn(
+        self, state: PPOState, batch: tuple[Episodes, Array, LMBatch | None], key: Array, frozen: Frozen
+    ) -> tuple[PPOState, Metrics]:
+        """Learns from episodes that `sample` returned: steps 2 to 7 of an iteration whose scores the host gives.
+
+        Args:
+          state: before the iteration.
+          batch: the episodes, their scores [B], and pretraining text or None.
+          key: the run's root key.
+          frozen: see `step`; its reward model is not read.
+        """
+        episodes, scores, text = batch
+        _, shuffle_key, update_key = self._keys(state, key)
+        experience, metrics = self.observe(state, frozen, episodes, scores)
+        metrics = metrics_lib.reduce(metrics, self.axis_name)
+        state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
+        return state, metrics | updates
+
+    def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array, Array]:
+        """Returns the keys of an iteration's samples, shuffles and updates."""
+        sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        return sample_key, shuffle_key, update_key
 
     def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
         """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
@@ -143,16 +178,25 @@ class Iteration:
         group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
         return episodes.replace(group=group), decoded
 
-    def observe(self, state: PPOState, frozen: Frozen, episodes: Episodes) -> tuple[Experience, Metrics]:
-        """Reads, scores and rewards this device's episodes, and estimates their advantages: steps 2 to 5."""
+    def observe(
+        self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None = None
+    ) -> tuple[Experience, Metrics]:
+        """Reads, scores and rewards this device's episodes, and estimates their advantages: steps 2 to 5.
+
+        Args:
+          state: before the iteration.
+          frozen: reference and reward model.
+          episodes: see `rollout`.
+          scores: float32[B], instead of the scorer's.
+        """
         config, mask = self.config, episodes.response_mask
         # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
-        readings = self._read(state, frozen, episodes)
+        readings = self._read(state, frozen, episodes, scores)
         # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
         consistency.require_floating(scores=readings.rewards)
         outcome = episode.at_last_token(readings.rewards, episodes.segments)
-        ended = episode.ended(episodes, self.eos_id)
-        scores = jnp.where(ended, outcome, outcome - config.missing_eos_penalty)
+        ended, scaled = episode.ended(episodes, self.eos_id), self._scale(outcome)
+        scores = jnp.where(ended, scaled, scaled - config.missing_eos_penalty)
         # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
         log_probs = readings.log_probs, readings.ref_log_probs
         rewards = losses.kl_rewards(scores, *log_probs, mask, config.kl_coefficient)
@@ -176,7 +220,14 @@ class Iteration:
             **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
         }
 
-    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes) -> Readings:
+    def _scale(self, scores: Array) -> Array:
+        """Scales and clips scores; by default neither is part of the program."""
+        scale, most = self.config.reward_scale, self.config.reward_clip
+        if scale != 1:
+            scores = scale * scores
+        return jnp.clip(scores, -most, most) if most else scores
+
+    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None) -> Readings:
         """Reads episodes with all networks, one microbatch at a time.
 
         So the logits of the whole batch are never in memory, and matmuls have the same shapes, and the same rounding,
@@ -187,19 +238,33 @@ class Iteration:
             logits /= self.config.temperature
             return losses.log_probs(logits, tokens), losses.entropy(logits)
 
-        def read(part: Episodes) -> Readings:
-            part = constrain_rows(part)
+        def read(of_part: tuple[Episodes, Array | None]) -> Readings:
+            part, given = constrain_rows(of_part)
             model, temperature = self.policy.model, self.config.temperature
             log_probs, entropy = episode.read_response(model, state.policy.params, part, of_policy)
             ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
             values = None
             if self.critic is not None and state.value is not None:
                 values = episode.response_values(self.critic.model, state.value.params, part)
-            rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
+            if given is not None:
+                rewards = jnp.broadcast_to(given[:, None], part.tokens.shape)
+            else:
+                rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
             return Readings(log_probs, ref_log_probs, entropy, values, rewards)
 
-        parts = split_interleaved(episodes, self.minibatches * self.config.microbatches)
+        parts = split_interleaved((episodes, scores), self.minibatches * self.config.microbatches)
         return merge_interleaved(jax.lax.map(read, parts))
+
+    def _update_all(
+        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
+    ) -> tuple[PPOState, Metrics]:
+        """Updates on the rows of all devices, and averages the policy: steps 6 and 7."""
+        # 6. Minibatches are drawn from the rows of all devices (appendix C.4: 8 minibatches, a single epoch).
+        experience = rows.gather_rows(experience, self.axis_name)
+        state, updates = self._epochs(state, experience, text, shuffle_key, update_key)
+        # 7. The average is what is evaluated (appendix C.4: decay 0.992), one step per iteration.
+        policy = train_state.update_average(state.policy, self.config.ema_decay)
+        return state.replace(step=state.step + 1, policy=policy), ppo_metrics.updates(updates)
 
     def _epochs(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array

@@ -48,6 +48,11 @@ def prompt_rows(records: Sequence[Prompt | Demonstration | Ranking], layout: Lay
     return rows.map(lambda index: layouts.prompt_row(records[index], layout))
 
 
+def numbered(rows: Rows) -> Rows:
+    """Returns pairs of a row and its index, an int32 scalar, from which a batch's records can be found."""
+    return rows.map_with_index(lambda index, row: (row, np.int32(index)))
+
+
 def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
     """Returns windows of text for evaluation, packed in the order of the records; see `layouts.window_row`.
 

@@ -10,7 +10,6 @@ import reprlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -106,7 +105,7 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _labelers(config)
     ppo_section(config, "ppo")
     if config.ppo.reward_function:
-        reward_function.load(config.ppo.reward_function)
+        reward_function.load(config.ppo.reward_function)  # which is tried out when prompts are prepared
 
 
 def intervals(log: ml_collections.ConfigDict, section: str = "log") -> None:
@@ -195,8 +194,6 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
       ConfigError: names the key, what was expected and what was found.
     """
     ppo, limit = config[name], config.model.max_length
-    if ppo.reward_function and jax.process_count() > 1:  # only one process would call it, and see its errors
-        raise ConfigError(f'{name}.reward_function: expected "" in a run of several processes, found a function')
     _require(config, f"{name}.ptx_length", lambda length: length <= limit, f"at most model.max_length ({limit})")
     wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
     if (frozen := ppo.frozen_dtype or config.model.param_dtype) not in wide:

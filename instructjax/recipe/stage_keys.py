@@ -9,6 +9,7 @@ from __future__ import annotations
 from instructjax.models.sizes import SIZES
 from instructjax.recipe.key import (
     AT_LEAST_0,
+    AT_LEAST_0_OR_INFINITY,
     BELOW_1,
     INTEGER_FROM_0,
     INTEGER_FROM_1,
@@ -101,6 +102,13 @@ PPO = section(
     reward_function=Key(
         "", TEXT, "", '"MODULE:FUNCTION" of (prompts, responses) gives the rewards instead; see docs/own_reward.md'
     ),
+    reward_retries=Key(3, INTEGER_FROM_0, "tries", "again, if it raises ConnectionError or TimeoutError"),
+    reward_retry_seconds=Key(10.0, AT_LEAST_0, "seconds", "pause before each of them"),
+    reward_timeout_seconds=Key(
+        0.0, AT_LEAST_0_OR_INFINITY, "seconds", "that one call of it may take; 0 or infinity: no limit"
+    ),
+    reward_scale=Key(1.0, POSITIVE, "", "factor of all rewards, before clipping and the KL penalty"),
+    reward_clip=Key(0.0, AT_LEAST_0, "reward", "clips rewards to plus or minus this, after scaling; 0: does not clip"),
     frozen_dtype=Key(
         "", TEXT, "", 'of the weights of reference and reward model; "": model.param_dtype; bfloat16 halves them'
     ),

@@ -3,74 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
-import math
+import inspect
+import os
+import pathlib
 import reprlib
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
 
-from instructjax.data.layouts import Layout
-from instructjax.errors import ConfigError
-from instructjax.typing import AnyArray, Array
+from instructjax.errors import ConfigError, RewardFunctionError
 
-# function(prompts, responses) -> a score for each
-Function = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+# function(prompts, responses) or function(prompts, responses, records) -> a number for each response
+Function = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardFunction:
-    """A Python function with the interface of a ScalarModel, for `episode.score`. It has no weights.
-
-    Compiled programs call back to Python for it, and the device waits meanwhile. Scores have
-    no gradient, and PPO needs none.
+    """A function of texts that gives rewards.
 
     Attributes:
-      function: returns a score for each response; must be deterministic.
-      layout: of the episodes to score.
+      function: returns a number for each response, given lists of prompts and responses.
+      name: FILE:NAME, for errors.
+      file: the file that defines it; "" if it has none.
+      takes_records: whether it has a third parameter `records`.
     """
 
     function: Function
-    layout: Layout
+    name: str
+    file: str
+    takes_records: bool
 
-    def apply(
-        self,
-        variables: Any,
-        tokens: Int[AnyArray, "B T"],
-        segments: Int[AnyArray, "B T"],
-        positions: Int[AnyArray, "B T"],
-        *,
-        deterministic: bool = True,
-        rngs: Any = None,
-    ) -> Float[Array, "B T"]:
-        """Computes the score of each episode, repeated on all of its tokens. See `ScalarModel`."""
-        del variables, positions, deterministic, rngs
-        shape = jax.ShapeDtypeStruct(tokens.shape[:1], jnp.float32)
-        scores = jax.pure_callback(self._on_host, shape, tokens, segments)
-        return jnp.broadcast_to(scores[:, None], tokens.shape)
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], records: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """Calls the function once for the whole batch, and checks what it returns.
 
-    def _on_host(self, given_tokens: AnyArray, given_segments: AnyArray) -> np.ndarray:
-        tokens, segments = np.asarray(given_tokens), np.asarray(given_segments)
-        border, decode = self.layout.max_prompt, self.layout.tokenizer.decode
+        Args:
+          prompts: texts.
+          responses: as many texts.
+          records: further fields of the record of each prompt, for functions that take them.
 
-        def texts(columns: slice) -> list[str]:
-            rows = zip(tokens[:, columns], segments[:, columns], strict=True)
-            return [decode([int(token) for token in row[inside > 0]]) for row, inside in rows]
+        Returns:
+          A finite number of float32 for each response.
 
-        prompts = [text.removesuffix(self.layout.separator) for text in texts(slice(border))]
-        return np.asarray(self.function(prompts, texts(slice(border, None))), np.float32)
+        Raises:
+          RewardFunctionError: the function raised an error or `SystemExit`, which is the error's cause; or it returned
+            something else. The message has one line.
+        """
+        given: list[Any] = [list(prompts), list(responses)]
+        if self.takes_records:
+            given.append([dict(record) for record in records])
+        try:
+            found = self.function(*given)
+            scores = list(found) if _is_sized(found) else None
+        except BaseException as error:  # a program of the user, which may also call sys.exit
+            first = f"; the first response is {_brief(responses[0])}" if responses else ""
+            raise self._error(responses, f"{_described(error)}{self._place(error)}{first}") from error
+        if scores is None:
+            raise self._error(responses, _brief(found))
+        if len(scores) != len(responses):
+            raise self._error(responses, f"{len(scores)}: {_brief(scores)}")
+        return [self._number(score, response) for score, response in zip(scores, responses, strict=True)]
+
+    def _number(self, score: Any, response: str) -> float:
+        try:
+            is_text = isinstance(score, str | bytes)  # float("7") is not what a judge means by "Score: 7"
+            with np.errstate(over="ignore"):
+                number = float("nan") if is_text or np.ndim(score) else float(np.float32(float(score)))
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not np.isfinite(number):
+            raise RewardFunctionError(
+                f"{self.name}: expected a finite number of float32 for the response {_brief(response)}, "
+                f"found {_brief(score)}"
+            )
+        return number
+
+    def _error(self, responses: Sequence[str], found: str) -> RewardFunctionError:
+        return RewardFunctionError(
+            f"{self.name}: expected a finite number for each of {len(responses)} responses, found {found}"
+        )
+
+    def _place(self, error: BaseException) -> str:
+        """Returns the last line of the function's file that an error passed through, as " (FILE:LINE)"."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
+        return f" ({os.path.basename(self.file)}:{frames[-1].lineno})" if frames else ""
+
+    def digest(self) -> str:
+        """Returns the start of the SHA-256 of its file; "" if it has none."""
+        return hashlib.sha256(pathlib.Path(self.file).read_bytes()).hexdigest()[:16] if self.file else ""
 
 
-def load(name: str) -> Function:
+def load(name: str) -> RewardFunction:
     """Imports the function MODULE:FUNCTION. Modules in the current folder are found, too.
 
     Raises:
-      ConfigError: it cannot be imported, or does not return a finite number for each of two responses.
+      ConfigError: it cannot be imported, or is not a function.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -78,25 +111,43 @@ def load(name: str) -> Function:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is a program of the user
-        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {_one_line(error)}") from error
-    try:
-        found = function(["a prompt", "a prompt"], ["a response", ""])
-    except Exception as error:
-        raise ConfigError(
-            f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {_one_line(error)}"
-        ) from error
-    try:
-        finite = np.shape(found) == (2,) and all(math.isfinite(score) for score in found)
-    except (TypeError, ValueError):  # not a sequence of numbers
-        finite = False
-    if not finite:
-        raise ConfigError(
-            f"ppo.reward_function: expected 2 finite numbers for 2 responses, found {reprlib.repr(found)}"
-        )
-    return function
+        imported = importlib.import_module(module)
+        function = getattr(imported, attribute)
+    except (Exception, SystemExit) as error:  # the module is a program of the user
+        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {_described(error)}") from error
+    if not callable(function):
+        raise ConfigError(f"ppo.reward_function: expected a function, found {name} = {_brief(function)}")
+    file = _file(function) or getattr(imported, "__file__", None) or ""
+    path = pathlib.Path(file)
+    shown = path.relative_to(pathlib.Path.cwd()) if path.is_relative_to(pathlib.Path.cwd()) else path
+    return RewardFunction(function, f"{shown if file else module}:{attribute}", file, _takes_records(function))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _file(function: Function) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # a builtin, or an object that can be called
+        return None
+
+
+def _takes_records(function: Function) -> bool:
+    try:
+        return list(inspect.signature(function).parameters)[2:3] == ["records"]
+    except ValueError:  # a builtin without a signature
+        return False
+
+
+def _is_sized(found: Any) -> bool:
+    return hasattr(found, "__len__") and not isinstance(found, str | bytes | Mapping | Set) and np.ndim(found) > 0
+
+
+def _described(error: BaseException) -> str:
+    """Returns an error as one short line."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r:.100})"
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _brief(value: Any) -> str:
+    return " ".join(reprlib.repr(value).split())[:100]

@@ -15,7 +15,6 @@ from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, sampling
-from instructjax.rollout.reward_function import RewardFunction
 from instructjax.text.tokenizer import Tokenizer
 
 Params = Any
@@ -83,7 +82,7 @@ def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
     ]
 
 
-def make_scorer(model: ScalarModel | RewardFunction) -> Callable[[Params, Episodes], jax.Array]:
+def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     """Builds a compiled `scorer(params, episodes) -> [B]`: the reward of each response."""
 
     @jax.jit

@@ -8,6 +8,7 @@ noticed at lines of metrics, where the processes wait for each other anyway.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import signal
 import threading
@@ -23,12 +24,16 @@ from instructjax.runs import processes
 _numbers = itertools.count()
 
 
+Requested = Callable[[bool], str | None]
+_active: contextvars.ContextVar[Requested | None] = contextvars.ContextVar("requested", default=None)
+
+
 class Interrupted(Exception):
     """A run stopped because it was asked to. It continues when it is started again."""
 
 
 @contextlib.contextmanager
-def requests() -> Iterator[Callable[[bool], str | None]]:
+def requests() -> Iterator[Requested]:
     """Takes the first SIGTERM or SIGINT as a request to stop. The second has its usual effect.
 
     Only the main thread can receive signals. In other threads this does nothing.
@@ -53,10 +58,26 @@ def requests() -> Iterator[Callable[[bool], str | None]]:
     alone = jax.process_count() == 1
     # JAX's own handler of SIGTERM was installed when the processes were connected.
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, *[signal.SIGTERM] * alone)}
+
+    def requested(asking: bool) -> str | None:
+        return next(iter(received), None) if alone else _agreed(received, asking)
+
+    token = _active.set(requested)
     try:
-        yield lambda asking: next(iter(received), None) if alone else _agreed(received, asking)
+        yield requested
     finally:
+        _active.reset(token)
         restore()
+
+
+def stop_if_requested() -> None:
+    """Raises Interrupted with the name of the signal if the run was asked to stop; for waits on the host.
+
+    Does nothing outside `requests`. All processes must call it equally often.
+    """
+    requested = _active.get()
+    if requested is not None and (name := requested(True)):
+        raise Interrupted(name)
 
 
 def _agreed(received: list[str], asking: bool) -> str | None:

@@ -6,22 +6,26 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 from etils import epath
 
 from instructjax import files
 from instructjax.data import pipeline
-from instructjax.errors import RunError, TokenizerError
+from instructjax.errors import InputError, RunError, TokenizerError
 from instructjax.runs import digest, interruption, processes, profile
 from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
 from instructjax.runs.schedule import Schedule
+from instructjax.runs.speed import Speed
 from instructjax.training.metrics import Metrics
 
 State = TypeVar("State")  # a pytree of arrays with an int32 scalar `step`
+# prepare(number, state, batch, key) -> (another batch, metrics)
+Failure: TypeAlias = InputError | Interrupted  # of a callback; the run saves and stops
+Prepare: TypeAlias = Callable[[int, Any, Any, jax.Array], tuple[Any, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,11 @@ class Callbacks(Generic[State]):
     """What a run calls besides its step; each may be None.
 
     Attributes:
+      prepare: `prepare(number, state, batch, key)` does the part of step `number` that runs on the host. It returns
+        the batch that the step takes, and further metrics. It may raise InputError or Interrupted and leaves the state
+        as it is; then the state before the step is saved.
       evaluate: measures a state. It is called as the schedule says, before the first step and after the
-        last; its values are logged with the metrics.
+        last; its values are logged with the metrics. If it raises InputError or Interrupted, the state is saved.
       check_metrics: `check_metrics(place, values)` raises a RunError if metrics show that something is
         wrong. It is called before they are written and before anything is saved; `place` is "ppo, step 20".
         After the last step the values include "frozen_changes", the number of arrays of `constants` that
@@ -40,6 +47,7 @@ class Callbacks(Generic[State]):
       finish: changes the last state before it is saved.
     """
 
+    prepare: Prepare | None = None
     evaluate: Callable[[State], dict[str, float]] | None = None
     check_metrics: CheckMetrics | None = None
     draw: Callable[[], None] | None = None
@@ -84,6 +92,7 @@ def run(
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
+      InputError: of `prepare` and `evaluate`; the step that was saved is added to the message.
       RunError: of `check_metrics`; the last good checkpoint is added to the message.
       CheckpointError: a checkpoint cannot be written, or none can be read.
       TokenizerError: the run was begun with another tokenizer than that of `meta`.
@@ -105,23 +114,29 @@ def run(
             profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)
         )
         draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
-        frozen, signal = digest.digests(constants), None
+        frozen, signal, failure = digest.digests(constants), None, None
         if callbacks.evaluate and not done:
-            reporter.write(0, callbacks.evaluate(state))
+            values, failure = _attempt(callbacks.evaluate, state)
+            if failure:
+                raise _saved(failure, directory.name, 0, schedule.steps)
+            reporter.write(0, values)
         for number in range(done + 1, schedule.steps + 1):
             due = schedule.due(number)
-            with reporter.speed.waiting():
-                batch = next(iterator)
-            reporter.speed.count(batch)
+            (batch, prepared), failure = _next_batch(callbacks.prepare, number, state, iterator, key, reporter.speed)
+            if failure:
+                _save_before(number, state, iterator, meta, reporter, checkpoints)
+                raise _saved(failure, directory.name, number - 1, schedule.steps)
             state, metrics = step(state, batch, key, *constants)
             made(metrics)
-            reporter.add(metrics)
+            reporter.add(metrics | prepared)
             signal = requested(due.report)
             saving = due.save or bool(signal)
             if due.evaluate or saving:
                 values = reporter.read()
                 if due.evaluate and callbacks.evaluate:
-                    values |= callbacks.evaluate(state)
+                    measured, failure = _attempt(callbacks.evaluate, state)
+                    values |= measured
+                    saving = saving or bool(failure)
                 changes = _changes(frozen, constants) if due.last else {}
                 reporter.report(number, values, changes=changes, line=due.report)
             elif due.report:
@@ -136,6 +151,9 @@ def run(
             if saving:
                 window = pack(reporter.window)
                 checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": window})
+            if failure:
+                checkpoints.wait()
+                raise _saved(failure, directory.name, number, schedule.steps)
             if signal and not due.last:
                 checkpoints.wait()
                 raise Interrupted(
@@ -146,6 +164,58 @@ def run(
     processes.first(lambda: files.write_json(summary, {"steps": schedule.steps, **cost}))
     if signal:
         raise Interrupted(f"{directory.name}: stopped by {signal} after its last step, which is saved")
+
+
+def _attempt(evaluate: Callable[[State], dict[str, float]], state: State) -> tuple[dict[str, float], Failure | None]:
+    """Returns what `evaluate` measured, or nothing and the error after which the run saves and stops."""
+    try:
+        return evaluate(state), None
+    except (InputError, Interrupted) as error:
+        return {}, error
+
+
+def _next_batch(
+    prepare: Prepare | None, number: int, state: Any, iterator: Any, key: jax.Array, speed: Speed
+) -> tuple[tuple[Any, Metrics], Failure | None]:
+    """Returns the prepared batch of a step and its metrics; or an error, and the iterator is where it was."""
+    position = iterator.get_state() if prepare else None
+    with speed.waiting():
+        batch = next(iterator)
+    speed.count(batch)
+    if prepare is None:
+        return (batch, {}), None
+    try:
+        return prepare(number, state, batch, key), None
+    except (InputError, Interrupted) as error:
+        iterator.set_state(position)
+        return (None, {}), error
+
+
+def _save_before(
+    number: int,
+    state: State,
+    iterator: Resumable,
+    meta: Mapping[str, Any],
+    reporter: Reporter,
+    checkpoints: Checkpoints,
+) -> None:
+    """Saves the state before a step that failed on the host, unless it is saved already or is that of the start."""
+    reporter.report_pending()
+    if reporter.window:
+        reporter.report(number - 1, reporter.read(), line=False)
+    reporter.flush()
+    if number > 1:
+        window = pack(reporter.window)
+        checkpoints.save(number - 1, state, iterator=iterator, meta={**meta, "window": window})
+    checkpoints.wait()
+
+
+def _saved(error: Failure, name: str, step: int, steps: int) -> Failure:
+    """Adds to an error of a callback which step is saved."""
+    if isinstance(error, Interrupted):
+        saved = f"after step {step} of {steps}, which is saved" if step else "before the end of its first step"
+        return Interrupted(f"{name}: stopped by {error} {saved}")
+    return type(error)(f"{error}; step {step} is saved" if step else f"{error}; no step is saved")
 
 
 def _resume(

@@ -1,6 +1,6 @@
 """Records and checks what a stage began with: it resumes only with the same recipe and records.
 
-If the code has changed, it prints a warning.
+If the code has changed, of the package or of a reward function, it prints a warning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,32 +58,35 @@ def check_config(
         raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")
 
 
-def describe(data: epath.PathLike, sets: Iterable[str]) -> dict[str, Any]:
+def describe(data: epath.PathLike, sets: Iterable[str], functions: Mapping[str, str]) -> dict[str, Any]:
     """Returns the fingerprints of prepared sets and the version of the code, as JSON.
 
     Args:
       data: the folder of the prepared sets.
       sets: the names of the sets that a stage uses; sets that do not exist are left out.
+      functions: the digests of the files of the user's functions, by the functions' names.
     """
     data = epath.Path(data)
     return {
         "records": {name: prepared.fingerprint(data, name) for name in sets if (data / name).exists()},
         "code": code_version(),
+        "functions": dict(functions),
     }
 
 
-def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str]) -> None:
+def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str], functions: Mapping[str, str]) -> None:
     """Raises an error if records have changed since a stage began, and prints a warning if the code has.
 
     Args:
       path: the file with the result of `describe` from when the stage began.
       data: see `describe`.
       sets: see `describe`.
+      functions: see `describe`.
 
     Raises:
       DataError: names the set whose records have changed.
     """
-    began, now = files.read_json(path), describe(data, sets)
+    began, now = files.read_json(path), describe(data, sets, functions)
     for name, fingerprint in began["records"].items():
         if now["records"].get(name) != fingerprint:
             raise DataError(
@@ -92,6 +95,9 @@ def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str]) -> None:
             )
     if began["code"] != now["code"]:
         print(f"warning: {path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
+    for name, found in functions.items():
+        if (before := began.get("functions", {}).get(name, found)) != found:
+            print(f"warning: {path}: begun with another file of {name} ({before}), this is {found}: rewards may differ")
 
 
 def shared_facts(config: ml_collections.ConfigDict) -> dict[str, Any]:

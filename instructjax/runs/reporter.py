@@ -77,12 +77,16 @@ class Reporter:
             self.clock.note_step(metrics)
             self.speed.values(self.speed.cut())  # compilation is not counted
             self._bar.measure(self._bar.n + 1)  # the remaining time does not count what the first step compiled
+        self.report_pending()
+        self.window.append(metrics)
+
+    def report_pending(self) -> None:
+        """Reports the line that `report_later` left, if it left one."""
         if self._pending:
             (number, window, counted), self._pending = self._pending, None
             values = compute(jax.device_get(window))
             self.speed.arrived()
             self._line(number, values, counted)
-        self.window.append(metrics)
 
     def read(self) -> dict[str, float]:
         """Waits for the metrics of the window, and returns their values."""

@@ -21,21 +21,21 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
 from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function, samplers
-from instructjax.rollout.reward_function import RewardFunction
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
+from instructjax.stages import scoring
+from instructjax.stages.scoring import Score
 from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
 
-Scorer = ScalarModel | RewardFunction
-
 _AFTER = ("ppo_init", "reward")
-# `iterations` may change: the learning rates do not depend on it, so a finished run can be continued with more.
+# The learning rates do not depend on `iterations`, so a finished run can be continued with more.
+MAY_CHANGE = ("iterations", "reward_retries", "reward_retry_seconds", "reward_timeout_seconds")
 
 
-@stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema", may_change=("iterations",))
+@stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema", may_change=MAY_CHANGE)
 def run(stage: Stage) -> None:
     """Trains PPO without pretraining text."""
     train(stage, prompt_batches(stage), gae(stage))
@@ -47,7 +47,7 @@ def run(stage: Stage) -> None:
     uses=("prompts", "text"),
     policy="policy/ema",
     section="ppo",
-    may_change=("iterations",),
+    may_change=MAY_CHANGE,
 )
 def run_with_text(stage: Stage) -> None:
     """Trains PPO with the ptx term: the paper's InstructGPT."""
@@ -60,11 +60,11 @@ def gae(stage: Stage) -> Estimator:
 
 
 def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Estimator) -> None:
-    """Trains the initial policy against the reward model.
+    """Trains the initial policy against the reward model, or against the section's reward function.
 
     Args:
       stage: its section is `ppo`, or has the same keys.
-      batches: makes the grain dataset of pairs of a `PromptBatch` and an `LMBatch` or None.
+      batches: makes the grain dataset of pairs of prompts, as in `prompt_batches`, and an `LMBatch` or None.
       estimator: of advantages. If it needs a critic, a value network is trained too, from the reward model's weights.
     """
     run, section = stage.run, stage.section
@@ -76,14 +76,18 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         )
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     name = section.reward_function
-    scorer: Scorer = RewardFunction(reward_function.load(name), run.layout) if name else scalar
+    score = scoring.make_score(reward_function.load(name), section) if name else None
     initial = run.load_start("ppo_init", section.init_from)
     reward = run.load_reward_model(section.reward_from).params
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
     tokenizer = run.layout.tokenizer
     iterate = make_programs(
-        stage.config, section, learners, scorer, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
+        stage.config, section, learners, scalar, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
+    prepare = None
+    if score is not None:
+        records = run.records(Prompt, "train")
+        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, stage.config.parallel)
 
     def begin(initial: Params, reward: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
@@ -96,23 +100,30 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     frozen = parallel.build(functools.partial(freeze, dtype=dtype), initial, reward)
     del initial, reward  # on a mesh, or in another type, the frozen weights are others
     stage.train_with(
-        iterate,
+        iterate.learn if prepare else iterate,
         state,
         batches,
         schedule=Schedule.from_config(stage.config.ppo_log, steps=section.iterations, section="ppo_log"),
         constants=(frozen,),
-        callbacks=Callbacks(evaluate=_measure(stage, policy, scorer, frozen)),
+        callbacks=Callbacks(prepare=prepare, evaluate=_measure(stage, policy, scalar, score, frozen)),
     )
 
 
 def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
-    """Returns a function that makes batches of prompts without pretraining text."""
+    """Returns a function that makes batches of prompts without pretraining text.
+
+    The prompts are a `PromptBatch`. With a reward function they are a pair of it and the indices of their records.
+    """
     return lambda: _prompts(stage).map(lambda batch: (batch, None))
 
 
 def _prompts(stage: Stage) -> pipeline.Batches:
+    records = stage.run.records(Prompt, "train")
+    rows = pipeline.prompt_rows(records, stage.run.layout)
+    if stage.section.reward_function:
+        rows = pipeline.numbered(rows)
     return pipeline.shuffled_batches(
-        pipeline.prompt_rows(stage.run.records(Prompt, "train"), stage.run.layout),
+        rows,
         batch_size=stage.section.batch_size // stage.section.samples_per_prompt,
         seed=stage.config.seed,
         share=parallel.share_of_rows(),
@@ -159,7 +170,7 @@ def make_programs(
     config: ml_collections.ConfigDict,
     section: ml_collections.ConfigDict,
     learners: tuple[Learner, Learner | None],
-    scorer: Scorer,
+    scorer: ScalarModel,
     estimator: Estimator,
     *,
     eos_id: int,
@@ -171,7 +182,7 @@ def make_programs(
       config: a whole recipe.
       section: its section `ppo`, or one with the same keys.
       learners: see `make_learners`.
-      scorer: scores episodes.
+      scorer: the reward model.
       estimator: of advantages.
       eos_id: ends a response.
       pad_id: fills a row after its end.
@@ -211,22 +222,27 @@ def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learne
 
 
 def _measure(
-    stage: Stage, model: LanguageModel, scorer: Scorer, frozen: Frozen
+    stage: Stage, model: LanguageModel, scalar: ScalarModel, score: Score | None, frozen: Frozen
 ) -> Callable[[PPOState], dict[str, float]]:
     """Measures the averaged policy on validation prompts: reward, KL, loss on text, and what the source knows."""
     run, section = stage.run, stage.config.evaluate
     sampler = samplers.make_sampler(model, run.layout, temperature=section.temperature, batch_size=section.batch_size)
-    score, divergence = samplers.make_scorer(scorer), samplers.make_divergence(model)
+    model_score, divergence = samplers.make_scorer(scalar), samplers.make_divergence(model)
     text_loss, text = held_out_loss(model), run.validation_text()
-    prompts = [record.prompt for record in run.records(Prompt, "validation")[: section.batch_size]]
+    records = run.records(Prompt, "validation")[: section.batch_size]
+    prompts = [record.prompt for record in records]
     key = jax.random.key(stage.config.seed)
 
     def measure(state: PPOState) -> dict[str, float]:
         params = state.policy.ema
         ((episodes, texts),) = sampler(params, prompts, key)
         size = len(texts)
+        if score is None:
+            rewards = np.asarray(model_score(frozen.reward, episodes)[:size])
+        else:
+            rewards = score(f"{stage.name}, validation after iteration {int(state.step)}", records, texts)
         return {
-            "validation_reward": float(np.mean(score(frozen.reward, episodes)[:size])),
+            "validation_reward": float(np.mean(rewards)),
             "validation_kl": float(np.mean(divergence(params, frozen.reference, episodes)[:size])),
             "text_loss": text_loss(params, text),
             **run.source.measure(prompts, texts),

@@ -18,8 +18,9 @@ from instructjax.data import layouts, pipeline, prepared
 from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
 from instructjax.recipe import check
-from instructjax.records import Demonstration, R, Ranking, Text
+from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.runs import lock, processes, progress, provenance
+from instructjax.stages import scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ def prepare(run: Run) -> Layout:
       RecordError, DataError: a file is missing or a line of it is wrong, a split that a later stage needs is empty,
         or a record is longer than the recipe allows; or WORKDIR/data holds other files.
       TokenizerError: a tokenizer cannot be read or trained.
+      RewardFunctionError: the reward function does not return a number for each of two responses.
     """
     check.recipe(run.config)
 
@@ -49,6 +51,8 @@ def prepare(run: Run) -> Layout:
 
     layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
+    if run.config.ppo.reward_function:
+        scoring.try_out(run.config, load(run, Prompt, "train"), load(run, Demonstration, "train"))
     return layout
 
 

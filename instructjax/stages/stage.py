@@ -32,6 +32,7 @@ from instructjax.recipe import check
 from instructjax.recipe.declared import SECTIONS, SOURCES
 from instructjax.recipe.key import Section
 from instructjax.reporting import curves
+from instructjax.rollout import reward_function
 from instructjax.runs import alarms, checkpoint, cost, folder, loop, processes, provenance
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
@@ -279,7 +280,7 @@ class Stage:
                 return
             self.directory.mkdir(parents=True, exist_ok=True)
             files.write_json(self.directory / "config.json", self.config.to_dict())
-            described = provenance.describe(self.run.prepared_folder, self.declaration.uses)
+            described = provenance.describe(self.run.prepared_folder, self.declaration.uses, self._functions())
             files.write_json(self.directory / "began.json", {**described, "stage": self._declared()})
 
         processes.first(note)
@@ -300,7 +301,13 @@ class Stage:
         sections = (*_SHARED, *self.declaration.sections)
         recipe = self.directory / "config.json"
         provenance.check_config(self.config, recipe, sections, may_change=self.declaration.may_change)
-        provenance.check(self.directory / "began.json", self.run.prepared_folder, self.declaration.uses)
+        began, data = self.directory / "began.json", self.run.prepared_folder
+        provenance.check(began, data, self.declaration.uses, self._functions())
+
+    def _functions(self) -> dict[str, str]:
+        """Returns the digest of the file of the stage's reward function, by its name, if it has one."""
+        name = self.section.get("reward_function", "")
+        return {name: reward_function.load(name).digest()} if name else {}
 
     def _declared(self) -> Mapping[str, Any]:
         return dataclasses.asdict(self.declaration)

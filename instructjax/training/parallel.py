@@ -242,18 +242,48 @@ def compile_step(step: Callable, config: ml_collections.ConfigDict) -> Callable:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.jit(step, donate_argnums=0)
+    place = _placement(mesh)
+    compiled = jax.jit(in_place(step, mesh, shard_optimizer_state=config.shard_optimizer_state), donate_argnums=0)
+
+    def call(state: Any, batch: Any, *given: Any) -> Any:
+        return compiled(state, place(batch), *given)
+
+    return call
+
+
+def compile_for_host(function: Callable, config: ml_collections.ConfigDict) -> Callable:
+    """Compiles `function(state, batch, key) -> (rows, metrics)` for all devices; the host reads the result.
+
+    Arguments are as in `compile_step`, but nothing is donated. The rows [B, ...], of the global batch, are NumPy arrays
+    in every process.
+
+    Args:
+      function: pure, built with `axis_name(config.mode)`.
+      config: the `parallel` section of a recipe.
+    """
+    if axis_name(config.mode) is not None:
+        return _pmapped_for_host(function)
+    mesh = jax.sharding.get_mesh()
+    place = (lambda batch: batch) if mesh.empty else _placement(mesh)
+    compiled = jax.jit(lambda *given: partitioning.replicate(function(*given)))
+
+    def call(state: Any, batch: Any, key: Any) -> Any:
+        rows, metrics = compiled(state, place(batch), key)
+        return jax.device_get(rows), metrics
+
+    return call
+
+
+def _placement(mesh: Mesh) -> Callable[[Any], Any]:
+    """Returns a function that shards the rows of a batch over a mesh; each process gives those of `share_of_rows`."""
     share = share_of_rows()
     rows = NamedSharding(mesh, P(partitioning.RULES["batch"]))
-    compiled = jax.jit(in_place(step, mesh, shard_optimizer_state=config.shard_optimizer_state), donate_argnums=0)
 
     def place(x: Any) -> jax.Array:
         shape = (x.shape[0] * share.count // len(share.parts), *x.shape[1:])
         return jax.make_array_from_process_local_data(rows, x, shape)
 
-    def call(state: Any, batch: Any, *given: Any) -> Any:
-        return compiled(state, jax.tree.map(place, batch), *given)
-
-    return call
+    return lambda batch: jax.tree.map(place, batch)
 
 
 def in_place(step: Callable, mesh: Mesh, *, shard_optimizer_state: bool = False) -> Callable:
@@ -266,6 +296,18 @@ def in_place(step: Callable, mesh: Mesh, *, shard_optimizer_state: bool = False)
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     return kept
+
+
+def _pmapped_for_host(function: Callable) -> Callable:
+    devices = jax.device_count()
+    compiled = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(0, None))
+
+    def call(state: Any, batch: Any, key: Any) -> Any:
+        cut = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+        rows, metrics = compiled(state, cut, key)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(rows)), metrics
+
+    return call
 
 
 def _pmapped(step: Callable) -> Callable:

@@ -39,6 +39,8 @@ PPO = ml_collections.ConfigDict(
         "gae_lambda": 0.95,
         "clip_ratio": 0.2,
         "clip_value": 0.2,
+        "reward_scale": 1.0,
+        "reward_clip": 0.0,
         "missing_eos_penalty": 0.5,
         "ema_decay": 0.9,
         "ptx_coefficient": 2.0,

@@ -1,78 +1,119 @@
-"""A reward function gets the sampled texts, and its scores are the rewards."""
+"""A reward function gets texts and records, and whatever it does wrong becomes one line."""
 
-import jax
-import jax.numpy as jnp
+import os
+import sys
+import types
+
 import numpy as np
 import pytest
 
-from instructjax.batch import Episodes
-from instructjax.data.layouts import Layout
-from instructjax.errors import ConfigError
-from instructjax.rollout import episode, reward_function, samplers
-from instructjax.rollout.reward_function import RewardFunction
-from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.errors import ConfigError, RewardFunctionError
+from instructjax.rollout import reward_function
 
-PROMPTS, RESPONSES = ["the fox", "a red owl", "the owl and the fox"], ["sleeps", "", "sleep in a forest"]
+PROMPTS, RESPONSES = ["the fox", "a red owl"], ["sleeps", "in a forest"]
+RECORDS = [{"answer": "4"}, {}]
 
 
-@pytest.fixture(scope="module")
-def layout():
-    return Layout(SentencePieceTokenizer.train([*PROMPTS, *RESPONSES] * 9, 290), "\n", max_prompt=16, max_response=16)
+def loaded(monkeypatch, function):
+    """Returns the function as `load` finds it in a module."""
+    monkeypatch.setitem(sys.modules, "planted_rewards", types.SimpleNamespace(score=function, __file__=__file__))
+    return reward_function.load("planted_rewards:score")
 
 
-def episodes(layout):
-    """Returns episodes with prompts padded on the left, and responses and EOS padded on the right."""
-    tokens, segments = np.full((3, 32), layout.tokenizer.pad_id, np.int32), np.zeros((3, 32), np.int32)
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        before, after = layout.encode_prompt(prompt), layout.encode_response(response)
-        tokens[row, 16 - len(before) : 16 + len(after)] = [*before, *after]
-        segments[row, 16 - len(before) : 16 + len(after)] = 1
-    positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
-    mask = segments[:, 16:].astype(np.float32)
-    return Episodes(*map(jnp.asarray, (tokens, segments, positions, mask, 0 * mask, np.arange(len(tokens)))))
-
-
-def test_it_sees_the_texts_and_gives_the_rewards(layout):
+def test_it_sees_prompts_and_responses(monkeypatch):
     seen = []
 
-    def length(prompts, responses):
+    def lengths(prompts, responses):
         seen.append((prompts, responses))
         return [len(prompt) + 100 * len(response) for prompt, response in zip(prompts, responses, strict=True)]
 
-    found = samplers.make_scorer(RewardFunction(length, layout))({}, episodes(layout))
+    assert loaded(monkeypatch, lengths)(PROMPTS, RESPONSES, RECORDS) == [607.0, 1109.0]
     assert seen == [(PROMPTS, RESPONSES)]
-    np.testing.assert_array_equal(found, [607, 9, 1719])
 
 
-def test_it_can_be_computed_in_parts_and_on_several_devices(layout):
-    four = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), episodes(layout))
-    model = RewardFunction(lambda prompts, responses: [float(len(text)) for text in responses], layout)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.NamedSharding(mesh, jax.P("data"))
+def test_a_third_parameter_named_records_gets_the_fields_of_the_records(monkeypatch):
+    seen = []
 
-    @jax.jit
-    def score(batch):
-        parts = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), batch)
-        return jax.lax.map(lambda e: episode.score(model, {}, e.tokens, e.segments, e.positions), parts).reshape(-1)
+    def gold(prompts, responses, records):
+        seen.extend(records)
+        return [0.0, 1.0]
 
-    np.testing.assert_array_equal(score(four), [6, 0, 17, 6])
-    np.testing.assert_array_equal(score(jax.device_put(four, rows)), [6, 0, 17, 6])
+    assert loaded(monkeypatch, gold)(PROMPTS, RESPONSES, RECORDS) == [0.0, 1.0]
+    assert seen == RECORDS
+    assert loaded(monkeypatch, lambda p, r, scale=2.0: [scale, scale])(PROMPTS, RESPONSES, RECORDS) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "found", [np.array([1, 0]), np.float32([1, 0]), (True, False), [np.float64(1), np.int32(0)], [np.array(1.0), 0]]
+)
+def test_numbers_of_any_kind_are_scores(monkeypatch, found):
+    assert loaded(monkeypatch, lambda prompts, responses: found)(PROMPTS, RESPONSES, RECORDS) == [1.0, 0.0]
+
+
+BOTH = "expected a finite number for each of 2 responses, found "
+ONE = "expected a finite number of float32 for the response 'in a forest', found "
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([1.0], BOTH + "1: [1.0]"),
+        ([1.0, 2.0, 3.0], BOTH + "3: [1.0, 2.0, 3.0]"),
+        (None, BOTH + "None"),
+        (1.0, BOTH + "1.0"),
+        ("12", BOTH + "'12'"),
+        ({"a": 1, "b": 2}, BOTH + "{'a': 1, 'b': 2}"),
+        ([1.0, None], ONE + "None"),
+        ([1.0, "7"], ONE + "'7'"),
+        ([1.0, float("nan")], ONE + "nan"),
+        ([1.0, float("-inf")], ONE + "-inf"),
+        ([1.0, 1e39], ONE + "1e+39"),
+        ([1.0, 10**400], ONE + "1000"),
+        (np.ones((2, 1)), "expected a finite number of float32 for the response 'sleeps', found array([1.])"),
+    ],
+)
+def test_anything_but_a_finite_number_for_each_response_is_an_error(monkeypatch, found, message):
+    with pytest.raises(RewardFunctionError) as error:
+        loaded(monkeypatch, lambda prompts, responses: found)(PROMPTS, RESPONSES, RECORDS)
+    place = os.path.relpath(__file__)
+    assert str(error.value).startswith(f"{place}:score: {message}")
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [(lambda: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"), (lambda: sys.exit(3), "sys.exit(3)")],
+)
+def test_an_error_or_an_exit_is_named_with_its_line(monkeypatch, fail, message):
+    with pytest.raises(RewardFunctionError) as error:
+        loaded(monkeypatch, lambda prompts, responses: fail())(PROMPTS, RESPONSES, RECORDS)
+    line = f" ({os.path.basename(__file__)}:{fail.__code__.co_firstlineno})"
+    assert str(error.value).endswith(f"{BOTH}{message}{line}; the first response is 'sleeps'")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("math", "expected MODULE:FUNCTION, found 'math'"),
-        ("nowhere_at_all:f", "expected 'nowhere_at_all:f' to be found, found: No module named 'nowhere_at_all'"),
-        ("math:f", "expected 'math:f' to be found, found: module 'math' has no attribute 'f'"),
-        ("builtins:zip", "expected 2 finite numbers for 2 responses, found <zip"),
-        ("wrong_rewards:one", "expected 2 finite numbers for 2 responses, found [1.0]"),
-        ("wrong_rewards:nan", "expected 2 finite numbers for 2 responses, found [nan, nan]"),
+        ("nowhere_at_all:f", "expected 'nowhere_at_all:f' to be found, found: ModuleNotFoundError: No module named "),
+        ("math:f", "expected 'math:f' to be found, found: AttributeError: module 'math' has no attribute 'f'"),
+        ("math:pi", "expected a function, found math:pi = 3.14"),
+        ("leaving_rewards:f", "expected 'leaving_rewards:f' to be found, found: sys.exit('no key')"),
     ],
 )
-def test_an_invalid_reward_function_is_reported(tmp_path, monkeypatch, name, message):
-    (tmp_path / "wrong_rewards.py").write_text("one = lambda p, r: [1.0]\nnan = lambda p, r: [float('nan')] * 2\n")
+def test_a_function_that_cannot_be_loaded_is_reported(tmp_path, monkeypatch, name, message):
+    (tmp_path / "leaving_rewards.py").write_text("import sys\nsys.exit('no key')\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
         reward_function.load(name)
     assert str(error.value).startswith(f"ppo.reward_function: {message}")
+
+
+def test_the_digest_is_that_of_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "digested_rewards.py"
+    path.write_text("def f(prompts, responses): return [1.0 for _ in responses]\n")
+    monkeypatch.chdir(tmp_path)
+    function = reward_function.load("digested_rewards:f")
+    before = function.digest()
+    path.write_text(path.read_text() + "# changed\n")
+    assert function.name == "digested_rewards.py:f" and before != function.digest() != ""
+    assert reward_function.load("builtins:zip").digest() == ""

@@ -11,6 +11,7 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.runs import provenance
 
 SETS = ("text", "rankings")
+FUNCTIONS = {"judge:score": "a1b2"}
 CONFIG = {"seed": 0, "sft": {"epochs": 16, "batch_size": 4}, "ppo": {"iterations": 5, "epochs": 4}, "log": {"every": 2}}
 
 
@@ -26,20 +27,20 @@ def data(tmp_path, monkeypatch):
 @pytest.fixture
 def began(data):
     path = data.parent / "began.json"
-    path.write_text(json.dumps(provenance.describe(data, SETS)))
+    path.write_text(json.dumps(provenance.describe(data, SETS, FUNCTIONS)))
     return path
 
 
 def test_sets_that_do_not_exist_are_left_out(data):
-    assert list(provenance.describe(data, ["text", "demonstrations"])["records"]) == ["text"]
+    assert list(provenance.describe(data, ["text", "demonstrations"], {})["records"]) == ["text"]
 
 
 def test_only_the_sets_that_are_used_must_be_the_same(data, began):
     (data / "prompts" / "more").touch()
-    provenance.check(began, data, SETS)
+    provenance.check(began, data, SETS, FUNCTIONS)
     (data / "rankings" / "more").touch()
     with pytest.raises(DataError) as error:
-        provenance.check(began, data, SETS)
+        provenance.check(began, data, SETS, FUNCTIONS)
     assert str(error.value) == (
         f"{began}: rankings: expected the records that the stage began with (rankings-0), found rankings-1; "
         "choose another --workdir"
@@ -49,14 +50,14 @@ def test_only_the_sets_that_are_used_must_be_the_same(data, began):
 def test_a_set_that_is_gone(data, began):
     (data / "text").rmdir()
     with pytest.raises(DataError, match="text: expected the records .* found none; choose another --workdir"):
-        provenance.check(began, data, SETS)
+        provenance.check(began, data, SETS, FUNCTIONS)
 
 
 def test_other_code_is_a_warning(data, began, capsys):
-    provenance.check(began, data, SETS)
+    provenance.check(began, data, SETS, FUNCTIONS)
     assert capsys.readouterr().out == ""
     began.write_text(json.dumps({**json.loads(began.read_text()), "code": "0.0.1 abcdef01"}))
-    provenance.check(began, data, SETS)
+    provenance.check(began, data, SETS, FUNCTIONS)
     assert capsys.readouterr().out.startswith(f"warning: {began}: begun with instructjax 0.0.1 abcdef01, this is ")
 
 
@@ -87,3 +88,11 @@ def test_keys_that_a_stage_names_may_change(tmp_path):
         provenance.check_config(changed(ppo__epochs=5), path, ("ppo",), **allowed)
     with pytest.raises(ConfigError, match="ppo.iterations: expected"):
         provenance.check_config(changed(ppo__iterations=50), path, ("ppo",))
+
+
+def test_another_file_of_a_reward_function_is_a_warning(data, began, capsys):
+    provenance.check(began, data, SETS, {"judge:score": "c3d4"})
+    found = capsys.readouterr().out
+    assert found.startswith(f"warning: {began}: begun with another file of judge:score (a1b2), this is c3d4")
+    provenance.check(began, data, SETS, {"another:score": "c3d4"})  # which the comparison of recipes refuses
+    assert capsys.readouterr().out == ""

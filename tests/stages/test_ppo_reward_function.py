@@ -1,25 +1,51 @@
 """PPO with a function of texts as the reward."""
 
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import types
+
+import numpy as np
 import pytest
 
-from instructjax.errors import ConfigError
+from instructjax.errors import ConfigError, RewardFunctionError
 from instructjax.models.transformer import ScalarModel
-from instructjax.runs import metrics_file
+from instructjax.runs import checkpoint, checkpoint_files, metrics_file
+from instructjax.runs.interruption import Interrupted
 from instructjax.stages import ppo
 from instructjax.stages.run import Run, policy_config
 from tests import fakes
-from tests.recipes import changed, recipe, save_checkpoint, save_stage
+from tests.recipes import LINES, changed, recipe, save_checkpoint, save_stage
+
+ITERATIONS = 4
+# The calls of a run: before any work, before the first iteration, and then as below.
+ITERATION_1, ITERATION_2, VALIDATION_2, ITERATION_3 = 3, 4, 5, 6
+
+
+def lengths(prompts, responses, records):
+    return [float(len(response)) for response in responses]
 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
-    """Returns (config, workdir) with the stages before PPO, and my_rewards:seven in the current folder."""
+    """Returns (config, workdir) with the stages before PPO, whose rewards are those of the module planted_judge."""
     folder = tmp_path_factory.mktemp("reward_function")
-    (folder / "my_rewards.py").write_text("def seven(prompts, responses):\n    return [7.0 for _ in responses]\n")
-    config = changed(recipe(folder), ppo__iterations=2, ppo__reward_function="my_rewards:seven", evaluate__batch_size=8)
+    prompts = [f'{{"prompt": "{line}", "answer": {i}, "split": "{split(i)}"}}' for i, line in enumerate(LINES)]
+    config = changed(
+        recipe(folder, prompts=prompts),
+        ppo__iterations=ITERATIONS,
+        ppo__reward_function="planted_judge:score",
+        evaluate__batch_size=8,
+        ppo_log__every=1,
+        ppo_log__evaluate_every=2,
+        ppo_log__save_every=50,
+    )
     workdir = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        plant(patch, lengths)
         tokenizer = Run(config, workdir).layout.tokenizer
     save_stage(config, workdir, "ppo_init", tokenizer)
     shape = policy_config(config, tokenizer.vocab_size)
@@ -28,13 +54,119 @@ def before(tmp_path_factory):
     return config, workdir
 
 
-def test_its_scores_are_the_rewards(before, monkeypatch):
+def split(i):
+    return ("train", "validation", "test")[i % 3]
+
+
+def plant(patch, function, at=None, act=None):
+    """Makes `function` the reward function, and calls `act` instead at call number `at`."""
+    calls = []
+
+    def score(prompts, responses, records):
+        calls.append((prompts, responses, records))
+        return act(responses) if len(calls) == at else function(prompts, responses, records)
+
+    patch.setitem(sys.modules, "planted_judge", types.SimpleNamespace(score=score, __file__=__file__))
+    return calls
+
+
+@pytest.fixture
+def run(before, tmp_path):
+    """Returns a function that trains in a copy of the folder."""
     config, workdir = before
-    monkeypatch.chdir(workdir.parent)
-    ppo.run(Run(config, workdir))
-    start, *lines = metrics_file.read(workdir / "ppo" / "metrics.jsonl")
-    assert [line["reward"] for line in lines] == [7.0, 7.0]
-    assert [line["validation_reward"] for line in (start, lines[-1])] == [7.0, 7.0]
+    shutil.copytree(workdir, tmp_path / "run")
+
+    def train(**changes):
+        ppo.run(Run(changed(config, **changes), tmp_path / "run"))
+        return tmp_path / "run"
+
+    return train
+
+
+def ended(workdir):
+    """Returns the digests of the arrays of a run's last state, and its metrics."""
+    checkpoints, lines = workdir / "ppo" / "checkpoints", metrics_file.read(workdir / "ppo" / "metrics.jsonl")
+    content = checkpoint_files.read_content(checkpoints / str(checkpoint.saved_steps(checkpoints)[-1]))
+    return content["arrays"], [{name: x for name, x in line.items() if name != "wall_seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(before, tmp_path_factory):
+    """Returns (calls, state, metrics) of a run without interruption."""
+    config, workdir = before
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(workdir, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = plant(patch, lengths)
+        ppo.run(Run(config, folder))
+    return calls, *ended(folder)
+
+
+def assert_ends_like(workdir, whole, but=()):
+    (arrays, lines), (_, expected_arrays, expected) = ended(workdir), whole
+    assert arrays == expected_arrays
+    assert [x for x in lines if x["step"] not in but] == [x for x in expected if x["step"] not in but]
+
+
+def test_its_scores_are_the_rewards(whole):
+    calls, _, (start, *lines) = whole
+    assert [len(responses) for _, responses, _ in calls] == [2, 8, 8, 8, 8, 8, 8, 8]
+    for line, (_, responses, _) in zip(lines, (calls[i] for i in (2, 3, 5, 6)), strict=True):
+        scores = [len(response) for response in responses]
+        found = [line[f"reward_{name}"] for name in ("std", "min", "max", "equal")]
+        share = max(map(scores.count, scores)) / 8
+        assert found == pytest.approx([np.std(scores), min(scores), max(scores), share], rel=1e-4)
+        assert line["reward"] == pytest.approx(np.mean(scores), rel=1e-4)
+    for line, number in ((start, 1), (lines[1], 4), (lines[3], 7)):
+        expected = np.mean([len(response) for response in calls[number][1]])
+        assert line["validation_reward"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_it_gets_the_prompts_and_fields_of_the_records(whole):
+    calls, *_ = whole
+    for (prompts, _, records), name in zip(calls, ["train", "validation", *["train"] * 2], strict=False):
+        for prompt, fields in zip(prompts, records, strict=True):
+            assert split(fields["answer"]) == name and LINES[fields["answer"]] == prompt and len(fields) == 1
+
+
+def test_a_run_that_was_stopped_and_failed_resumes_where_it_was(run, whole, monkeypatch):
+    release = threading.Event()
+
+    def hang(responses):
+        os.kill(os.getpid(), signal.SIGINT)
+        release.wait(3000)
+        return [0.0] * len(responses)
+
+    plant(monkeypatch, lengths, ITERATION_2, hang)
+    with pytest.raises(Interrupted, match="^ppo: stopped by SIGINT after step 1 of 4, which is saved$"):
+        run()
+    release.set()
+
+    def fail(responses):
+        raise ValueError("HTTP 400: bad request")
+
+    plant(monkeypatch, lengths, ITERATION_3 - ITERATION_2 + 2, fail)  # after the call before any work
+    with pytest.raises(RewardFunctionError) as error:
+        run()
+    place = os.path.relpath(__file__)
+    start = f"ppo, iteration 3: {place}:score: expected a finite number for each of 8 responses, found ValueError: HTTP"
+    assert str(error.value).startswith(start) and str(error.value).endswith("; step 2 is saved")
+    plant(monkeypatch, lengths)
+    assert_ends_like(run(), whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_at_once_or_in_its_validation_resumes(run, whole, monkeypatch):
+    plant(monkeypatch, lengths, ITERATION_1, lambda responses: [1.0])
+    with pytest.raises(RewardFunctionError, match="^ppo, iteration 1: .* found 1: .1.0.; no step is saved$"):
+        run()
+    plant(monkeypatch, lengths, VALIDATION_2, lambda responses: [None] * 8)
+    with pytest.raises(RewardFunctionError) as error:
+        run()
+    assert str(error.value).startswith("ppo, validation after iteration 2: ")
+    assert str(error.value).endswith("found None; step 2 is saved")
+    plant(monkeypatch, lengths)
+    assert_ends_like(run(), whole, but=[2])  # whose line has no validation
 
 
 def test_a_missing_reward_function_stops_before_any_work(before):
@@ -42,3 +174,13 @@ def test_a_missing_reward_function_stops_before_any_work(before):
     with pytest.raises(ConfigError, match="^ppo.reward_function: expected 'math:sevn' to be found"):
         ppo.run_with_text(Run(changed(config, ppo__reward_function="math:sevn"), workdir))
     assert not (workdir / "ppo_ptx").exists()
+
+
+@pytest.mark.slow
+def test_a_judge_may_take_longer_than_a_minute(run, whole, monkeypatch):
+    def slow(responses):
+        time.sleep(70)
+        return lengths([], responses, [])
+
+    plant(monkeypatch, lengths, ITERATION_2, slow)
+    assert_ends_like(run(), whole)

@@ -351,9 +351,16 @@ def test_max_answers(tmp_path):
 
 
 REWARDS = """
+import sys, time
 def one(prompts, responses): return [1.0]
-def none(prompts, responses): return [float("nan") for _ in responses]
+def none(prompts, responses): return [None for _ in responses]
+def text(prompts, responses): return ["Score: 7" for _ in responses]
+def nan(prompts, responses): return [float("nan") for _ in responses]
+def huge(prompts, responses): return [1e39 for _ in responses]
 def fails(prompts, responses): return len(missing)
+def exits(prompts, responses): sys.exit(1)
+def hangs(prompts, responses): time.sleep(10_000)
+number = 7
 """
 
 
@@ -361,7 +368,9 @@ def reward_function(tmp_path, name):
     (tmp_path / "my_wrong_rewards.py").write_text(REWARDS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        run_with(tmp_path, ppo__reward_function=name)
+        run_with(
+            tmp_path, ppo__reward_function=name, ppo__reward_timeout_seconds=0.1 if name.endswith("hangs") else 0.0
+        )
 
 
 @fault("a reward that is not the name of a function", "ppo.reward_function: expected MODULE:FUNCTION, found 'math'")
@@ -369,27 +378,67 @@ def test_reward_name(tmp_path):
     reward_function(tmp_path, "math")
 
 
-@fault("a missing reward function", "ppo.reward_function: expected 'math:sevn' to be found, found: TEXT")
+@fault(
+    "a missing reward function", "ppo.reward_function: expected 'math:sevn' to be found, found: AttributeError: TEXT"
+)
 def test_reward_missing(tmp_path):
     reward_function(tmp_path, "math:sevn")
 
 
+@fault("a reward that is not a function", "ppo.reward_function: expected a function, found my_wrong_rewards:number = 7")
+def test_reward_number(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:number")
+
+
+EACH = "expected a finite number for each of 2 responses, found"
+ONE = "expected a finite number of float32 for the response TEXT, found"
+
+
 @fault(
     "a reward function that raises an error",
-    "ppo.reward_function: expected 2 finite numbers for 2 responses, found name TEXT",
+    f"ppo.reward_function: PATH:fails: {EACH} NameError: name TEXT (my_wrong_rewards.py:N); the first response is TEXT",
 )
 def test_reward_fails(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:fails")
 
 
 @fault(
-    "rewards for some of the responses only",
-    "ppo.reward_function: expected 2 finite numbers for 2 responses, found [1.0]",
+    "a reward function that ends the program",
+    f"ppo.reward_function: PATH:exits: {EACH} sys.exit(1) (my_wrong_rewards.py:N); the first response is TEXT",
 )
+def test_reward_exits(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:exits")
+
+
+@fault(
+    "a reward function that exceeds its time limit",
+    "ppo.reward_function: PATH:hangs: expected a finite number for each of 2 responses within 0.1 s "
+    "(ppo.reward_timeout_seconds), found no answer",
+)
+def test_reward_hangs(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:hangs")
+
+
+@fault("rewards for some of the responses only", f"ppo.reward_function: PATH:one: {EACH} 1: [1.0]")
 def test_reward_count(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:one")
 
 
-@fault("a reward that is NaN", "ppo.reward_function: expected 2 finite numbers for 2 responses, found [nan, nan]")
-def test_reward_nan(tmp_path):
+@fault("a reward that is None", f"ppo.reward_function: PATH:none: {ONE} None")
+def test_reward_none(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:none")
+
+
+@fault("a reward that is text", f"ppo.reward_function: PATH:text: {ONE} 'Score: 7'")
+def test_reward_text(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:text")
+
+
+@fault("a reward that is NaN", f"ppo.reward_function: PATH:nan: {ONE} nan")
+def test_reward_nan(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:nan")
+
+
+@fault("a reward that is too large for float32", f"ppo.reward_function: PATH:huge: {ONE} 1e+39")
+def test_reward_huge(tmp_path):
+    reward_function(tmp_path, "my_wrong_rewards:huge")
