@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from instructjax.runs import metrics_file
+from instructjax.runs import digest, metrics_file
 from instructjax.runs.folder import PAPER
 from tests import buckets, fake_gcs
 from tests.experiments.test_two_processes import SMALL
@@ -74,7 +74,7 @@ def facts(read, stages=PAPER):
         last = json.loads(read(f"{stage}/summary.json"))["steps"]
         found[stage] = (
             [{name: value for name, value in line.items() if name != "wall_seconds"} for line in lines],
-            json.loads(read(f"{stage}/checkpoints/{last}/meta/metadata"))["arrays"],
+            digest.verify_checksum(json.loads(read(f"{stage}/checkpoints/{last}/meta/metadata")))["arrays"],
         )
     return found
 
