@@ -72,7 +72,7 @@ def test_the_script_prints_every_key():
 
 def test_the_script_prints_the_differences():
     lines = printed("--config=configs/instructgpt.py", "--config.seed=3", "--changed")
-    assert lines[0] == "configs/instructgpt.py: 134 keys" and lines[1].startswith("* 1 differ ")
+    assert lines[0] == "configs/instructgpt.py: 139 keys" and lines[1].startswith("* 1 differ ")
     assert [line.split() for line in lines[-1:]] == [["*", "seed", "3", "default:", "0"]]
     assert len(printed("--config=configs/instructgpt.py", "--changed")) == 3
 
