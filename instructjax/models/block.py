@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
@@ -42,10 +43,12 @@ class Dense(nn.Module):
         else:
             init = nn.initializers.normal(config.init_std * self.scale)
             spec, kernel = "td,df->tf", self.param("kernel", init, (width, self.features), config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
         # Flattened to one row of tokens: on a CPU, XLA's gradient of a product of two matrices is
         # faster than that of [B, T, d] with a matrix.
-        flat = matmul.einsum(spec, x.reshape(-1, width), kernel, config.resolved_matmul_dtype, config.dtype) + bias
+        flat = matmul.einsum(spec, x.reshape(-1, width), kernel, config.resolved_matmul_dtype, config.dtype)
+        # Broadcast before it is rounded, so that the bias's gradient is summed in the bias's dtype, not in bfloat16.
+        flat += jnp.broadcast_to(bias, flat.shape).astype(config.dtype)
         return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
 
 
