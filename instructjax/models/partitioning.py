@@ -74,6 +74,26 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) ->
     return P(*parts)
 
 
+def weight_axes(path: str, rank: int) -> tuple[str | None, ...]:
+    """Returns the names of a weight's axes: those of the entry of WEIGHTS with which its path ends, or else None.
+
+    Args:
+      path: of the weight in its tree, separated by "/".
+      rank: its number of axes.
+    """
+    return next((axes for end, axes in WEIGHTS.items() if path.endswith(end)), (None,) * rank)
+
+
+def gather_width(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Gathers a weight over "fsdp", so that no device needs the others for it; it stays sharded over "tensor".
+
+    Args:
+      x: the weight inside a compiled program. It is gathered in its dtype, so round it first.
+      axes: its names; see `weight_axes`.
+    """
+    return constrain(constrain(x, *axes), *(None if axis == "width" else axis for axis in axes))
+
+
 def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False) -> Tree:
     """Returns the partition of every leaf of a tree of weights, moments and counters.
 
@@ -85,7 +105,7 @@ def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False
 
     def leaf(path: tuple[Any, ...], x: Array | jax.ShapeDtypeStruct) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = next((axes for end, axes in WEIGHTS.items() if name.endswith(end)), (None,) * len(x.shape))
+        axes = weight_axes(name, len(x.shape))
         if shard_optimizer_state and "opt_state/" in name:
             axes = tuple("slot_width" if axis == "width" else axis for axis in axes)
         return spec(axes, x.shape, mesh)

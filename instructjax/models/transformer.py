@@ -14,10 +14,11 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from instructjax.errors import CheckpointError
-from instructjax.models import matmul
+from instructjax.models import matmul, partitioning
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
 from instructjax.models.block import DENSE, TRANSPOSED, Block, Hidden, between_blocks, layer_norm
 from instructjax.models.cache import Cache, Slots
@@ -190,15 +191,29 @@ class LanguageModel(_Model):
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def decoding_params(self, params: Params) -> Params:
-        """Rounds the kernels once, instead of in each step that reads them; changes no result.
+        """Rounds and gathers the weights once, instead of in each step that reads them; changes no result.
 
-        The rounded copy is also transposed, which makes products of few tokens faster on a CPU.
+        Rounded kernels are also transposed, which makes products of few tokens faster on a CPU. On a mesh, all weights
+        are gathered over "fsdp" after they are rounded, and stay sharded over "tensor".
         """
-        matmul_dtype, flat = self.config.resolved_matmul_dtype, flax.traverse_util.flatten_dict(params)
-        for path, leaf in list(flat.items()):
-            if path[-1] == "kernel" and leaf.dtype != matmul_dtype:
-                flat[(*path[:-1], TRANSPOSED)] = flat.pop(path).astype(matmul_dtype).swapaxes(-1, -2)
-        return flax.traverse_util.unflatten_dict(flat)
+        decoding: dict[tuple[str, ...], Array] = {}
+        for path, leaf in flax.traverse_util.flatten_dict(params).items():
+            name, dtype = path[-1], self._decoding_dtype(path[-1], leaf)
+            axes = partitioning.weight_axes("/".join(path), leaf.ndim)
+            if name == "kernel" and leaf.dtype != dtype:
+                # Rounded before it is moved, so that no float32 copy of another layout is made.
+                rounded = partitioning.constrain(leaf.astype(dtype), *axes).swapaxes(-1, -2)
+                name, leaf, axes = TRANSPOSED, rounded, (*axes[:-2], axes[-1], axes[-2])
+            decoding[(*path[:-1], name)] = partitioning.gather_width(leaf.astype(dtype), axes)
+        return flax.traverse_util.unflatten_dict(decoding)
+
+    def _decoding_dtype(self, name: str, leaf: Array) -> DTypeLike:
+        """Returns the dtype to which all readers of a weight round it, or its own if they differ."""
+        config = self.config
+        if name in ("kernel", "unembedding"):
+            return config.resolved_matmul_dtype
+        embedding = name == "token_embedding" and (not config.tied or config.resolved_matmul_dtype == config.dtype)
+        return config.dtype if embedding or name == "position_embedding" else leaf.dtype
 
     def unembed(self, hidden: Float[Array, "*shape d"]) -> Float[Array, "*shape V"]:
         """Computes logits of hidden states, in at least float32."""

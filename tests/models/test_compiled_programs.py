@@ -1,0 +1,56 @@
+"""What compiled programs send between the devices of a mesh. No array is computed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from instructjax.batch import PromptBatch
+from instructjax.models.config import TransformerConfig
+from instructjax.models.transformer import LanguageModel
+from instructjax.rollout import sampling
+from instructjax.training import parallel
+from tests.collectives import collectives
+
+# No kernel has as few elements as an activation of a decoded token.
+CONFIG = TransformerConfig(vocab_size=96, num_layers=2, d_model=64, num_heads=4, d_head=16, d_ff=128, max_length=48)
+KERNEL = 64 * 64
+MESH = {"mode": "jit", "data": 1, "fsdp": 4, "tensor": 2, "shard_optimizer_state": False}
+
+
+def on_mesh(**keys):
+    return parallel.on_mesh(ml_collections.ConfigDict(MESH | keys))
+
+
+def weights(model):
+    """Returns the shapes of a model's weights, with their shardings on the mesh of the context."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    return parallel.abstract(jax.eval_shape(model.init, jax.random.key(0), row, row, row)["params"])
+
+
+def array(shape, dtype=jnp.int32):
+    """Returns the shape of an array [B, ...], sharded by rows on the mesh of the context."""
+    where = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.sharding.PartitionSpec(("data", "fsdp")))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoding_gathers_weights_before_its_loops_and_rounded(tied):
+    # In a scan over layers, so that XLA cannot move the gathers out of the loop by itself.
+    dtype = "float32" if tied else "float16"
+    model = LanguageModel(dataclasses.replace(CONFIG, tied=tied, dtype=dtype, cache_by_layer=False))
+
+    def sample(params, prompts):
+        given = sampling.row_keys(jax.random.key(0), 16), sampling.categorical()
+        return sampling.sample(model, params, prompts, *given, max_response=8, eos_id=1, pad_id=0)
+
+    with on_mesh():
+        prompts = PromptBatch(array((16, 8)), array((16, 8)))
+        found = collectives(jax.jit(sample).lower(weights(model), prompts).compile().as_text())
+    gathers = [one for one in found if one.operation == "all-gather"]
+    gathered = [one for one in gathers if one.loops == 0 and one.elements >= KERNEL]
+    assert len(gathered) >= 6
+    assert {one.dtype for one in gathered} == {"f32" if tied else "f16"}
+    assert max((one.elements for one in gathers if one.loops), default=0) < KERNEL
