@@ -27,7 +27,8 @@ def einsum(
 
     Args:
       spec: of two arrays that share one letter that is not in the result, such as "td,df->tf". Both may have the same
-        batch letters in front, such as "btd,bdf->btf".
+        batch letters in front, such as "btd,bdf->btf". The first may have several letters of its own, such as
+        "btd,df->btf".
       x: the first factor.
       y: the second factor.
       matmul_dtype: the dtype to which x, y and the cotangent are rounded.
@@ -83,6 +84,8 @@ def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
     # On a CPU, XLA uses YNNPACK, and so the processor's matrix units, for bfloat16 products whose first array has the
     # summed axis last. It converts all others to float32, including those for gradients of weights.
     one, other, out = _terms(spec)
+    if len(set(one) - set(other)) > 1 or len(set(one) - set(out)) > 1:
+        return _product_of_merged_letters(spec, x, y)
     (summed,) = set(one) - set(out)
     if out.index(_free(one, other)) > out.index(_free(other, one)):
         x, y, one, other = y, x, other, one
@@ -95,6 +98,23 @@ def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
     swapped = out.replace(letter, "") + letter
     y, other = _moved_last(y, other.index(summed)), other.replace(summed, "") + summed
     return _moved_last(_sums(f"{other},{one}->{swapped}", y, x), len(out) - 2)
+
+
+def _product_of_merged_letters(spec: str, x: Array, y: Array) -> Array:
+    """Merges neighboring letters of the first array that the product treats alike, such as "bt" in "btd,df->btf"."""
+    one, other, out = _terms(spec)
+    free, summed = ("".join(letter for letter in one if letter not in term) for term in (other, out))
+    letters, kept = (free, free[-1]) if len(free) > 1 else (summed, summed[-1])
+    sizes = {**dict(zip(one, x.shape, strict=True)), **dict(zip(other, y.shape, strict=True))}
+
+    def merged(term: str, array: Array) -> Array:
+        if letters not in term:
+            return array
+        before, after = (tuple(sizes[letter] for letter in part) for part in term.split(letters))
+        return array.reshape(*before, -1, *after)
+
+    product = _product_on_cpu(spec.replace(letters, kept), merged(one, x), merged(other, y))
+    return product.reshape([sizes[letter] for letter in out])
 
 
 def _terms(spec: str) -> tuple[str, str, str]:

@@ -80,13 +80,13 @@ class Trunk(nn.Module):
         # Without a cache, the order of tokens is given by columns; with a cache, by positions.
         columns = jnp.arange(tokens.shape[1])[None]
         order = (columns, columns) if cache is None else (positions, key_positions)
-        mask = attention_mask(*order, segments, key_segments)
+        mask = partitioning.constrain_rows(attention_mask(*order, segments, key_segments))
         if branches is not None:
             branches = jnp.asarray(branches)
-            mask &= branch_mask(branches, branches)
+            mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
         banded = None
         if config.local_window is not None:
-            banded = mask & band_mask(positions, key_positions, config.local_window)
+            banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
         alone = segments if cache is None and branches is None else None
         visible = Visible(mask, banded, alone, config.local_window)
         keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys

@@ -10,8 +10,7 @@ import pytest
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import Visible
-from instructjax.models.block import Block
-from instructjax.models.block import Dense
+from instructjax.models.block import Block, Dense
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
 from tests import fakes
