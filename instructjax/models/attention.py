@@ -94,8 +94,9 @@ def attention(
     """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, with softmax in at least float32.
 
     If the shapes allow it, half-precision arrays on an NVIDIA GPU of compute capability 8.0 or later go to cuDNN's
-    fused kernel, and whole rows on a TPU to splash attention; neither ever holds the [B, H, T, S] weights. If the shapes do not allow it, the reason is
-    logged. Everything else is two einsums per block of queries, without the keys after the block.
+    fused kernel, and whole rows on a TPU to splash attention; neither ever holds the [B, H, T, S] weights. If the
+    shapes do not allow it, the reason is logged. Everything else is two einsums per block of queries, without the keys
+    after the block.
 
     Args:
       query: q.

@@ -44,7 +44,12 @@ def _forward(
 
 
 def _backward(
-    spec: str, matmul_dtype: DTypeLike, dtype: DTypeLike, residuals: tuple[Array, Array], cotangent: Array
+    spec: str,
+    matmul_dtype: DTypeLike,
+    dtype: DTypeLike,
+    residuals: tuple[Array, Array],
+    cotangent: Array,
+    dtype_of_y: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
     del dtype
     x, y = residuals
@@ -52,10 +57,46 @@ def _backward(
     cotangent = cotangent.astype(matmul_dtype)
     of_x = _product(f"{out},{other}->{one}", cotangent, y.astype(matmul_dtype))
     of_y = _product(f"{one},{out}->{other}", x.astype(matmul_dtype), cotangent)
-    return of_x.astype(x.dtype), of_y.astype(y.dtype)
+    return of_x.astype(x.dtype), of_y.astype(y.dtype if dtype_of_y is None else dtype_of_y)
 
 
 einsum.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def einsum_of_rounded(
+    spec: str, x: Float[Array, "..."], rounded: Float[Array, "..."], y: Float[Array, "..."], dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """Computes `einsum(spec, x, y, rounded.dtype, dtype)` from a copy of y that is already rounded.
+
+    So a loop of products with y rounds it once, and still adds up its gradient in the dtype of y.
+
+    Args:
+      spec: see `einsum`.
+      x: the first factor.
+      rounded: y in the dtype to which x and the cotangent are rounded. Its gradient is 0.
+      y: receives the gradient of the second factor; its values are not read.
+      dtype: of the result.
+    """
+    del y
+    return _product(spec, x.astype(rounded.dtype), rounded).astype(dtype)
+
+
+def _forward_of_rounded(
+    spec: str, x: Array, rounded: Array, y: Array, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return einsum_of_rounded(spec, x, rounded, y, dtype), (x, rounded, jnp.zeros((), y.dtype))
+
+
+def _backward_of_rounded(
+    spec: str, dtype: DTypeLike, residuals: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    x, rounded, zero = residuals
+    of_x, of_y = _backward(spec, rounded.dtype, dtype, (x, rounded), cotangent, zero.dtype)
+    return of_x, jnp.zeros_like(rounded), of_y
+
+
+einsum_of_rounded.defvjp(_forward_of_rounded, _backward_of_rounded)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:

@@ -119,6 +119,16 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
+def axes_of_logits(vocabulary: int, rank: int) -> tuple[str | None, ...]:
+    """Returns the names of the axes of logits [B, ..., V], so that the devices of "tensor" share the work.
+
+    They are sharded by vocabulary if that divides over the mesh of the context, and else by position.
+    """
+    if vocabulary % devices_of("vocabulary") == 0 or rank < 3:
+        return ("batch", *(None,) * (rank - 2), "vocabulary")
+    return ("batch", "length", *(None,) * (rank - 2))
+
+
 def constrain_rows(tree: Tree) -> Tree:
     """Applies `constrain` to arrays [B, ...] that are sharded by rows."""
     return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), tree)
@@ -131,11 +141,14 @@ def replicate(tree: Tree) -> Tree:
 
 def devices_of_rows(rows: int) -> int:
     """Returns over how many devices `constrain_rows` shards this many rows: 1 without a mesh, and under `pmap`."""
-    mesh = mesh_of_context()
-    if mesh is None:
-        return 1
-    pieces = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    pieces = devices_of("batch")
     return pieces if rows % pieces == 0 else 1
+
+
+def devices_of(name: str) -> int:
+    """Returns over how many devices an axis of this name in RULES is sharded: 1 without a mesh, and under `pmap`."""
+    mesh = mesh_of_context()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
 
 
 def mesh_of_context() -> AbstractMesh | None:

@@ -25,6 +25,8 @@ from instructjax.models.cache import Cache, Slots
 from instructjax.models.config import TransformerConfig
 from instructjax.typing import AnyArray, Array, Index, Params
 
+ROUNDED = "rounded"  # the name of a rounded copy of the unembedding; see `LanguageModel.unembedding_params`
+
 
 class Trunk(nn.Module):
     """Everything below the head: embeddings, blocks and final norm."""
@@ -205,7 +207,19 @@ class LanguageModel(_Model):
                 rounded = partitioning.constrain(leaf.astype(dtype), *axes).swapaxes(-1, -2)
                 name, leaf, axes = TRANSPOSED, rounded, (*axes[:-2], axes[-1], axes[-2])
             decoding[(*path[:-1], name)] = partitioning.gather_width(leaf.astype(dtype), axes)
-        return flax.traverse_util.unflatten_dict(decoding)
+        return self.unembedding_params(flax.traverse_util.unflatten_dict(decoding))
+
+    def unembedding_params(self, params: Params) -> Params:
+        """Rounds and gathers the unembedding once, instead of in each call of `unembed`; changes no result.
+
+        The rounded copy has no gradient of its own: that of `unembed` goes to the unembedding.
+        """
+        matrix = params["trunk"]["token_embedding"] if self.config.tied else params["unembedding"]
+        dtype = jnp.dtype(self.config.resolved_matmul_dtype)
+        if matrix.dtype == dtype and partitioning.mesh_of_context() is None:
+            return params
+        rounded = jax.lax.stop_gradient(matrix).astype(dtype)
+        return {**params, ROUNDED: partitioning.gather_width(rounded, partitioning.WEIGHTS["unembedding"])}
 
     def _decoding_dtype(self, name: str, leaf: Array) -> DTypeLike:
         """Returns the dtype to which all readers of a weight round it, or its own if they differ."""
@@ -215,12 +229,19 @@ class LanguageModel(_Model):
         embedding = name == "token_embedding" and (not config.tied or config.resolved_matmul_dtype == config.dtype)
         return config.dtype if embedding or name == "position_embedding" else leaf.dtype
 
-    def unembed(self, hidden: Float[Array, "*shape d"]) -> Float[Array, "*shape V"]:
+    def unembed(self, hidden: Float[Array, "B *T d"]) -> Float[Array, "B *T V"]:
         """Computes logits of hidden states, in at least float32."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
-        flat = hidden.reshape(-1, self.config.d_model)
-        logits = matmul.einsum("td,vd->tv", flat, matrix, self.config.resolved_matmul_dtype, _at_least_float32(hidden))
-        return logits.reshape(*hidden.shape[:-1], -1)
+        flat, spec = hidden.reshape(-1, self.config.d_model), "td,vd->tv"
+        axes = partitioning.axes_of_logits(self.config.vocab_size, hidden.ndim)
+        if partitioning.mesh_of_context() is not None and hidden.ndim == 3:  # see `block.Dense`
+            flat, spec = partitioning.constrain(hidden, *axes[:-1], None), "btd,vd->btv"
+        dtype = _at_least_float32(hidden)
+        if self.has_variable("params", ROUNDED):
+            logits = matmul.einsum_of_rounded(spec, flat, self.get_variable("params", ROUNDED), matrix, dtype)
+        else:
+            logits = matmul.einsum(spec, flat, matrix, self.config.resolved_matmul_dtype, dtype)
+        return partitioning.constrain(logits.reshape(*hidden.shape[:-1], -1), *axes)
 
 
 class ScalarModel(_Model):

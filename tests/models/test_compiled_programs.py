@@ -1,13 +1,17 @@
 """What compiled programs send between the devices of a mesh. No array is computed."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import pytest
 
+from instructjax import losses
 from instructjax.batch import PromptBatch
+from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.rollout import sampling
@@ -54,3 +58,22 @@ def test_decoding_gathers_weights_before_its_loops_and_rounded(tied):
     assert len(gathered) >= 6
     assert {one.dtype for one in gathered} == {"f32" if tied else "f16"}
     assert max((one.elements for one in gathers if one.loops), default=0) < KERNEL
+
+
+@pytest.mark.parametrize("vocabulary", [96, 97])
+def test_the_devices_of_tensor_share_the_logits_of_a_chunk(vocabulary):
+    """A vocabulary that does not divide is shared by position. The unembedding is gathered before the loop."""
+    rows, length, chunk = 8, 64, 32
+    model = LanguageModel(dataclasses.replace(CONFIG, vocab_size=vocabulary, logits_chunk=chunk, dtype="float16"))
+
+    def read(params, hidden, tokens):
+        return unembedding.read_logits(model, params, hidden, tokens, tokens, losses.log_probs)
+
+    with on_mesh():
+        given = weights(model), array((rows, length, CONFIG.d_model), jnp.float16), array((rows, length))
+        text = jax.jit(read).lower(*given).compile().as_text()
+    sizes = [math.prod(int(n) for n in dims.split(",")) for dims in re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)]
+    assert sizes == [chunk * vocabulary // 2]
+    gathers = [one for one in collectives(text) if one.operation == "all-gather"]
+    gathered = [one for one in gathers if one.elements >= vocabulary * CONFIG.d_model // 2]
+    assert [(one.dtype, one.loops) for one in gathered] == [("f16", 0)]
