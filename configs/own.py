@@ -2,7 +2,8 @@
 
 Reproduces: nothing; a starting point, see docs/own_data.md.
 Cost:       about 25M parameters; depends on the data.
-Expected:   depends on your data. The values are first guesses: a test runs `tiny`, but nobody has run the other to the end.
+Expected:   depends on your data. The values are first guesses. A test runs `tiny`; the other has not been run to
+            the end.
 Command:    python experiments/reproduce.py --config=configs/own.py --workdir=runs/own \\
                 --config.files.text=... --config.files.demonstrations=... \\
                 --config.files.rankings=... --config.files.prompts=...

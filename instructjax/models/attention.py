@@ -14,6 +14,8 @@ from instructjax.typing import Array, Index
 
 MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
 
+CUDNN_CAPABILITY = 8  # the first major compute capability for which cuDNN has fused attention (A100)
+
 # Queries of a training pass are computed in blocks, each with the keys up to its end. There are at most 8 blocks,
 # because each is compiled, and each has at least 128 queries, whose weights fit into a core's cache.
 MAX_BLOCKS, MIN_BLOCK = 8, 128
@@ -91,9 +93,10 @@ def attention(
 ) -> Float[Array, "B H T D"]:
     """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, with softmax in at least float32.
 
-    If the shapes allow it, half-precision arrays on a GPU go to cuDNN's fused kernel, and whole rows on a TPU to
-    splash attention; neither ever holds the [B, H, T, S] weights. If the shapes do not allow it, the reason is
-    logged. Everything else is two einsums per block of queries, without the keys after the block.
+    If the shapes allow it, half-precision arrays on an NVIDIA GPU of compute capability 8.0 or later go to cuDNN's
+    fused kernel, and whole rows on a TPU to splash attention; neither ever holds the [B, H, T, S] weights. If the
+    shapes do not allow it, the reason is logged. Everything else is two einsums per block of queries, without the keys
+    after the block.
 
     Args:
       query: q.
@@ -156,4 +159,12 @@ def _fits_cudnn(query: Array, key: Array) -> bool:
     lengths_even = query.shape[2] % 2 == 0 and key.shape[2] % 2 == 0
     heads_fit = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return jax.default_backend() == "gpu" and half and heads_fit and lengths_even
+    return half and heads_fit and lengths_even and _has_cudnn_attention(jax.devices()[0])
+
+
+def _has_cudnn_attention(device: jax.Device) -> bool:
+    # An AMD GPU is on the platform "gpu", too, and names its architecture ("gfx90a") as its compute capability.
+    if device.platform != "gpu":
+        return False
+    major, _, _ = str(device.compute_capability).partition(".")
+    return major.isdigit() and int(major) >= CUDNN_CAPABILITY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
@@ -12,7 +13,7 @@ from instructjax.models import matmul
 from instructjax.models.attention import Visible, attention
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
-from instructjax.models.partitioning import constrain
+from instructjax.models.partitioning import constrain, mesh_of_context
 from instructjax.typing import Array, Index
 
 Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
@@ -26,11 +27,13 @@ class Dense(nn.Module):
     """Computes x W + b over the last axis.
 
     Attributes:
+      axis: the name of the axis of features, by which the result is sharded on a mesh; see `partitioning.RULES`.
       scale: standard deviation of the initial kernel, in units of `config.init_std`; the bias starts at 0.
     """
 
     config: TransformerConfig
     features: int
+    axis: str | None = None
     scale: float = 1.0
 
     @nn.compact
@@ -42,11 +45,19 @@ class Dense(nn.Module):
         else:
             init = nn.initializers.normal(config.init_std * self.scale)
             spec, kernel = "td,df->tf", self.param("kernel", init, (width, self.features), config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(config.dtype)
-        # Flattened to one row of tokens: on a CPU, XLA's gradient of a product of two matrices is
-        # faster than that of [B, T, d] with a matrix.
-        flat = matmul.einsum(spec, x.reshape(-1, width), kernel, config.resolved_matmul_dtype, config.dtype) + bias
-        return checkpoint_name(flat, DENSE).reshape(*x.shape[:-1], self.features)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
+        flat = x
+        if mesh_of_context() is None:
+            # One row of tokens: on a CPU, XLA's gradient of a product of two matrices is faster than that of [B, T, d]
+            # with a matrix. On a mesh, rows and positions are sharded over different axes, so they are kept apart.
+            flat = x.reshape(-1, width)
+        else:
+            spec = spec.replace("t", "bt")
+        y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+        # Broadcast before it is rounded, so that the bias's gradient is summed in the bias's dtype, not in bfloat16.
+        y += jnp.broadcast_to(bias, y.shape).astype(config.dtype)
+        y = checkpoint_name(y, DENSE).reshape(*x.shape[:-1], self.features)
+        return y if self.axis is None else constrain(y, "batch", None, self.axis)
 
 
 class SelfAttention(nn.Module):
@@ -68,8 +79,8 @@ class SelfAttention(nn.Module):
         heads = (*x.shape[:2], config.num_heads, config.d_head)
 
         def project(name: str) -> Float[Array, "B H T D"]:
-            flat = Dense(config, config.num_heads * config.d_head, name=name)(x)
-            return flat.reshape(heads).swapaxes(1, 2)
+            flat = Dense(config, config.num_heads * config.d_head, "heads", name=name)(x)
+            return constrain(flat.reshape(heads).swapaxes(1, 2), "batch", "heads", None, None)
 
         query, key, value = project("query"), project("key"), project("value")
         if keys is not None and values is not None:
@@ -80,7 +91,8 @@ class SelfAttention(nn.Module):
             .swapaxes(1, 2)
             .reshape(*x.shape[:2], -1)
         )
-        return Dense(config, config.d_model, _residual_scale(config), name="out")(mixed), keys, values
+        mixed = constrain(mixed, "batch", None, "heads")
+        return Dense(config, config.d_model, scale=_residual_scale(config), name="out")(mixed), keys, values
 
 
 class FeedForward(nn.Module):
@@ -91,8 +103,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         config = self.config
-        hidden = nn.gelu(Dense(config, config.d_ff, name="in")(x), approximate=True)
-        return Dense(config, config.d_model, _residual_scale(config), name="out")(hidden)
+        hidden = nn.gelu(Dense(config, config.d_ff, "hidden", name="in")(x), approximate=True)
+        return Dense(config, config.d_model, scale=_residual_scale(config), name="out")(hidden)
 
 
 class Block(nn.Module):
@@ -111,12 +123,16 @@ class Block(nn.Module):
     ) -> tuple[Carry, None]:
         x, keys, values = carry
         dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        normed = layer_norm(self.config, "attention_norm")(x)
+        normed = self._normed("attention_norm", x)
         update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, visible)
-        x = x + dropout(update)
-        normed = layer_norm(self.config, "feed_forward_norm")(x)
+        x = between_blocks(self.config, x + dropout(update))
+        normed = self._normed("feed_forward_norm", x)
         x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
         return (between_blocks(self.config, x), keys, values), None
+
+    def _normed(self, name: str, x: Hidden) -> Hidden:
+        # Gathered along the sequence once, not once for each dense layer that reads it.
+        return constrain(layer_norm(self.config, name)(x), "batch", None, None)
 
 
 def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:

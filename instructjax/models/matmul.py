@@ -27,7 +27,8 @@ def einsum(
 
     Args:
       spec: of two arrays that share one letter that is not in the result, such as "td,df->tf". Both may have the same
-        batch letters in front, such as "btd,bdf->btf".
+        batch letters in front, such as "btd,bdf->btf". The first may have several letters of its own, such as
+        "btd,df->btf".
       x: the first factor.
       y: the second factor.
       matmul_dtype: the dtype to which x, y and the cotangent are rounded.
@@ -43,7 +44,12 @@ def _forward(
 
 
 def _backward(
-    spec: str, matmul_dtype: DTypeLike, dtype: DTypeLike, residuals: tuple[Array, Array], cotangent: Array
+    spec: str,
+    matmul_dtype: DTypeLike,
+    dtype: DTypeLike,
+    residuals: tuple[Array, Array],
+    cotangent: Array,
+    dtype_of_y: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
     del dtype
     x, y = residuals
@@ -51,10 +57,46 @@ def _backward(
     cotangent = cotangent.astype(matmul_dtype)
     of_x = _product(f"{out},{other}->{one}", cotangent, y.astype(matmul_dtype))
     of_y = _product(f"{one},{out}->{other}", x.astype(matmul_dtype), cotangent)
-    return of_x.astype(x.dtype), of_y.astype(y.dtype)
+    return of_x.astype(x.dtype), of_y.astype(y.dtype if dtype_of_y is None else dtype_of_y)
 
 
 einsum.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def einsum_of_rounded(
+    spec: str, x: Float[Array, "..."], rounded: Float[Array, "..."], y: Float[Array, "..."], dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """Computes `einsum(spec, x, y, rounded.dtype, dtype)` from a copy of y that is already rounded.
+
+    So a loop of products with y rounds it once, and still adds up its gradient in the dtype of y.
+
+    Args:
+      spec: see `einsum`.
+      x: the first factor.
+      rounded: y in the dtype to which x and the cotangent are rounded. Its gradient is 0.
+      y: receives the gradient of the second factor; its values are not read.
+      dtype: of the result.
+    """
+    del y
+    return _product(spec, x.astype(rounded.dtype), rounded).astype(dtype)
+
+
+def _forward_of_rounded(
+    spec: str, x: Array, rounded: Array, y: Array, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return einsum_of_rounded(spec, x, rounded, y, dtype), (x, rounded, jnp.zeros((), y.dtype))
+
+
+def _backward_of_rounded(
+    spec: str, dtype: DTypeLike, residuals: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    x, rounded, zero = residuals
+    of_x, of_y = _backward(spec, rounded.dtype, dtype, (x, rounded), cotangent, zero.dtype)
+    return of_x, jnp.zeros_like(rounded), of_y
+
+
+einsum_of_rounded.defvjp(_forward_of_rounded, _backward_of_rounded)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:
@@ -83,6 +125,8 @@ def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
     # On a CPU, XLA uses YNNPACK, and so the processor's matrix units, for bfloat16 products whose first array has the
     # summed axis last. It converts all others to float32, including those for gradients of weights.
     one, other, out = _terms(spec)
+    if len(set(one) - set(other)) > 1 or len(set(one) - set(out)) > 1:
+        return _product_of_merged_letters(spec, x, y)
     (summed,) = set(one) - set(out)
     if out.index(_free(one, other)) > out.index(_free(other, one)):
         x, y, one, other = y, x, other, one
@@ -95,6 +139,23 @@ def _product_on_cpu(spec: str, x: Array, y: Array) -> Array:
     swapped = out.replace(letter, "") + letter
     y, other = _moved_last(y, other.index(summed)), other.replace(summed, "") + summed
     return _moved_last(_sums(f"{other},{one}->{swapped}", y, x), len(out) - 2)
+
+
+def _product_of_merged_letters(spec: str, x: Array, y: Array) -> Array:
+    """Merges neighboring letters of the first array that the product treats alike, such as "bt" in "btd,df->btf"."""
+    one, other, out = _terms(spec)
+    free, summed = ("".join(letter for letter in one if letter not in term) for term in (other, out))
+    letters, kept = (free, free[-1]) if len(free) > 1 else (summed, summed[-1])
+    sizes = {**dict(zip(one, x.shape, strict=True)), **dict(zip(other, y.shape, strict=True))}
+
+    def merged(term: str, array: Array) -> Array:
+        if letters not in term:
+            return array
+        before, after = (tuple(sizes[letter] for letter in part) for part in term.split(letters))
+        return array.reshape(*before, -1, *after)
+
+    product = _product_on_cpu(spec.replace(letters, kept), merged(one, x), merged(other, y))
+    return product.reshape([sizes[letter] for letter in out])
 
 
 def _terms(spec: str) -> tuple[str, str, str]:

@@ -74,6 +74,26 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) ->
     return P(*parts)
 
 
+def weight_axes(path: str, rank: int) -> tuple[str | None, ...]:
+    """Returns the names of a weight's axes: those of the entry of WEIGHTS with which its path ends, or else None.
+
+    Args:
+      path: of the weight in its tree, separated by "/".
+      rank: its number of axes.
+    """
+    return next((axes for end, axes in WEIGHTS.items() if path.endswith(end)), (None,) * rank)
+
+
+def gather_width(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Gathers a weight over "fsdp", so that no device needs the others for it; it stays sharded over "tensor".
+
+    Args:
+      x: the weight inside a compiled program. It is gathered in its dtype, so round it first.
+      axes: its names; see `weight_axes`.
+    """
+    return constrain(constrain(x, *axes), *(None if axis == "width" else axis for axis in axes))
+
+
 def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False) -> Tree:
     """Returns the partition of every leaf of a tree of weights, moments and counters.
 
@@ -85,7 +105,7 @@ def tree_specs(tree: Tree, mesh: AnyMesh, *, shard_optimizer_state: bool = False
 
     def leaf(path: tuple[Any, ...], x: Array | jax.ShapeDtypeStruct) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = next((axes for end, axes in WEIGHTS.items() if name.endswith(end)), (None,) * len(x.shape))
+        axes = weight_axes(name, len(x.shape))
         if shard_optimizer_state and "opt_state/" in name:
             axes = tuple("slot_width" if axis == "width" else axis for axis in axes)
         return spec(axes, x.shape, mesh)
@@ -97,6 +117,16 @@ def constrain(x: Array, *axes: str | None) -> Array:
     """Constrains an array inside a compiled program to its partition on the mesh of the context, if there is one."""
     mesh = mesh_of_context()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def axes_of_logits(vocabulary: int, rank: int) -> tuple[str | None, ...]:
+    """Returns the names of the axes of logits [B, ..., V], so that the devices of "tensor" share the work.
+
+    They are sharded by vocabulary if that divides over the mesh of the context, and else by position.
+    """
+    if vocabulary % devices_of("vocabulary") == 0 or rank < 3:
+        return ("batch", *(None,) * (rank - 2), "vocabulary")
+    return ("batch", "length", *(None,) * (rank - 2))
 
 
 def constrain_rows(tree: Tree) -> Tree:
@@ -111,11 +141,14 @@ def replicate(tree: Tree) -> Tree:
 
 def devices_of_rows(rows: int) -> int:
     """Returns over how many devices `constrain_rows` shards this many rows: 1 without a mesh, and under `pmap`."""
-    mesh = mesh_of_context()
-    if mesh is None:
-        return 1
-    pieces = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    pieces = devices_of("batch")
     return pieces if rows % pieces == 0 else 1
+
+
+def devices_of(name: str) -> int:
+    """Returns over how many devices an axis of this name in RULES is sharded: 1 without a mesh, and under `pmap`."""
+    mesh = mesh_of_context()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
 
 
 def mesh_of_context() -> AbstractMesh | None:

@@ -14,15 +14,18 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from instructjax.errors import CheckpointError
-from instructjax.models import matmul
+from instructjax.models import matmul, partitioning
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
 from instructjax.models.block import DENSE, TRANSPOSED, Block, Hidden, between_blocks, layer_norm
 from instructjax.models.cache import Cache, Slots
 from instructjax.models.config import TransformerConfig
 from instructjax.typing import AnyArray, Array, Index, Params
+
+ROUNDED = "rounded"  # the name of a rounded copy of the unembedding; see `LanguageModel.unembedding_params`
 
 
 class Trunk(nn.Module):
@@ -79,13 +82,13 @@ class Trunk(nn.Module):
         # Without a cache, the order of tokens is given by columns; with a cache, by positions.
         columns = jnp.arange(tokens.shape[1])[None]
         order = (columns, columns) if cache is None else (positions, key_positions)
-        mask = attention_mask(*order, segments, key_segments)
+        mask = partitioning.constrain_rows(attention_mask(*order, segments, key_segments))
         if branches is not None:
             branches = jnp.asarray(branches)
-            mask &= branch_mask(branches, branches)
+            mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
         banded = None
         if config.local_window is not None:
-            banded = mask & band_mask(positions, key_positions, config.local_window)
+            banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
         alone = segments if cache is None and branches is None else None
         visible = Visible(mask, banded, alone, config.local_window)
         keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys
@@ -190,22 +193,55 @@ class LanguageModel(_Model):
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def decoding_params(self, params: Params) -> Params:
-        """Rounds the kernels once, instead of in each step that reads them; changes no result.
+        """Rounds and gathers the weights once, instead of in each step that reads them; changes no result.
 
-        The rounded copy is also transposed, which makes products of few tokens faster on a CPU.
+        Rounded kernels are also transposed, which makes products of few tokens faster on a CPU. On a mesh, all weights
+        are gathered over "fsdp" after they are rounded, and stay sharded over "tensor".
         """
-        matmul_dtype, flat = self.config.resolved_matmul_dtype, flax.traverse_util.flatten_dict(params)
-        for path, leaf in list(flat.items()):
-            if path[-1] == "kernel" and leaf.dtype != matmul_dtype:
-                flat[(*path[:-1], TRANSPOSED)] = flat.pop(path).astype(matmul_dtype).swapaxes(-1, -2)
-        return flax.traverse_util.unflatten_dict(flat)
+        decoding: dict[tuple[str, ...], Array] = {}
+        for path, leaf in flax.traverse_util.flatten_dict(params).items():
+            name, dtype = path[-1], self._decoding_dtype(path[-1], leaf)
+            axes = partitioning.weight_axes("/".join(path), leaf.ndim)
+            if name == "kernel" and leaf.dtype != dtype:
+                # Rounded before it is moved, so that no float32 copy of another layout is made.
+                rounded = partitioning.constrain(leaf.astype(dtype), *axes).swapaxes(-1, -2)
+                name, leaf, axes = TRANSPOSED, rounded, (*axes[:-2], axes[-1], axes[-2])
+            decoding[(*path[:-1], name)] = partitioning.gather_width(leaf.astype(dtype), axes)
+        return self.unembedding_params(flax.traverse_util.unflatten_dict(decoding))
 
-    def unembed(self, hidden: Float[Array, "*shape d"]) -> Float[Array, "*shape V"]:
+    def unembedding_params(self, params: Params) -> Params:
+        """Rounds and gathers the unembedding once, instead of in each call of `unembed`; changes no result.
+
+        The rounded copy has no gradient of its own: that of `unembed` goes to the unembedding.
+        """
+        matrix = params["trunk"]["token_embedding"] if self.config.tied else params["unembedding"]
+        dtype = jnp.dtype(self.config.resolved_matmul_dtype)
+        if matrix.dtype == dtype and partitioning.mesh_of_context() is None:
+            return params
+        rounded = jax.lax.stop_gradient(matrix).astype(dtype)
+        return {**params, ROUNDED: partitioning.gather_width(rounded, partitioning.WEIGHTS["unembedding"])}
+
+    def _decoding_dtype(self, name: str, leaf: Array) -> DTypeLike:
+        """Returns the dtype to which all readers of a weight round it, or its own if they differ."""
+        config = self.config
+        if name in ("kernel", "unembedding"):
+            return config.resolved_matmul_dtype
+        embedding = name == "token_embedding" and (not config.tied or config.resolved_matmul_dtype == config.dtype)
+        return config.dtype if embedding or name == "position_embedding" else leaf.dtype
+
+    def unembed(self, hidden: Float[Array, "B *T d"]) -> Float[Array, "B *T V"]:
         """Computes logits of hidden states, in at least float32."""
         matrix = self.trunk.token_embedding if self.config.tied else self.unembedding
-        flat = hidden.reshape(-1, self.config.d_model)
-        logits = matmul.einsum("td,vd->tv", flat, matrix, self.config.resolved_matmul_dtype, _at_least_float32(hidden))
-        return logits.reshape(*hidden.shape[:-1], -1)
+        flat, spec = hidden.reshape(-1, self.config.d_model), "td,vd->tv"
+        axes = partitioning.axes_of_logits(self.config.vocab_size, hidden.ndim)
+        if partitioning.mesh_of_context() is not None and hidden.ndim == 3:  # see `block.Dense`
+            flat, spec = partitioning.constrain(hidden, *axes[:-1], None), "btd,vd->btv"
+        dtype = _at_least_float32(hidden)
+        if self.has_variable("params", ROUNDED):
+            logits = matmul.einsum_of_rounded(spec, flat, self.get_variable("params", ROUNDED), matrix, dtype)
+        else:
+            logits = matmul.einsum(spec, flat, matrix, self.config.resolved_matmul_dtype, dtype)
+        return partitioning.constrain(logits.reshape(*hidden.shape[:-1], -1), *axes)
 
 
 class ScalarModel(_Model):

@@ -27,7 +27,8 @@ def read_logits(
     """Applies `read` to the logits of each token, a chunk of columns at a time, forward and backward.
 
     A chunk has about `model.config.logits_chunk` tokens on each device. The backward pass
-    recomputes its logits. Chunks without any weight are skipped.
+    recomputes its logits. Chunks without any weight are skipped. On a mesh, the devices of "tensor" share the tokens of
+    a chunk or the vocabulary, and the unembedding is gathered once, not once per chunk.
 
     Args:
       model: computes the logits.
@@ -42,7 +43,10 @@ def read_logits(
     """
     rows, length = tokens.shape
     size = min(-(-model.config.logits_chunk * partitioning.devices_of_rows(rows) // rows), length)
+    devices = partitioning.devices_of("length")
+    size = -(-size // devices) * devices
     count = -(-length // size)
+    params = model.unembedding_params(params)
 
     def cut(x: AnyArray) -> Array:
         x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))

@@ -100,6 +100,7 @@ def recipe(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
     intervals(config.log, "log")
     intervals(config.ppo_log, "ppo_log")
+    _param_dtype(config)
     _lengths(config)
     _batches(config)
     _labelers(config)
@@ -144,6 +145,15 @@ def _files(config: ml_collections.ConfigDict) -> None:
     ):
         if "files" in config and not config.files[name]:
             raise ConfigError(f"files.{name}: expected a file of {kind} records, found none")
+
+
+def _param_dtype(config: ml_collections.ConfigDict) -> None:
+    wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, jnp.float32) == dtype]
+    if (found := config.model.param_dtype) not in wide:
+        raise ConfigError(
+            f"model.param_dtype: expected {' or '.join(wide)}, because {found} rounds away updates of 1e-5, "
+            f"found {found!r}; to compute in {found}, set model.dtype"
+        )
 
 
 def _lengths(config: ml_collections.ConfigDict) -> None:

@@ -68,6 +68,9 @@ class Bigram:
     def decoding_params(self, params):
         return params
 
+    def unembedding_params(self, params):
+        return params
+
     def apply(self, variables, tokens, *row, method=None, **_):
         params = variables["params"]
         if method == "unembed":

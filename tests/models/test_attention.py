@@ -1,6 +1,7 @@
 """Compares masks with loops, and attention with NumPy in float64; checks when the fused kernel is chosen."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -101,17 +102,20 @@ def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "length", "width", "fused"),
+    ("device", "dtype", "length", "width", "fused"),
     [
-        ("gpu", "bfloat16", 4, 64, True),
-        ("gpu", "float32", 4, 64, False),
-        ("gpu", "bfloat16", 3, 64, False),
-        ("gpu", "bfloat16", 4, 60, False),
-        ("gpu", "bfloat16", 4, 256, False),
-        ("cpu", "bfloat16", 4, 64, False),
+        ("gpu 8.0", "bfloat16", 4, 64, True),
+        ("gpu 12.0", "float16", 4, 64, True),
+        ("gpu 7.5", "bfloat16", 4, 64, False),
+        ("gpu gfx90a", "bfloat16", 4, 64, False),  # of AMD
+        ("gpu 9.0", "float32", 4, 64, False),
+        ("gpu 9.0", "bfloat16", 3, 64, False),
+        ("gpu 9.0", "bfloat16", 4, 60, False),
+        ("gpu 9.0", "bfloat16", 4, 256, False),
+        ("cpu ", "bfloat16", 4, 64, False),
     ],
 )
-def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, backend, dtype, length, width, fused):
+def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, length, width, fused):
     calls = []
     plain = jax.nn.dot_product_attention
 
@@ -119,12 +123,14 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, backend, dtype, leng
         calls.append(implementation)
         return plain(query, key, value, mask=mask, implementation="xla")
 
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    platform, capability = device.split(" ")
+    described = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [described])
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
     found = attention(array, array, array, Visible(mask))
     assert calls == (["cudnn"] if fused else [])
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.undo()
     expected = attention(*[array.astype(jnp.float32)] * 3, Visible(mask))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=5e-2)

@@ -10,7 +10,7 @@ import pytest
 
 from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.attention import Visible
-from instructjax.models.block import Block
+from instructjax.models.block import Block, Dense
 from instructjax.models.cache import init_cache
 from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
 from tests import fakes
@@ -222,3 +222,15 @@ def test_the_error_of_graft_names_both_sides():
 def test_invalid_configs_are_rejected(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(fakes.DECODER, **change)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    """In bfloat16, a sum of 4,096 numbers around 1 would stop at about 256."""
+    config = dataclasses.replace(fakes.DECODER, dtype="bfloat16")
+    dense, rows = Dense(config, 8), 4096
+    x, weights = jnp.ones((1, rows, 4), jnp.bfloat16), jax.random.uniform(jax.random.key(0), (1, rows, 8), minval=0.5)
+    weights = weights.astype(jnp.bfloat16)
+    params = {"kernel": jnp.ones((4, 8)), "bias": jnp.zeros(8)}
+    _, pull = jax.vjp(lambda params: dense.apply({"params": params}, x), params)
+    (found,) = pull(weights)
+    np.testing.assert_allclose(found["bias"], np.asarray(weights, np.float64).sum((0, 1)), rtol=1e-6)

@@ -118,3 +118,24 @@ def test_columns_without_a_weight_are_not_computed():
     jax.effects_barrier()
     assert calls == [(B, 2, V)]
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_copy_that_is_rounded_once_changes_no_bit_and_has_no_gradient_of_its_own(tied):
+    model = LanguageModel(dataclasses.replace(fakes.CONFIG, matmul_dtype="bfloat16", tied=tied))
+    params = fakes.params(model, noise=0.5)
+    hidden = jax.random.normal(jax.random.key(0), (B, T, fakes.CONFIG.d_model))
+
+    def total(prepare, params, hidden):
+        logits = model.apply({"params": prepare(params)}, hidden, method="unembed")
+        return jnp.sum(logits**2), logits
+
+    plain, rounded = (
+        jax.jit(jax.value_and_grad(functools.partial(total, prepare), (0, 1), has_aux=True))(params, hidden)
+        for prepare in (lambda params: params, model.unembedding_params)
+    )
+    jax.tree.map(np.testing.assert_array_equal, rounded, plain)
+    found = model.unembedding_params(params)["rounded"]
+    assert found.dtype == jnp.bfloat16
+    matrix = plain[1][0]["trunk"]["token_embedding"] if tied else plain[1][0]["unembedding"]
+    assert matrix.dtype == jnp.float32 and float(jnp.abs(matrix).max()) > 0.1

@@ -283,6 +283,15 @@ def test_matmul_dtype(tmp_path):
     run_with(tmp_path, model__matmul_dtype="int8")
 
 
+@fault(
+    "weights in half precision",
+    "model.param_dtype: expected float32 or float64, because bfloat16 rounds away updates of 1e-5, found 'bfloat16'; "
+    "to compute in bfloat16, set model.dtype",
+)
+def test_param_dtype(tmp_path):
+    run_with(tmp_path, model__param_dtype="bfloat16")
+
+
 @fault("float64 without JAX_ENABLE_X64", "model.dtype: expected JAX_ENABLE_X64=1 with float64, found it off")
 def test_float64(tmp_path):
     run_with(tmp_path, model__dtype="float64")
