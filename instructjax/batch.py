@@ -130,7 +130,7 @@ class Episodes(flax.struct.PyTreeNode):
 def count_tokens(batch: Any) -> int:
     """Counts the tokens of a batch on the host, or of a tuple of batches, without padding.
 
-    Anything in the tuple that is no batch counts as 0.
+    Anything in the tuple that is not a batch counts as 0.
     """
     parts = jax.tree.leaves(batch, is_leaf=lambda part: hasattr(part, "segments"))
     return sum(int((part.segments > 0).sum()) for part in parts if hasattr(part, "segments"))

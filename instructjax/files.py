@@ -18,10 +18,11 @@ from etils import epath
 
 from instructjax.errors import InputError, WorkdirError
 
-# The packages that open buckets. Each is also the name of an extra of this package, by scheme.
+# By scheme: the package that opens its buckets, and the extra of this package that installs it.
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
-# Of the buckets that a run may be in. Orbax 0.12 saves checkpoints in gs:// only, and takes s3:// for a local path.
+# Schemes of the buckets that a run may be in. Orbax 0.12 saves checkpoints in gs:// only; it takes s3:// for a local
+# path.
 RUN_SCHEMES = ("gs",)
 
 UPLOAD_SECONDS = 30  # between uploads of a file that grows; a bucket accepts about one write a second to an object
@@ -155,7 +156,11 @@ class GrowingFile:
             return
         self._content += content
         if time.monotonic() - self._time >= UPLOAD_SECONDS:
-            self.flush()
+            try:
+                self.flush()
+            except WorkdirError as error:  # nothing is lost yet: the content is still in memory
+                print(f"warning: {error}; trying again in {UPLOAD_SECONDS} s")
+                self._time = time.monotonic()
 
     def flush(self) -> None:
         """Returns when all content is in the file."""

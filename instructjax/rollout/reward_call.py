@@ -78,6 +78,14 @@ class Call:
         return self._scores
 
     def _run(self) -> None:
+        try:
+            self._try()
+        except BaseException as error:  # a thread that ended in silence would be waited for without end
+            self._error = RewardFunctionError(f"{self._function.name}: {type(error).__name__}: {error}")
+        finally:
+            self._ended.set()
+
+    def _try(self) -> None:
         for retry in range(1, self._limits.retries + 2):
             self._began = time.monotonic()
             try:
@@ -91,4 +99,3 @@ class Call:
                 print(f"warning: {error}; trying again in {pause:g} s ({retry} of {self._limits.retries})")
             self._began = math.inf
             time.sleep(self._limits.retry_seconds)
-        self._ended.set()

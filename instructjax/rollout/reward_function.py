@@ -75,7 +75,7 @@ class RewardFunction:
             is_text = isinstance(score, str | bytes)  # float("7") is not what a judge means by "Score: 7"
             with np.errstate(over="ignore"):
                 number = float("nan") if is_text or np.ndim(score) else float(np.float32(float(score)))
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # an array of a device may raise the error of the program that computes it
             number = float("nan")
         if not np.isfinite(number):
             raise RewardFunctionError(

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from instructjax.errors import CheckpointError, DamagedCheckpointError
+from instructjax.files import is_bucket
 from instructjax.runs import digest
 
 Tree = TypeVar("Tree")
@@ -98,6 +99,8 @@ def _restore(path: epath.Path, template: Tree, item: Sequence[str]) -> Tree:
         )
     except Exception as error:  # orbax and tensorstore raise many kinds if files are cut or missing
         reason = " ".join(str(error).split())[:200]
+        if is_bucket(path):  # the network may have failed; a checkpoint that is taken for damaged would be removed
+            raise CheckpointError(f"{path}: expected to read arrays from the bucket, found {reason}") from error
         raise DamagedCheckpointError(f"{path}: expected readable arrays, found {reason}") from error
     for key in item:
         read = read[key]

@@ -23,8 +23,8 @@ from instructjax.runs.speed import Speed
 from instructjax.training.metrics import Metrics
 
 State = TypeVar("State")  # a pytree of arrays with an int32 scalar `step`
-# prepare(number, state, batch, key) -> (another batch, metrics)
 Failure: TypeAlias = InputError | Interrupted  # of a callback; the run saves and stops
+# prepare(number, state, batch, key) -> (another batch, metrics)
 Prepare: TypeAlias = Callable[[int, Any, Any, jax.Array], tuple[Any, Metrics]]
 
 

@@ -47,6 +47,9 @@ FOLDER_SECONDS = 20
 def start(coordinator: str | None, index: int | None, count: int | None) -> None:
     """Connects the processes of a run, before any device is used. Does nothing if there is only one.
 
+    If the others are late, it prints what it waits for. If they do not come, it ends this process with a line and exit
+    code 2.
+
     JAX detects all arguments on TPUs, in a SLURM step (`srun`) and under Open MPI. On a machine with
     TPUs, a count of 1 without other arguments prevents the search for other processes.
 
@@ -55,11 +58,9 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
       index: the number of this process, from 0.
       count: the number of processes.
 
-    If the others are late, it prints what it waits for. If they do not come, it ends this process with a line and exit
-    code 2.
-
     Raises:
-      InputError: only some arguments are given, they are inconsistent, or the port is taken.
+      InputError: only some arguments are given, they are inconsistent, the port is taken, or nothing describes the
+        other hosts of a TPU slice.
     """
     if count == 1 and coordinator is None and index is None:
         return
@@ -86,6 +87,11 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
         if coordinator is not None or "coordinator_address" not in str(error):
             raise
         # On Colab, on Kaggle and in containers no metadata server tells a TPU host about others.
+        if jax.process_count() > 1:
+            raise InputError(
+                f"expected a description of the {jax.process_count()} hosts of this TPU slice, found none; give "
+                "--coordinator, --process_id and --process_count"
+            ) from None
         print("found chips, but no description of other hosts: this process runs alone", file=sys.stderr)
 
 

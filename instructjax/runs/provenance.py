@@ -106,7 +106,7 @@ def shared_facts(config: ml_collections.ConfigDict) -> dict[str, Any]:
     facts |= {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
     facts |= {name: os.environ.get(name, "") for name in COMPILER_FLAGS}
     for section, value in json.loads(json.dumps(config.to_dict())).items():
-        facts |= _keys(section, value)
+        facts |= {key: found for key, found in _keys(section, value).items() if key not in HOSTS_OWN}
     return facts
 
 

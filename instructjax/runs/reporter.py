@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from instructjax.errors import WorkdirError
 from instructjax.runs import processes, progress
 from instructjax.runs.metrics_file import MetricsWriter, NullWriter
 from instructjax.runs.speed import Speed, Window
@@ -64,9 +66,11 @@ class Reporter:
     def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
-        self._writer.close()
+        # An upload that fails does not replace the error that ended the run.
+        with contextlib.suppress(WorkdirError) if kind else contextlib.nullcontext():
+            self._writer.close()
 
     def add(self, metrics: Metrics) -> None:
         """Adds the metrics of a step that was started, and reports the line that `report_later` left.

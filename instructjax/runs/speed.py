@@ -24,7 +24,8 @@ class Window:
     """The steps since the last line of metrics.
 
     Attributes:
-      tokens: tokens of their batches in all processes, without padding. Those that PPO samples are not counted.
+      tokens: tokens of their batches in all processes, estimated from this process's rows, without padding. Those that
+        PPO samples are not counted.
       waited: seconds in which this process waited for batches.
     """
 
@@ -43,7 +44,7 @@ class Speed:
         """
         self._clock, self._window, self._began, self._ended = clock, Window(), clock(), 0.0
         share = parallel.share_of_rows()
-        self._processes = share.count / len(share.parts)
+        self._whole_over_own = share.count / len(share.parts)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -54,7 +55,7 @@ class Speed:
 
     def count(self, batch: Any) -> None:
         """Counts the tokens of a step's batch; see `batch.count_tokens`."""
-        self._window.tokens += self._processes * batches.count_tokens(batch)
+        self._window.tokens += self._whole_over_own * batches.count_tokens(batch)
 
     def cut(self) -> Window:
         """Ends the window for what is counted from now on, and returns it."""

@@ -51,6 +51,8 @@ def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, in
             raise ConfigError(
                 f"parallel.{key}: expected at least 1 device, or -1 for all that are left, found {config[key]}"
             )
+    if fsdp == -1 and axis_name(config.mode) is not None:
+        fsdp = 1  # under pmap each device has all weights
     if fsdp == -1:
         data = max(data, 1)  # if both are to take what is left, "fsdp" does: it also splits the weights
         fsdp = devices // (data * tensor)
@@ -89,7 +91,9 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mes
     # A description of an absent slice has no `slice_index`.
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if shape[0] % slices:
-        raise ConfigError(f"parallel.data: expected a multiple of the {slices} TPU slices, found {shape[0]}")
+        raise ConfigError(
+            f"parallel.data: expected a multiple of the {slices} TPU slices, such as {slices}, found {shape[0]}"
+        )
     if slices == 1:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:

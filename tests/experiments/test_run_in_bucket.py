@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from instructjax.runs import digest, metrics_file
+from instructjax.runs import digest, metrics_file, speed
 from instructjax.runs.folder import PAPER
 from tests import buckets, fake_gcs
 from tests.experiments.test_two_processes import SMALL
@@ -73,7 +73,7 @@ def facts(read, stages=PAPER):
         lines = [json.loads(line) for line in read(f"{stage}/metrics.jsonl").decode().splitlines()]
         last = json.loads(read(f"{stage}/summary.json"))["steps"]
         found[stage] = (
-            [{name: value for name, value in line.items() if name != "wall_seconds"} for line in lines],
+            [{name: value for name, value in line.items() if name not in speed.MEASURED} for line in lines],
             digest.verify_checksum(json.loads(read(f"{stage}/checkpoints/{last}/meta/metadata")))["arrays"],
         )
     return found

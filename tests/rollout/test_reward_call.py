@@ -45,6 +45,22 @@ def test_it_is_not_tried_again_too_often_or_after_other_errors(errors):
         asked.scores()
 
 
+class Broken:
+    """Fails in a way that no reward function should."""
+
+    name = "judge.py:score"
+
+    def __call__(self, *_):
+        raise RuntimeError("lost")
+
+
+def test_a_thread_that_fails_in_any_way_is_not_waited_for():
+    asked = Call(Broken(), Limits(retries=0, retry_seconds=0.0, timeout_seconds=0.0), ["a"], ["b"], [{}])
+    assert asked.wait(LONG)
+    with pytest.raises(RewardFunctionError, match="^judge.py:score: RuntimeError: lost$"):
+        asked.scores()
+
+
 @pytest.mark.parametrize("timeout", [0.0, float("inf")])
 def test_without_a_limit_it_is_waited_for(timeout):
     release = threading.Event()

@@ -79,6 +79,21 @@ def test_anything_but_a_finite_number_for_each_response_is_an_error(monkeypatch,
     assert str(error.value).startswith(f"{place}:score: {message}")
 
 
+class Late:
+    """A score like an array of a device whose program fails after it was returned."""
+
+    def __float__(self):
+        raise RuntimeError("out of memory")
+
+    def __repr__(self):
+        return "Late()"
+
+
+def test_a_score_that_fails_when_it_is_read_is_an_error(monkeypatch):
+    with pytest.raises(RewardFunctionError, match="for the response 'sleeps', found Late()"):
+        loaded(monkeypatch, lambda prompts, responses: [Late(), 1.0])(PROMPTS, RESPONSES, RECORDS)
+
+
 @pytest.mark.parametrize(
     ("fail", "message"),
     [(lambda: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"), (lambda: sys.exit(3), "sys.exit(3)")],

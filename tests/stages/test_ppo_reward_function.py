@@ -13,7 +13,7 @@ import pytest
 
 from instructjax.errors import ConfigError, RewardFunctionError
 from instructjax.models.transformer import ScalarModel
-from instructjax.runs import checkpoint, checkpoint_files, metrics_file
+from instructjax.runs import checkpoint, checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages import ppo
 from instructjax.stages.run import Run, policy_config
@@ -87,7 +87,7 @@ def ended(workdir):
     """Returns the digests of the arrays of a run's last state, and its metrics."""
     checkpoints, lines = workdir / "ppo" / "checkpoints", metrics_file.read(workdir / "ppo" / "metrics.jsonl")
     content = checkpoint_files.read_content(checkpoints / str(checkpoint.saved_steps(checkpoints)[-1]))
-    return content["arrays"], [{name: x for name, x in line.items() if name != "wall_seconds"} for line in lines]
+    return content["arrays"], [{name: x for name, x in line.items() if name not in speed.MEASURED} for line in lines]
 
 
 @pytest.fixture(scope="module")

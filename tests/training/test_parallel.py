@@ -208,6 +208,7 @@ def test_a_mesh_of_another_number_of_devices_is_rejected(axes, found):
         ({"fsdp": -1}, (1, 8, 1)),
         ({"fsdp": -1, "tensor": 2}, (1, 4, 2)),
         ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"mode": "pmap", "fsdp": -1}, (8, 1, 1)),
         ({"data": -1, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
     ],
 )

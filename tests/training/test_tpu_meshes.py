@@ -74,5 +74,7 @@ def test_data_spans_the_slices(monkeypatch):
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
     mesh = parallel.make_mesh((2, 2, 2), devices)
     assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(ConfigError, match="^parallel.data: expected a multiple of the 2 TPU slices, found 1$"):
+    with pytest.raises(
+        ConfigError, match="^parallel.data: expected a multiple of the 2 TPU slices, such as 2, found 1$"
+    ):
         parallel.make_mesh((1, 4, 2), devices)
