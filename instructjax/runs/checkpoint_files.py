@@ -14,8 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from instructjax.errors import CheckpointError, DamagedCheckpointError
-from instructjax.files import is_bucket
 from instructjax.runs import digest
+
+# What tensorstore reports if a bucket cannot be reached. A checkpoint that is taken for damaged would be removed.
+UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 Tree = TypeVar("Tree")
 
@@ -59,7 +61,7 @@ def read_arrays(path: epath.Path, saved: Mapping[str, str], template: Tree, item
       item: the keys that lead to the part, such as ("policy", "ema"); () for the whole state.
 
     Raises:
-      CheckpointError: there is no such part, or it does not fit the template.
+      CheckpointError: there is no such part, it does not fit the template, or the bucket cannot be reached.
       DamagedCheckpointError: it is not what was saved.
     """
     try:
@@ -99,8 +101,8 @@ def _restore(path: epath.Path, template: Tree, item: Sequence[str]) -> Tree:
         )
     except Exception as error:  # orbax and tensorstore raise many kinds if files are cut or missing
         reason = " ".join(str(error).split())[:200]
-        if is_bucket(path):  # the network may have failed; a checkpoint that is taken for damaged would be removed
-            raise CheckpointError(f"{path}: expected to read arrays from the bucket, found {reason}") from error
+        if any(status in reason for status in UNREACHABLE):
+            raise CheckpointError(f"{path}: expected to reach the arrays, found {reason}") from error
         raise DamagedCheckpointError(f"{path}: expected readable arrays, found {reason}") from error
     for key in item:
         read = read[key]

@@ -1,9 +1,9 @@
 """SIGTERM and SIGINT. The first signal asks a run to save and stop; the second stops it at once.
 
 In a run of several processes, a signal to one of them stops all after the same step. SIGTERM, with which a machine is
-taken away, is left to JAX's preemption service: it is noticed at each step without waiting for the devices. A second one
-then has no effect, and one that comes outside of training is noticed when the next stage begins. SIGINT is noticed at
-lines of metrics, where the processes wait for each other anyway.
+taken away, is left to JAX's preemption service: it is noticed at each step without waiting for the devices. A second
+one then has no effect, and one that comes outside of training is noticed when the next stage begins. SIGINT is noticed
+at lines of metrics, where the processes wait for each other anyway.
 """
 
 from __future__ import annotations

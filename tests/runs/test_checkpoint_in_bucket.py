@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from instructjax import files
@@ -85,3 +86,18 @@ def test_a_bucket_that_does_not_exist_is_reported(store):
     with pytest.raises(CheckpointError, match=expected):
         with Checkpoints(files.parse("gs://other-bucket/run", "--workdir")) as checkpoints:
             checkpoints.save(1, state(1), meta={})
+
+
+def test_a_checkpoint_that_cannot_be_reached_is_not_removed(directory, monkeypatch):
+    save(directory, 1, 2)
+
+    def restore(*_, **__):
+        raise ValueError("UNAVAILABLE: CURL error Could not resolve hostname")
+
+    with Checkpoints(directory) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "restore", restore)
+        with pytest.raises(CheckpointError, match="expected to reach the arrays, found UNAVAILABLE") as error:
+            checkpoints.restore(jax.tree.map(jnp.zeros_like, state(0)))
+    assert not isinstance(error.value, DamagedCheckpointError)
+    assert checkpoint.saved_steps(directory) == [1, 2]
+    assert_restores(directory, 2)
