@@ -186,6 +186,7 @@ def again(run, results, tmp_path_factory):
     return workdir, before
 
 
+@pytest.mark.slow
 class TestAgain:
     @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo_init", "ppo"])
     def test_a_finished_stage_is_left_alone(self, again, stage):

@@ -93,6 +93,7 @@ def test_two_processes_give_the_same_results_as_one(tmp_path, alone):
     assert_same(ended(tmp_path), alone)
 
 
+@pytest.mark.slow
 def test_rows_of_a_process_need_not_be_adjacent(tmp_path, alone):
     together(tmp_path, 8, fsdp=2, order="torus")
     assert_same(ended(tmp_path), alone)

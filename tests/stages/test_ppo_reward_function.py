@@ -129,6 +129,7 @@ def test_it_gets_the_prompts_and_fields_of_the_records(whole):
             assert split(fields["answer"]) == name and LINES[fields["answer"]] == prompt and len(fields) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_failed_resumes_where_it_was(run, whole, monkeypatch):
     release = threading.Event()
 

@@ -32,6 +32,7 @@ def prepared(tmp_path, monkeypatch):
     return config, tmp_path / "run", shape
 
 
+@pytest.mark.slow
 def test_a_finished_stage_continues_to_more_iterations(prepared):
     """Its weights equal those of a run with as many iterations from the start. The value network is a larger one."""
     config, workdir, shape = prepared
@@ -52,6 +53,7 @@ def test_a_finished_stage_continues_to_more_iterations(prepared):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (shorter, longer)), strict=True))
 
 
+@pytest.mark.slow
 def test_frozen_weights_can_be_held_in_half_precision(prepared):
     config, workdir, _ = prepared
     ppo.run(Run(changed(config, model__dtype="bfloat16", ppo__frozen_dtype="bfloat16"), workdir))

@@ -243,7 +243,7 @@ def iterations_on_one():
     return two_iterations("one device")
 
 
-@pytest.mark.parametrize(("layout",), slow_but({("all three, slots too",), ("pmap",)}, OTHERS))
+@pytest.mark.parametrize(("layout",), slow_but({("all three, slots too",)}, OTHERS))
 def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
     state, metrics = two_iterations(layout)
     expected_state, expected = iterations_on_one()

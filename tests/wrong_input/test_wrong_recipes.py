@@ -306,7 +306,7 @@ def test_parallel(tmp_path):
     "a mesh with more devices than there are", "parallel: expected data x fsdp x tensor = 8 devices, found 3 x 1 x 1"
 )
 def test_mesh(tmp_path):
-    run_with(tmp_path, parallel__data=3)
+    run_with(tmp_path, parallel__data=3, parallel__fsdp=1)
 
 
 @fault(

@@ -33,6 +33,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_sides_take_turns(tmp_path):
     (tmp_path / "bench_sft.py").write_text(PEER)
     found = run(
