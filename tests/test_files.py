@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from instructjax import files, records
+from instructjax.data import prepared
 from instructjax.errors import DataError, InputError, RecordError, WorkdirError
 from instructjax.models import pretrained
 from instructjax.records import Ranking, Text
@@ -167,7 +168,7 @@ def test_records_are_read_from_a_bucket(bucket, name):
         records.read(bucket / f"none.{name}", Text)
 
 
-def test_records_that_cannot_be_read_are_reported(memory, monkeypatch):
+def test_records_that_cannot_be_read_are_reported(memory, monkeypatch, tmp_path):
     files.write_bytes(memory / "text.jsonl", b'{"text": "a"}')
 
     def refuse(*_):
@@ -178,6 +179,10 @@ def test_records_that_cannot_be_read_are_reported(memory, monkeypatch):
         records.read(memory / "text.jsonl", Text)
     found = "gs://bucket/runs/a/text.jsonl: expected a file that can be read, found RuntimeError: 401: no credentials"
     assert str(error.value) == found
+    # A fingerprint without the file would be that of other records.
+    with pytest.raises(RecordError, match="expected a file that can be read, found RuntimeError: 401"):
+        prepared.prepare(Text, [memory / "text.jsonl"], tmp_path, name="text", validation=0, test=0)
+    assert not (tmp_path / "text" / "manifest.json").exists()
 
 
 def test_a_line_that_is_too_long_is_refused(bucket, monkeypatch):

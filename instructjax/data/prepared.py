@@ -20,8 +20,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
-from instructjax.errors import DataError
-from instructjax.files import is_bucket
+from instructjax.errors import DataError, RecordError
+from instructjax.files import describe_error, is_bucket
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
 
 SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
@@ -210,10 +210,16 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
 def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
     digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
     for path in map(epath.Path, files):
-        # Reading the records raises an error that gives the reason.
-        with contextlib.suppress(Exception if is_bucket(path) else OSError):
+        try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        except (FileNotFoundError, IsADirectoryError):
+            pass  # reading the records raises an error that gives the reason
+        except Exception as error:
+            if is_bucket(path):  # if the next try succeeds, a hash without this file would be that of other records
+                raise RecordError(f"{path}: expected a file that can be read, found {describe_error(error)}") from None
+            if not isinstance(error, OSError):
+                raise
     return digest.hexdigest()[:16]
 
 

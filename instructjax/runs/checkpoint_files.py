@@ -61,7 +61,7 @@ def read_arrays(path: epath.Path, saved: Mapping[str, str], template: Tree, item
       item: the keys that lead to the part, such as ("policy", "ema"); () for the whole state.
 
     Raises:
-      CheckpointError: there is no such part, it does not fit the template, or the bucket cannot be reached.
+      CheckpointError: the part is missing or does not fit the template, or the bucket cannot be reached.
       DamagedCheckpointError: it is not what was saved.
     """
     try:

@@ -73,12 +73,12 @@ class Run:
 
     @property
     def data_folder(self) -> epath.Path:
-        """WORKDIR/data, with the tokenizer and the records that this run has written."""
+        """Returns WORKDIR/data, with the tokenizer and the records that this run has written."""
         return self.workdir / "data"
 
     @functools.cached_property
     def prepared_folder(self) -> epath.Path:
-        """The local folder of the prepared sets: `data.prepared`, or WORKDIR/data.
+        """Returns the local folder of the prepared sets: `data.prepared`, or WORKDIR/data.
 
         If WORKDIR is in a bucket, each host has a folder for the run in its user's cache instead.
         """
