@@ -16,6 +16,7 @@ from instructjax.algorithms import ppo
 from instructjax.algorithms.advantages import gae
 from instructjax.algorithms.ppo import Frozen, PPOState
 from instructjax.batch import PromptBatch
+from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import InvariantError
 from instructjax.rollout import episode, sampling
 from instructjax.runs import checkpoint, invariants, loop, metrics_file
@@ -291,7 +292,7 @@ def test_a_run_stops_before_it_saves(tmp_path, monkeypatch):
         loop.run(
             step,
             initial(POLICY, REWARD),
-            lambda: grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(),
+            lambda: grain.MapDataset.source([(prompts(), None)]).repeat().to_iter_dataset(READ_OPTIONS),
             jax.random.key(0),
             directory=epath.Path(tmp_path) / "ppo",
             schedule=Schedule(steps=4, every=1, save_every=1, evaluate_every=1, keep=4),

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.runs import checkpoint
 from instructjax.training import state
@@ -137,7 +138,7 @@ class TestResume:
 
 class TestData:
     def numbers(self):
-        return iter(grain.MapDataset.range(100).shuffle(seed=7).to_iter_dataset())
+        return iter(grain.MapDataset.range(100).shuffle(seed=7).to_iter_dataset(READ_OPTIONS))
 
     def test_the_data_resume_at_their_position(self, tmp_path):
         source = self.numbers()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import instructgpt
+from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import DivergenceError, RunError
 from instructjax.runs import checkpoint, guards, loop, metrics_file
 from instructjax.runs.schedule import Schedule
@@ -92,7 +93,7 @@ def run(directory, broken, *, steps=12, max_skipped=3, every=2):
     loop.run(
         compiled(1),
         train_state.create({"w": jnp.float32(0.5)}, ADAM),
-        lambda: grain.MapDataset.source(numbers).repeat().to_iter_dataset(),
+        lambda: grain.MapDataset.source(numbers).repeat().to_iter_dataset(READ_OPTIONS),
         KEY,
         directory=epath.Path(directory) / "test",
         schedule=Schedule(steps, every, save_every=4, evaluate_every=every, keep=1),

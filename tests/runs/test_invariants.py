@@ -13,6 +13,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import InvariantError
 from instructjax.runs import checkpoint, invariants, loop, metrics_file
 from instructjax.runs.schedule import Schedule
@@ -77,7 +78,9 @@ def run(directory, check_metrics, *, numbers=range(10), constants=(), spoil=lamb
     loop.run(
         step,
         train_state.create({"w": jnp.zeros(())}, SGD),
-        lambda: grain.MapDataset.source([np.float32(number) for number in numbers]).batch(1).to_iter_dataset(),
+        lambda: (
+            grain.MapDataset.source([np.float32(number) for number in numbers]).batch(1).to_iter_dataset(READ_OPTIONS)
+        ),
         jax.random.key(0),
         directory=epath.Path(directory) / "test",
         schedule=Schedule(steps=10, every=2, save_every=2, evaluate_every=2, keep=9),

@@ -17,6 +17,7 @@ import optax
 import pytest
 from etils import epath
 
+from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.runs import checkpoint, loop, metrics_file, reporter, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.schedule import Schedule
@@ -58,7 +59,7 @@ def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, 
     loop.run(
         step,
         initial(),
-        lambda: grain.MapDataset.range(7).seed(3).shuffle().repeat().batch(2).to_iter_dataset(),
+        lambda: grain.MapDataset.range(7).seed(3).shuffle().repeat().batch(2).to_iter_dataset(READ_OPTIONS),
         jax.random.key(5),
         directory=epath.Path(directory),
         schedule=Schedule.from_config(ml_collections.ConfigDict(log), steps=steps, keep_steps=keep_steps),
