@@ -19,7 +19,7 @@ from tests.local_data import ABSENT, DATA
 DOLLY = DATA / "dolly_15k" / "dolly_15k.jsonl.gz"
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest".split()
 TOKENIZER = SentencePieceTokenizer.train([" ".join(WORDS)] * 9, 300)
-LAYOUT = Layout(TOKENIZER, "\n", 30, 40)
+LAYOUT = Layout(TOKENIZER, "\n", 36, 40)
 
 
 def sentences(count, seed):
@@ -28,12 +28,13 @@ def sentences(count, seed):
     return [" ".join([*rng.choice(WORDS, size=rng.integers(0, 9)), str(i)]) for i in range(count)]
 
 
-PAIRS = list(zip(sentences(23, 0), sentences(23, 1), strict=True))
+# The fewer records there are, the longer grain takes to shuffle an index.
+COUNT = 203
+PAIRS = list(zip(sentences(COUNT, 0), sentences(COUNT, 1), strict=True))
 DEMONSTRATIONS = [Demonstration(prompt=prompt, response=response) for prompt, response in PAIRS]
-TEXTS = [Text(text=text) for text in sentences(37, 2)]
-# For long runs: the fewer records there are, the longer grain takes to shuffle an index.
-MANY = [Demonstration(prompt=prompt, response=prompt) for prompt in sentences(99, 0)]
-MANY_TEXTS = [Text(text=text) for text in sentences(99, 2)]
+TEXTS = [Text(text=text) for text in sentences(COUNT, 2)]
+MANY = [Demonstration(prompt=prompt, response=prompt) for prompt in sentences(999, 0)]
+MANY_TEXTS = [Text(text=text) for text in sentences(999, 2)]
 
 
 def stream(kind="plain", *, records=DEMONSTRATIONS, texts=TEXTS, batch_size=8, seed=0, steps=40, **keys):
@@ -124,8 +125,8 @@ def test_batches_follow_the_order_of_shuffled_batches():
 
 @KINDS
 def test_an_epoch_has_every_demonstration_once(kind):
-    found = list(itertools.chain(*map(demonstrations_of, take(stream(kind, batch_size=1), 4 * 23))))
-    epochs = [found[start : start + 23] for start in range(0, len(found) - 22, 23)]
+    found = list(itertools.chain(*map(demonstrations_of, take(stream(kind, batch_size=1), 4 * COUNT))))
+    epochs = [found[start : start + COUNT] for start in range(0, len(found) - COUNT + 1, COUNT)]
     assert len(epochs) >= 3 and all(sorted(epoch) == sorted(PAIRS) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == len(epochs)
 
