@@ -216,13 +216,22 @@ def _parse(arguments: list[str]) -> list[str]:
     return rest
 
 
+def given_keys() -> list[str]:
+    """Returns the keys of the recipe that flags set, such as "evaluate.temperature"."""
+    return _keys_in(_given)
+
+
+def _keys_in(given: Sequence[str]) -> list[str]:
+    return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+
+
 def _unknown_key(error: Exception, given: Sequence[str]) -> str:
     """Returns the error text for an unknown key, given on the command line or in the recipe's file."""
     found = _one_line(error)
     if "get_config" in str(error):
         return f"--config: expected get_config(), found {found}"
     if "Traceback" not in str(error):  # the key is on the command line
-        keys = re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+        keys = _keys_in(given)
         names = {name for name, _ in declared.declared_keys()}
         for key in keys:
             if key not in names and ("." not in key or key.partition(".")[0] in declared.SECTIONS):

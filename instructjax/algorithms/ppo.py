@@ -37,18 +37,18 @@ from instructjax.algorithms import ppo_metrics
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo_metrics import Readings
 from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
+from instructjax.algorithms.ppo_update import Update
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
 from instructjax.rollout import consistency, episode, refilling, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
-from instructjax.training import objectives, rows
+from instructjax.training import rows
 from instructjax.training import state as train_state
-from instructjax.training.metrics import Metrics
+from instructjax.training.metrics import Mean, Metric, Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
-from instructjax.training.state import Params, TrainState
-from instructjax.training.step import Loss, finite_update, summed_gradient
+from instructjax.training.state import Params
 
 Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
@@ -87,6 +87,11 @@ class Iteration:
         """Updates per epoch."""
         return self.config.batch_size // self.config.minibatch_size
 
+    @property
+    def update(self) -> Update:
+        """The update on a minibatch: `update(state, minibatch, text, key) -> (state, metrics)`."""
+        return Update(self.policy, self.critic, self.config, self.eos_id, self.axis_name)
+
     def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
         """Runs one iteration; see `step`."""
         return self.step(state, batch, key, frozen)
@@ -110,7 +115,8 @@ class Iteration:
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
         # 6. and 7.
         state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
-        return state, metrics | updates
+        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
+        return state, metrics | updates | adapted
 
     def sample(self, state: PPOState, prompts: PromptBatch, key: Array) -> tuple[Episodes, Metrics]:
         """Samples the episodes that `step` would sample: step 1 of an iteration whose scores the host gives.
@@ -140,7 +146,8 @@ class Iteration:
         experience, metrics = self.observe(state, frozen, episodes, scores)
         metrics = metrics_lib.reduce(metrics, self.axis_name)
         state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
-        return state, metrics | updates
+        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
+        return state, metrics | updates | adapted
 
     def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array, Array]:
         """Returns the keys of an iteration's samples, shuffles and updates."""
@@ -199,9 +206,11 @@ class Iteration:
         scores = jnp.where(ended, scaled, scaled - config.missing_eos_penalty)
         # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
         log_probs = readings.log_probs, readings.ref_log_probs
-        rewards = losses.kl_rewards(scores, *log_probs, mask, config.kl_coefficient)
+        beta: float | Array = config.kl_coefficient if state.kl_coefficient is None else state.kl_coefficient
+        rewards = losses.kl_rewards(scores, *log_probs, mask, beta)
         # 5. Over the whole batch, before it is cut into minibatches.
-        advantages, returns = self.advantages.estimate(rewards, mask, readings.values, episodes.group, self.axis_name)
+        learned = losses.whiten(rewards, mask, self.axis_name, shift_mean=False) if config.whiten_rewards else rewards
+        advantages, returns = self.advantages.estimate(learned, mask, readings.values, episodes.group, self.axis_name)
         consistency.require_floating(rewards=rewards, advantages=advantages)
         if readings.values is not None and returns is not None:
             consistency.require_floating(values=readings.values, returns=returns)
@@ -214,11 +223,21 @@ class Iteration:
             advantages=advantages,
             returns=returns,
         )
-        beta, first = config.kl_coefficient, state.step == 0
+        first = state.step == 0
         return experience, {
-            **ppo_metrics.rollout(experience, readings, self.eos_id, self.axis_name),
+            **ppo_metrics.rollout(experience, readings, outcome, self.eos_id, self.axis_name),
             **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
         }
+
+    def _adapt_kl_coefficient(self, state: PPOState, kl: Metric) -> tuple[PPOState, Metrics]:
+        """Moves β towards the KL `kl_target`, if there is one (Ziegler et al. 2019, section 2.2)."""
+        beta, config = state.kl_coefficient, self.config
+        if beta is None:
+            return state, {}
+        assert isinstance(kl, Mean)
+        share = config.batch_size / config.kl_horizon
+        next_beta = losses.adapted_kl_coefficient(beta, kl.total / kl.weight, config.kl_target, share)
+        return state.replace(kl_coefficient=next_beta), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
 
     def _scale(self, scores: Array) -> Array:
         """Scales and clips scores; by default neither is part of the program."""
@@ -234,14 +253,11 @@ class Iteration:
         as in the update.
         """
 
-        def of_policy(logits: Array, tokens: Array) -> tuple[Array, Array]:
-            logits /= self.config.temperature
-            return losses.log_probs(logits, tokens), losses.entropy(logits)
-
         def read(of_part: tuple[Episodes, Array | None]) -> Readings:
             part, given = constrain_rows(of_part)
             model, temperature = self.policy.model, self.config.temperature
-            log_probs, entropy = episode.read_response(model, state.policy.params, part, of_policy)
+            policy = state.policy.params
+            log_probs, entropy = episode.response_log_probs_and_entropy(model, policy, part, temperature)
             ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
             values = None
             if self.critic is not None and state.value is not None:
@@ -285,53 +301,6 @@ class Iteration:
             return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows, numbers))
 
         return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
-
-    def update(self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        """Updates the policy and the critic once, on a minibatch: step 6."""
-        policy, metrics = self._update_policy(state.policy, batch, text, key)
-        metrics["policy_loss"] = metrics.pop("loss")
-        if self.critic is None or state.value is None:
-            return state.replace(policy=policy), metrics
-        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
-        loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
-        value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
-        metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
-        return state.replace(policy=policy, value=value), metrics
-
-    def _update_policy(
-        self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
-    ) -> tuple[TrainState, Metrics]:
-        """Updates the policy by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
-        pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
-        gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
-        if text is not None:
-            ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
-            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
-            gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
-            loss = loss + metrics_lib.total(ptx_metrics, "loss")
-            metrics["ptx_loss"] = ptx_metrics["loss"]
-        return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
-
-    def _gradient(
-        self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
-    ) -> tuple[tuple[Params, Array], Metrics]:
-        microbatches = microbatches or self.config.microbatches
-        return summed_gradient(loss, params, batch, key, microbatches=microbatches, axis_name=self.axis_name)
-
-    def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
-        del key  # no dropout in PPO: the ratio must be 1 before any update
-        mask = batch.episodes.response_mask
-        log_probs = episode.response_log_probs(self.policy.model, params, batch.episodes, self.config.temperature)
-        ratio = log_probs, batch.log_probs
-        pair, metrics = losses.policy_loss(*ratio, batch.advantages, mask, self.config.clip_ratio)
-        return pair, ppo_metrics.policy_update(log_probs, batch, metrics, self.eos_id)
-
-    def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
-        del key
-        assert self.critic is not None and batch.values is not None and batch.returns is not None
-        values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
-        pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
-        return pair, ppo_metrics.means(metrics)
 
 
 def make_iteration(

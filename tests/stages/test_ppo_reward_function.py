@@ -13,7 +13,7 @@ import pytest
 
 from instructjax.errors import ConfigError, RewardFunctionError
 from instructjax.models.transformer import ScalarModel
-from instructjax.runs import checkpoint, checkpoint_files, metrics_file, speed
+from instructjax.runs import checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages import ppo
 from instructjax.stages.run import Run, policy_config
@@ -86,7 +86,7 @@ def run(before, tmp_path):
 def ended(workdir):
     """Returns the digests of the arrays of a run's last state, and its metrics."""
     checkpoints, lines = workdir / "ppo" / "checkpoints", metrics_file.read(workdir / "ppo" / "metrics.jsonl")
-    content = checkpoint_files.read_content(checkpoints / str(checkpoint.saved_steps(checkpoints)[-1]))
+    content = checkpoint_files.read_content(checkpoints / str(checkpoint_files.saved_steps(checkpoints)[-1]))
     return content["arrays"], [{name: x for name, x in line.items() if name not in speed.MEASURED} for line in lines]
 
 
