@@ -47,7 +47,7 @@ PRETRAIN = section(
 SFT = section(
     "supervised fine-tuning: the SFT baseline (C.1)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder; "": WORKDIR/pretrain'),
-    epochs=Key(16, POSITIVE, "epochs", "", "C.1"),
+    epochs=Key(16.0, POSITIVE, "epochs", "", "C.1"),
     batch_size=Key(32, INTEGER_FROM_1, "demonstrations", "", "C.1"),
     learning_rate=Key(9.65e-6, AT_LEAST_0, "", "peak, without warm-up", "C.1"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine", "C.1"),
@@ -76,7 +76,7 @@ REWARD = section(
         "6.7b", empty_or_one_of(*SIZES), "", 'of reward model and value network; "": the policy\'s', "C.2: 6B for all"
     ),
     init_from=Key("", TEXT, "path", 'a checkpoint folder of a policy of that size; "": WORKDIR/sft', "3.5"),
-    epochs=Key(1, POSITIVE, "epochs", "", "C.2: more overfit"),
+    epochs=Key(1.0, POSITIVE, "epochs", "", "C.2: more overfit"),
     batch_size=Key(64, INTEGER_FROM_1, "prompts", "with all comparisons of their answers", "C.2"),
     learning_rate=Key(9e-6, AT_LEAST_0, "", "peak, without warm-up", "C.2"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine", "C.2"),
@@ -88,7 +88,7 @@ REWARD = section(
 PPO_INIT = section(
     "the start of PPO: GPT fine-tuned again, not the SFT baseline (C.3)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder; "": WORKDIR/pretrain', "C.3"),
-    epochs=Key(2, POSITIVE, "epochs", "", "C.3"),
+    epochs=Key(2.0, POSITIVE, "epochs", "", "C.3"),
     text_share=Key(0.1, BELOW_1, "of a batch", "windows of pretraining text", "C.3"),
     batch_size=Key(32, INTEGER_FROM_1, "examples", "demonstrations and windows", "C.3"),
     learning_rate=Key(5e-6, AT_LEAST_0, "", "peak, without warm-up", "C.3"),
@@ -191,7 +191,7 @@ DPO = section(
         "", TEXT, "path", 'a checkpoint folder, start and reference; "": WORKDIR/sft, whose answers are ranked'
     ),
     beta=Key(0.1, AT_LEAST_0, "reward per nat", "weight of the KL divergence from the reference", "DPO, 6"),
-    epochs=Key(1, POSITIVE, "epochs", ""),
+    epochs=Key(1.0, POSITIVE, "epochs", ""),
     batch_size=Key(32, INTEGER_FROM_1, "prompts", "with all pairs of their answers", "DPO has 64 pairs"),
     learning_rate=Key(1e-4, AT_LEAST_0, "", "a tenth of SFT's in the sandbox", "DPO has 1e-6 for billions"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine, as in other stages"),

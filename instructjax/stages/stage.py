@@ -149,6 +149,28 @@ class Stage:
         number = order.get(self.name, len(order) + zlib.crc32(self.name.encode()) % 2**31)
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
 
+    def steps(self, rows: Sequence[Any]) -> int:
+        """Returns the updates for the epochs of the section; see `pipeline.steps` and `check_epochs`."""
+        steps = pipeline.steps(rows, self.section.batch_size, self.section.epochs)
+        self.check_epochs(steps, rows, self.section.batch_size)
+        return steps
+
+    def check_epochs(self, steps: int, rows: Sequence[Any], batch_size: float) -> None:
+        """Warns if a batch is larger than all epochs of the section: a step is then more epochs than the recipe says.
+
+        Args:
+          steps: updates.
+          rows: the records.
+          batch_size: records in a batch.
+        """
+        epochs = self.section.epochs
+        if batch_size > len(rows) * epochs:
+            name, made = self.declaration.section, steps * batch_size / len(rows)
+            warning_log.warn(
+                f"{self.name}: {steps} x {batch_size:g} records ({name}.batch_size) make {made:.3g} epochs of the "
+                f"{len(rows)} records, not {epochs:g} ({name}.epochs)"
+            )
+
     def batching(self) -> dict[str, Any]:
         """Returns how the records of a section become global batches: keyword arguments of every `batches` function.
 
