@@ -8,7 +8,7 @@ import pytest
 from instructjax import warning_log
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint, folder
-from instructjax.stages import beginning
+from instructjax.stages import answers, beginning
 from instructjax.stages.run import Run
 from tests.recipes import DECLARATIONS, LINES, changed, opened, prepare, recipe, save_stage
 
@@ -95,3 +95,8 @@ def test_warnings_of_a_run_are_kept_and_shown(evaluated, capsys):
     assert capsys.readouterr().out == "warning: before the run\nwarning: ppo, step 3: kl is 11\n"
     (line,) = warning_log.read(evaluated.workdir)
     assert line.endswith(" ppo, step 3: kl is 11") and line[:2] == "20"
+
+
+def test_answers_are_cut_before_the_first_stop_string():
+    assert answers.cut("a b\nc STOP d", ("STOP", "\n")) == "a b"
+    assert answers.cut("a b", ("STOP",)) == answers.cut("a b", ()) == "a b"
