@@ -16,7 +16,7 @@ second term; gamma is a config key.
     6. update     policy and critic on minibatches, for some epochs
     7. average    the policy's weights
 
-Steps 2 to 5 are `observe`. The critic and the advantage estimator are arguments:
+Steps 2 to 5 are in `ppo_observe.py`, and step 6 is in `ppo_update.py`. The critic and the advantage estimator are arguments:
 without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
 
 If a Python function gives the scores, an iteration is two programs, and the host scores the
@@ -35,13 +35,13 @@ import ml_collections
 from instructjax import losses
 from instructjax.algorithms import ppo_metrics
 from instructjax.algorithms.advantages import Estimator
-from instructjax.algorithms.ppo_metrics import Readings
+from instructjax.algorithms.ppo_observe import Observe
 from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
 from instructjax.algorithms.ppo_update import Update
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
-from instructjax.rollout import consistency, episode, refilling, sampling
+from instructjax.rollout import refilling, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
 from instructjax.training import rows
@@ -91,6 +91,12 @@ class Iteration:
     def update(self) -> Update:
         """The update on a minibatch: `update(state, minibatch, text, key) -> (state, metrics)`."""
         return Update(self.policy, self.critic, self.config, self.eos_id, self.axis_name)
+
+    @property
+    def observe(self) -> Observe:
+        """Steps 2 to 5: `observe(state, frozen, episodes, scores=None) -> (experience, metrics)`."""
+        parts = self.policy, self.scorer, self.critic, self.advantages, self.config, self.eos_id, self.axis_name
+        return Observe(*parts, parts=self.minibatches * self.config.microbatches)
 
     def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
         """Runs one iteration; see `step`."""
@@ -185,50 +191,6 @@ class Iteration:
         group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
         return episodes.replace(group=group), decoded
 
-    def observe(
-        self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None = None
-    ) -> tuple[Experience, Metrics]:
-        """Reads, scores and rewards this device's episodes, and estimates their advantages: steps 2 to 5.
-
-        Args:
-          state: before the iteration.
-          frozen: reference and reward model.
-          episodes: see `rollout`.
-          scores: float32[B], instead of the scorer's.
-        """
-        config, mask = self.config, episodes.response_mask
-        # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
-        readings = self._read(state, frozen, episodes, scores)
-        # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
-        consistency.require_floating(scores=readings.rewards)
-        outcome = episode.at_last_token(readings.rewards, episodes.segments)
-        ended, scaled = episode.ended(episodes, self.eos_id), self._scale(outcome)
-        scores = jnp.where(ended, scaled, scaled - config.missing_eos_penalty)
-        # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
-        log_probs = readings.log_probs, readings.ref_log_probs
-        beta: float | Array = config.kl_coefficient if state.kl_coefficient is None else state.kl_coefficient
-        rewards = losses.kl_rewards(scores, *log_probs, mask, beta)
-        # 5. Over the whole batch, before it is cut into minibatches.
-        learned = losses.whiten(rewards, mask, self.axis_name, shift_mean=False) if config.whiten_rewards else rewards
-        advantages, returns = self.advantages.estimate(learned, mask, readings.values, episodes.group, self.axis_name)
-        consistency.require_floating(rewards=rewards, advantages=advantages)
-        if readings.values is not None and returns is not None:
-            consistency.require_floating(values=readings.values, returns=returns)
-        experience = Experience(
-            episodes=episodes,
-            log_probs=readings.log_probs,
-            ref_log_probs=readings.ref_log_probs,
-            values=readings.values,
-            scores=scores,
-            advantages=advantages,
-            returns=returns,
-        )
-        first = state.step == 0
-        return experience, {
-            **ppo_metrics.rollout(experience, readings, outcome, self.eos_id, self.axis_name),
-            **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
-        }
-
     def _adapt_kl_coefficient(self, state: PPOState, kl: Metric) -> tuple[PPOState, Metrics]:
         """Moves β towards the KL `kl_target`, if there is one (Ziegler et al. 2019, section 2.2)."""
         beta, config = state.kl_coefficient, self.config
@@ -238,38 +200,6 @@ class Iteration:
         share = config.batch_size / config.kl_horizon
         next_beta = losses.adapted_kl_coefficient(beta, kl.total / kl.weight, config.kl_target, share)
         return state.replace(kl_coefficient=next_beta), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
-
-    def _scale(self, scores: Array) -> Array:
-        """Scales and clips scores; by default neither is part of the program."""
-        scale, most = self.config.reward_scale, self.config.reward_clip
-        if scale != 1:
-            scores = scale * scores
-        return jnp.clip(scores, -most, most) if most else scores
-
-    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None) -> Readings:
-        """Reads episodes with all networks, one microbatch at a time.
-
-        So the logits of the whole batch are never in memory, and matmuls have the same shapes, and the same rounding,
-        as in the update.
-        """
-
-        def read(of_part: tuple[Episodes, Array | None]) -> Readings:
-            part, given = constrain_rows(of_part)
-            model, temperature = self.policy.model, self.config.temperature
-            policy = state.policy.params
-            log_probs, entropy = episode.response_log_probs_and_entropy(model, policy, part, temperature)
-            ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
-            values = None
-            if self.critic is not None and state.value is not None:
-                values = episode.response_values(self.critic.model, state.value.params, part)
-            if given is not None:
-                rewards = jnp.broadcast_to(given[:, None], part.tokens.shape)
-            else:
-                rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
-            return Readings(log_probs, ref_log_probs, entropy, values, rewards)
-
-        parts = split_interleaved((episodes, scores), self.minibatches * self.config.microbatches)
-        return merge_interleaved(jax.lax.map(read, parts))
 
     def _update_all(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
