@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ptx_length=112,
     )
     config.ppo_log.update(every=1, save_every=20, evaluate_every=5)
+    config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 112
     config.evaluate.update(batch_size=112, text_windows=128)
 
     if variant == "smoke":
@@ -88,5 +89,6 @@ def get_config(variant: str = "") -> ConfigDict:
             config.ppo_init.update(epochs=0.1)
         config.ppo.update(iterations=3, batch_size=32, minibatch_size=16, ema_decay=0.5)
         config.ppo_log.update(save_every=3, evaluate_every=3)
+        config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 50
         config.evaluate.update(prompts=50, batch_size=50, few_shot_candidates=1, text_windows=16)
     return config.lock()

@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ptx_microbatches=1,
         ptx_length=512,
     )
+    config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 64
     config.evaluate.update(prompts=500, batch_size=64, text_windows=128)
 
     if variant == "tiny":
@@ -64,5 +65,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.update(candidates=1, selection_prompts=8)
         config.ppo.update(iterations=2, batch_size=16, minibatch_size=8, ptx_length=128)
         config.ppo_log.update(save_every=2, evaluate_every=2)
+        config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 16
         config.evaluate.update(prompts=16, batch_size=16, few_shot_candidates=1, text_windows=8)
     return config.lock()

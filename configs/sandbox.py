@@ -85,5 +85,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ppo_init.update(epochs=2)
         config.ppo.update(iterations=6, batch_size=64, minibatch_size=16, ema_decay=0.5)
         config.ppo_log.update(save_every=3, evaluate_every=3)
+        config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 64
         config.evaluate.update(prompts=60, batch_size=64, text_windows=32)
     return config.lock()

@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -130,7 +131,9 @@ def _run(script: Callable[[], None]) -> None:
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 
-    logging.set_verbosity(logging.ERROR)  # tfds and orbax log every file
+    # tfds and orbax log every file, and orbax each error with its traceback that it also raises.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _without_closed_loops
     for flag in FLAGS:  # so that --help shows these with the flags of the script
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
     try:
@@ -158,6 +161,12 @@ def _run(script: Callable[[], None]) -> None:
     except Interrupted as interrupted:
         print(f"{interrupted}; run the same command to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _without_closed_loops(found: Any) -> None:
+    """Prints an error that nobody can catch, unless tensorstore reports to the event loop of a save that has failed."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _check_devices() -> None:
@@ -216,13 +225,22 @@ def _parse(arguments: list[str]) -> list[str]:
     return rest
 
 
+def given_keys() -> list[str]:
+    """Returns the keys of the recipe that flags set, such as "evaluate.temperature"."""
+    return _keys_in(_given)
+
+
+def _keys_in(given: Sequence[str]) -> list[str]:
+    return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+
+
 def _unknown_key(error: Exception, given: Sequence[str]) -> str:
     """Returns the error text for an unknown key, given on the command line or in the recipe's file."""
     found = _one_line(error)
     if "get_config" in str(error):
         return f"--config: expected get_config(), found {found}"
     if "Traceback" not in str(error):  # the key is on the command line
-        keys = re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+        keys = _keys_in(given)
         names = {name for name, _ in declared.declared_keys()}
         for key in keys:
             if key not in names and ("." not in key or key.partition(".")[0] in declared.SECTIONS):

@@ -51,7 +51,8 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
     if scheme not in schemes:
         expected = " or ".join(["a local path", *(f"{name}://BUCKET/PATH" for name in schemes)])
         raise InputError(f"{where}: expected {expected}, found {text:.200}")
-    if not rest.strip("/") or rest.startswith("/"):
+    bucket, _, name = rest.partition("/")
+    if not bucket or not name.strip("/"):
         raise InputError(f"{where}: expected {scheme}://BUCKET/PATH, found {text:.200}")
     package, extra = PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
@@ -79,6 +80,24 @@ def local_folder(path: epath.Path) -> epath.Path:
         return path
     root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "instructjax" / os.fspath(path).replace("://", "/", 1)
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Returns whether there is a file or folder at a path.
+
+    Raises:
+      WorkdirError: the bucket cannot be read. A run that took this for "no" would begin again.
+    """
+    path = epath.Path(path)
+    if not is_bucket(path):
+        return path.exists()
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # the packages that open buckets raise many kinds, after some retries
+        raise WorkdirError(f"{path}: expected to read the bucket, found {describe_error(error)}") from error
+    return True
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -118,9 +137,15 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(path)
     try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
+        content = path.read_bytes()
+    except Exception as error:
+        if is_bucket(path) and not isinstance(error, FileNotFoundError):
+            raise WorkdirError(f"{path}: expected to read the bucket, found {describe_error(error)}") from error
+        if not isinstance(error, OSError):
+            raise
         raise WorkdirError(f"{path}: expected a file that a run wrote, found: {error.strerror or error}") from None
+    try:
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise WorkdirError(f"{path}: expected JSON that a run wrote, found {error}") from None
     if not isinstance(found, dict):

@@ -174,6 +174,45 @@ def kl_rewards(
     return penalty + jnp.where(last, _float(scores)[:, None], 0)
 
 
+def adapted_kl_coefficient(beta: Scalar, kl: Scalar, target: Scalar, share: Scalar) -> Scalar:
+    """Computes the next KL coefficient of an adaptive controller (Ziegler et al. 2019, section 2.2).
+
+      e = clip(KL / target - 1, -0.2, 0.2)
+      β' = β (1 + e · share)
+
+    The paper has a fixed coefficient.
+
+    Args:
+      beta: β.
+      kl: the mean KL of a batch of episodes, in nats.
+      target: the KL to keep, in nats.
+      share: episodes of the batch, divided by the horizon; the authors' earlier code has a horizon of 10,000 episodes.
+    """
+    return beta * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * share)
+
+
+def kl_estimates(
+    log_probs: Num[AnyArray, "B R"], ref_log_probs: Num[AnyArray, "B R"], mask: Shaped[AnyArray, "B R"]
+) -> tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """Computes three estimates of KL(π, π_ref) from samples of π, in nats per episode (Schulman 2020).
+
+      k1 = Σ_t log ρ_t,  k2 = Σ_t ½ (log ρ_t)²,  k3 = Σ_t (1 / ρ_t - 1 + log ρ_t),  with ρ = π / π_ref
+
+    k1 and k3 are unbiased; k2 and k3 are never negative. The log-ratios of k3 are clipped to ±20, so that a single
+    token cannot overflow.
+
+    Args:
+      log_probs: log π, of the policy that sampled the tokens.
+      ref_log_probs: log π_ref.
+      mask: 1 on the tokens of the response.
+    """
+    _same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs, mask=mask)
+    ratio = _where(mask, _float(log_probs) - _float(ref_log_probs))
+    near = jnp.clip(ratio, -20, 20)
+    k2, k3 = 0.5 * jnp.square(ratio), jnp.expm1(-near) + near
+    return ratio.sum(axis=1), k2.sum(axis=1), k3.sum(axis=1)
+
+
 def gae(
     rewards: Num[AnyArray, "B R"],
     values: Num[AnyArray, "B R"],

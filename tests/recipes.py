@@ -6,7 +6,7 @@ from configs import instructgpt
 from instructjax.models import sizes
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.runs import checkpoint, folder
-from instructjax.stages import dpo, ppo, ppo_init, pretrain, reward, sft
+from instructjax.stages import beginning, dpo, ppo, ppo_init, pretrain, reward, sft
 from instructjax.stages.run import Run, policy_config
 from instructjax.stages.stage import Stage
 from tests import fakes
@@ -67,7 +67,9 @@ def save_run(run):
         if not run.is_finished(stage):
             save_stage(run.config, run.workdir, stage, run.layout.tokenizer, seed)
         (run.directory(stage) / "metrics.jsonl").touch()
-    (run.directory("sft") / "selected.json").write_text('{"step": 1, "reward": {"1": 0.0}, "reward_model": ""}')
+    reward_model = checkpoint.fingerprint(run.checkpoints("reward"))
+    chosen = {"step": 1, "reward": {"1": 0.0}, "reward_model": reward_model}
+    (run.directory("sft") / "selected.json").write_text(json.dumps(chosen))
 
 
 def save_checkpoint(config, workdir, stage, tokenizer, shape, state, step=1):
@@ -82,8 +84,12 @@ def opened(config, workdir, stage):
 
 
 def begin(config, workdir, stage):
-    """Records what a stage begins with, or raises an error."""
-    opened(config, workdir, stage).begin()
+    """Records what a stage begins with; if it has begun, compares that or raises an error."""
+    run, declaration = Run(config, workdir), DECLARATIONS[stage]
+    if beginning.has_begun(run, declaration):
+        beginning.check(run, declaration)
+    else:
+        beginning.note(run, declaration)
 
 
 def _state(stage, params):

@@ -12,7 +12,7 @@ from etils import epath
 
 from instructjax import files, records
 from instructjax.data import prepared
-from instructjax.errors import DataError, InputError, RecordError, WorkdirError
+from instructjax.errors import CheckpointError, DataError, InputError, RecordError, WorkdirError
 from instructjax.models import pretrained
 from instructjax.records import Ranking, Text
 from instructjax.reporting import curves, run_groups, watch
@@ -291,3 +291,23 @@ def test_a_second_run_on_this_host_is_refused_and_a_killed_one_is_mentioned(buck
     with lock.hold(bucket):
         told = "process 7 on host did not end its run here; make sure that it has stopped"
         assert capsys.readouterr().out == f"warning: gs://bucket/runs/a: {told}\n"
+
+
+def test_an_export_that_failed_in_a_bucket_can_be_tried_again(memory, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs the extra huggingface")
+    model = {"model_type": "gpt2"}, {"a": np.arange(6.0)}, {"vocab.json": b"{}"}
+    write_bytes = pretrained.write_bytes
+
+    def fail(path, content):
+        if path.name == "config.json":
+            raise WorkdirError("503")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(pretrained, "write_bytes", fail)
+    with pytest.raises(WorkdirError, match="503"):
+        pretrained.write(memory / "model", *model)
+    monkeypatch.undo()
+    pretrained.write(memory / "model", *model)
+    assert pretrained.read_config(str(memory / "model")) == {"model_type": "gpt2"}
+    with pytest.raises(CheckpointError, match="expected no folder, or an empty one"):
+        pretrained.write(memory / "model", *model)  # a complete one is not overwritten

@@ -16,7 +16,7 @@ second term; gamma is a config key.
     6. update     policy and critic on minibatches, for some epochs
     7. average    the policy's weights
 
-Steps 2 to 5 are `observe`. The critic and the advantage estimator are arguments:
+Steps 2 to 5 are in `ppo_observe.py`, and step 6 is in `ppo_update.py`. The critic and the advantage estimator are arguments:
 without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
 
 If a Python function gives the scores, an iteration is two programs, and the host scores the
@@ -35,20 +35,20 @@ import ml_collections
 from instructjax import losses
 from instructjax.algorithms import ppo_metrics
 from instructjax.algorithms.advantages import Estimator
-from instructjax.algorithms.ppo_metrics import Readings
+from instructjax.algorithms.ppo_observe import Observe
 from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
+from instructjax.algorithms.ppo_update import Update
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
 from instructjax.models.partitioning import constrain_rows
-from instructjax.rollout import consistency, episode, refilling, sampling
+from instructjax.rollout import refilling, sampling
 from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
-from instructjax.training import objectives, rows
+from instructjax.training import rows
 from instructjax.training import state as train_state
-from instructjax.training.metrics import Metrics
+from instructjax.training.metrics import Mean, Metric, Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
-from instructjax.training.state import Params, TrainState
-from instructjax.training.step import Loss, finite_update, summed_gradient
+from instructjax.training.state import Params
 
 Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
@@ -87,6 +87,17 @@ class Iteration:
         """Updates per epoch."""
         return self.config.batch_size // self.config.minibatch_size
 
+    @property
+    def update(self) -> Update:
+        """The update on a minibatch: `update(state, minibatch, text, key) -> (state, metrics)`."""
+        return Update(self.policy, self.critic, self.config, self.eos_id, self.axis_name)
+
+    @property
+    def observe(self) -> Observe:
+        """Steps 2 to 5: `observe(state, frozen, episodes, scores=None) -> (experience, metrics)`."""
+        parts = self.policy, self.scorer, self.critic, self.advantages, self.config, self.eos_id, self.axis_name
+        return Observe(*parts, parts=self.minibatches * self.config.microbatches)
+
     def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
         """Runs one iteration; see `step`."""
         return self.step(state, batch, key, frozen)
@@ -110,7 +121,8 @@ class Iteration:
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
         # 6. and 7.
         state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
-        return state, metrics | updates
+        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
+        return state, metrics | updates | adapted
 
     def sample(self, state: PPOState, prompts: PromptBatch, key: Array) -> tuple[Episodes, Metrics]:
         """Samples the episodes that `step` would sample: step 1 of an iteration whose scores the host gives.
@@ -140,7 +152,8 @@ class Iteration:
         experience, metrics = self.observe(state, frozen, episodes, scores)
         metrics = metrics_lib.reduce(metrics, self.axis_name)
         state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
-        return state, metrics | updates
+        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
+        return state, metrics | updates | adapted
 
     def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array, Array]:
         """Returns the keys of an iteration's samples, shuffles and updates."""
@@ -178,82 +191,15 @@ class Iteration:
         group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
         return episodes.replace(group=group), decoded
 
-    def observe(
-        self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None = None
-    ) -> tuple[Experience, Metrics]:
-        """Reads, scores and rewards this device's episodes, and estimates their advantages: steps 2 to 5.
-
-        Args:
-          state: before the iteration.
-          frozen: reference and reward model.
-          episodes: see `rollout`.
-          scores: float32[B], instead of the scorer's.
-        """
-        config, mask = self.config, episodes.response_mask
-        # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
-        readings = self._read(state, frozen, episodes, scores)
-        # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
-        consistency.require_floating(scores=readings.rewards)
-        outcome = episode.at_last_token(readings.rewards, episodes.segments)
-        ended, scaled = episode.ended(episodes, self.eos_id), self._scale(outcome)
-        scores = jnp.where(ended, scaled, scaled - config.missing_eos_penalty)
-        # 4. A KL penalty per token against the initial policy (section 3.5, equation 2).
-        log_probs = readings.log_probs, readings.ref_log_probs
-        rewards = losses.kl_rewards(scores, *log_probs, mask, config.kl_coefficient)
-        # 5. Over the whole batch, before it is cut into minibatches.
-        advantages, returns = self.advantages.estimate(rewards, mask, readings.values, episodes.group, self.axis_name)
-        consistency.require_floating(rewards=rewards, advantages=advantages)
-        if readings.values is not None and returns is not None:
-            consistency.require_floating(values=readings.values, returns=returns)
-        experience = Experience(
-            episodes=episodes,
-            log_probs=readings.log_probs,
-            ref_log_probs=readings.ref_log_probs,
-            values=readings.values,
-            scores=scores,
-            advantages=advantages,
-            returns=returns,
-        )
-        beta, first = config.kl_coefficient, state.step == 0
-        return experience, {
-            **ppo_metrics.rollout(experience, readings, self.eos_id, self.axis_name),
-            **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
-        }
-
-    def _scale(self, scores: Array) -> Array:
-        """Scales and clips scores; by default neither is part of the program."""
-        scale, most = self.config.reward_scale, self.config.reward_clip
-        if scale != 1:
-            scores = scale * scores
-        return jnp.clip(scores, -most, most) if most else scores
-
-    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None) -> Readings:
-        """Reads episodes with all networks, one microbatch at a time.
-
-        So the logits of the whole batch are never in memory, and matmuls have the same shapes, and the same rounding,
-        as in the update.
-        """
-
-        def of_policy(logits: Array, tokens: Array) -> tuple[Array, Array]:
-            logits /= self.config.temperature
-            return losses.log_probs(logits, tokens), losses.entropy(logits)
-
-        def read(of_part: tuple[Episodes, Array | None]) -> Readings:
-            part, given = constrain_rows(of_part)
-            model, temperature = self.policy.model, self.config.temperature
-            log_probs, entropy = episode.read_response(model, state.policy.params, part, of_policy)
-            ref_log_probs = episode.response_log_probs(model, frozen.reference, part, temperature)
-            values = None
-            if self.critic is not None and state.value is not None:
-                values = episode.response_values(self.critic.model, state.value.params, part)
-            if given is not None:
-                rewards = jnp.broadcast_to(given[:, None], part.tokens.shape)
-            else:
-                rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
-            return Readings(log_probs, ref_log_probs, entropy, values, rewards)
-
-        parts = split_interleaved((episodes, scores), self.minibatches * self.config.microbatches)
-        return merge_interleaved(jax.lax.map(read, parts))
+    def _adapt_kl_coefficient(self, state: PPOState, kl: Metric) -> tuple[PPOState, Metrics]:
+        """Moves β towards the KL `kl_target`, if there is one (Ziegler et al. 2019, section 2.2)."""
+        beta, config = state.kl_coefficient, self.config
+        if beta is None:
+            return state, {}
+        assert isinstance(kl, Mean)
+        share = config.batch_size / config.kl_horizon
+        next_beta = losses.adapted_kl_coefficient(beta, kl.total / kl.weight, config.kl_target, share)
+        return state.replace(kl_coefficient=next_beta), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
 
     def _update_all(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
@@ -285,53 +231,6 @@ class Iteration:
             return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows, numbers))
 
         return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
-
-    def update(self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array) -> tuple[PPOState, Metrics]:
-        """Updates the policy and the critic once, on a minibatch: step 6."""
-        policy, metrics = self._update_policy(state.policy, batch, text, key)
-        metrics["policy_loss"] = metrics.pop("loss")
-        if self.critic is None or state.value is None:
-            return state.replace(policy=policy), metrics
-        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
-        loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
-        value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
-        metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
-        return state.replace(policy=policy, value=value), metrics
-
-    def _update_policy(
-        self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
-    ) -> tuple[TrainState, Metrics]:
-        """Updates the policy by the clipped surrogate and, with text, the ptx term (section 3.5, equation 2)."""
-        pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
-        gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
-        if text is not None:
-            ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
-            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
-            gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
-            loss = loss + metrics_lib.total(ptx_metrics, "loss")
-            metrics["ptx_loss"] = ptx_metrics["loss"]
-        return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
-
-    def _gradient(
-        self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
-    ) -> tuple[tuple[Params, Array], Metrics]:
-        microbatches = microbatches or self.config.microbatches
-        return summed_gradient(loss, params, batch, key, microbatches=microbatches, axis_name=self.axis_name)
-
-    def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
-        del key  # no dropout in PPO: the ratio must be 1 before any update
-        mask = batch.episodes.response_mask
-        log_probs = episode.response_log_probs(self.policy.model, params, batch.episodes, self.config.temperature)
-        ratio = log_probs, batch.log_probs
-        pair, metrics = losses.policy_loss(*ratio, batch.advantages, mask, self.config.clip_ratio)
-        return pair, ppo_metrics.policy_update(log_probs, batch, metrics, self.eos_id)
-
-    def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
-        del key
-        assert self.critic is not None and batch.values is not None and batch.returns is not None
-        values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
-        pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
-        return pair, ppo_metrics.means(metrics)
 
 
 def make_iteration(

@@ -39,14 +39,23 @@ class Readings(flax.struct.PyTreeNode):
     rewards: Array
 
 
-def rollout(experience: Experience, readings: Readings, eos_id: int, axis_name: str | None) -> Metrics:
-    """Measures the episodes of an iteration: reward, KL, entropy, lengths, and the critic if there is one."""
+def rollout(experience: Experience, readings: Readings, outcome: Array, eos_id: int, axis_name: str | None) -> Metrics:
+    """Measures the episodes of an iteration: reward, KL, entropy, lengths, and the critic if there is one.
+
+    docs/metrics.md describes each metric. Arguments are those of `checks`.
+    """
     episodes, mask = experience.episodes, experience.episodes.response_mask
-    episode_kl = ((experience.log_probs - experience.ref_log_probs) * mask).sum(axis=1)
+    episode_kl, k2, k3 = losses.kl_estimates(experience.log_probs, experience.ref_log_probs, mask)
     rows = jnp.ones_like(experience.scores).sum()
+    _, variance = losses.masked_moments(episode_kl, jnp.ones_like(episode_kl), axis_name)
+    count = rows if axis_name is None else jax.lax.psum(rows, axis_name)
     metrics: Metrics = {
-        "reward": Mean(experience.scores.sum(), rows),
-        "kl": Mean(episode_kl.sum(), rows),  # nats per episode
+        "reward": Mean(outcome.sum(), rows),
+        "shaped_reward": Mean(experience.scores.sum(), rows),
+        "kl": Mean(episode_kl.sum(), rows),
+        "kl_standard_error": Mean(jnp.sqrt(variance / count) * rows, rows),
+        "kl_k2": Mean(k2.sum(), rows),
+        "kl_k3": Mean(k3.sum(), rows),
         "max_abs_kl": Maximum(jnp.abs(episode_kl).max()),
         "entropy": Mean((readings.entropy * mask).sum(), mask.sum()),
         "response_tokens": Mean(mask.sum(), rows),
@@ -81,7 +90,7 @@ def checks(
     rewards: Array,
     outcome: Array,
     *,
-    beta: float,
+    beta: float | Array,
     eos_id: int,
     first: Array,
 ) -> Metrics:

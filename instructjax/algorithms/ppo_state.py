@@ -21,11 +21,13 @@ class PPOState(flax.struct.PyTreeNode):
       step: int32 scalar, the number of iterations done.
       policy: the policy, with the moving average that is evaluated and exported.
       value: the critic, started from the reward model; None without a critic.
+      kl_coefficient: float32 scalar, β of the next iteration if it is adapted to a target; None if it is fixed.
     """
 
     step: Array
     policy: TrainState
     value: TrainState | None
+    kl_coefficient: Array | None = None
 
 
 class Frozen(flax.struct.PyTreeNode):

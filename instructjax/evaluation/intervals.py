@@ -39,6 +39,11 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
+def standard_error(values: np.ndarray) -> float | None:
+    """Computes the standard error of the mean of independent values [n]; None for fewer than two."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
 def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> Estimate:
     """Computes the mean of values that are independent between clusters but not within them.
 

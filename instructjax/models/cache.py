@@ -87,9 +87,11 @@ def append(
 ) -> tuple[Slots, Float[Array, "B H S D"]]:
     """Writes T tokens of a layer at slot `start`; returns the cache, and its part for that layer."""
     if cached.ndim == new.ndim:
-        cached = _cached(jax.lax.dynamic_update_slice(cached, new, (0, 0, start, 0)))
+        cached = _cached(jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=2))
         return cached, cached
-    cached = _cached(jax.lax.dynamic_update_slice(cached, new[None], (layer, 0, 0, start, 0)))
+    # With JAX_ENABLE_X64=1, integers of Python would be int64 next to int32 arrays.
+    first, layer, start = (jnp.asarray(index, jnp.int32) for index in (0, layer, start))
+    cached = _cached(jax.lax.dynamic_update_slice(cached, new[None], (layer, first, first, start, first)))
     return cached, jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
 
 

@@ -71,6 +71,8 @@ def write(
 ) -> None:
     """Writes a folder atomically. In a bucket, which cannot rename, config.json is written last.
 
+    Files that an earlier try has left in a bucket without config.json are replaced.
+
     Args:
       folder: is created; if it exists, it must be empty.
       described: the config.json, from `huggingface.describe`.
@@ -81,7 +83,9 @@ def write(
       CheckpointError: the folder is not empty.
     """
     folder = epath.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    left = {WEIGHTS, *files} if is_bucket(folder) else set()
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
+    if found - left:
         raise CheckpointError(
             f"{folder}: expected no folder, or an empty one, to write the model to, found other files"
         )

@@ -76,9 +76,9 @@ class Trunk(nn.Module):
             start = jnp.zeros((), jnp.int32)
             key_segments, key_positions = segments, positions
         else:
-            start = cache.length
-            key_segments = jax.lax.dynamic_update_slice(cache.segments, segments.astype(jnp.int32), (0, start))
-            key_positions = jax.lax.dynamic_update_slice(cache.positions, positions.astype(jnp.int32), (0, start))
+            start, update = cache.length, jax.lax.dynamic_update_slice_in_dim
+            key_segments = update(cache.segments, segments.astype(jnp.int32), start, axis=1)
+            key_positions = update(cache.positions, positions.astype(jnp.int32), start, axis=1)
         # Without a cache, the order of tokens is given by columns; with a cache, by positions.
         columns = jnp.arange(tokens.shape[1])[None]
         order = (columns, columns) if cache is None else (positions, key_positions)

@@ -24,8 +24,8 @@ from instructjax.planning import flops
 from instructjax.planning.flops import Work
 from instructjax.stages import ppo
 from instructjax.stages.run import policy_config
-from instructjax.stages.stage import training_step
 from instructjax.stages.trained import random_params
+from instructjax.stages.training_step import training_step
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import Loss
@@ -156,7 +156,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     estimator = advantages.gae(section.discount, section.gae_lambda)
     iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
     weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
-    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners), *weights)
+    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), *weights)
     frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
     tokens = _array((section.batch_size // section.samples_per_prompt, data.max_prompt), jnp.int32)
     prompts = PromptBatch(tokens, tokens)

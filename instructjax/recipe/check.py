@@ -207,8 +207,9 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
     _require(config, f"{name}.ptx_length", lambda length: length <= limit, f"at most model.max_length ({limit})")
     wide = [dtype for dtype in DTYPES if jnp.promote_types(dtype, config.model.dtype) == dtype]
     if (frozen := ppo.frozen_dtype or config.model.param_dtype) not in wide:
+        key = f"{name}.frozen_dtype" if ppo.frozen_dtype else "model.param_dtype"
         raise ConfigError(
-            f"{name}.frozen_dtype: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
+            f"{key}: expected one of {', '.join(wide)}, as networks compute in {config.model.dtype} "
             f"(model.dtype), found {frozen!r}"
         )
     if ppo.batch_size % ppo.minibatch_size:

@@ -47,6 +47,37 @@ RENAMED: Mapping[str, str] = {  # keys of earlier versions
 }
 
 
+ELSEWHERE: Mapping[str, str] = {  # names that other trainers of PPO give to keys
+    "init_kl_coef": "kl_coefficient",
+    "kl_coef": "kl_coefficient",
+    "beta": "kl_coefficient",
+    "target_kl": "kl_target",
+    "target": "kl_target",
+    "horizon": "kl_horizon",
+    "ent_coef": "entropy_coefficient",
+    "entropy_coeff": "entropy_coefficient",
+    "entropy_bonus": "entropy_coefficient",
+    "gamma": "discount",
+    "lam": "gae_lambda",
+    "cliprange": "clip_ratio",
+    "clip_range": "clip_ratio",
+    "eps_clip": "clip_ratio",
+    "cliprange_value": "clip_value",
+    "value_clip": "clip_value",
+    "num_ppo_epochs": "epochs",
+    "ppo_epochs": "epochs",
+    "num_mini_batches": "minibatch_size",
+    "total_episodes": "iterations",
+    "response_length": "data.max_response",
+    "stop_token": "missing_eos_penalty",
+    "reward_model_path": "reward_from",
+    "sft_model_path": "init_from",
+    "critic_learning_rate": "value_learning_rate",
+    "normalize_rewards": "whiten_rewards",
+    "num_generations": "samples_per_prompt",
+}
+
+
 def defaults(section: Section) -> ml_collections.ConfigDict:
     """Returns a section of a recipe, filled with the declared values."""
     return ml_collections.ConfigDict({name: key.value for name, key in section.keys.items()})
@@ -81,8 +112,10 @@ def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
     section, _, last = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
     elsewhere = [name for name in names if name.rpartition(".")[2] == last]
+    foreign = ELSEWHERE.get(last, "") if section == "ppo" else ""
     near = (
-        [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1)]
+        [foreign if "." in foreign else f"ppo.{foreign}"] * bool(foreign)
+        or [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1)]
         or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
         or difflib.get_close_matches(key, [name for name in names if "." in name], n=1, cutoff=0.8)
     )

@@ -97,6 +97,7 @@ def _is_infinity(value: Any) -> bool:
 
 SEED = integers("0 to 2**32 - 2", 0, 2**32 - 2)
 INTEGER_FROM_1 = integers("an integer, at least 1", 1)
+INTEGER_FROM_2 = integers("an integer, at least 2", 2)
 INTEGER_FROM_0 = integers("an integer, at least 0", 0)
 INTEGER_OR_REST = Range(
     "an integer, at least 1, or -1", lambda value: INTEGER_FROM_1.contains(value) or _is_integer(value) and value == -1
@@ -107,6 +108,7 @@ AT_LEAST_0 = numbers("at least 0", lambda value: value >= 0)
 AT_LEAST_0_OR_INFINITY = Range(
     "at least 0, or infinity", lambda value: _is_infinity(value) or AT_LEAST_0.contains(value)
 )
+POSITIVE_OR_INFINITY = Range("more than 0, or infinity", lambda value: _is_infinity(value) or POSITIVE.contains(value))
 BELOW_1 = numbers("from 0 to below 1", lambda value: 0 <= value < 1)
 UP_TO_1 = numbers("from 0 to 1", lambda value: 0 <= value <= 1)
 TRUE_OR_FALSE = Range("True or False", lambda value: isinstance(value, bool))

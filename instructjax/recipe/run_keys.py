@@ -19,6 +19,7 @@ from instructjax.recipe.key import (
     SEED,
     TEXT,
     TRUE_OR_FALSE,
+    UP_TO_1,
     Key,
     Section,
     empty_or_one_of,
@@ -51,6 +52,8 @@ GUARDS = section(
     min_response_tokens=Key(
         1.5, AT_LEAST_0_OR_INFINITY, "tokens", "mean length of answers, including EOS; 1 is an empty answer", "silent"
     ),
+    max_missing_eos=Key(0.9, UP_TO_1, "share of episodes", "that do not end within data.max_response", "silent"),
+    min_entropy=Key(1e-3, AT_LEAST_0, "nats per token", "mean entropy of the policy in a batch", "silent"),
 )
 
 FILES = section(

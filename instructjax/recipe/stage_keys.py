@@ -13,13 +13,17 @@ from instructjax.recipe.key import (
     BELOW_1,
     INTEGER_FROM_0,
     INTEGER_FROM_1,
+    INTEGER_FROM_2,
     NAMES,
     POSITIVE,
+    POSITIVE_OR_INFINITY,
     TEXT,
+    TRUE_OR_FALSE,
     UP_TO_1,
     Key,
     empty_or_one_of,
     integers,
+    one_of,
     section,
 )
 from instructjax.records import MAX_RESPONSES
@@ -43,7 +47,7 @@ PRETRAIN = section(
 SFT = section(
     "supervised fine-tuning: the SFT baseline (C.1)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder; "": WORKDIR/pretrain'),
-    epochs=Key(16, POSITIVE, "epochs", "", "C.1"),
+    epochs=Key(16.0, POSITIVE, "epochs", "", "C.1"),
     batch_size=Key(32, INTEGER_FROM_1, "demonstrations", "", "C.1"),
     learning_rate=Key(9.65e-6, AT_LEAST_0, "", "peak, without warm-up", "C.1"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine", "C.1"),
@@ -72,7 +76,7 @@ REWARD = section(
         "6.7b", empty_or_one_of(*SIZES), "", 'of reward model and value network; "": the policy\'s', "C.2: 6B for all"
     ),
     init_from=Key("", TEXT, "path", 'a checkpoint folder of a policy of that size; "": WORKDIR/sft', "3.5"),
-    epochs=Key(1, POSITIVE, "epochs", "", "C.2: more overfit"),
+    epochs=Key(1.0, POSITIVE, "epochs", "", "C.2: more overfit"),
     batch_size=Key(64, INTEGER_FROM_1, "prompts", "with all comparisons of their answers", "C.2"),
     learning_rate=Key(9e-6, AT_LEAST_0, "", "peak, without warm-up", "C.2"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine", "C.2"),
@@ -84,7 +88,7 @@ REWARD = section(
 PPO_INIT = section(
     "the start of PPO: GPT fine-tuned again, not the SFT baseline (C.3)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder; "": WORKDIR/pretrain', "C.3"),
-    epochs=Key(2, POSITIVE, "epochs", "", "C.3"),
+    epochs=Key(2.0, POSITIVE, "epochs", "", "C.3"),
     text_share=Key(0.1, BELOW_1, "of a batch", "windows of pretraining text", "C.3"),
     batch_size=Key(32, INTEGER_FROM_1, "examples", "demonstrations and windows", "C.3"),
     learning_rate=Key(5e-6, AT_LEAST_0, "", "peak, without warm-up", "C.3"),
@@ -133,10 +137,22 @@ PPO = section(
     warmup_iterations=Key(10, INTEGER_FROM_0, "iterations", "from a tenth of the rate", "C.4"),
     weight_decay=Key(0.0, AT_LEAST_0, "", "decoupled, as in AdamW", "silent"),
     kl_coefficient=Key(0.02, AT_LEAST_0, "reward per nat", "beta, penalizes divergence from the start", "C.4"),
+    kl_target=Key(
+        0.0, AT_LEAST_0, "nats per episode", "KL that beta is adapted to, from kl_coefficient; 0: beta is fixed", "C.4"
+    ),
+    kl_horizon=Key(10_000, INTEGER_FROM_1, "episodes", "in which beta adapts, with kl_target", "Ziegler et al. 2019"),
+    entropy_coefficient=Key(
+        0.0, AT_LEAST_0, "per nat", "weight of the entropy of a token in the objective", "C.4: none"
+    ),
+    whiten_rewards=Key(
+        False, TRUE_OR_FALSE, "", "scale the rewards of tokens to variance 1 in each batch", "silent; Ziegler et al. do"
+    ),
     discount=Key(1.0, UP_TO_1, "", "gamma of GAE", "C.4: none"),
     gae_lambda=Key(0.95, UP_TO_1, "", "lambda of GAE", "silent; the authors' earlier code"),
     clip_ratio=Key(0.2, POSITIVE, "", "of the probability ratio", "C.4"),
-    clip_value=Key(0.2, POSITIVE, "reward", "of the change of a value", "silent; the authors' earlier code"),
+    clip_value=Key(
+        0.2, POSITIVE_OR_INFINITY, "reward", "of the change of a value; inf: not", "silent; the authors' earlier code"
+    ),
     missing_eos_penalty=Key(
         0.0, AT_LEAST_0, "reward", "subtracted if a response does not end within data.max_response", "silent"
     ),
@@ -145,18 +161,26 @@ PPO = section(
     ptx_examples_per_episode=Key(8, INTEGER_FROM_1, "windows", "of pretraining text", "C.4"),
     ptx_microbatches=Key(8, INTEGER_FROM_1, "parts", "that the windows of a minibatch are computed in"),
     ptx_length=Key(2048, INTEGER_FROM_1, "tokens", "of such a window", "silent; 2048 fits the paper's FLOPs"),
+    validation_prompts=Key(256, INTEGER_FROM_1, "prompts", "of the validation split, answered at each evaluation"),
+    shown_answers=Key(
+        4, INTEGER_FROM_0, "answers", "of them, written to WORKDIR/STAGE/samples.jsonl with their rewards"
+    ),
 )
 
 EVALUATE = section(
     "win rates, agreement and the loss on text (4.1)",
-    prompts=Key(3196, INTEGER_FROM_1, "prompts", "of the test split", "table 9"),
+    prompts=Key(3196, INTEGER_FROM_2, "prompts", "of the test split; one has no interval", "table 9"),
     judgements=Key(1, INTEGER_FROM_1, "comparisons", "by each group of labelers per prompt and model"),
     temperature=Key(1.0, AT_LEAST_0, "", "of the samples", "silent; F has 1 for InstructGPT"),
     few_shot=Key(2, INTEGER_FROM_0, "examples", "in the prefix of GPT (prompted)", "silent"),
     few_shot_candidates=Key(
         4, INTEGER_FROM_1, "prefixes", "that the reward model chooses among", "3.5: 2 by 2 authors"
     ),
-    batch_size=Key(256, INTEGER_FROM_1, "prompts", "sampled at a time"),
+    few_shot_prompts=Key(256, INTEGER_FROM_1, "prompts", "of the validation split, answered for that choice", "silent"),
+    batch_size=Key(256, INTEGER_FROM_1, "prompts", "sampled at a time; decides no result"),
+    ppo_checkpoint=Key(
+        "last", one_of("last", "best"), "", 'of ppo and ppo_ptx; "best": by validation_reward', "silent"
+    ),
     guests=Key((), NAMES, "stages", 'in addition to the paper\'s, whose policies are also judged, such as "dpo"'),
     text_windows=Key(512, INTEGER_FROM_1, "windows", "of validation text, for the loss on it"),
 )
@@ -167,7 +191,7 @@ DPO = section(
         "", TEXT, "path", 'a checkpoint folder, start and reference; "": WORKDIR/sft, whose answers are ranked'
     ),
     beta=Key(0.1, AT_LEAST_0, "reward per nat", "weight of the KL divergence from the reference", "DPO, 6"),
-    epochs=Key(1, POSITIVE, "epochs", ""),
+    epochs=Key(1.0, POSITIVE, "epochs", ""),
     batch_size=Key(32, INTEGER_FROM_1, "prompts", "with all pairs of their answers", "DPO has 64 pairs"),
     learning_rate=Key(1e-4, AT_LEAST_0, "", "a tenth of SFT's in the sandbox", "DPO has 1e-6 for billions"),
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine, as in other stages"),

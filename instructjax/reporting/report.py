@@ -26,14 +26,15 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from matplotlib.figure import Figure
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.reporting import curves, figures, views
-from instructjax.reporting.answers_section import format_answers
+from instructjax.reporting.answers_section import format_answers, format_samples
 from instructjax.reporting.figures import lookup
 from instructjax.reporting.findings import SMOKE, findings, is_smoke
 from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows
 
 _LEARNING = ("loss", "accuracy")  # panels of the reward model's learning curves
+SHOWN_WARNINGS = 20
 _RATERS = {"heldout": "held-out"}
 _CAPTIONS = {
     "win_rates": "Win rates against SFT, as in the paper's Figures 1 and 3.",
@@ -99,6 +100,8 @@ def write_report(
         *_section("## Findings", "" if is_smoke(results) else "\n".join(f"- {text}" for text in findings(results))),
         *_section("## Figures", "\n\n".join(f"![{name}]({name}.png)\n\n{_CAPTIONS[name]}" for name in drawn)),
         *_section("## Answers", format_answers(workdir, results)),
+        *_section("## Answers during PPO", format_samples(workdir, list(metrics))),
+        *_section("## Warnings", _warnings(workdir)),
     ]
     if flags := flag_rows(results):
         parts += [
@@ -128,6 +131,13 @@ def reward_model_figures(results: Results, metrics: Mapping[str, Sequence[Mappin
     if bins := lookup(results, "reward_model", "calibration") or lookup(results, "human", "calibration"):
         drawn["calibration"] = views.calibration({_RATERS.get(group, group): found for group, found in bins.items()})
     return drawn
+
+
+def _warnings(workdir: epath.Path) -> str:
+    """Returns the newest lines of warnings.log."""
+    lines = warning_log.read(workdir)
+    note = f"The newest {SHOWN_WARNINGS} of {len(lines)}; {warning_log.NAME} has all of them.\n\n"
+    return (note if len(lines) > SHOWN_WARNINGS else "") + "\n".join(f"- {line}" for line in lines[-SHOWN_WARNINGS:])
 
 
 def _section(heading: str, content: str) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import DataError
-from instructjax.reporting import curves, report
+from instructjax.reporting import answers_section, curves, report
 from instructjax.reporting.figures import lookup, styles
-from instructjax.runs import folder, metrics_file
+from instructjax.runs import folder, metrics_file, samples_file
 
 LABELS = {  # of metrics, the most informative first
     "true_quality": "true quality",
@@ -84,8 +84,8 @@ def _planned(directory: epath.Path) -> int | None:
 
 
 def is_finished(workdir: epath.PathLike) -> bool:
-    """Returns whether a run has its results."""
-    return (epath.Path(workdir) / "results.json").exists()
+    """Returns whether a run has results that tell of its checkpoints."""
+    return files.exists(epath.Path(workdir) / "results.json") and not folder.outdated(workdir, _results(workdir))
 
 
 def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
@@ -103,8 +103,24 @@ def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
                     table.add_row(first, *([run] if len(runs) > 1 else []), *_cells(stage))
     finished = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_finished(workdir)}
     if len(workdirs) == 1:
-        return Group(table, *(Text("\n" + report.terminal_table(results)) for results in finished.values()))
+        notes = _notes(workdirs[0], runs[_short(workdirs[0], workdirs)])
+        return Group(table, *notes, *(Text("\n" + report.terminal_table(results)) for results in finished.values()))
     return Group(table, Text(), *([_compare(finished)] if finished else []))
+
+
+def _notes(workdir: epath.PathLike, stages: Sequence[Stage]) -> list[Text]:
+    """Returns what a run says besides its metrics: answers of a stage in progress, outdated results, warnings."""
+    notes = []
+    running = [stage for stage in stages if not stage.finished]
+    samples = samples_file.read(folder.stage_directory(workdir, running[-1].name)) if running else []
+    if samples:
+        notes.append(f"{running[-1].name}, {answers_section.format_step(samples, samples[-1]['step'])}")
+    if files.exists(epath.Path(workdir) / "results.json"):
+        if stages_outdated := folder.outdated(workdir, _results(workdir)):
+            notes.append(f"results.json tells of earlier weights of {', '.join(stages_outdated)}; evaluate again")
+    if lines := warning_log.read(workdir):
+        notes.append(f"{len(lines)} warnings in {warning_log.NAME}; the newest: {lines[-1]}")
+    return [Text("\n" + note) for note in notes]
 
 
 def _cells(stage: Stage) -> tuple[str, str, str, str]:

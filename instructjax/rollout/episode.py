@@ -83,6 +83,18 @@ def response_log_probs(
     return read_response(model, params, episodes, lambda logits, tokens: losses.log_probs(logits / temperature, tokens))
 
 
+def response_log_probs_and_entropy(
+    model: Model, params: Params, episodes: Episodes, temperature: float = 1.0
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Computes `response_log_probs`, and the policy's entropy before each token, in nats; 0 on padding."""
+
+    def read(logits: Array, tokens: AnyArray) -> tuple[Array, Array]:
+        logits /= temperature
+        return losses.log_probs(logits, tokens), losses.entropy(logits)
+
+    return read_response(model, params, episodes, read)
+
+
 def response_values(model: Model, params: Params, episodes: Episodes) -> Float[Array, "B R"]:
     """Computes the value network's estimates before each token of the response; 0 on padding."""
     values = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions)

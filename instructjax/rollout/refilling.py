@@ -89,7 +89,7 @@ def sample(
     share, slots = total // groups, width + max_response
     refill = min(refill, rows // groups)
     params = model.decoding_params(params)
-    lengths = jnp.sum(prompts.segments > 0, axis=1)
+    lengths = jnp.sum(prompts.segments > 0, axis=1, dtype=jnp.int32)
 
     def grouped(x: AnyArray) -> Array:
         return partitioning.constrain_rows(x.reshape(groups, -1, *x.shape[1:]))
@@ -109,11 +109,11 @@ def sample(
     def take(state: _Rows) -> _Rows:
         done = grouped(state.prompt == NOBODY)
         place = jnp.argsort(~done, axis=1, stable=True)[:, :refill]
-        number = state.queue[:, None] + jnp.arange(refill)
+        number = state.queue[:, None] + jnp.arange(refill, dtype=jnp.int32)
         taken = jnp.take_along_axis(done, place, axis=1) & (number < share)
         # Numbers of prompts and rows in the global batch. Those that are not taken are out of bounds, so nothing is
         # written for them.
-        group = jnp.arange(groups)[:, None]
+        group = jnp.arange(groups, dtype=jnp.int32)[:, None]
         prompt = jnp.where(taken, group * share + number, 0).reshape(-1)
         place = jnp.where(taken, group * (rows // groups) + place, rows).reshape(-1)
         into = jnp.where(taken.reshape(-1), prompt, total)
@@ -136,7 +136,7 @@ def sample(
             token=state.token.at[place].set(token, mode="drop"),
             length=state.length.at[place].set(lengths[prompt], mode="drop"),
             cache=scatter_rows(state.cache, place, (state.cache.length - width + jnp.arange(width)) % slots, fresh),
-            queue=state.queue + jnp.sum(taken, axis=1),
+            queue=state.queue + jnp.sum(taken, axis=1, dtype=jnp.int32),
             tokens=state.tokens.at[into, 0].set(token, mode="drop"),
             log_probs=state.log_probs.at[into, 0].set(log_prob, mode="drop"),
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructjax import warning_log
 from instructjax.errors import RewardFunctionError
 from instructjax.rollout.reward_function import RewardFunction
 
@@ -71,7 +72,7 @@ class Call:
             count, limit = len(self._given[1]), self._limits.timeout_seconds
             raise RewardFunctionError(
                 f"{self._function.name}: expected a finite number for each of {count} responses within {limit:g} s "
-                "(ppo.reward_timeout_seconds), found no answer"
+                "(reward_timeout_seconds), found no answer"
             )
         if self._error is not None:
             raise self._error
@@ -96,6 +97,6 @@ class Call:
                     self._error = error
                     break
                 pause = self._limits.retry_seconds
-                print(f"warning: {error}; trying again in {pause:g} s ({retry} of {self._limits.retries})")
+                warning_log.warn(f"{error}; trying again in {pause:g} s ({retry} of {self._limits.retries})")
             self._began = math.inf
             time.sleep(self._limits.retry_seconds)

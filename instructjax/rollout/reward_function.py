@@ -99,24 +99,28 @@ class RewardFunction:
         return hashlib.sha256(pathlib.Path(self.file).read_bytes()).hexdigest()[:16] if self.file else ""
 
 
-def load(name: str) -> RewardFunction:
+def load(name: str, key: str = "ppo.reward_function") -> RewardFunction:
     """Imports the function MODULE:FUNCTION. Modules in the current folder are found, too.
+
+    Args:
+      name: MODULE:FUNCTION.
+      key: the config key that has it, for errors.
 
     Raises:
       ConfigError: it cannot be imported, or is not a function.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ConfigError(f"ppo.reward_function: expected MODULE:FUNCTION, found {name!r}")
+        raise ConfigError(f"{key}: expected MODULE:FUNCTION, found {name!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         imported = importlib.import_module(module)
         function = getattr(imported, attribute)
     except (Exception, SystemExit) as error:  # the module is a program of the user
-        raise ConfigError(f"ppo.reward_function: expected {name!r} to be found, found: {_described(error)}") from error
+        raise ConfigError(f"{key}: expected {name!r} to be found, found: {_described(error)}") from error
     if not callable(function):
-        raise ConfigError(f"ppo.reward_function: expected a function, found {name} = {_brief(function)}")
+        raise ConfigError(f"{key}: expected a function, found {name} = {_brief(function)}")
     file = _file(function) or getattr(imported, "__file__", None) or ""
     path = pathlib.Path(file)
     shown = path.relative_to(pathlib.Path.cwd()) if path.is_relative_to(pathlib.Path.cwd()) else path

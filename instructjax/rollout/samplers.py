@@ -28,6 +28,8 @@ def make_sampler(
     *,
     temperature: float,
     batch_size: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Sampler:
     """Builds a compiled sampler of answers.
 
@@ -36,6 +38,8 @@ def make_sampler(
       layout: of prompts (at most P tokens) and responses (at most R).
       temperature: of the softmax; 0 takes the most likely token.
       batch_size: B, the number of prompts sampled at a time.
+      top_k: only the k most likely tokens are drawn; 0 for all.
+      top_p: only the most likely tokens are drawn that together have this probability; 1 for all.
 
     Returns:
       `sampler(params, prompts, key)`, which yields batches in the order of the prompts:
@@ -46,7 +50,7 @@ def make_sampler(
 
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
-        choose = sampling.categorical(temperature) if temperature > 0 else sampling.greedy
+        choose = sampling.categorical(temperature, top_k, top_p) if temperature > 0 else sampling.greedy
         episodes, _ = sampling.sample(
             model,
             params,
@@ -93,17 +97,27 @@ def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     return scorer
 
 
-def make_divergence(model: LanguageModel) -> Callable[[Params, Params, Episodes], jax.Array]:
+def make_divergence(model: LanguageModel, temperature: float) -> Callable[[Params, Params, Episodes], jax.Array] | None:
     """Builds a compiled `divergence(params, reference, episodes) -> [B]`.
 
-    It is log pi - log pi_ref, summed over the response, in nats. If the episodes were
-    sampled from `params`, this estimates the KL divergence from the reference.
+    It is log pi - log pi_ref, summed over the response, in nats. If the episodes were sampled from `params` at this
+    temperature, this estimates the KL divergence from the reference at this temperature.
+
+    Args:
+      model: of both policies.
+      temperature: of the softmax of both: the one that sampled.
+
+    Returns:
+      None at temperature 0: a policy without randomness has no finite KL divergence.
     """
+    if temperature == 0:
+        return None
 
     @jax.jit
     def divergence(params: Params, reference: Params, episodes: Episodes) -> jax.Array:
         episodes = constrain_rows(episodes)
-        log_probs = episode.response_log_probs(model, params, episodes)
-        return replicate(jnp.sum(log_probs - episode.response_log_probs(model, reference, episodes), axis=1))
+        log_probs = episode.response_log_probs(model, params, episodes, temperature)
+        ref_log_probs = episode.response_log_probs(model, reference, episodes, temperature)
+        return replicate(jnp.sum(log_probs - ref_log_probs, axis=1))
 
     return divergence

@@ -40,19 +40,46 @@ def row_keys(key: Key[Array, ""], rows: int, first: Index = 0) -> Key[Array, "B"
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
-def categorical(temperature: float = 1.0) -> Choose:
+def categorical(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Choose:
     """Builds a `Choose` that draws from softmax(logits / temperature), with the step folded into the row's key.
 
     Args:
       temperature: above 0; 1 in PPO's rollouts.
+      top_k: see `truncate`; 0 for all tokens, as in PPO's rollouts.
+      top_p: see `truncate`; 1 for all tokens, as in PPO's rollouts.
     """
 
     def choose(logits: Array, keys: Array, steps: Array) -> tuple[Array, Array]:
         uniform = jax.vmap(lambda key, step: jax.random.uniform(jax.random.fold_in(key, step)))(keys, steps)
-        tokens = quantile(logits / temperature, uniform)
-        return tokens, losses.log_probs(logits / temperature, tokens)
+        logits = logits / temperature
+        if top_k or top_p < 1:
+            logits = truncate(logits, top_k, top_p)
+        tokens = quantile(logits, uniform)
+        return tokens, losses.log_probs(logits, tokens)
 
     return choose
+
+
+def truncate(logits: Float[AnyArray, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
+    """Sets the logits of unlikely tokens to -inf.
+
+    A token stays if fewer than `top_k` tokens are more likely, and if the tokens that are more likely have together
+    less than the probability `top_p` (Holtzman et al. 2020, section 3.1). Equally likely tokens stay together. The most
+    likely token always stays.
+
+    Args:
+      logits: of the next token.
+      top_k: 0 for no limit.
+      top_p: above 0; 1 for no limit.
+    """
+    descending = -jnp.sort(-logits, axis=-1)
+    limits = [descending[:, top_k - 1]] if 0 < top_k < logits.shape[-1] else []
+    if top_p < 1:
+        probabilities = jax.nn.softmax(descending, axis=-1)
+        above = jnp.cumsum(probabilities, axis=-1) - probabilities  # the probability of all tokens before each
+        limits.append(jnp.min(jnp.where(above < top_p, descending, jnp.inf), axis=-1))
+    least = jnp.max(jnp.stack(limits), axis=0) if limits else jnp.full(logits.shape[:1], -jnp.inf)
+    return jnp.where(logits >= least[:, None], logits, -jnp.inf)
 
 
 def quantile(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
@@ -133,7 +160,7 @@ def generate(
     logits, cache = forward(prompts.tokens, prompts.segments, positions, cache)
     token, log_prob = chosen(logits, jnp.zeros((), jnp.int32))
     tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
-    log_probs = jnp.zeros((batch, max_response)).at[:, 0].set(log_prob)
+    log_probs = jnp.zeros((batch, max_response), log_prob.dtype).at[:, 0].set(log_prob)
 
     def running(carry: _Carry[AnyCache]) -> Array:
         step, _, _, _, done, _ = carry

@@ -17,21 +17,25 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import orbax.checkpoint as ocp
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.runs import digest
 from instructjax.runs.checkpoint_files import (
+    absolute,
     pack_position,
     read_arrays,
     read_content,
     read_position,
+    remove_empty,
+    step_path,
     unpack_position,
 )
 from instructjax.text.tokenizer import Tokenizer
@@ -47,6 +51,18 @@ class Resumable(Protocol):
 
     def set_state(self, state: Any) -> None:
         """Moves to a position that `get_state` returned."""
+
+
+@dataclasses.dataclass
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves one step, which changes while a run trains."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each checkpoint whether it is the one of the step."""
+        del context
+        return [found.step == self.step for found in checkpoints]
 
 
 class Checkpoints:
@@ -74,16 +90,18 @@ class Checkpoints:
         """
         if keep is not None and keep < 1:
             raise ConfigError(f"keep: expected at least 1 checkpoint, or None for all, found {keep}")
-        self.directory = _absolute(directory)
+        self.directory = absolute(directory)
         if self.directory.is_file():
             raise CheckpointError(f"{self.directory}: expected a directory of checkpoints, found a file")
+        remove_empty(self.directory)
+        self._best = _Best()
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), policies.CustomSteps(list(keep_steps))]
+                    [policies.LatestN(keep), policies.CustomSteps(list(keep_steps)), self._best]
                 ),
             ),
             item_handlers={
@@ -127,6 +145,10 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items))
 
+    def keep_best(self, step: int) -> None:
+        """Keeps the checkpoint of a step as the best one, instead of the step of the last call."""
+        self._best.step = step
+
     def steps(self) -> list[int]:
         """Returns the steps that are saved or being saved, in order."""
         return sorted(self._manager.all_steps())
@@ -158,17 +180,17 @@ class Checkpoints:
         """
         self.wait()
         if step is not None:
-            return self._restore(_step_path(self.directory, step), template, iterator)
+            return self._restore(step_path(self.directory, step), template, iterator)
         damaged: dict[int, DamagedCheckpointError] = {}
-        _step_path(self.directory, None)  # raises an error if there is none
+        step_path(self.directory, None)  # raises an error if there is none
         for candidate in reversed(self.steps()):
             try:
-                restored = self._restore(_step_path(self.directory, candidate), template, iterator)
+                restored = self._restore(step_path(self.directory, candidate), template, iterator)
             except DamagedCheckpointError as error:
                 damaged[candidate] = error
                 continue
             for bad, reason in damaged.items():
-                print(f"{reason}; it is removed, and the run continues from step {candidate}")
+                warning_log.warn(f"{reason}; it is removed, and the run continues from step {candidate}")
                 self._manager.delete(bad)
             return restored
         raise DamagedCheckpointError(f"{damaged[max(damaged)]}; no other checkpoint is whole: remove {self.directory}")
@@ -243,7 +265,7 @@ def read_meta(directory: epath.PathLike, *, step: int | None = None) -> dict[str
     Raises:
       CheckpointError: there is no such checkpoint.
     """
-    return read_content(_step_path(directory, step))["meta"]
+    return read_content(step_path(directory, step))["meta"]
 
 
 def fingerprint(directory: epath.PathLike) -> str:
@@ -252,7 +274,7 @@ def fingerprint(directory: epath.PathLike) -> str:
     Raises:
       CheckpointError: there is no checkpoint.
     """
-    path = _step_path(directory, None)
+    path = step_path(directory, None)
     return digest.with_checksum([path.name, read_content(path)])["sha256"][:16]
 
 
@@ -280,28 +302,5 @@ def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "pa
         differs from the template in shape or type.
       DamagedCheckpointError: it is not what was saved.
     """
-    path = _step_path(directory, step)
+    path = step_path(directory, step)
     return read_arrays(path, read_content(path)["arrays"], template, item.split("/"))
-
-
-def saved_steps(directory: epath.PathLike) -> list[int]:
-    """Returns the steps of the complete checkpoints in a directory, in order; [] if there is no directory."""
-    directory = epath.Path(directory)
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
-
-
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    directory = epath.Path(directory)
-    return directory if files.is_bucket(directory) else directory.resolve()
-
-
-def _step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
-    directory = _absolute(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: expected a directory of checkpoints, found none")
-    steps = saved_steps(directory)
-    if not steps:
-        raise CheckpointError(f"{directory}: expected a checkpoint, found an empty directory")
-    if step is not None and step not in steps:
-        raise CheckpointError(f"{directory}: expected step {step}, found only {', '.join(map(str, steps))}")
-    return directory / str(steps[-1] if step is None else step)

@@ -1,9 +1,11 @@
-"""Reads the files of one checkpoint, and compares all that is read with its checksums."""
+"""Finds checkpoints in a directory, reads the files of one, and compares all that is read with its checksums."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import CheckpointError, DamagedCheckpointError
 from instructjax.runs import digest
 
@@ -20,6 +23,67 @@ from instructjax.runs import digest
 UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 Tree = TypeVar("Tree")
+
+
+def saved_steps(directory: epath.PathLike) -> list[int]:
+    """Returns the steps of the complete checkpoints in a directory, in order; [] if there is no directory.
+
+    An empty folder with the name of a step is not a checkpoint.
+
+    Raises:
+      WorkdirError: the bucket cannot be read.
+    """
+    directory = epath.Path(directory)
+    if not files.exists(directory) or not directory.is_dir():
+        return []
+    return sorted(step for step in ocp.utils.checkpoint_steps(directory) if not _is_empty(directory / str(step)))
+
+
+def step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
+    """Returns DIRECTORY/STEP, of the newest checkpoint if the step is None.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    directory = absolute(directory)
+    if not files.exists(directory) or not directory.is_dir():
+        raise CheckpointError(f"{directory}: expected a directory of checkpoints, found none")
+    steps = saved_steps(directory)
+    if not steps:
+        raise CheckpointError(f"{directory}: expected a checkpoint, found {_without_checkpoints(directory)}")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{directory}: expected step {step}, found only {', '.join(map(str, steps))}")
+    return directory / str(steps[-1] if step is None else step)
+
+
+def remove_empty(directory: epath.Path) -> None:
+    """Removes empty folders with the names of steps, which a run would take for its newest checkpoints."""
+    if files.is_bucket(directory) or not directory.is_dir():  # a bucket has no empty folders
+        return
+    for step in ocp.utils.checkpoint_steps(directory):
+        with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
+            os.rmdir(directory / str(step))
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+    """Returns a directory of checkpoints as an absolute path, which Orbax needs."""
+    directory = epath.Path(directory)
+    return directory if files.is_bucket(directory) else directory.resolve()
+
+
+def _is_empty(path: epath.Path) -> bool:
+    return not files.is_bucket(path) and path.is_dir() and not any(path.iterdir())
+
+
+def _without_checkpoints(directory: epath.Path) -> str:
+    """Describes a directory without checkpoints; it may be one level above or below them."""
+    for near in (directory / "checkpoints", directory.parent):
+        if near.name == "checkpoints" and saved_steps(near):
+            return f"none; did you mean {near}?"
+    stages = sorted(path.parent.name for path in directory.glob("*/checkpoints") if saved_steps(path))
+    if stages:
+        return f"the folder of a run; did you mean {directory / stages[-1] / 'checkpoints'}?"
+    return "an empty directory"
 
 
 def read_content(path: epath.Path) -> dict[str, Any]:

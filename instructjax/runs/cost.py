@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -23,8 +24,8 @@ Spent = dict[str, dict[str, float]]  # {"sft": {"seconds": 12.5, "peak_rss_gib":
 def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
     """Adds the seconds and the peak memory of a block to WORKDIR/cost.json.
 
-    Nothing is added if the block leaves a finished stage WORKDIR/NAME as it was, or raises an InputError: then no work
-    was done.
+    Nothing is added if the block leaves a finished stage WORKDIR/NAME as it was, or raises an InputError before the
+    stage has opened its metrics: then no work was done.
 
     Args:
       workdir: the run's folder.
@@ -34,17 +35,28 @@ def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
       WorkdirError: see `check`.
     """
     start = time.monotonic()
-    before, refused = folder.summary(workdir, name), False
+    before, opened, refused = folder.summary(workdir, name), _metrics_of(workdir, name), False
     check(workdir)
     try:
         yield
     except InputError:
-        refused = True
+        refused = _metrics_of(workdir, name) == opened
         raise
     finally:  # an interrupted run has cost something too
         worked = before is None or folder.summary(workdir, name) != before
         if worked and not refused and processes.is_first():
             _add(workdir, name, time.monotonic() - start)
+
+
+def _metrics_of(workdir: epath.PathLike, name: str) -> Any:
+    """Returns what changes when a stage opens its metrics.jsonl, which it writes anew, or adds a line."""
+    path = folder.stage_directory(workdir, name) / "metrics.jsonl"
+    if not files.exists(path):
+        return None
+    if files.is_bucket(path):
+        return path.stat().mtime
+    found = pathlib.Path(path).stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def check(workdir: epath.PathLike) -> None:
@@ -68,7 +80,7 @@ def total(workdir: epath.PathLike, **seconds: float) -> tuple[dict[str, float], 
 
 def _read(workdir: epath.PathLike) -> Spent:
     path = epath.Path(workdir) / "cost.json"
-    return files.read_json(path) if path.exists() else {}
+    return files.read_json(path) if files.exists(path) else {}
 
 
 def _add(workdir: epath.PathLike, name: str, seconds: float) -> None:

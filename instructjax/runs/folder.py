@@ -11,12 +11,14 @@ WORKDIR/results.json, report.md
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from instructjax import files
 from instructjax.errors import CheckpointError
+from instructjax.runs import checkpoint, checkpoint_files
 
 PAPER = ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx")  # the paper's stages, in order
 
@@ -28,13 +30,25 @@ def stage_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
 
 def is_finished(workdir: epath.PathLike, stage: str) -> bool:
     """Returns whether a stage of this run has made its last step."""
-    return (stage_directory(workdir, stage) / "summary.json").exists()
+    return files.exists(stage_directory(workdir, stage) / "summary.json")
 
 
 def summary(workdir: epath.PathLike, stage: str) -> dict[str, Any] | None:
     """Reads a stage's summary.json; None if it is not finished."""
     path = stage_directory(workdir, stage) / "summary.json"
-    return files.read_json(path) if path.exists() else None
+    return files.read_json(path) if files.exists(path) else None
+
+
+def saved_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
+    """Returns the checkpoint folder of a stage of this run, which may be in progress.
+
+    Raises:
+      CheckpointError: the stage has saved nothing yet.
+    """
+    directory = stage_directory(workdir, stage)
+    if not checkpoint_files.saved_steps(directory / "checkpoints"):
+        raise CheckpointError(f"{directory}: expected a checkpoint of the stage {stage}, found none")
+    return directory / "checkpoints"
 
 
 def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
@@ -45,7 +59,7 @@ def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
     """
     directory = stage_directory(workdir, stage)
     if not is_finished(workdir, stage):
-        found = "an unfinished one" if (directory / "checkpoints").exists() else "none"
+        found = "an unfinished one" if files.exists(directory / "checkpoints") else "none"
         raise CheckpointError(f"{directory}: expected the finished stage {stage}, found {found}")
     return directory / "checkpoints"
 
@@ -53,10 +67,50 @@ def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
 def selected_step(workdir: epath.PathLike, stage: str) -> int | None:
     """Returns the step of the checkpoint that was chosen for a stage; None if the last one is used."""
     chosen = stage_directory(workdir, stage) / "selected.json"
-    return files.read_json(chosen)["step"] if chosen.exists() else None
+    return files.read_json(chosen)["step"] if files.exists(chosen) else None
+
+
+def forget_results(workdir: epath.PathLike, stage: str) -> None:
+    """Removes the results of a run, and says so, if they tell of a stage that is about to be trained.
+
+    Without them, `watch.py` and `report.md` never show facts of earlier weights.
+    """
+    workdir = epath.Path(workdir)
+    results = workdir / "results.json"
+    if not files.exists(results) or stage not in files.read_json(results).get("checkpoints", {stage: ""}):
+        return
+    for path in (results, workdir / "report.md", workdir / "evaluate" / "answers.jsonl"):
+        path.unlink(missing_ok=True)
+    print(f"{results} and report.md told of earlier weights of {stage} and are removed; evaluate again")
+
+
+def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
+    """Returns the stages whose checkpoints are not those that results tell of.
+
+    Nothing is known of stages without a folder of checkpoints, as in a copy of what is small.
+
+    Args:
+      workdir: the run's folder.
+      results: the content of results.json.
+    """
+    known = {name: stage_directory(workdir, name) for name in results.get("checkpoints", {})}
+    return [
+        name
+        for name, directory in known.items()
+        if not files.exists(directory)
+        or files.exists(directory / "checkpoints")
+        and _fingerprint(directory) != results["checkpoints"][name]
+    ]
+
+
+def _fingerprint(directory: epath.Path) -> str:
+    try:
+        return checkpoint.fingerprint(directory / "checkpoints")
+    except CheckpointError:  # none or a damaged one is another one
+        return ""
 
 
 def began(workdir: epath.PathLike, stage: str) -> dict[str, Any]:
     """Reads a stage's began.json; {} if there is none yet."""
     path = stage_directory(workdir, stage) / "began.json"
-    return files.read_json(path) if path.exists() else {}
+    return files.read_json(path) if files.exists(path) else {}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from instructjax import warning_log
 from instructjax.errors import DivergenceError
 
 
@@ -61,6 +62,19 @@ def from_config(config: ml_collections.ConfigDict) -> dict[str, Guard]:
             math.inf,
             "the policy's answers have collapsed to almost no tokens",
         ),
+        "missing_eos": Guard(
+            "guards.max_missing_eos",
+            -math.inf,
+            config.max_missing_eos,
+            "the policy's answers no longer end within data.max_response; try ppo.missing_eos_penalty",
+        ),
+        "entropy": Guard(
+            "guards.min_entropy",
+            config.min_entropy,
+            math.inf,
+            "the policy's entropy has collapsed: it gives nearly the same answer each time; try a larger "
+            "ppo.kl_coefficient or a lower learning rate",
+        ),
     }
 
 
@@ -83,4 +97,4 @@ def enforce(place: str, values: Mapping[str, float], guards: Mapping[str, Guard]
         line = f"{place}: {name} is {value:.4g}, and {guard.key} is reached: {guard.meaning}"
         if action == "stop" or name.endswith("skipped_in_a_row"):
             raise DivergenceError(line)
-        print(f"warning: {line}")
+        warning_log.warn(line)

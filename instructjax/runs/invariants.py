@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from instructjax import warning_log
 from instructjax.errors import InvariantError
 
 Precision = Literal["float32", "low"]
@@ -134,4 +135,4 @@ def enforce(place: str, values: Mapping[str, float], *, precision: Precision, ac
     if found and action == "stop":
         raise InvariantError("; ".join(f"{place}: {line}" for line in found))
     for line in found:
-        print(f"warning: {place}: {line}")
+        warning_log.warn(f"{place}: {line}")

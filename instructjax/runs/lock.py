@@ -11,7 +11,7 @@ from typing import TextIO
 
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import DataError, WorkdirError
 
 
@@ -98,7 +98,7 @@ def _read(mark: epath.Path) -> str:
 def _marked(mark: epath.Path) -> Iterator[None]:
     """Writes a mark in a bucket, which also finds out whether the bucket can be written to, and removes it."""
     if before := _read(mark):
-        print(f"warning: {mark.parent}: {before} did not end its run here; make sure that it has stopped")
+        warning_log.warn(f"{mark.parent}: {before} did not end its run here; make sure that it has stopped")
     files.write_text(mark, f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield

@@ -15,6 +15,7 @@ from instructjax import files
 from instructjax.data import pipeline
 from instructjax.errors import InputError, RunError, TokenizerError
 from instructjax.runs import digest, interruption, processes, profile
+from instructjax.runs.best import Best
 from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
@@ -45,6 +46,8 @@ class Callbacks(Generic[State]):
       draw: shows the curves so far. It is called after evaluations and takes at most one part in fifty of
         the time; after the last step it is always called.
       finish: changes the last state before it is saved.
+      best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is kept in addition to
+        the newest ones, and is saved when it is measured. None is kept for "".
     """
 
     prepare: Prepare | None = None
@@ -52,6 +55,7 @@ class Callbacks(Generic[State]):
     check_metrics: CheckMetrics | None = None
     draw: Callable[[], None] | None = None
     finish: Callable[[State], State] | None = None
+    best: str = ""
 
 
 def run(
@@ -92,7 +96,9 @@ def run(
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
-      InputError: of `prepare` and `evaluate`; the step that was saved is added to the message.
+      InputError: of `prepare` and `evaluate`; the step that was saved is added to the message. An evaluation that
+        failed is made up for when the run resumes.
+      ConfigError: the last checkpoint is of a later step than the last one of the schedule.
       RunError: of `check_metrics`; the last good checkpoint is added to the message.
       CheckpointError: a checkpoint cannot be written, or none can be read.
       TokenizerError: the run was begun with another tokenizer than that of `meta`.
@@ -102,11 +108,12 @@ def run(
     with contextlib.ExitStack() as stack:
         kept = (*schedule.keep_steps, schedule.steps)
         checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", keep=schedule.keep, keep_steps=kept))
-        if (checkpoints.latest_step() or 0) >= schedule.steps and summary.exists():
+        schedule.check_done(directory, checkpoints.latest_step() or 0)
+        if checkpoints.latest_step() == schedule.steps and summary.exists():
             return
         summary.unlink(missing_ok=True)  # of a run that had fewer steps
         iterator: Any = stack.enter_context(contextlib.closing(iter(pipeline.prefetch(batches()))))
-        done, state, window = _resume(checkpoints, state, iterator, meta)
+        done, state, window, owed = _resume(checkpoints, state, iterator, meta)
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
@@ -115,11 +122,16 @@ def run(
         )
         draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
         frozen, signal, failure = digest.digests(constants), None, None
-        if callbacks.evaluate and not done:
+        best = Best(directory, callbacks.best, checkpoints, done)
+        if callbacks.evaluate and (owed or not done):
             values, failure = _attempt(callbacks.evaluate, state)
             if failure:
-                raise _saved(failure, directory.name, 0, schedule.steps)
-            reporter.write(0, values)
+                raise _saved(failure, directory.name, done, schedule.steps)
+            if owed:
+                best.note(done, values)
+                reporter.report(done, reporter.read() | values)
+            else:
+                reporter.write(0, values)
         for number in range(done + 1, schedule.steps + 1):
             due = schedule.due(number)
             (batch, prepared), failure = _next_batch(callbacks.prepare, number, state, iterator, key, reporter.speed)
@@ -136,9 +148,9 @@ def run(
                 if due.evaluate and callbacks.evaluate:
                     measured, failure = _attempt(callbacks.evaluate, state)
                     values |= measured
-                    saving = saving or bool(failure)
+                    saving = best.note(number, measured) or saving or bool(failure)
                 changes = _changes(frozen, constants) if due.last else {}
-                reporter.report(number, values, changes=changes, line=due.report)
+                reporter.report(number, values, changes=changes, line=due.report and not failure)
             elif due.report:
                 reporter.report_later(number)
             if saving or due.evaluate:
@@ -150,7 +162,8 @@ def run(
                 state = callbacks.finish(state)
             if saving:
                 window = pack(reporter.window)
-                checkpoints.save(number, state, iterator=iterator, meta={**meta, "window": window})
+                saved = {**meta, "window": window, "owed": bool(failure)}
+                checkpoints.save(number, state, iterator=iterator, meta=saved)
             if failure:
                 checkpoints.wait()
                 raise _saved(failure, directory.name, number, schedule.steps)
@@ -206,7 +219,7 @@ def _save_before(
     reporter.flush()
     if number > 1:
         window = pack(reporter.window)
-        checkpoints.save(number - 1, state, iterator=iterator, meta={**meta, "window": window})
+        checkpoints.save(number - 1, state, iterator=iterator, meta={**meta, "window": window, "owed": False})
     checkpoints.wait()
 
 
@@ -220,16 +233,16 @@ def _saved(error: Failure, name: str, step: int, steps: int) -> Failure:
 
 def _resume(
     checkpoints: Checkpoints, state: State, iterator: Resumable, meta: Mapping[str, Any]
-) -> tuple[int, State, list[Metrics]]:
-    """Returns the last saved step, its state and its window of metrics, and moves the iterator there.
+) -> tuple[int, State, list[Metrics], bool]:
+    """Returns the last saved step, its state and window of metrics, and whether its evaluation is still to be made.
 
-    If nothing was saved, the step is 0 and the state is the given one.
+    Moves the iterator there. If nothing was saved, the step is 0 and the state is the given one.
     """
     if not checkpoints.latest_step():
-        return 0, state, []
+        return 0, state, [], False
     state, found = checkpoints.restore(_release(state), iterator=iterator)
     _check_tokenizer(checkpoints.directory, found, meta)
-    return checkpoints.latest_step() or 0, state, unpack(found["window"])
+    return checkpoints.latest_step() or 0, state, unpack(found["window"]), found.get("owed", False)
 
 
 def _check_tokenizer(directory: epath.Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:

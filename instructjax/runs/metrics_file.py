@@ -61,7 +61,7 @@ class MetricsWriter:
             raise ValueError('"step" is the name of the step, not of a metric')
         if step <= self._last.get("step", -1):
             raise ValueError(f"{self.path}: expected a step after {self._last['step']}, found {step}")
-        line = {"step": step, **{name: _rounded(value) for name, value in scalars.items()}}
+        line = {"step": step, **{name: rounded(value) for name, value in scalars.items()}}
         self._last.update(line)
         self._file.write(json.dumps(line).encode() + b"\n")
         self._events.write(step, scalars)
@@ -124,5 +124,6 @@ def read(path: epath.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Rounds a number to the six digits that a line has."""
     return float(f"{float(value):.6g}")

@@ -20,7 +20,7 @@ import ml_collections
 from etils import epath
 
 import instructjax
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.data import prepared
 from instructjax.errors import ConfigError, DataError
 from instructjax.recipe import declared
@@ -94,10 +94,12 @@ def check(path: epath.Path, data: epath.PathLike, sets: Iterable[str], functions
                 f"found {now['records'].get(name, 'none')}; choose another --workdir"
             )
     if began["code"] != now["code"]:
-        print(f"warning: {path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
+        warning_log.warn(f"{path}: begun with instructjax {began['code']}, this is {now['code']}: weights may differ")
     for name, found in functions.items():
         if (before := began.get("functions", {}).get(name, found)) != found:
-            print(f"warning: {path}: begun with another file of {name} ({before}), this is {found}: rewards may differ")
+            warning_log.warn(
+                f"{path}: begun with another file of {name} ({before}), this is {found}: rewards may differ"
+            )
 
 
 def shared_facts(config: ml_collections.ConfigDict) -> dict[str, Any]:

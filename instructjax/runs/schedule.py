@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import ml_collections
+from etils import epath
 
+from instructjax.errors import ConfigError
 from instructjax.recipe import check
 
 
@@ -39,6 +41,7 @@ class Schedule:
       keep: how many of the newest checkpoints are kept.
       keep_steps: steps whose checkpoints are kept as well.
       profile_steps: how many steps after the second of each start are profiled.
+      key: the config key that decides `steps`, for errors.
     """
 
     steps: int
@@ -48,10 +51,17 @@ class Schedule:
     keep: int
     keep_steps: tuple[int, ...] = ()
     profile_steps: int = 0
+    key: str = "steps"
 
     @classmethod
     def from_config(
-        cls, log: ml_collections.ConfigDict, *, steps: int, keep_steps: Sequence[int] = (), section: str = "log"
+        cls,
+        log: ml_collections.ConfigDict,
+        *,
+        steps: int,
+        keep_steps: Sequence[int] = (),
+        section: str = "log",
+        key: str = "steps",
     ) -> Schedule:
         """Returns the schedule of a recipe's section `log` or `ppo_log`.
 
@@ -60,13 +70,27 @@ class Schedule:
           steps: the number of steps of the run.
           keep_steps: steps whose checkpoints are kept in addition to the newest `log.keep`.
           section: the section's name, for errors.
+          key: see `Schedule.key`.
 
         Raises:
           ConfigError: see `recipe.check.intervals`.
         """
         check.intervals(log, section)
         intervals = log.every, log.save_every, log.evaluate_every, log.keep
-        return cls(steps, *intervals, tuple(keep_steps), log.profile_steps)
+        return cls(steps, *intervals, tuple(keep_steps), log.profile_steps, key)
+
+    def check_done(self, directory: epath.Path, done: int) -> None:
+        """Raises ConfigError if a run has made more steps than it should have: none of them can be undone.
+
+        Args:
+          directory: WORKDIR/STAGE.
+          done: the step of its newest checkpoint.
+        """
+        if done > self.steps:
+            raise ConfigError(
+                f"{directory}: {self.key}: expected at least the {done} that are done, found {self.steps}; "
+                "choose another --workdir"
+            )
 
     def due(self, step: int) -> Due:
         """Returns what is due after a step, 1 <= step <= steps."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 from instructjax.algorithms.dpo import dpo_loss
-from instructjax.data import pipeline
 from instructjax.data.rankings import ranking_batches, tokenize_rankings
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Ranking
@@ -18,7 +17,7 @@ def run(stage: Stage) -> None:
     run, section, batching = stage.run, stage.section, stage.batching()
     reference = run.load_start("sft", section.init_from)
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
-    steps = pipeline.steps(rankings, section.batch_size, section.epochs)
+    steps = stage.steps(rankings)
     stage.train(
         functools.partial(dpo_loss, model=LanguageModel(run.policy_config), beta=section.beta),
         start=lambda: reference,

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from instructjax import files
-from instructjax.data.layouts import Layout
+from instructjax import files, warning_log
 from instructjax.data.rankings import tokenize_rankings
 from instructjax.evaluation import reward_models
-from instructjax.evaluation.intervals import clustered_mean
+from instructjax.evaluation.intervals import clustered_mean, standard_error
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt, Ranking
 from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
-from instructjax.runs import cost, folder, metrics_file, processes, progress
+from instructjax.runs import alarms, checkpoint, cost, folder, metrics_file, processes, progress
+from instructjax.runs.best import best_step
 from instructjax.sources.source import Answers, Judgement
 from instructjax.stages import few_shot, selection
 from instructjax.stages.run import Run
@@ -29,6 +29,7 @@ from instructjax.stages.trained import Trained
 from instructjax.training import parallel
 
 POLICIES = {"gpt": "pretrain", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}  # models by the stages that made them
+PPO = ("ppo", "ppo_ptx")  # one of them may be missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ModelAnswers:
       rewards: float[n], the reward model's.
       tokens: float[n], the length of each answer, EOS included.
       kl: float[n], the log-ratio of each answer to PPO's initial policy, in nats; None if the model did not see the
-        plain prompt.
+        plain prompt, or there is no randomness in its answers (evaluate.temperature = 0).
     """
 
     texts: list[str]
@@ -52,6 +53,8 @@ class ModelAnswers:
 def evaluate(run: Run) -> dict[str, Any]:
     """Judges GPT, prompted GPT, SFT, PPO, PPO-ptx and the recipe's guests, and writes the results.
 
+    If either PPO or PPO-ptx was never begun, the other is judged alone.
+
     Writes WORKDIR/evaluate/answers.jsonl, WORKDIR/results.json and WORKDIR/report.md with its figures, and prints a
     table.
 
@@ -61,7 +64,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     Returns:
       The results; the format is in docs/results.md.
     """
-    with parallel.on_mesh(run.config.parallel):
+    with warning_log.kept_in(run.workdir), parallel.on_mesh(run.config.parallel):
         return _evaluate(run)
 
 
@@ -70,8 +73,10 @@ def _evaluate(run: Run) -> dict[str, Any]:
     _ = run.layout  # refuses a recipe or records that are not what they should be
     chosen = selection.selection(run)
     reward = run.load_reward_model(run.config.ppo.reward_from)
-    policies = {model: run.load_policy(stage) for model, stage in POLICIES.items()}
+    steps = _steps(run)
+    policies = {model: run.load_policy(POLICIES[model], step) for model, step in steps.items()}
     guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
+    stages = [*(POLICIES[model] for model in policies), *guests, *([] if run.config.ppo.reward_from else ["reward"])]
     prompts = [record.prompt for record in run.records(Prompt, "test")[: run.config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(run, policies["gpt"], reward)
     count = len(policies) + len(guests) + 1 + (prefix is not None)
@@ -95,16 +100,28 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "config": run.recipe,
         "wall_seconds": None,
         "peak_rss_gib": None,
-        "models": _entries(answered, losses, params, prompts, judgement),
+        "models": _entries(answered, losses, params, prompts, judgement, steps),
         "reward_model": None,
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
+        "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},
         **judgement.results,
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = cost.total(run.workdir, evaluate=time.monotonic() - began)
     processes.first(lambda: _report(run, results))
     return results
+
+
+def _steps(run: Run) -> dict[str, int | None]:
+    """Returns the models to judge, with the step of another checkpoint than `Run.load_policy` loads."""
+    begun = [model for model in PPO if files.exists(run.directory(POLICIES[model]))] or list(PPO)
+    steps: dict[str, int | None] = {model: None for model in POLICIES if model not in PPO or model in begun}
+    if run.config.evaluate.ppo_checkpoint == "best":
+        for model in begun:
+            run.checkpoints(POLICIES[model])  # refuses an unfinished stage
+            steps[model] = best_step(run.directory(POLICIES[model]))
+    return steps
 
 
 def _answer_all(
@@ -123,7 +140,8 @@ def _answer_all(
     def answer(policy: Trained[LanguageModel], seed: int) -> ModelAnswers:
         return sample_answers(run, policy, reward, reference, prompts, seed, bar)
 
-    answered = {model: answer(policy, seed) for seed, (model, policy) in enumerate(policies.items())}
+    # A model has the same samples with others and without.
+    answered = {model: answer(policies[model], seed) for seed, model in enumerate(POLICIES) if model in policies}
     if prefix is not None:
         texts = few_shot.sample_with_prefix(run, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
         answered["gpt_prompted"] = ModelAnswers(
@@ -133,9 +151,8 @@ def _answer_all(
             None,
         )
         bar.add(len(prompts))
-    baseline = answer(policies["sft"], len(policies))
-    # Guests come after the others, which then have the same samples with guests and without.
-    for seed, (guest, policy) in enumerate(guests.items(), start=len(policies) + 1):
+    baseline = answer(policies["sft"], len(POLICIES))
+    for seed, (guest, policy) in enumerate(guests.items(), start=len(POLICIES) + 1):
         answered[guest] = answer(policy, seed)
     return answered, baseline
 
@@ -154,40 +171,20 @@ def sample_answers(
     sampler = samplers.make_sampler(
         policy.model, run.layout, temperature=section.temperature, batch_size=section.batch_size
     )
-    scorer, divergence = samplers.make_scorer(reward.model), samplers.make_divergence(policy.model)
+    scorer = samplers.make_scorer(reward.model)
+    divergence = samplers.make_divergence(policy.model, section.temperature)
     texts: list[str] = []
     columns: list[list[np.ndarray]] = []
     key = jax.random.fold_in(jax.random.key(run.config.seed), seed)
     for episodes, batch in sampler(policy.params, prompts, key):
         texts += batch
-        measured = (
-            scorer(reward.params, episodes),
-            episodes.response_mask.sum(axis=1),
-            divergence(policy.params, reference.params, episodes),
-        )
+        measured = [scorer(reward.params, episodes), episodes.response_mask.sum(axis=1)]
+        if divergence is not None:
+            measured.append(divergence(policy.params, reference.params, episodes))
         columns.append([np.asarray(column, np.float64)[: len(batch)] for column in measured])
         bar.add(len(batch))
-    return ModelAnswers(texts, *(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-
-def answer(
-    run: Run, policy: Trained[LanguageModel], layout: Layout, prompts: Sequence[str], key: jax.Array
-) -> Iterator[tuple[str, str]]:
-    """Yields (prompt, a sampled answer) for each prompt.
-
-    Args:
-      run: its section `evaluate` gives temperature and batch size.
-      policy: the model that answers.
-      layout: of its prompts and responses, as its checkpoint describes it.
-      prompts: texts.
-      key: of the samples.
-    """
-    section = run.config.evaluate
-    sampler = samplers.make_sampler(
-        policy.model, layout, temperature=section.temperature, batch_size=min(len(prompts), section.batch_size)
-    )
-    texts = (text for _, batch in sampler(policy.params, prompts, key) for text in batch)
-    yield from zip(prompts, texts, strict=True)
+    rewards, tokens, *kl = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return ModelAnswers(texts, rewards, tokens, kl[0] if kl else None)
 
 
 def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[Ranking]) -> list[np.ndarray]:
@@ -218,6 +215,7 @@ def _entries(
     params: int,
     prompts: Sequence[str],
     judgement: Judgement,
+    steps: Mapping[str, int | None],
 ) -> dict[str, Any]:
     """Returns the entry of each model in results.json; None for a model without answers, as gpt_prompted may be."""
     entries: dict[str, Any] = {model: None for model in figures.MODELS}
@@ -230,11 +228,22 @@ def _entries(
             "metadata": None,
             "pretrain_loss": losses[model],
             "reward": clustered_mean(found.rewards, prompts).to_dict(),
-            "kl_to_init": None if found.kl is None else float(found.kl.mean()),
+            "step": steps.get(model),
+            **_kl(model, found.kl),
             "response_tokens": float(found.tokens.mean()),
             **judgement.models.get(model, {}),
         }
     return entries
+
+
+def _kl(model: str, kl: np.ndarray | None) -> dict[str, float | None]:
+    """Returns the mean of a model's log-ratios with its standard error, and warns if it is clearly below 0."""
+    if kl is None:
+        return {"kl_to_init": None, "kl_standard_error": None}
+    mean, error = float(kl.mean()), standard_error(kl)
+    if error is not None:
+        alarms.warn_of_negative_kl(f"evaluate, {model}", {"kl": mean, "kl_standard_error": error})
+    return {"kl_to_init": mean, "kl_standard_error": error}
 
 
 def _report(run: Run, results: dict[str, Any]) -> None:

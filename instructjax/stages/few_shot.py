@@ -53,7 +53,7 @@ def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
         )
         return None
     found = run.records(Prompt, "validation")
-    prompts = [record.prompt for record in found[: config.evaluate.batch_size]]
+    prompts = [record.prompt for record in found[: config.evaluate.few_shot_prompts]]
     key = jax.random.key(config.seed)
     with progress.Bar("evaluate: few-shot prefixes", len(candidates) * len(prompts), "answer") as bar:
         sampled = (sample_with_prefix(run, policy, prefix, prompts, key) for prefix in candidates)

@@ -47,9 +47,9 @@ def run(
     finished = run.is_finished(stage.name)
     params = None if finished else read(source, model, tokenizer)
     _ = run.layout  # prepares the records
-    stage.begin()
     if finished:
         return
+    stage.begin()
     values = measure(model, params)
     alarms.check_metrics(config)(f"{stage.name}, imported from {source}", dict(values))
     print(

@@ -9,22 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from instructjax.algorithms import advantages
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
-from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
-from instructjax.records import Prompt, Text
-from instructjax.rollout import reward_function, samplers
+from instructjax.records import Demonstration, Prompt, Text
+from instructjax.rollout import reward_function
+from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import scoring
-from instructjax.stages.scoring import Score
+from instructjax.stages import ppo_validation, scoring
 from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
@@ -32,7 +30,14 @@ from instructjax.training.state import Params
 
 _AFTER = ("ppo_init", "reward")
 # The learning rates do not depend on `iterations`, so a finished run can be continued with more.
-MAY_CHANGE = ("iterations", "reward_retries", "reward_retry_seconds", "reward_timeout_seconds")
+MAY_CHANGE = (
+    "iterations",
+    "reward_retries",
+    "reward_retry_seconds",
+    "reward_timeout_seconds",
+    "validation_prompts",
+    "shown_answers",
+)
 
 
 @stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema", may_change=MAY_CHANGE)
@@ -75,8 +80,13 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             f"found {section.samples_per_prompt}"
         )
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
-    name = section.reward_function
-    score = scoring.make_score(reward_function.load(name), section) if name else None
+    name, score = section.reward_function, None
+    if name:
+        key = f"{stage.declaration.section}.reward_function"
+        score = scoring.make_score(reward_function.load(name, key), section)
+        if stage.declaration.section != "ppo":  # that of PPO was tried out when the records were prepared
+            shown = run.records(Demonstration, "train")
+            scoring.try_out(stage.config, stage.declaration.section, run.records(Prompt, "train"), shown)
     initial = run.load_start("ppo_init", section.init_from)
     reward = run.load_reward_model(section.reward_from).params
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
@@ -92,7 +102,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     def begin(initial: Params, reward: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
         initial, reward = jax.tree.map(jnp.copy, (initial, reward))
-        return initial_state(initial, reward, learners)
+        return initial_state(initial, reward, learners, section)
 
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
     state = parallel.build(begin, initial, reward, shard_optimizer_state=shard_optimizer_state)
@@ -103,9 +113,18 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         iterate.learn if prepare else iterate,
         state,
         batches,
-        schedule=Schedule.from_config(stage.config.ppo_log, steps=section.iterations, section="ppo_log"),
+        schedule=Schedule.from_config(
+            stage.config.ppo_log,
+            steps=section.iterations,
+            section="ppo_log",
+            key=f"{stage.declaration.section}.iterations",
+        ),
         constants=(frozen,),
-        callbacks=Callbacks(prepare=prepare, evaluate=_measure(stage, policy, scalar, score, frozen)),
+        callbacks=Callbacks(
+            prepare=prepare,
+            evaluate=ppo_validation.make_measure(stage, policy, scalar, score, frozen),
+            best=best.METRICS[0],
+        ),
     )
 
 
@@ -211,41 +230,14 @@ def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
     return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
 
 
-def initial_state(policy: Params, value: Params, learners: tuple[Learner, Learner | None]) -> PPOState:
+def initial_state(
+    policy: Params, value: Params, learners: tuple[Learner, Learner | None], section: ml_collections.ConfigDict
+) -> PPOState:
     """Returns the state before the first iteration, from weights that it takes over."""
     actor, critic = learners
     return PPOState(
         step=jnp.zeros((), jnp.int32),
         policy=train_state.create_averaged(policy, actor.optimizer),
         value=None if critic is None else train_state.create(value, critic.optimizer),
+        kl_coefficient=jnp.float32(section.kl_coefficient) if section.kl_target else None,
     )
-
-
-def _measure(
-    stage: Stage, model: LanguageModel, scalar: ScalarModel, score: Score | None, frozen: Frozen
-) -> Callable[[PPOState], dict[str, float]]:
-    """Measures the averaged policy on validation prompts: reward, KL, loss on text, and what the source knows."""
-    run, section = stage.run, stage.config.evaluate
-    sampler = samplers.make_sampler(model, run.layout, temperature=section.temperature, batch_size=section.batch_size)
-    model_score, divergence = samplers.make_scorer(scalar), samplers.make_divergence(model)
-    text_loss, text = held_out_loss(model), run.validation_text()
-    records = run.records(Prompt, "validation")[: section.batch_size]
-    prompts = [record.prompt for record in records]
-    key = jax.random.key(stage.config.seed)
-
-    def measure(state: PPOState) -> dict[str, float]:
-        params = state.policy.ema
-        ((episodes, texts),) = sampler(params, prompts, key)
-        size = len(texts)
-        if score is None:
-            rewards = np.asarray(model_score(frozen.reward, episodes)[:size])
-        else:
-            rewards = score(f"{stage.name}, validation after iteration {int(state.step)}", records, texts)
-        return {
-            "validation_reward": float(np.mean(rewards)),
-            "validation_kl": float(np.mean(divergence(params, frozen.reference, episodes)[:size])),
-            "text_loss": text_loss(params, text),
-            **run.source.measure(prompts, texts),
-        }
-
-    return measure

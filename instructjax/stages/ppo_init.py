@@ -19,6 +19,7 @@ def run(stage: Stage) -> None:
     run, section = stage.run, stage.section
     records = run.records(Demonstration, "train")
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
+    stage.check_epochs(steps, records, section.batch_size * (1 - section.text_share))
     if section.text_share:
         text = run.records(Text, "train")
         batches = functools.partial(

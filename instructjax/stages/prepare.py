@@ -52,7 +52,7 @@ def prepare(run: Run) -> Layout:
     layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
     if run.config.ppo.reward_function:
-        scoring.try_out(run.config, load(run, Prompt, "train"), load(run, Demonstration, "train"))
+        scoring.try_out(run.config, "ppo", load(run, Prompt, "train"), load(run, Demonstration, "train"))
     return layout
 
 

@@ -39,7 +39,7 @@ def run(stage: Stage) -> None:
         )
         return
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
-    steps = pipeline.steps(rankings, section.batch_size, section.epochs)
+    steps = stage.steps(rankings)
     model = ScalarModel(run.reward_config)
     measure = reward_models.held_out_metrics(model, run.validation_rankings())
 

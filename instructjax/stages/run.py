@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import ml_collections
 from etils import epath
@@ -18,6 +19,7 @@ from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.records import Demonstration, R, Ranking, Text
 from instructjax.runs import folder
+from instructjax.runs.best import best_step
 from instructjax.sources import registry
 from instructjax.sources.source import Source
 from instructjax.stages import prepare, trained
@@ -153,9 +155,14 @@ class Run:
         start = self.checkpoints(stage, elsewhere)
         return trained.load_policy(start, network or self.policy_config, self.layout.tokenizer).params
 
-    def load_policy(self, stage: str) -> Trained:
-        """Loads the policy that a stage left: the chosen checkpoint of SFT, the moving average of PPO."""
-        step = folder.selected_step(self.workdir, stage)
+    def load_policy(self, stage: str, step: int | None = None) -> Trained:
+        """Loads the policy that a stage left: the chosen checkpoint of SFT, the moving average of PPO.
+
+        Args:
+          stage: its name.
+          step: of another checkpoint.
+        """
+        step = folder.selected_step(self.workdir, stage) if step is None else step
         return trained.load_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
 
     def load_reward_model(self, elsewhere: str = "") -> Trained:
@@ -163,9 +170,21 @@ class Run:
         start = self.checkpoints("reward", elsewhere)
         return trained.load_reward_model(start, self.reward_config, self.layout.tokenizer)
 
-    def open_policy(self, stage: str) -> tuple[Trained, Layout]:
-        """Loads a policy like `load_policy`, with the network and layout that its checkpoint describes."""
-        return trained.open_policy(self.checkpoints(stage), step=folder.selected_step(self.workdir, stage))
+    def open_policy(self, stage: str, step: int | Literal["best"] | None = None) -> tuple[Trained, Layout]:
+        """Loads a policy with the network and layout that its checkpoint describes. Its stage may be in progress.
+
+        Args:
+          stage: its name.
+          step: of the checkpoint; "best" for that with the largest validation_reward, None for the one that
+            `load_policy` loads.
+
+        Raises:
+          CheckpointError: there is no such checkpoint.
+        """
+        start = folder.saved_checkpoints(self.workdir, stage)
+        if step is None:
+            step = folder.selected_step(self.workdir, stage)
+        return trained.open_policy(start, step=best_step(self.directory(stage)) if step == "best" else step)
 
     def open_reward_model(self) -> tuple[Trained, Layout]:
         """Loads the reward model, with the network and layout that its checkpoint describes."""

@@ -72,11 +72,14 @@ def _outcome(call: Call | None) -> str:
         return json.dumps({"error": str(error)})
 
 
-def try_out(config: ml_collections.ConfigDict, prompts: Sequence[Prompt], shown: Sequence[Demonstration]) -> None:
-    """Calls the reward function of a recipe with two responses to a prompt of the data, one of them empty.
+def try_out(
+    config: ml_collections.ConfigDict, section: str, prompts: Sequence[Prompt], shown: Sequence[Demonstration]
+) -> None:
+    """Calls the reward function of a section with two responses to a prompt of the data, one of them empty.
 
     Args:
-      config: a whole recipe, with a reward function.
+      config: a whole recipe.
+      section: `ppo`, or the name of a guest's section with the same keys; it has a reward function.
       prompts: of the training split; the first is used.
       shown: demonstrations, for the response.
 
@@ -84,8 +87,9 @@ def try_out(config: ml_collections.ConfigDict, prompts: Sequence[Prompt], shown:
       ConfigError: the function cannot be imported.
       RewardFunctionError: it does not return two finite numbers.
     """
-    score = make_score(reward_function.load(config.ppo.reward_function), config.ppo)
-    score("ppo.reward_function", [prompts[0]] * 2, [shown[0].response, ""])
+    key = f"{section}.reward_function"
+    score = make_score(reward_function.load(config[section].reward_function, key), config[section])
+    score(key, [prompts[0]] * 2, [shown[0].response, ""])
 
 
 def rollout_and_score(

@@ -40,11 +40,11 @@ def select(run: Run) -> int:
       The step of the chosen checkpoint.
     """
     _ = run.layout  # refuses a recipe or records that are not what they should be
-    reward_model = checkpoint.fingerprint(run.checkpoints("reward", run.config.ppo.reward_from))
+    reward_model = _reward_model(run)
     run.checkpoints("sft")
     steps = candidates(run.config, files.read_json(run.directory("sft") / "summary.json")["steps"])
-    if _selected(run).exists():
-        found = selection(run)
+    if files.exists(_selected(run)):
+        found = files.read_json(_selected(run))
         if (found.get("reward_model"), list(found["reward"])) == (reward_model, [str(step) for step in steps]):
             return found["step"]
     with cost.timed(run.workdir, "select"), parallel.on_mesh(run.config.parallel):
@@ -60,11 +60,17 @@ def selection(run: Run) -> dict[str, Any]:
     """Reads what `select` wrote: {"step": the chosen, "reward": {step: mean score}, "reward_model": a fingerprint}.
 
     Raises:
-      CheckpointError: nothing was chosen yet.
+      CheckpointError: nothing was chosen yet, or another reward model has chosen.
     """
-    if not _selected(run).exists():
+    if not files.exists(_selected(run)):
         raise CheckpointError(f"{_selected(run)}: expected the choice among the checkpoints of sft, found none")
-    return files.read_json(_selected(run))
+    found, reward_model = files.read_json(_selected(run)), _reward_model(run)
+    if found.get("reward_model") != reward_model:
+        raise CheckpointError(
+            f"{_selected(run)}: expected the choice of the reward model {reward_model}, found that of "
+            f"{found.get('reward_model')}; run experiments/reward.py or reproduce.py again"
+        )
+    return found
 
 
 def forget(run: Run) -> None:
@@ -103,6 +109,11 @@ def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
         batch_size=config.evaluate.batch_size,
     )
     return dict(zip(steps, np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def _reward_model(run: Run) -> str:
+    """Returns the fingerprint of the reward model that chooses."""
+    return checkpoint.fingerprint(run.checkpoints("reward", run.config.ppo.reward_from))
 
 
 def _selected(run: Run) -> epath.Path:

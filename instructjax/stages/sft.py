@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instructjax.data import demonstrations, pipeline
+from instructjax.data import demonstrations
 from instructjax.records import Demonstration
 from instructjax.stages import language_model, selection
 from instructjax.stages.stage import Stage, stage
@@ -13,7 +13,7 @@ def run(stage: Stage) -> None:
     """Fine-tunes GPT on demonstrations for `sft.epochs`, and keeps `sft.candidates` checkpoints for `selection`."""
     run, section = stage.run, stage.section
     records = run.records(Demonstration, "train")
-    steps = pipeline.steps(records, section.batch_size, section.epochs)
+    steps = stage.steps(records)
     _ = run.checkpoints("pretrain", section.init_from)  # refuses before the choice is forgotten
     if not run.is_finished(stage.name):
         selection.forget(run)

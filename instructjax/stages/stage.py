@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,40 +24,25 @@ import ml_collections
 import optax
 from etils import epath
 
-from instructjax import files
+from instructjax import warning_log
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
 from instructjax.models.config import TransformerConfig
 from instructjax.recipe import check
-from instructjax.recipe.declared import SECTIONS, SOURCES
+from instructjax.recipe.declared import SECTIONS
 from instructjax.recipe.key import Section
 from instructjax.reporting import curves
-from instructjax.rollout import reward_function
-from instructjax.runs import alarms, checkpoint, cost, folder, loop, processes, provenance
+from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
+from instructjax.stages import beginning
+from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
+from instructjax.stages.training_step import training_step
 from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
-from instructjax.training.step import Loss, train_step
-
-# What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
-_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Declaration:
-    """What a stage says about itself; see `stage`."""
-
-    name: str
-    after: tuple[str, ...]
-    uses: tuple[str, ...]
-    policy: str | None
-    section: str
-    sections: tuple[str, ...]
-    may_change: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +70,14 @@ class StageFunction:
             check.section(run.config, self.declaration.section, self.keys)
         elif self.declaration.section not in run.config:
             raise ConfigError(f"{self.declaration.section}: expected a section of the recipe, found None")
-        with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
-            if stage.has_begun():  # what it began with is compared before anything is loaded
+        with (
+            warning_log.kept_in(run.workdir),
+            cost.timed(run.workdir, stage.name),
+            parallel.on_mesh(run.config.parallel),
+        ):
+            if beginning.has_begun(run, self.declaration):  # what it began with is compared before anything is loaded
                 _ = run.layout
-                processes.first(stage.check_begun)
+                processes.first(lambda: beginning.check(run, self.declaration))
             self.function(stage)
 
 
@@ -159,6 +148,28 @@ class Stage:
         order = {name: number for number, name in enumerate(folder.PAPER)}
         number = order.get(self.name, len(order) + zlib.crc32(self.name.encode()) % 2**31)
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
+    def steps(self, rows: Sequence[Any]) -> int:
+        """Returns the updates for the epochs of the section; see `pipeline.steps` and `check_epochs`."""
+        steps = pipeline.steps(rows, self.section.batch_size, self.section.epochs)
+        self.check_epochs(steps, rows, self.section.batch_size)
+        return steps
+
+    def check_epochs(self, steps: int, rows: Sequence[Any], batch_size: float) -> None:
+        """Warns if a batch is larger than all epochs of the section: a step is then more epochs than the recipe says.
+
+        Args:
+          steps: updates.
+          rows: the records.
+          batch_size: records in a batch.
+        """
+        epochs = self.section.epochs
+        if batch_size > len(rows) * epochs:
+            name, made = self.declaration.section, steps * batch_size / len(rows)
+            warning_log.warn(
+                f"{self.name}: {steps} x {batch_size:g} records ({name}.batch_size) make {made:.3g} epochs of the "
+                f"{len(rows)} records, not {epochs:g} ({name}.epochs)"
+            )
 
     def batching(self) -> dict[str, Any]:
         """Returns how the records of a section become global batches: keyword arguments of every `batches` function.
@@ -244,7 +255,10 @@ class Stage:
           constants: further arguments of the step.
           callbacks: what to measure. Checks of metrics and curves are added here.
         """
-        self.begin()
+        steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
+        schedule.check_done(self.directory, steps[-1] if steps else 0)
+        if schedule.steps not in steps or not self.run.is_finished(self.name):
+            self.begin()
         callbacks = dataclasses.replace(
             callbacks or Callbacks(),
             check_metrics=alarms.check_metrics(self.config),
@@ -265,73 +279,8 @@ class Stage:
     def meta(self, network: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns what is saved with a checkpoint: recipe, network, tokenizer, and what stage made it."""
         described = checkpoint.describe(self.config.to_dict(), dataclasses.asdict(network), tokenizer)
-        return {**described, "stage": self._declared()}
+        return {**described, "stage": dataclasses.asdict(self.declaration)}
 
     def begin(self) -> None:
-        """Notes what the stage is begun with, unless it has a checkpoint: then it must be the same.
-
-        Raises:
-          ConfigError, DataError: see `check_begun`.
-        """
-
-        def note() -> None:
-            if self.has_begun():
-                self.check_begun()
-                return
-            self.directory.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.directory / "config.json", self.config.to_dict())
-            described = provenance.describe(self.run.prepared_folder, self.declaration.uses, self._functions())
-            files.write_json(self.directory / "began.json", {**described, "stage": self._declared()})
-
-        processes.first(note)
-
-    def has_begun(self) -> bool:
-        """Returns whether the stage has a checkpoint to continue from."""
-        began = self.directory / "began.json"
-        return began.exists() and bool(checkpoint.saved_steps(self.directory / "checkpoints"))
-
-    def check_begun(self) -> None:
-        """Refuses to continue with another recipe or other records than the stage began with.
-
-        Raises:
-          ConfigError: see `provenance.check_config`; what may change is logging, evaluation and the sections of other
-            stages.
-          DataError: see `provenance.check`.
-        """
-        sections = (*_SHARED, *self.declaration.sections)
-        recipe = self.directory / "config.json"
-        provenance.check_config(self.config, recipe, sections, may_change=self.declaration.may_change)
-        began, data = self.directory / "began.json", self.run.prepared_folder
-        provenance.check(began, data, self.declaration.uses, self._functions())
-
-    def _functions(self) -> dict[str, str]:
-        """Returns the digest of the file of the stage's reward function, by its name, if it has one."""
-        name = self.section.get("reward_function", "")
-        return {name: reward_function.load(name).digest()} if name else {}
-
-    def _declared(self) -> Mapping[str, Any]:
-        return dataclasses.asdict(self.declaration)
-
-
-def training_step(
-    config: ml_collections.ConfigDict, section: str, loss: Callable[..., Any], schedule: optax.Schedule
-) -> tuple[Callable[..., Any], optax.GradientTransformation]:
-    """Returns the pure step of a stage that trains one network, and its optimizer.
-
-    Args:
-      config: a whole recipe.
-      section: the name of the stage's section.
-      loss: `loss(params, batch, key, *frozen)`.
-      schedule: learning rate by update.
-    """
-    adam = optimizer.adam(config.optimizer, schedule, config[section].weight_decay)
-
-    def step(state: TrainState, batch: Any, key: jax.Array, *frozen: Params) -> Any:
-        def bound(params: Params, batch: Any, key: jax.Array) -> Any:
-            return loss(params, batch, key, *frozen)
-
-        made: Loss = bound
-        axis_name = parallel.axis_name(config.parallel.mode)
-        return train_step(made, adam, microbatches=config[section].microbatches, axis_name=axis_name)(state, batch, key)
-
-    return step, adam
+        """Notes what the stage trains with; see `beginning.note`."""
+        processes.first(lambda: beginning.note(self.run, self.declaration))

@@ -41,6 +41,10 @@ PPO = ml_collections.ConfigDict(
         "clip_value": 0.2,
         "reward_scale": 1.0,
         "reward_clip": 0.0,
+        "kl_target": 0.0,
+        "kl_horizon": 10_000,
+        "entropy_coefficient": 0.0,
+        "whiten_rewards": False,
         "missing_eos_penalty": 0.5,
         "ema_decay": 0.9,
         "ptx_coefficient": 2.0,
@@ -368,7 +372,8 @@ class TestRewards:
     def test_a_response_without_eos_pays_the_penalty(self):
         found = self.first_metrics(constant, weights(2.0, 0.0), missing_eos_penalty=0.25)
         assert 0 < found["missing_eos"] < 1
-        np.testing.assert_allclose(found["reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
+        np.testing.assert_allclose(found["shaped_reward"], 2 - 0.25 * found["missing_eos"], rtol=1e-6)
+        np.testing.assert_allclose(found["reward"], 2, rtol=1e-6)  # as in the validation
 
     def test_the_score_is_at_the_last_token_with_nothing_after_it(self):
         # At lambda = 1 a return is the discounted sum of the rewards that follow, whatever the values are.
@@ -390,6 +395,43 @@ class TestRewards:
         total = found["return"] * found["response_tokens"]
         assert abs(found["kl"]) > 0.1
         np.testing.assert_allclose(total, -0.5 * found["kl"], rtol=1e-4)
+        assert found["kl_k2"] > 0 and found["kl_k3"] > 0
+        assert 0 < found["kl_standard_error"] < found["max_abs_kl"]
+
+    def test_whitened_rewards_keep_their_mean_and_leave_the_check_of_their_placement_alone(self):
+        keys = {"gae_lambda": 1.0, "discount": 0.0, "whiten_rewards": True, "missing_eos_penalty": 0.0}
+        plain, found = (
+            self.first_metrics(uneven, weights(3.0), **{**keys, "whiten_rewards": w}) for w in (False, True)
+        )
+        np.testing.assert_allclose(found["return"], plain["return"], rtol=1e-4)
+        assert found["reward_placement_error"] < 1e-5
+        assert found["value_loss"] != pytest.approx(plain["value_loss"], rel=0.1)
+
+    def test_the_kl_coefficient_moves_towards_its_target(self):
+        state, frozen = initial(fake_params(scalar=weights(0.0)))
+        state = state.replace(kl_coefficient=jnp.float32(0.5))
+        frozen = frozen.replace(reference=fake_params(seed=5)[0])
+        config = changed(kl_target=1e-3, kl_horizon=4 * BATCH)  # far below the KL: e is clipped to 0.2
+        step = jax.jit(make(config, models=(Bigram(), PlantedScalar(constant))))
+        state, metrics = step(state, (prompts(), None), KEY, frozen)
+        found = numbers(metrics)
+        assert found["kl"] > 1e-3 and found["kl_coefficient"] == pytest.approx(0.5)
+        assert float(state.kl_coefficient) == pytest.approx(0.5 * (1 + 0.2 / 4))
+        # The penalty is that of the state's coefficient: its check finds the rewards where they belong.
+        assert found["reward_placement_error"] < 1e-4
+
+    def test_an_entropy_bonus_raises_the_entropy(self):
+        def entropy(bonus):
+            state, frozen = initial(fake_params(scalar=weights(0.0)))
+            config = changed(entropy_coefficient=bonus, missing_eos_penalty=0.0, kl_coefficient=0.0)
+            step = jax.jit(make(config, models=(Bigram(), PlantedScalar(constant))))
+            for seed in range(3):
+                state, metrics = step(state, (prompts(seed), None), KEY, frozen)
+            return numbers(metrics)
+
+        without, found = entropy(0.0), entropy(5.0)
+        assert found["entropy"] > without["entropy"] + 0.01
+        assert "update_entropy" in found and "update_entropy" not in without
 
 
 def test_the_policy_learns_what_is_rewarded():

@@ -16,7 +16,8 @@ from instructjax.algorithms.dpo import dpo_loss
 from instructjax.data.layouts import TokenizedRanking
 from instructjax.models.transformer import LanguageModel
 from instructjax.runs import metrics_file
-from instructjax.stages import dpo, evaluate
+from instructjax.stages import answers, dpo, evaluate
+from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
 from tests import fakes, oracles
 from tests.recipes import recipe, save_run, save_stage
@@ -150,7 +151,7 @@ def test_a_finished_run_is_left_alone(run):
 def test_its_policy_answers(run):
     config, workdir = run
     policy, layout = Run(config, workdir).open_policy("dpo")
-    (answered,) = evaluate.answer(Run(config, workdir), policy, layout, ["the fox"], jax.random.key(0))
+    (answered,) = answers.answer(policy, layout, ["the fox"], jax.random.key(0), Sampling(1.0, 8))
     assert answered[0] == "the fox"
 
 

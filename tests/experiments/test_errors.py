@@ -103,7 +103,7 @@ def test_a_missing_stage_is_named(pretrained, stage, missing):
         (
             "sample.py",
             ["--prompt=a"],
-            "{workdir}/ppo_ptx: expected the finished stage ppo_ptx, found none",
+            "{workdir}/ppo_ptx: expected a checkpoint of the stage ppo_ptx, found none",
         ),
     ],
     ids=["unknown key", "no stage"],

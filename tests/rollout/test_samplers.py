@@ -75,11 +75,21 @@ def test_scores_and_divergences_are_of_the_sampled_tokens(batches):
     expected = episode.score(scalar, scalar_params, episodes.tokens, episodes.segments, episodes.positions)
     np.testing.assert_allclose(samplers.make_scorer(scalar)(scalar_params, episodes), expected, rtol=1e-4, atol=1e-5)
 
-    divergence = samplers.make_divergence(MODEL)
+    divergence = samplers.make_divergence(MODEL, 1.0)
     np.testing.assert_allclose(divergence(PARAMS, PARAMS, episodes), 0.0, atol=1e-6)
     reference = fakes.params(LanguageModel(CONFIG), seed=1, noise=0.1)
     ours, theirs = (episode.response_log_probs(MODEL, p, episodes).sum(1) for p in (PARAMS, reference))
     np.testing.assert_allclose(divergence(PARAMS, reference, episodes), ours - theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_divergence_is_taken_at_the_temperature_that_sampled():
+    """At another temperature the estimate may be negative; at the right one it is that of the sampler itself."""
+    episodes, _ = sample(5, temperature=0.3)[0]
+    reference = fakes.params(LanguageModel(CONFIG), seed=1, noise=0.1)
+    found = samplers.make_divergence(MODEL, 0.3)(PARAMS, reference, episodes)
+    theirs = episode.response_log_probs(MODEL, reference, episodes, 0.3).sum(1)
+    np.testing.assert_allclose(found, episodes.log_probs.sum(1) - theirs, rtol=1e-3, atol=1e-3)
+    assert samplers.make_divergence(MODEL, 0.0) is None  # a policy without randomness
 
 
 def test_a_prompt_that_is_too_long_is_rejected():

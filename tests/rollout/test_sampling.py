@@ -244,3 +244,28 @@ class TestWithTheLanguageModel:
         alone = responses(sample(self.params, prompts_of(ROWS[2:3], 4), KEYS[2:3]))
         np.testing.assert_array_equal(alone[0], together[2])
         assert not np.array_equal(responses(sample(self.params, prompts_of(ROWS, 4), KEYS[order])), together)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, V), st.floats(0.05, 1.0), st.integers(0, 2**31 - 1))
+def test_truncation_keeps_the_most_likely_tokens(top_k, top_p, seed):
+    logits = np.random.default_rng(seed).normal(size=(3, V)).astype(np.float32) * 2
+    found = np.asarray(sampling.truncate(logits, top_k, top_p))
+    for row, kept in zip(logits, np.isfinite(found), strict=True):
+        order = np.argsort(-row)
+        weights = np.exp(row[order] - row.max())
+        weights /= weights.sum()
+        before = np.cumsum(weights) - weights
+        close = np.abs(before - top_p) < 1e-5  # rounding may decide either way
+        expected = (before < top_p) & (np.arange(V) < (top_k or V))
+        assert ((kept[order] == expected) | close).all()
+        assert kept[order[0]]
+    np.testing.assert_array_equal(found[np.isfinite(found)], logits[np.isfinite(found)])
+
+
+def test_truncated_tokens_are_never_drawn():
+    logits = jnp.broadcast_to(jnp.arange(6.0), (500, 6))
+    keys, steps = sampling.row_keys(jax.random.key(0), 500), jnp.zeros(500, jnp.int32)
+    tokens, log_probs = sampling.categorical(1.0, top_k=3)(logits, keys, steps)
+    assert set(np.asarray(tokens).tolist()) == {3, 4, 5}
+    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits[:, 3:])[jnp.arange(500), tokens - 3], rtol=1e-5)

@@ -35,3 +35,13 @@ def test_a_guard_warns_or_stops(capsys):
     assert capsys.readouterr().out.startswith("warning: ppo, step 3: kl is 1e+06, and guards.max_kl is reached")
     with pytest.raises(DivergenceError, match="^ppo, step 3: kl is 1e"):
         checked({"kl": 1e6}, **{"guards.action": "stop"})
+
+
+def test_a_kl_clearly_below_zero_is_told(capsys):
+    checked({"kl": -0.3, "kl_standard_error": 0.1, "validation_kl": -1e-4, "validation_kl_standard_error": 1e-6})
+    assert capsys.readouterr().out == ""  # chance, and rounding
+    checked({"kl": -2.47, "kl_standard_error": 0.1})
+    checked({"validation_kl": -2.47, "validation_kl_standard_error": 0.1})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("warning: ppo, step 3: kl is -2.47, more than 4 standard errors (0.1) below 0, which a KL")
+    assert second.startswith("warning: ppo, step 3: validation_kl is -2.47, more than 4 ")

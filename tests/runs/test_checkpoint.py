@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
-from instructjax.runs import checkpoint
+from instructjax.runs import checkpoint, checkpoint_files
 from instructjax.training import state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
@@ -307,7 +307,7 @@ class TestDamage:
             self.damage(saved / str(step))
         with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(DamagedCheckpointError, match="no other"):
             checkpoints.restore(abstract(train_state()))
-        assert checkpoint.saved_steps(saved) == [2, 5]
+        assert checkpoint_files.saved_steps(saved) == [2, 5]
 
     def test_a_mismatch_is_not_treated_as_damage(self, saved):
         with checkpoint.Checkpoints(saved) as checkpoints:

@@ -8,7 +8,7 @@ import pytest
 
 from instructjax import files
 from instructjax.errors import CheckpointError, DamagedCheckpointError
-from instructjax.runs import checkpoint
+from instructjax.runs import checkpoint, checkpoint_files
 from instructjax.runs.checkpoint import Checkpoints
 from tests import buckets
 
@@ -46,7 +46,7 @@ def assert_restores(directory, step):
 
 def test_the_newest_checkpoints_are_kept_and_restored(directory, store):
     save(directory, 1, 2, 3, keep=2)
-    assert checkpoint.saved_steps(directory) == [2, 3]
+    assert checkpoint_files.saved_steps(directory) == [2, 3]
     prefix = str(directory).removeprefix("gs://bucket/")
     assert {name.split("/")[2] for name in store.names("bucket", prefix)} == {"2", "3"}
     assert_restores(directory, 3)
@@ -59,7 +59,7 @@ def test_an_unfinished_checkpoint_does_not_count(directory, store):
     save(directory, 1, 2)
     prefix = str(directory).removeprefix("gs://bucket/")
     del store.objects["bucket"][f"{prefix}/2/commit_success.txt"]  # it is written last
-    assert checkpoint.saved_steps(directory) == [1]
+    assert checkpoint_files.saved_steps(directory) == [1]
     assert_restores(directory, 1)
     assert not store.names("bucket", f"{prefix}/2/")
     save(directory, 2)
@@ -99,5 +99,5 @@ def test_a_checkpoint_that_cannot_be_reached_is_not_removed(directory, monkeypat
         with pytest.raises(CheckpointError, match="expected to reach the arrays, found UNAVAILABLE") as error:
             checkpoints.restore(jax.tree.map(jnp.zeros_like, state(0)))
     assert not isinstance(error.value, DamagedCheckpointError)
-    assert checkpoint.saved_steps(directory) == [1, 2]
+    assert checkpoint_files.saved_steps(directory) == [1, 2]
     assert_restores(directory, 2)

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from instructjax.errors import ConfigError, WorkdirError
-from instructjax.runs import cost
+from instructjax.errors import CheckpointError, ConfigError, WorkdirError
+from instructjax.runs import cost, metrics_file
 
 
 def spent(workdir):
@@ -38,6 +38,19 @@ def test_refused_work_is_not_added(tmp_path):
     with pytest.raises(ConfigError), cost.timed(tmp_path, "sft"):
         raise ConfigError("sft.epochs: expected at least 1, found 0")
     assert not (tmp_path / "cost.json").exists()
+
+
+def test_work_that_failed_after_it_began_is_added(tmp_path):
+    """A disk that is full after hours is an input error, too."""
+    for number in (1, 2):
+        with pytest.raises(CheckpointError), cost.timed(tmp_path, "sft"):
+            with metrics_file.MetricsWriter(tmp_path / "sft", resume_step=number - 1) as writer:
+                writer.write(number, {"loss": 1.0})
+            raise CheckpointError("checkpoints: expected to write a checkpoint, found no space")
+    seconds = spent(tmp_path)["sft"]["seconds"]
+    with pytest.raises(CheckpointError), cost.timed(tmp_path, "sft"):
+        raise CheckpointError("pretrain: expected the finished stage pretrain, found none")
+    assert spent(tmp_path)["sft"]["seconds"] == seconds > 0
 
 
 def test_interrupted_work_is_added(tmp_path):

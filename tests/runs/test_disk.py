@@ -1,6 +1,10 @@
 """Full and read-only disks: real ones, small and in memory."""
 
 import contextlib
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +56,34 @@ def test_a_read_only_disk_is_reported(disk):
     with pytest.raises(WorkdirError, match="expected a folder that can be written to, found: Read-only file system"):
         with lock.hold(place / "run"):
             pass
+
+
+PROGRAM = """
+import sys
+import command_line
+import numpy as np
+from instructjax.runs.checkpoint import Checkpoints
+
+
+def main(run):
+    with Checkpoints(run.workdir / "checkpoints") as checkpoints:
+        for step in range(1, 6):
+            values = np.random.default_rng(step).normal(size=(4, 60_000))
+            checkpoints.save(step, {f"w{i}": row for i, row in enumerate(values)}, meta={})
+
+
+command_line.read(main)
+"""
+
+
+def test_a_script_tells_of_a_full_disk_in_one_line(disk, tmp_path):
+    (tmp_path / "script.py").write_text(PROGRAM)
+    root = pathlib.Path(__file__).resolve().parents[2]
+    finished = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), f"--workdir={disk('size=3000k')}/run"],
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'experiments'}", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1, finished.stderr[:2000]

@@ -2,8 +2,10 @@
 
 import pytest
 
+from instructjax import files
 from instructjax.errors import CheckpointError, WorkdirError
-from instructjax.runs import folder
+from instructjax.runs import checkpoint, checkpoint_files, cost, folder
+from tests import buckets
 
 
 def touch(path, text=""):
@@ -41,3 +43,44 @@ def test_a_truncated_file_is_named(tmp_path):
     touch(tmp_path / "sft" / "began.json", '{"code"')
     with pytest.raises(WorkdirError, match="sft/began.json: expected JSON that a run wrote"):
         folder.began(tmp_path, "sft")
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Replaces gs:// by a bucket that refuses to be read."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("403: no access")
+
+    with buckets.in_memory():
+        monkeypatch.setattr(buckets.MemoryBucket, "info", refuse)
+        monkeypatch.setattr(buckets.MemoryBucket, "ls", refuse)
+        yield "gs://bucket/run"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda workdir: folder.is_finished(workdir, "sft"),
+        lambda workdir: folder.summary(workdir, "sft"),
+        lambda workdir: folder.began(workdir, "sft"),
+        lambda workdir: folder.selected_step(workdir, "sft"),
+        lambda workdir: folder.saved_checkpoints(workdir, "sft"),
+        lambda workdir: checkpoint_files.saved_steps(f"{workdir}/sft/checkpoints"),
+        lambda workdir: checkpoint.read_meta(f"{workdir}/sft/checkpoints"),
+        lambda workdir: files.read_json(f"{workdir}/cost.json"),
+        cost.check,
+    ],
+)
+def test_a_bucket_that_cannot_be_read_is_not_taken_for_an_empty_one(refusing, read):
+    """Otherwise a run would begin again."""
+    with pytest.raises(WorkdirError, match="^gs://bucket/run.*: expected to read the bucket, found RuntimeError: 403"):
+        read(refusing)
+
+
+def test_an_empty_bucket_is_one():
+    with buckets.in_memory():
+        assert not folder.is_finished("gs://bucket/run", "sft") and folder.began("gs://bucket/run", "sft") == {}
+        assert checkpoint_files.saved_steps("gs://bucket/run/sft/checkpoints") == []
+        files.write_json("gs://bucket/run/sft/summary.json", {"steps": 3})
+        assert folder.is_finished("gs://bucket/run", "sft") and files.exists("gs://bucket/run/sft")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from configs import instructgpt
 from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import DivergenceError, RunError
-from instructjax.runs import checkpoint, guards, loop, metrics_file
+from instructjax.runs import checkpoint_files, guards, loop, metrics_file
 from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
 from instructjax.training.metrics import Maximum, Mean, compute
@@ -117,7 +117,7 @@ def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_is_named(tm
     good = tmp_path / "test" / "checkpoints" / "4"
     assert str(error.value).startswith("test, step 8: skipped_in_a_row is 3, and guards.max_skipped is reached: ")
     assert str(error.value).endswith(f"; the last good checkpoint is {good}")
-    assert checkpoint.saved_steps(tmp_path / "test" / "checkpoints") == [4]
+    assert checkpoint_files.saved_steps(tmp_path / "test" / "checkpoints") == [4]
 
     # Started again, the run gets the same batches and stops at the same step.
     with pytest.raises(DivergenceError, match="step 8"):
@@ -135,7 +135,14 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path):
         run(tmp_path, {0, 1, 2})
 
 
-LIMITS = {"max_kl": 10.0, "min_response_tokens": 2.0, "max_skipped": 3, "action": "stop"}
+LIMITS = {
+    "max_kl": 10.0,
+    "min_response_tokens": 2.0,
+    "max_missing_eos": 0.9,
+    "min_entropy": 0.01,
+    "max_skipped": 3,
+    "action": "stop",
+}
 RANGES = guards.from_config(ml_collections.ConfigDict(LIMITS))
 
 
@@ -156,3 +163,16 @@ def test_a_warning_names_the_key_and_the_run_continues(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("warning: ppo, step 3: kl is 11, and guards.max_kl is reached: ")
     assert second.startswith("warning: ppo, step 3: response_tokens is 1.25, and guards.min_response_tokens is reached")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("missing_eos", 0.95, "guards.max_missing_eos is reached: the policy's answers no longer end"),
+        ("entropy", 0.001, "guards.min_entropy is reached: the policy's entropy has collapsed"),
+    ],
+)
+def test_answers_that_never_end_and_a_collapsed_entropy_are_told(name, value, message, capsys):
+    guards.enforce("ppo, step 3", {"missing_eos": 0.5, "entropy": 2.0, name: value}, RANGES, "warn")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: ppo, step 3: {name} is {value}, and {message}")

@@ -18,7 +18,8 @@ import pytest
 from etils import epath
 
 from instructjax.data.pipeline import READ_OPTIONS
-from instructjax.runs import checkpoint, loop, metrics_file, reporter, speed
+from instructjax.errors import CheckpointError, ConfigError, InputError
+from instructjax.runs import best, checkpoint, checkpoint_files, loop, metrics_file, reporter, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.schedule import Schedule
 from instructjax.training import state as train_state
@@ -55,7 +56,18 @@ def evaluate(state):
     return {"validation": float(state.params["w"].sum())}
 
 
-def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, keep_steps=(), log=LOG, draw=None):
+def run(
+    directory,
+    *,
+    step=step,
+    evaluate=evaluate,
+    finish=finish,
+    steps=STEPS,
+    keep_steps=(),
+    log=LOG,
+    draw=None,
+    best="",
+):
     loop.run(
         step,
         initial(),
@@ -65,7 +77,7 @@ def run(directory, *, step=step, evaluate=evaluate, finish=finish, steps=STEPS, 
         schedule=Schedule.from_config(ml_collections.ConfigDict(log), steps=steps, keep_steps=keep_steps),
         meta={"name": "test"},
         constants=(0.9,),
-        callbacks=loop.Callbacks(evaluate=evaluate, finish=finish, draw=draw),
+        callbacks=loop.Callbacks(evaluate=evaluate, finish=finish, draw=draw, best=best),
     )
 
 
@@ -97,13 +109,13 @@ class Stopped(Exception):
     pass
 
 
-def failing_at(function, call):
+def failing_at(function, call, error=Stopped):
     """Wraps the function so that its `call`-th call raises."""
     calls = iter(range(1, 1000))
 
     def wrapped(*arguments):
         if next(calls) == call:
-            raise Stopped
+            raise error
         return function(*arguments)
 
     return wrapped
@@ -353,3 +365,73 @@ def test_a_profile_of_more_steps_than_there_are_ends_with_the_run(tmp_path):
 def test_checkpoints_that_a_later_stage_needs_are_kept(tmp_path):
     run(tmp_path, keep_steps=[4])
     assert final_state(tmp_path)[1] == [4, STEPS]
+
+
+@pytest.mark.parametrize("call", [2, 4], ids=["in the middle", "after the last step"])
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path, whole, call):
+    failed = failing_at(evaluate, call, InputError("the judge did not answer"))
+    saved = {2: 4, 4: STEPS}[call]
+    with pytest.raises(InputError, match=f"^the judge did not answer; step {saved} is saved$"):
+        run(tmp_path, evaluate=failed, finish=None)
+    assert [line["step"] for line in lines(tmp_path)][-1] < saved  # its line waits for the evaluation
+    run(tmp_path, finish=None)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [line["step"] for line in lines(whole)]
+    assert found == lines(whole)
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    run(tmp_path, steps=6, finish=None)
+    summary = (tmp_path / "summary.json").read_text()
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path, steps=4)
+    expected = f"{tmp_path}: steps: expected at least the 6 that are done, found 4; choose another --workdir"
+    assert str(error.value) == expected
+    assert (tmp_path / "summary.json").read_text() == summary
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(ConfigError):
+        run(tmp_path, steps=4)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_an_empty_folder_with_the_name_of_a_step_is_not_a_checkpoint(tmp_path, whole):
+    with pytest.raises(Stopped):
+        run(tmp_path, step=failing_at(step, 6))
+    (tmp_path / "checkpoints" / "999").mkdir()
+    assert checkpoint_files.saved_steps(tmp_path / "checkpoints") == [4]
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+BY_STEP = {0: 9.0, 4: 2.0, 8: 5.0, STEPS: 1.0}  # the initial state has no checkpoint
+
+
+def rated(state):
+    return {"validation_reward": BY_STEP[int(state.step)]}
+
+
+@pytest.mark.parametrize("stop", [None, 6, 9])
+def test_the_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path, stop):
+    if stop:
+        with pytest.raises(Stopped):
+            run(tmp_path, step=failing_at(step, stop), evaluate=rated, best="validation_reward")
+    run(tmp_path, evaluate=rated, best="validation_reward")
+    assert final_state(tmp_path)[1] == [8, STEPS]
+    assert best.best_step(tmp_path) == 8
+
+
+def test_a_new_best_is_saved_when_it_is_measured(tmp_path):
+    log = {**LOG, "save_every": 100, "evaluate_every": 2}
+    rewards = {0: 0.0, 2: 1.0, 4: 3.0, 6: 2.0, 8: 3.0, STEPS: 0.0}
+    run(
+        tmp_path,
+        evaluate=lambda state: {"validation_reward": rewards[int(state.step)]},
+        log=log,
+        best="validation_reward",
+    )
+    assert final_state(tmp_path)[1] == [4, STEPS] and best.best_step(tmp_path) == 4
+
+
+def test_a_stage_without_evaluations_has_no_best_checkpoint(whole):
+    with pytest.raises(CheckpointError, match="expected a checkpoint with validation_reward, found none$"):
+        best.best_step(whole)

@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 from instructjax.errors import InputError
-from instructjax.runs import checkpoint, metrics_file, processes, speed
+from instructjax.runs import checkpoint, checkpoint_files, metrics_file, processes, speed
 from tests.runs import worker
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
@@ -110,9 +110,9 @@ def test_a_run_resumes_with_other_processes_on_another_mesh(tmp_path, alone):
 
 def wait_for_a_checkpoint(directory):
     deadline = time.monotonic() + 120
-    while not checkpoint.saved_steps(directory / "checkpoints") and time.monotonic() < deadline:
+    while not checkpoint_files.saved_steps(directory / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert checkpoint.saved_steps(directory / "checkpoints"), "nothing was saved"
+    assert checkpoint_files.saved_steps(directory / "checkpoints"), "nothing was saved"
 
 
 def end(running):
@@ -147,7 +147,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
     assert all(steps), printed
     (step,) = {int(step[1]) for step in steps}
     assert step < 10_000  # long before the first line of metrics
-    assert checkpoint.saved_steps(tmp_path / "checkpoints")[-1] == step
+    assert checkpoint_files.saved_steps(tmp_path / "checkpoints")[-1] == step
 
 
 def test_processes_that_start_with_different_facts_are_named(monkeypatch):

@@ -21,7 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from instructjax.runs import checkpoint, metrics_file, speed  # noqa: E402
+from instructjax.runs import checkpoint_files, metrics_file, speed  # noqa: E402
 from instructjax.runs.folder import PAPER  # noqa: E402
 
 RECIPE = "configs/sandbox.py:smoke"
@@ -92,7 +92,7 @@ def end_of(workdir):
     found = {}
     for stage in PAPER:
         directory = workdir / stage
-        steps = checkpoint.saved_steps(directory / "checkpoints")
+        steps = checkpoint_files.saved_steps(directory / "checkpoints")
         for step in steps:
             content = json.loads((directory / "checkpoints" / str(step) / "meta" / "metadata").read_text())["content"]
             found[f"{stage} {step}"] = content["arrays"]

@@ -9,7 +9,8 @@ import pytest
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import ScalarModel
 from instructjax.runs import metrics_file
-from instructjax.stages import evaluate
+from instructjax.stages import answers
+from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
 from tests import fakes
 from tests.recipes import changed, recipe, save_checkpoint, save_stage
@@ -58,7 +59,7 @@ def test_it_trains_without_a_value_network(trained):
 
 def test_its_policy_answers(trained):
     policy, layout = trained.open_policy("rloo")
-    ((prompt, _),) = evaluate.answer(trained, policy, layout, ["the fox"], jax.random.key(0))
+    ((prompt, _),) = answers.answer(policy, layout, ["the fox"], jax.random.key(0), Sampling(1.0, 8))
     assert prompt == "the fox" and trained.config.evaluate.guests == ("rloo",)
 
 

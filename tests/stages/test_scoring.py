@@ -93,7 +93,8 @@ def test_rewards_are_scaled_then_clipped():
 
     keys = {"reward_scale": 2.0, "reward_clip": 8.0, "missing_eos_penalty": 0.0}
     _, metrics = judged(score, parallel_config(), **keys)
-    assert metrics["reward"] == pytest.approx((6.0 - 8.0 * (ppo.BATCH - 1)) / ppo.BATCH)
+    assert metrics["shaped_reward"] == pytest.approx((6.0 - 8.0 * (ppo.BATCH - 1)) / ppo.BATCH)
+    assert metrics["reward"] == pytest.approx((3.0 - 10.0 * (ppo.BATCH - 1)) / ppo.BATCH)
     assert (metrics["reward_min"], metrics["reward_max"]) == (-10.0, 3.0)
 
 

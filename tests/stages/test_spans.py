@@ -58,9 +58,10 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(samplers, "make_sampler", make_sampler)
     for name in ("make_scorer", "make_divergence"):
-        monkeypatch.setattr(samplers, name, lambda model: lambda *arguments: np.zeros(4))
+        monkeypatch.setattr(samplers, name, lambda model, *_: lambda *arguments: np.zeros(4))
     monkeypatch.setattr(few_shot, "score_texts", lambda run, reward, prompts, texts: np.zeros((len(prompts), 2)))
-    config = changed(recipe(tmp_path), model__max_length=64, evaluate__few_shot_candidates=2, evaluate__batch_size=4)
+    config = changed(recipe(tmp_path), model__max_length=64, evaluate__few_shot_candidates=2)
+    config = changed(config, evaluate__few_shot_prompts=4, evaluate__batch_size=4)
     run = Run(config, tmp_path / "run")
     assert run.layout  # records are prepared before bars are counted
     return run

@@ -15,7 +15,8 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.records import Prompt
 from instructjax.runs import folder
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import evaluate, trained
+from instructjax.stages import answers, evaluate, trained
+from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage, stage
 from instructjax.training.metrics import Mean
@@ -213,7 +214,7 @@ def test_any_stage_declares_the_place_of_its_policy(visited):
 def test_any_stage_s_policy_answers(visited):
     opened, layout = visited.open_policy("guest")
     jax.tree.map(np.testing.assert_array_equal, opened.params, visited.load_policy("guest").params)
-    ((prompt, _),) = evaluate.answer(visited, opened, layout, ["the fox"], jax.random.key(0))
+    ((prompt, _),) = answers.answer(opened, layout, ["the fox"], jax.random.key(0), Sampling(1.0, 8))
     assert prompt == "the fox"
 
 

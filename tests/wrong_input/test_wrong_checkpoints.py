@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from instructjax import files
 from instructjax.models.transformer import LanguageModel
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint
+from instructjax.runs.schedule import Schedule
 from instructjax.stages import evaluate, pretrain, sft, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
@@ -64,6 +66,63 @@ def test_no_directory(pretrained):
 @fault("an empty folder of checkpoints", "PATH: expected a checkpoint, found an empty directory")
 def test_empty_directory(tmp_path):
     checkpoint.read_meta(tmp_path)
+
+
+@fault(
+    "the folder of a stage instead of its checkpoints",
+    "PATH: expected a checkpoint, found none; did you mean PATH?",
+)
+def test_folder_above(pretrained):
+    config, workdir = pretrained
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "pretrain")), workdir))
+
+
+@fault(
+    "the folder of a run instead of the checkpoints of a stage",
+    "PATH: expected a checkpoint, found the folder of a run; did you mean PATH?",
+)
+def test_folder_of_a_run(pretrained):
+    config, workdir = pretrained
+    sft.run(Run(changed(config, sft__init_from=str(workdir)), workdir))
+
+
+@fault(
+    "the folder of one checkpoint instead of that of all",
+    "PATH: expected a checkpoint, found none; did you mean PATH?",
+)
+def test_folder_below(pretrained):
+    config, workdir = pretrained
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "pretrain" / "checkpoints" / "1")), workdir))
+
+
+@fault("an empty folder with the name of a step", "PATH: expected a checkpoint, found an empty directory")
+def test_empty_step(tmp_path):
+    (tmp_path / "checkpoints" / "999").mkdir(parents=True)
+    checkpoint.read_meta(tmp_path / "checkpoints")
+
+
+@fault("fewer iterations than are done", "PATH: ppo.iterations: expected at least the 9 that are done, found 3; TEXT")
+def test_fewer_iterations(tmp_path):
+    schedule = Schedule.from_config(recipe(tmp_path).ppo_log, steps=3, section="ppo_log", key="ppo.iterations")
+    schedule.check_done(epath.Path("runs/sandbox/ppo"), done=9)
+
+
+@fault(
+    "an SFT checkpoint that another reward model has chosen",
+    "PATH: expected the choice of the reward model HASH, found that of 00000000; run experiments/reward.py or "
+    "reproduce.py again",
+)
+def test_choice_of_another_reward_model(pretrained):
+    config, workdir = pretrained
+    save_stage(config, workdir, "reward", Run(config, workdir).layout.tokenizer)
+    (workdir / "sft").mkdir()
+    files.write_json(workdir / "sft" / "selected.json", {"step": 1, "reward": {}, "reward_model": "0" * 8})
+    evaluate.evaluate(Run(config, workdir, "name"))
+
+
+@fault("a policy whose stage has saved nothing", "PATH: expected a checkpoint of the stage ppo, found none")
+def test_no_saved_policy(pretrained):
+    Run(*pretrained).open_policy("ppo")
 
 
 @fault("a missing step", "PATH: expected step 3, found only 1")

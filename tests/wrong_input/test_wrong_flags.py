@@ -72,6 +72,20 @@ def test_prompt_of_bytes(tmp_path):
     run("sample.py", f"--workdir={tmp_path}", stdin=b"the fox\n\xff\n")
 
 
+@fault(
+    "a key that has no effect on a policy",
+    "--config.data.max_response: expected one of TEXT, found a key without effect on a policy, which keeps the recipe "
+    "that it was trained with; see --help for flags",
+)
+def test_key_without_effect(tmp_path):
+    run("sample.py", f"--workdir={tmp_path}", "--config.data.max_response=5", "--prompt=a")
+
+
+@fault("a step that is not a number", "--step: expected the step of a checkpoint, or \"best\", found 'last'")
+def test_step_of_text(tmp_path):
+    run("sample.py", f"--workdir={tmp_path}", "--step=last", "--prompt=a")
+
+
 @fault("a seed that is not a number", "flag --seed=lucky: TEXT")
 def test_seed():
     run("sample.py", "--prompt=a", "--seed=lucky")

@@ -33,6 +33,11 @@ def test_no_bucket():
     run("sft.py", "--workdir=gs://")
 
 
+@fault("a bucket without a path", "--workdir: expected gs://BUCKET/PATH, found gs://bucket")
+def test_no_path():
+    run("sft.py", "--workdir=gs://bucket")
+
+
 @fault(
     "a missing package for buckets",
     "--workdir: expected the package gcsfs to open gs://bucket/run, found none; pip install 'instructjax[gcs]'",

@@ -5,6 +5,7 @@ import json
 import pytest
 from etils import epath
 
+from instructjax.recipe import check
 from instructjax.runs import provenance
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe
@@ -153,6 +154,33 @@ def test_renamed_key_in_a_folder(tmp_path):
 )
 def test_key_of_another_recipe():
     begin("--config.dpo.beta=0.2")
+
+
+@fault(
+    "a key under the name that other trainers give it",
+    "ppo.target_kl: expected a key that the recipe declares, found no such key; did you mean ppo.kl_target?",
+)
+def test_key_of_another_trainer():
+    begin("--config.ppo.target_kl=6", script="ppo.py")
+
+
+@fault("a single prompt to evaluate on", "evaluate.prompts: expected an integer, at least 2, found 1")
+def test_one_prompt():
+    begin("--config.evaluate.prompts=1", script="evaluate.py")
+
+
+@fault(
+    "weights that are narrower than what networks compute in",
+    "model.param_dtype: expected one of float64, as networks compute in float64 (model.dtype), found 'float32'",
+)
+def test_param_dtype_of_frozen_weights(tmp_path):
+    config = changed(recipe(tmp_path), model__dtype="float64", model__param_dtype="float32")
+    check.ppo_section(config, "ppo")
+
+
+@fault("no epochs of a guest", "dpo.epochs: expected more than 0, found 0.0")
+def test_guests_epochs():
+    begin("--config.dpo.epochs=0", script="dpo.py", config="configs/dpo.py:smoke")
 
 
 @fault("an invalid value of a guest", "dpo.beta: expected at least 0, found -1.0")
@@ -422,7 +450,7 @@ def test_reward_exits(tmp_path):
 @fault(
     "a reward function that exceeds its time limit",
     "ppo.reward_function: PATH:hangs: expected a finite number for each of 2 responses within 0.1 s "
-    "(ppo.reward_timeout_seconds), found no answer",
+    "(reward_timeout_seconds), found no answer",
 )
 def test_reward_hangs(tmp_path):
     reward_function(tmp_path, "my_wrong_rewards:hangs")

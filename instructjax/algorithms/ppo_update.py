@@ -1,0 +1,100 @@
+"""One update of PPO on a minibatch: step 6 of an iteration (section 3.5, equation 2; appendix C.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+
+from instructjax import losses
+from instructjax.algorithms import ppo_metrics
+from instructjax.algorithms.ppo_state import Learner, PPOState
+from instructjax.batch import LMBatch
+from instructjax.rollout import episode
+from instructjax.rollout.episode import Experience
+from instructjax.training import metrics as metrics_lib
+from instructjax.training import objectives
+from instructjax.training.metrics import Mean, Metrics
+from instructjax.training.state import Params, TrainState
+from instructjax.training.step import Loss, finite_update, summed_gradient
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Update:
+    """A pure function `update(state, minibatch, text, key) -> (state, metrics)`.
+
+    Attributes:
+      policy: the policy.
+      critic: the value network; None if there is none.
+      config: the `ppo` section of a recipe.
+      eos_id: ends a response.
+      axis_name: the mapped axis, under pmap.
+    """
+
+    policy: Learner
+    critic: Learner | None
+    config: ml_collections.ConfigDict
+    eos_id: int
+    axis_name: str | None
+
+    def __call__(
+        self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array
+    ) -> tuple[PPOState, Metrics]:
+        """Updates the policy and the critic once."""
+        policy, metrics = self._update_policy(state.policy, batch, text, key)
+        metrics["policy_loss"] = metrics.pop("loss")
+        if self.critic is None or state.value is None:
+            return state.replace(policy=policy), metrics
+        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
+        loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
+        value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
+        metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
+        return state.replace(policy=policy, value=value), metrics
+
+    def _update_policy(
+        self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
+    ) -> tuple[TrainState, Metrics]:
+        """Updates the policy by the clipped surrogate and, with text, the ptx term."""
+        pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
+        gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
+        if text is not None:
+            ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
+            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
+            gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
+            loss = loss + metrics_lib.total(ptx_metrics, "loss")
+            metrics["ptx_loss"] = ptx_metrics["loss"]
+        return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
+
+    def _gradient(
+        self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
+    ) -> tuple[tuple[Params, Array], Metrics]:
+        microbatches = microbatches or self.config.microbatches
+        return summed_gradient(loss, params, batch, key, microbatches=microbatches, axis_name=self.axis_name)
+
+    def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+        del key  # no dropout in PPO: the ratio must be 1 before any update
+        mask, bonus = batch.episodes.response_mask, self.config.entropy_coefficient
+        model, temperature = self.policy.model, self.config.temperature
+        if bonus:
+            log_probs, entropy = episode.response_log_probs_and_entropy(model, params, batch.episodes, temperature)
+        else:
+            log_probs = episode.response_log_probs(model, params, batch.episodes, temperature)
+        ratio = log_probs, batch.log_probs
+        pair, metrics = losses.policy_loss(*ratio, batch.advantages, mask, self.config.clip_ratio)
+        found = ppo_metrics.policy_update(log_probs, batch, metrics, self.eos_id)
+        if bonus:  # Σ and weight are over the same tokens
+            total, weight = losses.masked_sum(entropy, mask)
+            pair = pair[0] - bonus * total, pair[1]
+            found["update_entropy"] = Mean(total, weight)
+        return pair, found
+
+    def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+        del key
+        assert self.critic is not None and batch.values is not None and batch.returns is not None
+        values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask
+        pair, metrics = losses.value_loss(values, batch.values, batch.returns, mask, self.config.clip_value)
+        return pair, ppo_metrics.means(metrics)

@@ -1,0 +1,57 @@
+"""What a stage began with, in its folder: it resumes only with the same recipe and records."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from instructjax import files
+from instructjax.recipe.declared import SOURCES
+from instructjax.rollout import reward_function
+from instructjax.runs import checkpoint_files, folder, provenance
+from instructjax.stages.declaration import Declaration
+from instructjax.stages.run import Run
+
+# What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
+_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+
+
+def has_begun(run: Run, declaration: Declaration) -> bool:
+    """Returns whether a stage has a checkpoint to continue from."""
+    directory = run.directory(declaration.name)
+    return files.exists(directory / "began.json") and bool(checkpoint_files.saved_steps(directory / "checkpoints"))
+
+
+def check(run: Run, declaration: Declaration) -> None:
+    """Refuses to continue with another recipe or other records than the stage began with.
+
+    Raises:
+      ConfigError: see `provenance.check_config`; what may change is logging, evaluation and the sections of other
+        stages.
+      DataError: see `provenance.check`.
+    """
+    directory, sections = run.directory(declaration.name), (*_SHARED, *declaration.sections)
+    provenance.check_config(run.config, directory / "config.json", sections, may_change=declaration.may_change)
+    functions = _functions(run, declaration)
+    provenance.check(directory / "began.json", run.prepared_folder, declaration.uses, functions)
+
+
+def note(run: Run, declaration: Declaration) -> None:
+    """Notes what a stage is about to train with, and removes the results that tell of its weights before that.
+
+    A stage that continues keeps the note of what it began with. Its config.json is that of its last start: keys that
+    may change may have changed.
+    """
+    directory = run.directory(declaration.name)
+    begun = has_begun(run, declaration)
+    folder.forget_results(run.workdir, declaration.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "config.json", run.config.to_dict())
+    if not begun:
+        described = provenance.describe(run.prepared_folder, declaration.uses, _functions(run, declaration))
+        files.write_json(directory / "began.json", {**described, "stage": dataclasses.asdict(declaration)})
+
+
+def _functions(run: Run, declaration: Declaration) -> dict[str, str]:
+    """Returns the digest of the file of the stage's reward function, by its name, if it has one."""
+    name = run.config[declaration.section].get("reward_function", "")
+    return {name: reward_function.load(name, f"{declaration.section}.reward_function").digest()} if name else {}
