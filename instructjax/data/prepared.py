@@ -9,6 +9,7 @@ what a record is, unknown fields are kept, and an error that is found later can 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,6 +21,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
+from instructjax.data import selection
+from instructjax.data.selection import Choice, Counts
 from instructjax.errors import DataError, RecordError
 from instructjax.files import describe_error, is_bucket
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
@@ -44,8 +47,10 @@ def prepare(
     name: str,
     validation: float = 0.05,
     test: float = 0.05,
+    merge_equal_answers: bool = True,
+    strict: bool = False,
 ) -> str:
-    """Validates files of records and writes them as a data set with splits.
+    """Validates files of records and writes those that carry a signal as a data set with splits.
 
     If the set already exists, made from the same files with the same shares, nothing is written. Otherwise anything
     under that name is replaced, such as the remains of an interrupted call. Records keep their order within a split.
@@ -58,13 +63,16 @@ def prepare(
       name: the name of this set, such as "demonstrations".
       validation: share of users in the validation split, for records without a split; see `records.split_of`.
       test: share of users in the test split, for records without a split.
+      merge_equal_answers: see `selection.choose_by_content`.
+      strict: makes each record that carries no signal an error.
 
     Returns:
       The set's fingerprint; see `fingerprint`.
 
     Raises:
-      RecordError: "FILE:LINE: field: expected ..., found ...". An existing set is not changed then.
-      DataError: there are no files, or tfds does not accept the name.
+      RecordError: "FILE:LINE: field: expected ..., found ...", for the first lines that are invalid. An existing set is
+        not changed then.
+      DataError: there are no files, no record carries a signal, or tfds does not accept the name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise DataError(f"name: expected lower case letters, digits and _, starting with a letter, found {name!r}")
@@ -73,19 +81,46 @@ def prepare(
     folder = _set_directory(directory, name)
     manifest: dict[str, Any] = {
         "kind": kind.__name__,
-        "fingerprint": _content_hash(kind, files, (validation, test)),
+        "fingerprint": _content_hash(kind, files, (validation, test, merge_equal_answers)),
         "files": [str(file) for file in files],
     }
-    if _read_manifest(folder) == manifest:
+    known = _read_manifest(folder) or {}
+    if {key: known.get(key) for key in manifest} == manifest and not (strict and _has_reasons(known)):
         return manifest["fingerprint"]
-    for file in files:  # a first pass, so that nothing is removed if a line is invalid
-        for _ in records.read_numbered(file, kind):
-            pass
+
+    def read() -> Iterator[R | RecordError]:
+        return itertools.chain.from_iterable(records.parse_lines(file, kind) for file in files)
+
+    def choose(found: R | RecordError) -> Choice[R] | RecordError:
+        if isinstance(found, RecordError):
+            return found
+        choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
+        return RecordError(choice.fault) if strict and choice.reason else choice
+
+    # A first pass, so that nothing is removed if a line is invalid.
+    total = Counts()
+    for choice in records.valid(map(choose, read())):
+        total.add(choice)
+    if not total.used:
+        raise DataError(
+            f"{', '.join(manifest['files'])}: expected at least one {kind.__name__} record that can be used, "
+            f"found none of {total.given}: {total.describe()}"
+        )
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
-    everything = itertools.chain.from_iterable(records.read_numbered(file, kind) for file in files)
-    _write(folder, name, ((records.split_of(record, validation, test), record) for _, record in everything))
+    counts: dict[str, Counts] = {}
+
+    def placed() -> Iterator[tuple[str, R]]:
+        for record in records.valid(read()):
+            choice = selection.choose_by_content(record, merge_equal_answers=merge_equal_answers)
+            split = records.split_of(record, validation, test)
+            counts.setdefault(split, Counts()).add(choice)
+            if choice.record is not None:
+                yield split, choice.record
+
+    _write(folder, name, placed())
+    manifest["counts"] = {split: dataclasses.asdict(counts[split]) for split in SPLITS if split in counts}
     # The manifest marks a complete set, so it is written last.
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
@@ -104,6 +139,24 @@ def fingerprint(directory: epath.PathLike, name: str) -> str:
       DataError: there is no such set.
     """
     return _require_manifest(directory, name)["fingerprint"]
+
+
+def counts(directory: epath.PathLike, name: str) -> dict[str, Counts]:
+    """Returns by split how many records came in, and why some were left out.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    return {split: Counts(**found) for split, found in _require_manifest(directory, name)["counts"].items()}
+
+
+def source_files(directory: epath.PathLike, name: str) -> list[str]:
+    """Returns the files that a prepared set was made from.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    return _require_manifest(directory, name)["files"]
 
 
 def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Records[R]:
@@ -207,8 +260,8 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
     writer.close_all()
 
 
-def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
+def _content_hash(kind: type, files: Sequence[epath.PathLike], rules: tuple[float | bool, ...]) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {rules}".encode())
     for path in map(epath.Path, files):
         try:
             with path.open("rb") as file:
@@ -223,6 +276,11 @@ def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[flo
     return digest.hexdigest()[:16]
 
 
+def _has_reasons(manifest: Mapping[str, Any]) -> bool:
+    """Returns whether any record of a set was left out or changed."""
+    return any(found["left_out"] or found["changed"] for found in manifest["counts"].values())
+
+
 def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
     """Reads the manifest of a set; None if it is missing or damaged, which means that the set is incomplete."""
     path = folder / "manifest.json"
@@ -230,7 +288,7 @@ def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"kind", "fingerprint", "files"} else None
+    return found if isinstance(found, dict) and found.keys() >= {"kind", "fingerprint", "files", "counts"} else None
 
 
 @contextlib.contextmanager

@@ -91,7 +91,10 @@ DATA = section(
     ),
     max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, including EOS", "C: capped at 1k"),
     prepared=Key("", TEXT, "path", 'local folder of each host for prepared records; "": WORKDIR/data; docs/tpu.md'),
-    drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first one", "C"),
+    cut_prompts=Key(False, TRUE_OR_FALSE, "", "cut longer prompts from the left, instead of leaving them out"),
+    strict=Key(
+        False, TRUE_OR_FALSE, "", "records that are too long or carry no signal: True: an error; False: left out", "C"
+    ),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
 )

@@ -18,6 +18,7 @@ class Files:
     """The user's own files. Only the reward model judges answers to their prompts."""
 
     splits = SPLITS
+    merge_equal_answers = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Takes a whole recipe and reads its section `files`."""

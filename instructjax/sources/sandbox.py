@@ -29,6 +29,7 @@ class Sandbox:
     """A small world with simulated labelers."""
 
     splits = SPLITS
+    merge_equal_answers = False
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Takes a whole recipe and reads `sandbox`, `comparisons`, `data`, `evaluate` and `seed`."""

@@ -69,9 +69,12 @@ class Source(Protocol):
 
     Attributes:
       splits: the splits that each kind of record must have.
+      merge_equal_answers: whether equal answers of a ranking get one score; see `data/selection.py`. Simulated labelers
+        perceive each sample on its own.
     """
 
     splits: Mapping[type[Record], tuple[str, ...]]
+    merge_equal_answers: bool
 
     def write(self, folder: epath.Path) -> None:
         """Writes records that are generated or converted to FOLDER/SET.jsonl. Called once per run.

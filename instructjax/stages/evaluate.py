@@ -23,7 +23,7 @@ from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
 from instructjax.runs import cost, folder, metrics_file, processes, progress
 from instructjax.sources.source import Answers, Judgement
-from instructjax.stages import few_shot, selection
+from instructjax.stages import few_shot, prepare, selection
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -97,6 +97,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "peak_rss_gib": None,
         "models": _entries(answered, losses, params, prompts, judgement),
         "reward_model": None,
+        "data": prepare.summarize(run),
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
         **judgement.results,

@@ -8,14 +8,15 @@ prepares its own sets from the same records, and the processes compare their fin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import layouts, pipeline, prepared
+from instructjax.data import checked, prepared, summary
 from instructjax.data.layouts import Layout
+from instructjax.data.selection import Counts
 from instructjax.errors import DataError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
@@ -98,9 +99,11 @@ def _prepare(run: Run) -> Layout:
             separator=config.data.separator,
             max_prompt=config.data.max_prompt,
             max_response=config.data.max_response,
+            cut_prompts=config.data.cut_prompts,
         )
         bar.update()
         _check_records(run, layout)
+        _check_splits(run)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
@@ -115,8 +118,8 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
     def add() -> None:
         with _claimed(run):
             _prepare_set(run, Ranking, [path])
-            _check_splits(run)
             _check_records(run, layout)
+            _check_splits(run)
 
     processes.first(lambda: records.write(path, rankings))
     processes.first_then_others(add)
@@ -124,17 +127,23 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
 
 def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
-    """Loads the prepared records of a kind and split, without those that `prepare` found to be too long."""
-    found = prepared.load(run.prepared_folder, prepared.SET_NAMES[kind], kind, split)
-    if kind is Text or not run.config.data.drop_long:
-        return found
-    return pipeline.without(found, _checked(run)[prepared.SET_NAMES[kind]]["left_out"].get(split, []))
+    """Loads the prepared records of a kind and split, without what is too long of them."""
+    name = prepared.SET_NAMES[kind]
+    found = prepared.load(run.prepared_folder, name, kind, split)
+    return checked.use(found, checked.read(run.data_folder / "checked.json")[name], split)
 
 
 def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.PathLike]) -> None:
     data = run.config.data
     prepared.prepare(
-        kind, found, run.prepared_folder, name=prepared.SET_NAMES[kind], validation=data.validation, test=data.test
+        kind,
+        found,
+        run.prepared_folder,
+        name=prepared.SET_NAMES[kind],
+        validation=data.validation,
+        test=data.test,
+        merge_equal_answers=run.source.merge_equal_answers,
+        strict=data.strict,
     )
 
 
@@ -167,63 +176,45 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
 
 
 def _check_splits(run: Run) -> None:
-    """Refuses sets without a split that a stage is going to need."""
-    folder = run.prepared_folder
+    """Refuses sets without used records in a split that a stage is going to need."""
+    folder, entries = run.prepared_folder, checked.read(run.data_folder / "checked.json")
     for kind, needed in run.source.splits.items():
         name = prepared.SET_NAMES[kind]
-        if not (folder / name).exists():
-            continue
-        found = prepared.split_sizes(folder, name)
-        if any(split not in found for split in needed):
-            sizes = ", ".join(f"{other} ({size})" for other, size in found.items())
-            raise DataError(f"{folder}/{name}: expected records in the splits {', '.join(needed)}, found only {sizes}")
+        if (folder / name).exists():
+            counts = checked.count(folder, name, entries.get(name))
+            for split in needed:
+                _check_split(run, kind, split, counts)
+
+
+def _check_split(run: Run, kind: type[records.Record], split: str, counts: Mapping[str, Counts]) -> None:
+    """Raises DataError if a split has no records, or none that can be used, with the cause and what to change."""
+    name = prepared.SET_NAMES[kind]
+    place = ", ".join(prepared.source_files(run.prepared_folder, name))
+    if split not in counts:
+        sizes = ", ".join(f"{other} ({found.used})" for other, found in counts.items())
+        raise DataError(
+            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}; "
+            f'add records with "split": "{split}", or change data.validation or data.test'
+        )
+    found = counts[split]
+    if not found.used:
+        entries = checked.read(run.data_folder / "checked.json")
+        lengths = entries.get(name, {"splits": {}})["splits"].get(split, {}).get("lengths", {})
+        advice = checked.advise(found, lengths, run.config.data)
+        raise DataError(
+            f"{place}: expected {kind.__name__} records in the split {split} that can be used, "
+            f"found none of {found.given}: {'; '.join([found.describe(), *advice])}"
+        )
 
 
 def _check_records(run: Run, layout: Layout) -> None:
-    """Tokenizes every prompt and answer once, to refuse those that are too long or to note what to leave out.
-
-    WORKDIR/data/checked.json remembers for each set what was checked, and the indices of the records to leave out, by
-    split.
-    """
+    """Checks which records fit, and writes WORKDIR/data/report.md about what came in."""
     folder, config = run.prepared_folder, run.config
-    for kind, name in prepared.SET_NAMES.items():
-        if kind is Text or not (folder / name).exists():
-            continue
-        what = {
-            "records": prepared.fingerprint(folder, name),
-            "tokenizer": layout.tokenizer.fingerprint,
-            "separator": layout.separator,
-            "lengths": [layout.max_prompt, layout.max_response],
-            "drop_long": config.data.drop_long,
-        } | ({"max_answers": config.comparisons.max_answers} if kind is Ranking else {})
-        known = _checked(run)
-        if known.get(name, {}).get("what") == what:
-            continue
-        left_out = _left_out(run, kind, layout)
-        files.write_json(run.data_folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
-
-
-def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]:
-    """Returns the indices of the records of a kind that are too long, by split.
-
-    Raises:
-      DataError: a record is too long, unless `data.drop_long`; or a ranking has too many answers.
-    """
-    folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
-    left_out: dict[str, list[int]] = {}
-    for split in prepared.split_sizes(folder, name):
-        found = prepared.load(folder, name, kind, split)
-        if kind is Ranking:
-            for record in found:
-                layouts.check_ranking(record, run.config.comparisons.max_answers)
-        if not run.config.data.drop_long:
-            pipeline.check_lengths(found, layout)
-        elif long := pipeline.find_too_long(found, layout):
-            left_out[split] = long
-            print(f"{name}, {split}: {len(long)} of {len(found)} records are too long and left out")
-    return left_out
-
-
-def _checked(run: Run) -> dict[str, Any]:
     path = run.data_folder / "checked.json"
-    return files.read_json(path) if path.exists() else {}
+    checked.check(folder, path, layout, max_answers=config.comparisons.max_answers, strict=config.data.strict)
+    files.write_text(run.data_folder / "report.md", summary.markdown(summarize(run), run.recipe))
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Returns what came in and what is used of it, by set and split; see `data/summary.py`."""
+    return summary.summarize(run.prepared_folder, run.data_folder / "checked.json")

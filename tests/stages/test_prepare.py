@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
 from configs import e2e
 from instructjax.data.layouts import Layout
-from instructjax.errors import DataError
+from instructjax.errors import DataError, InputError
 from instructjax.records import Demonstration, Prompt, Ranking
+from instructjax.stages import prepare as prepare_stage
 from instructjax.stages.run import Run
 from tests.recipes import RECORDS, changed, prepare, recipe
 
@@ -34,9 +36,12 @@ def test_a_split_without_records_is_named(tmp_path, name, missing):
     splits = [split for split in SPLITS if split != missing]
     with pytest.raises(DataError) as error:
         prepare(recipe(tmp_path, **{name: lines(name, splits)}), tmp_path / "run")
-    assert str(error.value).startswith(f"{tmp_path}/run/data/{name}: expected records in the splits train, ")
-    assert missing in str(error.value).partition(", found")[0]
-    assert missing not in str(error.value).partition(", found")[2]
+    kind = name.capitalize().removesuffix("s")
+    sizes = ", ".join(f"{split} (30)" for split in splits)
+    assert str(error.value) == (
+        f"{tmp_path}/{name}.jsonl: expected {kind} records in the split {missing}, found only {sizes}; "
+        f'add records with "split": "{missing}", or change data.validation or data.test'
+    )
 
 
 def test_human_rankings_need_a_test_split(tmp_path):
@@ -58,7 +63,7 @@ def test_human_rankings_need_a_test_split(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     config = changed(e2e.get_config(), e2e__directory=str(tmp_path), data__test=0.0)
-    with pytest.raises(DataError, match="data/demonstrations: expected records in the splits train, validation, test"):
+    with pytest.raises(DataError, match="expected Demonstration records in the split test, found only train"):
         prepare(config, tmp_path / "run")
 
 
@@ -68,13 +73,13 @@ def test_records_that_are_too_long_are_left_out_and_counted_once(tmp_path, capsy
         demonstrations=lines("demonstrations", prompt=[0, 3], response=[1]),
         prompts=lines("prompts", prompt=[5]),
     )
-    config = changed(config, data__drop_long=True)
+    config = changed(config, data__strict=False)
     workdir = tmp_path / "run"
     prepare(config, workdir)
     assert capsys.readouterr().out.splitlines() == [
-        "demonstrations, train: 2 of 20 records are too long and left out",
-        "demonstrations, validation: 1 of 20 records are too long and left out",
-        "prompts, test: 1 of 20 records are too long and left out",
+        "demonstrations, train: 2 of 20 records are left out (prompt over data.max_prompt: 2)",
+        "demonstrations, validation: 1 of 20 records are left out (response over data.max_response: 1)",
+        "prompts, test: 1 of 20 records are left out (prompt over data.max_prompt: 1)",
     ]
     train = Run(config, workdir).records(Demonstration, "train")
     assert [record.prompt for record in train] == [RECORDS["demonstrations"][i]["prompt"] for i in range(6, 60, 3)]
@@ -84,7 +89,7 @@ def test_records_that_are_too_long_are_left_out_and_counted_once(tmp_path, capsy
     def fail(*arguments):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(Layout, "check", fail)
+    monkeypatch.setattr(Layout, "count_prompt", fail)
     prepare(config, workdir)
     assert not capsys.readouterr().out
     assert len(Run(config, workdir).records(Demonstration, "train")) == 18
@@ -109,3 +114,77 @@ def test_a_ranking_of_too_many_answers_is_named(tmp_path):
     assert str(error.value) == (
         f"{tmp_path}/rankings.jsonl:61: responses: expected at most 2 (comparisons.max_answers), found 3"
     )
+
+
+def ranking(prompt, *answers):
+    """Returns the line of a ranking of (response, score) in the training split."""
+    responses, scores = zip(*answers, strict=True)
+    return json.dumps({"prompt": prompt, "responses": responses, "scores": scores, "split": "train"})
+
+
+NO_SIGNAL = [
+    ranking("a", ("the fox", 1), ("the owl", 1)),
+    ranking("b", ("the fox", 1), ("the fox", 2)),
+    ranking("c", ("the fox", 1), (LONG, 2)),
+    ranking(" ", ("the fox", 1), ("the owl", 2)),
+    ranking(LONG, ("the fox", 1), ("the owl", 2)),
+    ranking("d", ("the fox", 1)),
+]
+PARTLY = [
+    ranking("e", ("the fox", 1), (LONG, 3), ("the owl", 2)),
+    ranking("f", ("the fox", 1), ("the fox", 3), ("the owl", 5)),
+]
+
+
+def test_what_carries_no_signal_or_does_not_fit_is_left_out_and_reported(tmp_path, capsys):
+    config = changed(recipe(tmp_path, rankings=[*lines("rankings"), *NO_SIGNAL, *PARTLY]), data__strict=False)
+    run = Run(config, tmp_path / "run")
+    train = run.records(Ranking, "train")
+    assert [(record.prompt, record.responses, record.scores) for record in train[20:]] == [
+        ("e", ("the fox", "the owl"), (1, 2)),
+        ("f", ("the fox", "the fox", "the owl"), (2, 2, 5)),
+    ]
+    left_out = {
+        "all answers tie": 2,
+        "empty text": 1,
+        "equal answers with different scores": 1,
+        "prompt over data.max_prompt": 1,
+        "response over data.max_response": 1,
+    }
+    found = prepare_stage.summarize(run)["rankings"]["train"]
+    assert found["left_out"] == left_out and found["given"] == found["used"] + sum(left_out.values()) == 28
+    assert found["changed"] == {"equal answers with different scores": 1, "response over data.max_response": 1}
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("rankings, train: 2 of 22 records are used in part (equal answers with different scores: 1")
+    assert second.startswith(
+        "warning: rankings, train: 6 of 28 records are left out (all answers tie: 2, empty text: 1"
+    )
+    assert "prompts have 2 to " in second and "raise data.max_prompt (16)" in second
+    report = (tmp_path / "run" / "data" / "report.md").read_text()
+    assert "| rankings | train | 28 | 22 | " in report and "| text | test | 20 | 20 | 0 | 0 |" in report
+
+
+@pytest.mark.parametrize("line", [*NO_SIGNAL, *PARTLY])
+def test_with_strict_each_of_them_is_an_error(tmp_path, line):
+    with pytest.raises(InputError, match=r"^\S*rankings.jsonl:61: \S+: expected"):
+        prepare(recipe(tmp_path, rankings=[*lines("rankings"), line]), tmp_path / "run")
+
+
+def test_a_split_that_is_lost_is_reported_with_count_length_and_key(tmp_path):
+    changed_lines = lines("demonstrations", response=range(1, 60, 3))
+    config = changed(recipe(tmp_path, demonstrations=changed_lines), data__strict=False)
+    with pytest.raises(DataError) as error:
+        prepare(config, tmp_path / "run")
+    assert re.fullmatch(
+        rf"{tmp_path}/demonstrations.jsonl: expected Demonstration records in the split validation that can be used, "
+        r"found none of 20: response over data.max_response: 20; responses have (\d+) to \1 tokens, .*: "
+        r"raise data.max_response \(12\)",
+        str(error.value),
+    )
+
+
+def test_long_prompts_are_cut_if_the_recipe_says_so(tmp_path):
+    config = changed(recipe(tmp_path, prompts=lines("prompts", prompt=[0])), data__cut_prompts=True)
+    run = Run(config, tmp_path / "run")
+    record = run.records(Prompt, "train")[0]
+    assert record.prompt == LONG and len(run.layout.encode_prompt(record.prompt)) == 16
