@@ -65,6 +65,11 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
     return epath.Path(text)
 
 
+def split_list(text: str) -> list[str]:
+    """Returns the paths of a list with commas. Spaces around them, and a comma at the end, mean nothing."""
+    return [path for part in text.split(",") if (path := part.strip())]
+
+
 def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
     """Returns the folder of a run or of checkpoints that a user has written; see `parse`."""
     return parse(path, where, RUN_SCHEMES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from etils import epath
@@ -11,13 +11,13 @@ from instructjax import files
 from instructjax.data import prepared
 from instructjax.errors import DataError
 from instructjax.records import Ranking, Record
-from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
+from instructjax.sources.source import Answers, Judgement, Sample
 
 
 class Files:
     """The user's own files. Only the reward model judges answers to their prompts."""
 
-    splits = SPLITS
+    splits: Mapping[type[Record], tuple[str, ...]] = {}  # what the stages need is in `stages/needs.py`
     merge_equal_answers = True
 
     def __init__(self, config: ml_collections.ConfigDict):
@@ -30,7 +30,7 @@ class Files:
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
         """Returns the files that the recipe names for a kind of record."""
         name = prepared.SET_NAMES[kind]
-        return [files.parse(path, f"files.{name}") for path in self._named[name].split(",")]
+        return [files.parse(path, f"files.{name}") for path in files.split_list(self._named[name])]
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Raises DataError, because the rankings are part of the records."""

@@ -68,7 +68,7 @@ class Source(Protocol):
     """A source of records.
 
     Attributes:
-      splits: the splits that each kind of record must have.
+      splits: the splits that each kind of record must have, whatever the stages.
       merge_equal_answers: whether equal answers of a ranking get one score; see `data/selection.py`. Simulated labelers
         perceive each sample on its own.
     """

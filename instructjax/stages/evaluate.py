@@ -67,7 +67,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def _evaluate(run: Run) -> dict[str, Any]:
     began = time.monotonic()
-    _ = run.layout  # refuses a recipe or records that are not what they should be
+    run.require("evaluate")
     chosen = selection.selection(run)
     reward = run.load_reward_model(run.config.ppo.reward_from)
     policies = {model: run.load_policy(stage) for model, stage in POLICIES.items()}

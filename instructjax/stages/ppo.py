@@ -244,7 +244,7 @@ def _measure(
         return {
             "validation_reward": float(np.mean(rewards)),
             "validation_kl": float(np.mean(divergence(params, frozen.reference, episodes)[:size])),
-            "text_loss": text_loss(params, text),
+            **({"text_loss": text_loss(params, text)} if text else {}),
             **run.source.measure(prompts, texts),
         }
 

@@ -8,7 +8,7 @@ prepares its own sets from the same records, and the processes compare their fin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -16,12 +16,11 @@ from etils import epath
 from instructjax import files, records
 from instructjax.data import checked, prepared, summary
 from instructjax.data.layouts import Layout
-from instructjax.data.selection import Counts
-from instructjax.errors import DataError
+from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.runs import lock, processes, progress, provenance
-from instructjax.stages import scoring
+from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -30,8 +29,12 @@ if TYPE_CHECKING:
     from instructjax.stages.run import Run
 
 
-def prepare(run: Run) -> Layout:
+def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
     """Prepares the records of a recipe and its tokenizer, as far as that is not done yet.
+
+    Args:
+      run: the run.
+      stages: names of stages whose needs are checked; see `needs.py`.
 
     Returns:
       The layout of prompts and responses, with the tokenizer.
@@ -48,11 +51,12 @@ def prepare(run: Run) -> Layout:
 
     def prepare() -> Layout:
         with _claimed(run):
-            return _prepare(run)
+            return _prepare(run, stages)
 
     layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
-    if run.config.ppo.reward_function:
+    folder = run.prepared_folder
+    if run.config.ppo.reward_function and _has_train(folder, Prompt) and _has_train(folder, Demonstration):
         scoring.try_out(run.config, load(run, Prompt, "train"), load(run, Demonstration, "train"))
     return layout
 
@@ -75,7 +79,7 @@ def _check_equal(run: Run, **facts: str) -> None:
     processes.check_equal({**facts, **{f"prepared {name}": prepared.fingerprint(folder, name) for name in sets}})
 
 
-def _prepare(run: Run) -> Layout:
+def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     config, folder = run.config, run.data_folder
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made again
     is_prepared = mark.exists()
@@ -93,7 +97,7 @@ def _prepare(run: Run) -> Layout:
             elif run.prepared_folder != folder:  # of a run that has been removed from the bucket
                 (run.prepared_folder / prepared.SET_NAMES[kind]).rmtree(missing_ok=True)
             bar.update()
-        _check_splits(run)
+        needs.check(run, stages)
         layout = Layout(
             tokenizer=given or _tokenizer(run, trained=is_prepared),
             separator=config.data.separator,
@@ -102,8 +106,11 @@ def _prepare(run: Run) -> Layout:
             cut_prompts=config.data.cut_prompts,
         )
         bar.update()
+        _check_separator(layout)
         _check_records(run, layout)
-        _check_splits(run)
+        needs.check(run, stages)
+        if "evaluate" in stages:
+            _check_different_prompts(run)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
@@ -119,7 +126,7 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
         with _claimed(run):
             _prepare_set(run, Ranking, [path])
             _check_records(run, layout)
-            _check_splits(run)
+            needs.check(run, ())
 
     processes.first(lambda: records.write(path, rankings))
     processes.first_then_others(add)
@@ -166,44 +173,41 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
     path = run.data_folder / "tokenizer.model"
     if trained:
         return SentencePieceTokenizer.load(path)
-    documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
-    demonstrated = prepared.load(folder, prepared.SET_NAMES[Demonstration], Demonstration, "train")
-    sample = [record.text for record in documents[: section.max_documents]]
-    sample += [text for record in demonstrated for text in (record.prompt, record.response)]
+    sample: list[str] = []
+    if _has_train(folder, Text):
+        documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
+        sample += [record.text for record in documents[: section.max_documents]]
+    if _has_train(folder, Demonstration):
+        demonstrated = prepared.load(folder, prepared.SET_NAMES[Demonstration], Demonstration, "train")
+        sample += [text for record in demonstrated for text in (record.prompt, record.response)]
+    if not sample:
+        raise TokenizerError("tokenizer.path: expected a tokenizer, or text to train one on, found neither")
     tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size)
     tokenizer.save(path)
     return tokenizer
 
 
-def _check_splits(run: Run) -> None:
-    """Refuses sets without used records in a split that a stage is going to need."""
-    folder, entries = run.prepared_folder, checked.read(run.data_folder / "checked.json")
-    for kind, needed in run.source.splits.items():
-        name = prepared.SET_NAMES[kind]
-        if (folder / name).exists():
-            counts = checked.count(folder, name, entries.get(name))
-            for split in needed:
-                _check_split(run, kind, split, counts)
-
-
-def _check_split(run: Run, kind: type[records.Record], split: str, counts: Mapping[str, Counts]) -> None:
-    """Raises DataError if a split has no records, or none that can be used, with the cause and what to change."""
-    name = prepared.SET_NAMES[kind]
-    place = ", ".join(prepared.source_files(run.prepared_folder, name))
-    if split not in counts:
-        sizes = ", ".join(f"{other} ({found.used})" for other, found in counts.items())
+def _check_different_prompts(run: Run) -> None:
+    """Raises DataError unless the evaluation has two different prompts, without which there are no intervals."""
+    test = load(run, Prompt, "test")[: run.config.evaluate.prompts]
+    if len({record.prompt for record in test}) < 2:
+        place = ", ".join(prepared.source_files(run.prepared_folder, prepared.SET_NAMES[Prompt]))
         raise DataError(
-            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}; "
-            f'add records with "split": "{split}", or change data.validation or data.test'
+            f"{place}: expected at least 2 different prompts in the split test for evaluate, found 1; "
+            'add records with "split": "test", or raise data.test or evaluate.prompts'
         )
-    found = counts[split]
-    if not found.used:
-        entries = checked.read(run.data_folder / "checked.json")
-        lengths = entries.get(name, {"splits": {}})["splits"].get(split, {}).get("lengths", {})
-        advice = checked.advise(found, lengths, run.config.data)
-        raise DataError(
-            f"{place}: expected {kind.__name__} records in the split {split} that can be used, "
-            f"found none of {found.given}: {'; '.join([found.describe(), *advice])}"
+
+
+def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
+    name = prepared.SET_NAMES[kind]
+    return (folder / name).exists() and "train" in prepared.split_sizes(folder, name)
+
+
+def _check_separator(layout: Layout) -> None:
+    """Raises ConfigError if the separator leaves no room for a prompt."""
+    if (least := layout.count_prompt("")) >= layout.max_prompt:
+        raise ConfigError(
+            f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"
         )
 
 

@@ -39,7 +39,7 @@ def select(run: Run) -> int:
     Returns:
       The step of the chosen checkpoint.
     """
-    _ = run.layout  # refuses a recipe or records that are not what they should be
+    run.require("select")
     reward_model = checkpoint.fingerprint(run.checkpoints("reward", run.config.ppo.reward_from))
     run.checkpoints("sft")
     steps = candidates(run.config, files.read_json(run.directory("sft") / "summary.json")["steps"])

@@ -85,6 +85,8 @@ class StageFunction:
             check.section(run.config, self.declaration.section, self.keys)
         elif self.declaration.section not in run.config:
             raise ConfigError(f"{self.declaration.section}: expected a section of the recipe, found None")
+        if not stage.section.get("import_from"):  # weights that do not fit are refused before records are prepared
+            run.require(stage.name)
         with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
             if stage.has_begun():  # what it began with is compared before anything is loaded
                 _ = run.layout

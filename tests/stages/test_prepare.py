@@ -8,7 +8,7 @@ import pytest
 
 from configs import e2e
 from instructjax.data.layouts import Layout
-from instructjax.errors import DataError, InputError
+from instructjax.errors import ConfigError, DataError, InputError
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages import prepare as prepare_stage
 from instructjax.stages.run import Run
@@ -17,6 +17,7 @@ from tests.recipes import RECORDS, changed, prepare, recipe
 SPLITS = ("train", "validation", "test")
 DISHES = [f"dish {i}" for i in range(40)]
 LONG = "a fox " * 40
+STAGES = ("pretrain", "sft", "reward", "select", "ppo_init", "ppo", "ppo_ptx", "evaluate")
 
 
 def lines(name, splits=SPLITS, **long):
@@ -35,7 +36,7 @@ def lines(name, splits=SPLITS, **long):
 def test_a_split_without_records_is_named(tmp_path, name, missing):
     splits = [split for split in SPLITS if split != missing]
     with pytest.raises(DataError) as error:
-        prepare(recipe(tmp_path, **{name: lines(name, splits)}), tmp_path / "run")
+        Run(recipe(tmp_path, **{name: lines(name, splits)}), tmp_path / "run").require(*STAGES)
     kind = name.capitalize().removesuffix("s")
     sizes = ", ".join(f"{split} (30)" for split in splits)
     assert str(error.value) == (
@@ -89,7 +90,7 @@ def test_records_that_are_too_long_are_left_out_and_counted_once(tmp_path, capsy
     def fail(*arguments):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(Layout, "count_prompt", fail)
+    monkeypatch.setattr(Layout, "count_response", fail)
     prepare(config, workdir)
     assert not capsys.readouterr().out
     assert len(Run(config, workdir).records(Demonstration, "train")) == 18
@@ -174,7 +175,7 @@ def test_a_split_that_is_lost_is_reported_with_count_length_and_key(tmp_path):
     changed_lines = lines("demonstrations", response=range(1, 60, 3))
     config = changed(recipe(tmp_path, demonstrations=changed_lines), data__strict=False)
     with pytest.raises(DataError) as error:
-        prepare(config, tmp_path / "run")
+        Run(config, tmp_path / "run").require("sft")
     assert re.fullmatch(
         rf"{tmp_path}/demonstrations.jsonl: expected Demonstration records in the split validation that can be used, "
         r"found none of 20: response over data.max_response: 20; responses have (\d+) to \1 tokens, .*: "
@@ -188,3 +189,35 @@ def test_long_prompts_are_cut_if_the_recipe_says_so(tmp_path):
     run = Run(config, tmp_path / "run")
     record = run.records(Prompt, "train")[0]
     assert record.prompt == LONG and len(run.layout.encode_prompt(record.prompt)) == 16
+
+
+@pytest.mark.parametrize(
+    ("stages", "kinds"),
+    [
+        (("pretrain",), ["text"]),
+        (("sft",), ["demonstrations"]),
+        (("pretrain", "sft"), ["text", "demonstrations"]),
+        (("reward",), ["rankings"]),
+        (("dpo",), ["rankings"]),
+    ],
+)
+def test_nothing_is_asked_for_but_what_the_stages_need(tmp_path, stages, kinds):
+    path = tmp_path / "other" / "data" / "tokenizer.model"
+    Run(recipe(tmp_path), tmp_path / "other").require(*STAGES)
+    only = {f"files__{name}": "" for name in RECORDS if name not in kinds}
+    run = Run(changed(recipe(tmp_path), tokenizer__path=str(path), **only), tmp_path / "run")
+    run.require(*stages)
+    for name in kinds:
+        with pytest.raises(ConfigError, match=f"^files.{name}: expected a file of "):
+            Run(changed(run.config, **{f"files__{name}": ""}), tmp_path / f"without_{name}").require(*stages)
+
+
+def test_records_can_be_added_for_a_later_stage(tmp_path):
+    config = recipe(tmp_path)
+    Run(changed(config, files__demonstrations="", files__rankings="", files__prompts=""), tmp_path / "run").require(
+        "pretrain"
+    )
+    before = (tmp_path / "run" / "data" / "tokenizer.model").read_bytes()
+    later = Run(changed(config, files__text="", files__rankings=""), tmp_path / "run")
+    later.require("sft", "ppo_init", "ppo", "ppo_ptx")
+    assert (tmp_path / "run" / "data" / "tokenizer.model").read_bytes() == before

@@ -219,9 +219,9 @@ def test_seed():
     begin("--config.seed=-1")
 
 
-@fault("no records", "files.text: expected a file of Text records, found none")
+@fault("no records", "files.text: expected a file of Text records for pretrain, found none")
 def test_no_files(tmp_path):
-    begin(f"--workdir={tmp_path}", config="configs/own.py")
+    begin(f"--workdir={tmp_path / 'run'}", config="configs/own.py", script="pretrain.py")
 
 
 @fault("no folder of the E2E data", "e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")

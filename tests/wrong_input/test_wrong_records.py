@@ -9,6 +9,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
+from instructjax.stages.run import Run
 from tests.recipes import RECORDS, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
@@ -186,7 +187,7 @@ def test_many_answers(tmp_path):
 )
 def test_empty_split(tmp_path):
     lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
-    prepare(recipe(tmp_path, prompts=lines), tmp_path / "run")
+    Run(recipe(tmp_path, prompts=lines), tmp_path / "run").require("ppo")
 
 
 @fault("an empty text, with `data.strict`", "PATH:N: prompt: expected text, found an empty one")
@@ -220,7 +221,37 @@ def test_lost_split(tmp_path):
     long = [{"prompt": "a fox " * 40, "split": "test"} for _ in range(4)]
     lines = [{**record, "split": ("train", "validation")[i % 2]} for i, record in enumerate(RECORDS["prompts"])]
     config = recipe(tmp_path, prompts=[json.dumps(line) for line in lines + long])
-    prepare(changed(config, data__strict=False), tmp_path / "run")
+    Run(changed(config, data__strict=False), tmp_path / "run").require("evaluate")
+
+
+@fault(
+    "a single test prompt",
+    "PATH: expected at least 2 different prompts in the split test for evaluate, found 1; "
+    'add records with "split": "test", or raise data.test or evaluate.prompts',
+)
+def test_one_test_prompt(tmp_path):
+    lines = [{**record, "split": ("train", "validation")[i % 2]} for i, record in enumerate(RECORDS["prompts"])]
+    lines.append({"prompt": "the fox", "split": "test"})
+    config = recipe(tmp_path, prompts=[json.dumps(line) for line in lines])
+    Run(config, tmp_path / "run").require("evaluate")
+
+
+@fault("a stage without its records", "files.rankings: expected a file of Ranking records for reward, found none")
+def test_no_rankings(tmp_path):
+    Run(changed(recipe(tmp_path), files__rankings=""), tmp_path / "run").require("pretrain", "sft", "reward")
+
+
+@fault(
+    "a separator that leaves no room for a prompt",
+    "data.max_prompt: expected more than the N tokens of data.separator, found 16",
+)
+def test_no_room_for_the_separator(tmp_path):
+    prepare(changed(recipe(tmp_path), data__separator="\n" * 16), tmp_path / "run")
+
+
+@fault("neither text nor a tokenizer", "tokenizer.path: expected a tokenizer, or text to train one on, found neither")
+def test_no_tokenizer(tmp_path):
+    prepare(changed(recipe(tmp_path), files__text="", files__demonstrations=""), tmp_path / "run")
 
 
 @fault(
