@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from instructjax.models.config import DTYPES
 from instructjax.recipe.key import (
+    ABOVE_0_UP_TO_1,
     AT_LEAST_0,
     AT_LEAST_0_OR_INFINITY,
     BELOW_1,
@@ -103,6 +104,9 @@ TOKENIZER = section(
     "read from a file, or trained on the pretraining text",
     path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
     vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
+    character_coverage=Key(
+        1.0, ABOVE_0_UP_TO_1, "of the text", "whose characters get pieces; the rarest others become bytes"
+    ),
     max_documents=Key(100_000, INTEGER_FROM_1, "texts", "that the tokenizer is trained on"),
 )
 

@@ -182,7 +182,7 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
         sample += [text for record in demonstrated for text in (record.prompt, record.response)]
     if not sample:
         raise TokenizerError("tokenizer.path: expected a tokenizer, or text to train one on, found neither")
-    tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size)
+    tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size, character_coverage=section.character_coverage)
     tokenizer.save(path)
     return tokenizer
 
@@ -204,7 +204,9 @@ def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
 
 
 def _check_separator(layout: Layout) -> None:
-    """Raises ConfigError if the separator leaves no room for a prompt."""
+    """Raises ConfigError if the separator leaves no room for a prompt, and warns of one without a line break."""
+    if not layout.separator.endswith("\n"):
+        print(f"warning: data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
     if (least := layout.count_prompt("")) >= layout.max_prompt:
         raise ConfigError(
             f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"
