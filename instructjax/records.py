@@ -22,12 +22,10 @@ import codecs
 import dataclasses
 import gzip
 import hashlib
-import io
 import json
 import reprlib
 import sys
 import textwrap
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -41,7 +39,6 @@ MAX_RESPONSES = 32  # the paper ranks K = 4 to 9 (section 3.5); comparisons.max_
 MAX_FAULTS = 20  # that one error lists
 MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
 _GZIP = b"\x1f\x8b"
-_BUFFER = 2**20  # bytes that are read at once from a bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
 def decode(line: str, where: str) -> dict[str, Any]:
     """Reads one JSON line as an object; see `parse`."""
     try:
-        fields = _DECODER.decode(line)
+        fields = DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         if line.strip() in ("{", "["):
@@ -188,12 +185,11 @@ def read(path: epath.PathLike, kind: type[R]) -> list[R]:
       RecordError: the file is missing, unreadable, empty, not UTF-8, or some of its lines are not records:
         "FILE:LINE: field: expected ..., found ...", for the first MAX_FAULTS of them.
     """
-    return list(valid(parse_lines(path, kind)))
-
-
-def parse_lines(path: epath.PathLike, kind: type[R]) -> Iterator[R | RecordError]:
-    """Yields the records of a file, and a RecordError for each line that is not one; see `read` and `valid`."""
-    return from_rows(((where, _try(decode, line, where)) for where, line in read_lines(path, kind)), kind)
+    path = epath.Path(path)
+    if not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
+        raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
+    lines = ((where, _try(decode, line, where)) for where, line in read_lines(path, kind))
+    return list(valid(from_rows(lines, kind)))
 
 
 def read_lines(path: epath.PathLike, kind: type[Record]) -> Iterator[tuple[str, str | RecordError]]:
@@ -202,12 +198,8 @@ def read_lines(path: epath.PathLike, kind: type[Record]) -> Iterator[tuple[str, 
     Raises:
       RecordError: the file is missing, unreadable, empty, compressed without a suffix that says so, or in UTF-16.
     """
-    path = epath.Path(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] != [".jsonl"] and suffixes[-2:] != [".jsonl", ".gz"]:
-        raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
     is_empty = True
-    for number, raw in enumerate(_lines(path, kind), start=1):
+    for number, raw in enumerate(_lines(epath.Path(path), kind), start=1):
         where = f"{path}:{number}"
         if number == 1:
             raw = _without_mark(raw, where)
@@ -281,26 +273,9 @@ def _try(function: Callable[..., T], *arguments: Any) -> T | RecordError:
 
 def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
     """Yields the lines of a file without loading the whole file. A line is cut one byte after MAX_LINE."""
-    try:
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise RecordError(f"{path}: expected a file of {kind.__name__} records, found {found}")
-        with path.open("rb") as file:
-            # Files in buckets cannot read a line up to a size; a buffer can.
-            buffered = io.BufferedReader(file, _BUFFER) if files.is_bucket(path) else file
-            lines = gzip.open(buffered) if path.suffix.lower() == ".gz" else buffered
-            while raw := lines.readline(MAX_LINE + 1):
-                yield raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
-    except RecordError:
-        raise
-    except OSError as error:
-        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
-    except Exception as error:
-        if not files.is_bucket(path):  # the packages that open buckets raise many kinds
-            raise
-        raise RecordError(f"{path}: expected a file that can be read, found {files.describe_error(error)}") from None
+    with files.open_data(path, f"a file of {kind.__name__} records") as lines:
+        while raw := lines.readline(MAX_LINE + 1):
+            yield raw
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:
@@ -406,5 +381,5 @@ _FIELDS: Mapping[type[Record], list[str]] = {
     kind: _field_names(kind) for kind in (Text, Demonstration, Prompt, Ranking)
 }
 _BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
-_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
+DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, overload
 
@@ -21,7 +22,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
-from instructjax.data import selection
+from instructjax.data import formats, selection
 from instructjax.data.selection import Choice, Counts
 from instructjax.errors import DataError, RecordError
 from instructjax.files import describe_error, is_bucket
@@ -47,6 +48,7 @@ def prepare(
     name: str,
     validation: float = 0.05,
     test: float = 0.05,
+    names: Mapping[str, str] = types.MappingProxyType({}),
     merge_equal_answers: bool = True,
     strict: bool = False,
 ) -> str:
@@ -58,11 +60,12 @@ def prepare(
 
     Args:
       kind: Text, Demonstration, Prompt or Ranking.
-      files: `.jsonl` or `.jsonl.gz` files.
+      files: files of one of the formats of `formats.py`.
       directory: the directory of prepared sets.
       name: the name of this set, such as "demonstrations".
       validation: share of users in the validation split, for records without a split; see `records.split_of`.
       test: share of users in the test split, for records without a split.
+      names: our names of fields, by the files'; see `shapes.py`.
       merge_equal_answers: see `selection.choose_by_content`.
       strict: makes each record that carries no signal an error.
 
@@ -81,7 +84,7 @@ def prepare(
     folder = _set_directory(directory, name)
     manifest: dict[str, Any] = {
         "kind": kind.__name__,
-        "fingerprint": _content_hash(kind, files, (validation, test, merge_equal_answers)),
+        "fingerprint": _content_hash(kind, files, (validation, test, merge_equal_answers, *names.items())),
         "files": [str(file) for file in files],
     }
     known = _read_manifest(folder) or {}
@@ -89,7 +92,7 @@ def prepare(
         return manifest["fingerprint"]
 
     def read() -> Iterator[R | RecordError]:
-        return itertools.chain.from_iterable(records.parse_lines(file, kind) for file in files)
+        return itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
 
     def choose(found: R | RecordError) -> Choice[R] | RecordError:
         if isinstance(found, RecordError):
@@ -260,7 +263,7 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
     writer.close_all()
 
 
-def _content_hash(kind: type, files: Sequence[epath.PathLike], rules: tuple[float | bool, ...]) -> str:
+def _content_hash(kind: type, files: Sequence[epath.PathLike], rules: tuple[Any, ...]) -> str:
     digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {rules}".encode())
     for path in map(epath.Path, files):
         try:

@@ -55,11 +55,12 @@ GUARDS = section(
 )
 
 FILES = section(
-    "records from files: .jsonl or .jsonl.gz, several separated by commas",
+    "records from files, folders or patterns, several separated by commas; docs/formats.md",
     text=Key("", TEXT, "paths", "Text records, to pretrain on"),
     demonstrations=Key("", TEXT, "paths", "Demonstration records"),
     rankings=Key("", TEXT, "paths", "Ranking records"),
     prompts=Key("", TEXT, "paths", "Prompt records, for PPO and evaluation"),
+    fields=Key("", TEXT, "", 'names of fields, such as "prompt=question, response=answer"'),
 )
 
 SANDBOX = section(

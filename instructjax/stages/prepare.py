@@ -149,6 +149,7 @@ def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.Pat
         name=prepared.SET_NAMES[kind],
         validation=data.validation,
         test=data.test,
+        names=run.source.field_names,
         merge_equal_answers=run.source.merge_equal_answers,
         strict=data.strict,
     )

@@ -221,3 +221,16 @@ def test_records_can_be_added_for_a_later_stage(tmp_path):
     later = Run(changed(config, files__text="", files__rankings=""), tmp_path / "run")
     later.require("sft", "ppo_init", "ppo", "ppo_ptx")
     assert (tmp_path / "run" / "data" / "tokenizer.model").read_bytes() == before
+
+
+def test_a_run_reads_other_formats_and_fields(tmp_path):
+    config = recipe(tmp_path)
+    rows = [json.loads(line) for line in lines("demonstrations")]
+    table = "question,answer,split\n" + "".join(f"{r['prompt']},{r['response']},{r['split']}\n" for r in rows)
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "a.csv").write_text(table)
+    names = "prompt=question, response=answer"
+    config = changed(config, files__demonstrations=f"{tmp_path}/csv", files__fields=names)
+    found = Run(config, tmp_path / "run").records(Demonstration, "train")
+    assert [record.prompt for record in found] == [row["prompt"] for row in rows[::3]]
+    assert found[0].where == f"{tmp_path}/csv/a.csv:2"

@@ -279,6 +279,40 @@ def test_json_over_several_lines(tmp_path):
     read(tmp_path, "{")
 
 
+@fault(
+    "a file of another format",
+    "PATH: expected a file that ends in .jsonl, .json, .csv, .tsv (also with .gz or .zst) or .parquet, .arrow",
+)
+def test_format(tmp_path):
+    (tmp_path / "text.xml").write_text("<text/>")
+    prepare(changed(recipe(tmp_path), files__text=str(tmp_path / "text.xml")), tmp_path / "run")
+
+
+@fault("a pattern that no file matches", "PATH: expected files that match this pattern, found none")
+def test_pattern(tmp_path):
+    prepare(changed(recipe(tmp_path), files__text=f"{tmp_path}/*.parquet"), tmp_path / "run")
+
+
+@fault("names of fields without =", "files.fields: expected OURS=THEIRS, such as prompt=question, found 'question'")
+def test_fields(tmp_path):
+    prepare(changed(recipe(tmp_path), files__fields="question"), tmp_path / "run")
+
+
+@fault(
+    "a pair whose answers have different prompts",
+    "PATH:N: rejected: expected the prompt of chosen, up to the assistant's last turn, found another",
+)
+def test_pair_of_two_prompts(tmp_path):
+    pair = {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: c\n\nAssistant: d"}
+    prepare(recipe(tmp_path, rankings=[json.dumps(pair)]), tmp_path / "run")
+
+
+@fault("a damaged Parquet file", "PATH: expected parquet data, found TEXT")
+def test_parquet(tmp_path):
+    (tmp_path / "text.parquet").write_text("PAR1")
+    prepare(changed(recipe(tmp_path), files__text=str(tmp_path / "text.parquet")), tmp_path / "run")
+
+
 @fault("an E2E folder with a missing file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")
 def test_e2e_files(tmp_path):
     e2e_records.load(tmp_path)
