@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.max_prompt = 24
     config.data.max_response = 26
     config.data.strict = True
+    config.data.shared_prompts = "keep"  # in a small world, users ask the same
     config.data.validation = 0.08
     config.data.test = 0.12
     config.tokenizer.vocab_size = 896  # 256 bytes, the 240 words of the world, and what BPE needs to build them

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
-from instructjax.data import formats, selection
+from instructjax.data import formats, selection, splits
 from instructjax.data.selection import Choice, Counts
 from instructjax.errors import DataError, RecordError
 from instructjax.files import describe_error, is_bucket
@@ -51,6 +52,7 @@ def prepare(
     names: Mapping[str, str] = types.MappingProxyType({}),
     merge_equal_answers: bool = True,
     strict: bool = False,
+    shared: SharedPrompts | None = None,
 ) -> str:
     """Validates files of records and writes those that carry a signal as a data set with splits.
 
@@ -68,6 +70,7 @@ def prepare(
       names: our names of fields, by the files'; see `shapes.py`.
       merge_equal_answers: see `selection.choose_by_content`.
       strict: makes each record that carries no signal an error.
+      shared: the prompts of all sets, so that none is in two splits; None to split by user only.
 
     Returns:
       The set's fingerprint; see `fingerprint`.
@@ -84,26 +87,35 @@ def prepare(
     folder = _set_directory(directory, name)
     manifest: dict[str, Any] = {
         "kind": kind.__name__,
-        "fingerprint": _content_hash(kind, files, (validation, test, merge_equal_answers, *names.items())),
+        "content": _content_hash(kind, files, (validation, test, merge_equal_answers, *names.items())),
+        "shared": shared.fingerprint if shared else "",
         "files": [str(file) for file in files],
     }
     known = _read_manifest(folder) or {}
     if {key: known.get(key) for key in manifest} == manifest and not (strict and _has_reasons(known)):
-        return manifest["fingerprint"]
+        return known["fingerprint"]
+    prompts = shared.splits() if shared else None
 
     def read() -> Iterator[R | RecordError]:
         return itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
 
-    def choose(found: R | RecordError) -> Choice[R] | RecordError:
+    def choose(found: R | RecordError) -> tuple[str, Choice[R]] | RecordError:
         if isinstance(found, RecordError):
             return found
         choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
-        return RecordError(choice.fault) if strict and choice.reason else choice
+        if strict and choice.reason:
+            return RecordError(choice.fault)
+        if prompts is None:
+            return records.split_of(found, validation, test), choice
+        split, leak = splits.place(found, prompts, validation, test)
+        return split, Choice(None, leak) if leak and choice.record is not None else choice
 
     # A first pass, so that nothing is removed if a line is invalid.
-    total = Counts()
-    for choice in records.valid(map(choose, read())):
+    total, moved = Counts(), hashlib.sha256()
+    for number, (split, choice) in enumerate(records.valid(map(choose, read()))):
         total.add(choice)
+        if prompts is not None:
+            moved.update(f"{number} {split} {choice.record is None}\n".encode())
     if not total.used:
         raise DataError(
             f"{', '.join(manifest['files'])}: expected at least one {kind.__name__} record that can be used, "
@@ -115,18 +127,72 @@ def prepare(
     counts: dict[str, Counts] = {}
 
     def placed() -> Iterator[tuple[str, R]]:
-        for record in records.valid(read()):
-            choice = selection.choose_by_content(record, merge_equal_answers=merge_equal_answers)
-            split = records.split_of(record, validation, test)
+        for split, choice in records.valid(map(choose, read())):
             counts.setdefault(split, Counts()).add(choice)
             if choice.record is not None:
                 yield split, choice.record
 
     _write(folder, name, placed())
+    # What the prompts of other sets have changed is part of the content, but not those prompts.
+    manifest["fingerprint"] = hashlib.sha256(manifest["content"].encode() + moved.digest()).hexdigest()[:16]
     manifest["counts"] = {split: dataclasses.asdict(counts[split]) for split in SPLITS if split in counts}
     # The manifest marks a complete set, so it is written last.
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedPrompts:
+    """The prompts of all sets of a run.
+
+    Attributes:
+      fingerprint: identifies the content of all sets.
+      splits: returns the split of each prompt, see `splits.prompt_splits`; called only if a set is written.
+    """
+
+    fingerprint: str
+    splits: Callable[[], Mapping[bytes, str]]
+
+
+def shared_prompts(
+    found: Mapping[type[Record], Sequence[epath.PathLike]],
+    directory: epath.PathLike,
+    *,
+    validation: float,
+    test: float,
+    names: Mapping[str, str],
+) -> SharedPrompts:
+    """Returns the prompts of all sets of a run: of files, and of prepared sets of kinds that no file is given for.
+
+    Args:
+      found: the files of each kind of record.
+      directory: the directory of prepared sets.
+      validation: see `prepare`.
+      test: see `prepare`.
+      names: see `prepare`.
+    """
+    given = {kind: files for kind, files in found.items() if kind is not Text}
+    rest = [kind for kind in SET_NAMES if kind is not Text and kind not in given and _is_there(directory, kind)]
+    parts = [_content_hash(kind, files, ()) for kind, files in given.items()]
+    parts += [fingerprint(directory, SET_NAMES[kind]) for kind in rest]
+
+    def everything() -> Iterator[Record]:
+        for kind, files in given.items():
+            for file in files:  # the set's own pass reports what is not a record
+                yield from (record for record in formats.read(file, kind, names) if not isinstance(record, RecordError))
+        for kind in rest:
+            for split in split_sizes(directory, SET_NAMES[kind]):
+                for record in load(directory, SET_NAMES[kind], kind, split):
+                    yield dataclasses.replace(record, split=split)
+
+    return SharedPrompts(
+        hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16],
+        functools.cache(lambda: splits.prompt_splits(everything(), validation, test)),
+    )
+
+
+def _is_there(directory: epath.PathLike, kind: type[Record]) -> bool:
+    return _read_manifest(_set_directory(directory, SET_NAMES[kind])) is not None
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
@@ -291,7 +357,11 @@ def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"kind", "fingerprint", "files", "counts"} else None
+    return (
+        found
+        if isinstance(found, dict) and found.keys() >= {"kind", "content", "shared", "fingerprint", "files", "counts"}
+        else None
+    )
 
 
 @contextlib.contextmanager

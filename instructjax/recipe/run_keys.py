@@ -97,6 +97,13 @@ DATA = section(
     strict=Key(
         False, TRUE_OR_FALSE, "", "records that are too long or carry no signal: True: an error; False: left out", "C"
     ),
+    shared_prompts=Key(
+        "leave out",
+        one_of("leave out", "keep"),
+        "",
+        'prompts that are in two splits; "keep": split by user only; docs/own_data.md',
+        "silent",
+    ),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
 )

@@ -8,7 +8,7 @@ prepares its own sets from the same records, and the processes compare their fin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -91,9 +91,11 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
             _claim(folder)
             run.source.write(folder)
         bar.update()  # without a pace, because parts take different times
-        for kind in prepared.SET_NAMES:
-            if found := run.source.files(kind, folder):
-                _prepare_set(run, kind, found)
+        found = {kind: run.source.files(kind, folder) for kind in prepared.SET_NAMES}
+        shared = _shared_prompts(run, found)
+        for kind, paths in found.items():
+            if paths:
+                _prepare_set(run, kind, paths, shared)
             elif run.prepared_folder != folder:  # of a run that has been removed from the bucket
                 (run.prepared_folder / prepared.SET_NAMES[kind]).rmtree(missing_ok=True)
             bar.update()
@@ -124,7 +126,7 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
     def add() -> None:
         with _claimed(run):
-            _prepare_set(run, Ranking, [path])
+            _prepare_set(run, Ranking, [path], _shared_prompts(run, {Ranking: [path]}))
             _check_records(run, layout)
             needs.check(run, ())
 
@@ -140,7 +142,27 @@ def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
     return checked.use(found, checked.read(run.data_folder / "checked.json")[name], split)
 
 
-def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.PathLike]) -> None:
+def _shared_prompts(
+    run: Run, found: Mapping[type[records.Record], Sequence[epath.PathLike]]
+) -> prepared.SharedPrompts | None:
+    data = run.config.data
+    if data.shared_prompts == "keep":
+        return None
+    return prepared.shared_prompts(
+        {kind: paths for kind, paths in found.items() if paths},
+        run.prepared_folder,
+        validation=data.validation,
+        test=data.test,
+        names=run.source.field_names,
+    )
+
+
+def _prepare_set(
+    run: Run,
+    kind: type[records.Record],
+    found: Sequence[epath.PathLike],
+    shared: prepared.SharedPrompts | None,
+) -> None:
     data = run.config.data
     prepared.prepare(
         kind,
@@ -152,6 +174,7 @@ def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.Pat
         names=run.source.field_names,
         merge_equal_answers=run.source.merge_equal_answers,
         strict=data.strict,
+        shared=shared,
     )
 
 

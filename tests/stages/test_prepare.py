@@ -7,6 +7,7 @@ import re
 import pytest
 
 from configs import e2e
+from instructjax.data import prepared
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, InputError
 from instructjax.records import Demonstration, Prompt, Ranking
@@ -234,3 +235,61 @@ def test_a_run_reads_other_formats_and_fields(tmp_path):
     found = Run(config, tmp_path / "run").records(Demonstration, "train")
     assert [record.prompt for record in found] == [row["prompt"] for row in rows[::3]]
     assert found[0].where == f"{tmp_path}/csv/a.csv:2"
+
+
+def test_no_test_prompt_is_trained_on_whichever_file_has_the_users(tmp_path, capsys):
+    prompts = [f"dish {i}" for i in range(60)]
+    shared = {
+        "prompts": [{"prompt": prompt, "user": f"u{i % 20}"} for i, prompt in enumerate(prompts)],
+        "demonstrations": [{"prompt": prompt, "response": "a fox"} for prompt in prompts],
+        "rankings": [
+            {"prompt": prompt, "responses": ["a", "b"], "scores": [1, 0], "user": f"annotator {i}"}
+            for prompt in prompts
+            for i in range(3)
+        ],
+    }
+    written = {name: [json.dumps(record) for record in given] for name, given in shared.items()}
+    config = changed(
+        recipe(tmp_path, **written), data__shared_prompts="leave out", data__validation=0.2, data__test=0.2
+    )
+    run = Run(config, tmp_path / "run")
+    kinds = {"prompts": Prompt, "demonstrations": Demonstration, "rankings": Ranking}
+    by_split = {split: set() for split in SPLITS}
+    for kind in kinds.values():
+        for split in SPLITS:
+            by_split[split] |= {record.prompt for record in run.records(kind, split)}
+    assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["validation"]
+    assert not by_split["validation"] & by_split["test"] and set().union(*by_split.values()) == set(prompts)
+    counts = prepare_stage.summarize(run)
+    for name, given in shared.items():  # all are used, because no split is given
+        assert sum(found["used"] for found in counts[name].values()) == len(given)
+    assert not capsys.readouterr().out
+
+
+def test_training_records_with_a_prompt_of_a_given_test_split_are_left_out(tmp_path, capsys):
+    test = [json.dumps({"prompt": dish, "split": "test"}) for dish in DISHES[:8]]
+    train = [json.dumps({"prompt": f"  {dish}", "response": "r", "split": "train"}) for dish in DISHES]
+    held_out = json.dumps({"prompt": "held out", "response": "r", "split": "validation"})
+    config = recipe(tmp_path, prompts=[*lines("prompts"), *test], demonstrations=[*train, held_out])
+    run = Run(changed(config, data__shared_prompts="leave out"), tmp_path / "run")
+    assert [record.prompt for record in run.records(Demonstration, "train")] == [f"  {dish}" for dish in DISHES[8:]]
+    left_out = "warning: demonstrations, train: 8 of 40 records are left out (prompt of the test split: 8)"
+    assert left_out in capsys.readouterr().out.splitlines()
+
+
+def test_prompts_that_are_added_later_change_other_sets_only_if_they_are_shared(tmp_path):
+    config = changed(recipe(tmp_path), data__shared_prompts="leave out")
+    given = {"demonstrations": DISHES, "prompts": [f"meal {i}" for i in range(30)]}
+    for name, prompts in given.items():
+        rows = [{"prompt": prompt, "response": "r", "split": SPLITS[i % 3]} for i, prompt in enumerate(prompts)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run" / "data"
+    prepare(changed(config, files__prompts="", files__rankings=""), tmp_path / "run")
+    before = prepared.fingerprint(folder, "demonstrations")
+    prepare(changed(config, files__demonstrations="", files__rankings=""), tmp_path / "run")
+    prepare(changed(config, files__rankings=""), tmp_path / "run")
+    assert prepared.fingerprint(folder, "demonstrations") == before
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": DISHES[0], "split": "test"}) + "\n")
+    prepare(changed(config, files__rankings=""), tmp_path / "run")
+    assert prepared.fingerprint(folder, "demonstrations") != before
