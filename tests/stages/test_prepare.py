@@ -271,7 +271,7 @@ def test_training_records_with_a_prompt_of_a_given_test_split_are_left_out(tmp_p
     train = [json.dumps({"prompt": f"  {dish}", "response": "r", "split": "train"}) for dish in DISHES]
     held_out = json.dumps({"prompt": "held out", "response": "r", "split": "validation"})
     config = recipe(tmp_path, prompts=[*lines("prompts"), *test], demonstrations=[*train, held_out])
-    run = Run(changed(config, data__shared_prompts="leave out"), tmp_path / "run")
+    run = Run(changed(config, data__shared_prompts="leave out", data__max_prompt=20), tmp_path / "run")
     assert [record.prompt for record in run.records(Demonstration, "train")] == [f"  {dish}" for dish in DISHES[8:]]
     left_out = "warning: demonstrations, train: 8 of 40 records are left out (prompt of the test split: 8)"
     assert left_out in capsys.readouterr().out.splitlines()
