@@ -222,6 +222,9 @@ def _parse(arguments: list[str]) -> list[str]:
         found = type(_CONFIG.value).__name__
         raise InputError(f"--config: expected get_config() of {file} to give a ConfigDict, found {found}")
     check.keys(_CONFIG.value)
+    if any(re.match("--?config.data.separator(=|$)", argument) for argument in given):  # no shell reads \n
+        with _CONFIG.value.unlocked():
+            _CONFIG.value.data.separator = unescape(_CONFIG.value.data.separator)
     return rest
 
 
@@ -232,6 +235,11 @@ def given_keys() -> list[str]:
 
 def _keys_in(given: Sequence[str]) -> list[str]:
     return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+
+
+def unescape(text: str) -> str:
+    r"""Returns a text with \n, \t and \\ read as a line break, a tab and a backslash."""
+    return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
 
 
 def _unknown_key(error: Exception, given: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from instructjax.stages.run import Run
 def main(run: Run) -> None:
     """Collects comparisons if there are none, and runs DPO."""
     check.section(run.config, "dpo", DPO)
+    run.require("dpo")
     comparisons.collect(run)
     dpo.run(run)
 

@@ -17,6 +17,7 @@ _STAGES = flags.DEFINE_multi_enum(
 
 def main(run: Run) -> None:
     """Runs the stages of --stages in the paper's order."""
+    run.require(*_STAGES.value)
     for name, stage in STAGES.items():
         if name in _STAGES.value:
             stage(run)

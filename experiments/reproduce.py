@@ -26,6 +26,7 @@ def main(run: Run) -> None:
     }
     if run.config.ppo.reward_from:  # the reward model is another run's
         del stages["comparisons"], stages["reward"]
+    run.require(*stages)
     at_least = {} if folder.began(run.workdir, "ppo_ptx") else {"ppo_ptx": "ppo"}
     with progress.Stages(list(stages), at_least=at_least) as names:
         for name in names:

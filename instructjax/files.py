@@ -6,17 +6,21 @@ all of it has arrived. So a reader finds the old content or the new content, nev
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import importlib.util
+import io
 import json
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, cast
 
 import fsspec.config
 from etils import epath
 
-from instructjax.errors import InputError, WorkdirError
+from instructjax.errors import InputError, RecordError, WorkdirError
 
 # By scheme: the package that opens its buckets, and the extra of this package that installs it.
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
@@ -24,6 +28,9 @@ PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # Schemes of the buckets that a run may be in. Orbax 0.12 saves checkpoints in gs:// only; it takes s3:// for a local
 # path.
 RUN_SCHEMES = ("gs",)
+
+COMPRESSIONS = (".gz", ".zst")  # of files of records
+_BUFFER = 2**20  # bytes that are read at once from a bucket
 
 UPLOAD_SECONDS = 30  # between uploads of a file that grows; a bucket accepts about one write a second to an object
 
@@ -64,6 +71,11 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
     for protocol in ("gs", "gcs", "s3", "s3a"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
+
+
+def split_list(text: str) -> list[str]:
+    """Returns the paths of a list with commas. Spaces around them, and a comma at the end, mean nothing."""
+    return [path for part in text.split(",") if (path := part.strip())]
 
 
 def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
@@ -156,6 +168,47 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 def describe_error(error: Exception) -> str:
     """Describes an error of the packages that open buckets in one line. Many of them mean little without their kind."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextlib.contextmanager
+def open_data(path: epath.Path, expected: str) -> Iterator[BinaryIO]:
+    """Opens a file to read, and decompresses it if its name ends in .gz or .zst.
+
+    Args:
+      path: the file.
+      expected: what it should be, such as "a file of Text records".
+
+    Raises:
+      RecordError: the file is missing, or it cannot be read or decompressed, in the block too.
+    """
+    try:
+        if not path.is_file():
+            raise RecordError(f"{path}: expected {expected}, found {'a folder' if path.is_dir() else 'no such file'}")
+        with path.open("rb") as file:
+            # Files in buckets cannot read a line up to a size; a buffer can.
+            buffered = io.BufferedReader(file, _BUFFER) if is_bucket(path) else file
+            yield cast(BinaryIO, _decompressed(path, buffered))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    except InputError:
+        raise
+    except OSError as error:
+        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
+    except Exception as error:
+        if not is_bucket(path):  # the packages that open buckets raise many kinds
+            raise
+        raise RecordError(f"{path}: expected a file that can be read, found {describe_error(error)}") from None
+
+
+def _decompressed(path: epath.Path, file: Any) -> Any:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(file)
+    if suffix == ".zst":
+        import pyarrow  # takes as long to import as all of this package
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
+    return file
 
 
 class GrowingFile:

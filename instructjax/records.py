@@ -11,6 +11,9 @@ Higher scores are better, equal scores are a tie. A ranking may carry "metadata"
 one object per response with the fields of the paper's Table 3. Every record may
 carry "user", "use_case", "labeler", "split" and "source". Fields that are not
 named here are kept, in `extra`.
+
+Here a record must only have this form. Records of this form from which nothing can be
+learned, such as rankings in which all answers tie, are left out by `data/selection.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +22,11 @@ import codecs
 import dataclasses
 import gzip
 import hashlib
-import io
 import json
 import reprlib
 import sys
 import textwrap
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from etils import epath
@@ -34,9 +35,10 @@ from instructjax import files
 from instructjax.errors import RecordError
 
 SPLITS = ("train", "validation", "test")
-MIN_RESPONSES, MAX_RESPONSES = 2, 9  # the paper ranks K = 4 to 9 (section 3.5)
+MAX_RESPONSES = 32  # the paper ranks K = 4 to 9 (section 3.5); comparisons.max_answers limits them
+MAX_FAULTS = 20  # that one error lists
 MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
-_BUFFER = 2**20  # bytes that are read at once from a bucket
+_GZIP = b"\x1f\x8b"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Ranking(Record):
     """K responses to one prompt and a labeler's score for each.
 
     Attributes:
-      scores: K numbers, higher is better, equal is a tie; not all are equal.
+      scores: K numbers, higher is better, equal is a tie. Only their order is used.
       metadata: None, or K mappings with the fields of the paper's Table 3.
     """
 
@@ -102,6 +104,7 @@ class Ranking(Record):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 def parse(line: str, kind: type[R], where: str = "record") -> R:
@@ -118,14 +121,21 @@ def parse(line: str, kind: type[R], where: str = "record") -> R:
     Raises:
       RecordError: "WHERE: field: expected ..., found ...".
     """
+    return from_dict(decode(line, where), kind, where)
+
+
+def decode(line: str, where: str) -> dict[str, Any]:
+    """Reads one JSON line as an object; see `parse`."""
     try:
-        fields = _DECODER.decode(line)
+        fields = DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of thousands of digits
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise RecordError(f"{where}: expected one JSON object, found {_show(line)} ({reason})") from None
+        if line.strip() in ("{", "["):
+            reason = "JSON over several lines: write one object per line, or a list in a file that ends in .json"
+        raise RecordError(f"{where}: expected one JSON object, found {show(line)} ({reason})") from None
     if not isinstance(fields, dict):
-        raise RecordError(f"{where}: expected a JSON object, found {_show(fields)}")
-    return from_dict(fields, kind, where)
+        raise RecordError(f"{where}: expected a JSON object, found {show(fields)}")
+    return fields
 
 
 def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -> R:
@@ -149,9 +159,9 @@ def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -
             _check_text(known[name], f"{where}: {name}")
     for name in ("user", "use_case", "labeler", "source"):
         if known.get(name) is not None and not isinstance(known[name], str):
-            raise RecordError(f"{where}: {name}: expected text, found {_show(known[name])}")
+            raise RecordError(f"{where}: {name}: expected text, found {show(known[name])}")
     if known.get("split") not in (None, *SPLITS):
-        raise RecordError(f"{where}: split: expected one of {', '.join(SPLITS)}, found {_show(known['split'])}")
+        raise RecordError(f"{where}: split: expected one of {', '.join(SPLITS)}, found {show(known['split'])}")
     if kind is Ranking:
         _check_ranking(known, where)
         known["responses"] = tuple(known["responses"])
@@ -172,58 +182,100 @@ def read(path: epath.PathLike, kind: type[R]) -> list[R]:
     """Reads and validates a whole file of records.
 
     Raises:
-      RecordError: the file is missing, unreadable, empty, not UTF-8, or one of its lines is
-        not a record: "FILE:LINE: field: expected ..., found ...".
+      RecordError: the file is missing, unreadable, empty, not UTF-8, or some of its lines are not records:
+        "FILE:LINE: field: expected ..., found ...", for the first MAX_FAULTS of them.
     """
-    return [record for _, record in read_numbered(path, kind)]
-
-
-def read_numbered(path: epath.PathLike, kind: type[R]) -> Iterator[tuple[int, R]]:
-    """Reads like `read`, one record at a time, with line numbers from 1. Blank lines are skipped."""
     path = epath.Path(path)
-    if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
+    if not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
         raise RecordError(f"{path}: expected a file that ends in .jsonl or .jsonl.gz")
-    count = 0
-    for number, raw in enumerate(_lines(path, kind), start=1):
-        if len(raw) > MAX_LINE:
-            raise RecordError(f"{path}:{number}: expected a line of at most {MAX_LINE} bytes, found a longer one")
+    lines = ((where, _try(decode, line, where)) for where, line in read_lines(path, kind))
+    return list(valid(from_rows(lines, kind)))
+
+
+def read_lines(path: epath.PathLike, kind: type[Record]) -> Iterator[tuple[str, str | RecordError]]:
+    """Yields ("FILE:LINE", the line or what is wrong with it), with line numbers from 1. Blank lines are skipped.
+
+    Raises:
+      RecordError: the file is missing, unreadable, empty, compressed without a suffix that says so, or in UTF-16.
+    """
+    is_empty = True
+    for number, raw in enumerate(_lines(epath.Path(path), kind), start=1):
+        where = f"{path}:{number}"
         if number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)  # as some editors write it
+            raw = _without_mark(raw, where)
+        if len(raw) > MAX_LINE:
+            raise RecordError(f"{where}: expected a line of at most {MAX_LINE} bytes, found a longer one")
         if not raw.strip():
             continue
+        is_empty = False
         try:
-            line = raw.removesuffix(b"\n").decode("utf-8")
+            yield where, raw.removesuffix(b"\n").decode("utf-8")
         except UnicodeDecodeError as error:
-            found = "UTF-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else error.reason
-            raise RecordError(f"{path}:{number}: expected UTF-8, found {found}") from None
-        yield number, parse(line, kind, f"{path}:{number}")
-        count += 1
-    if not count:
+            yield where, RecordError(f"{where}: expected UTF-8, found {error.reason}")
+    if is_empty:
         raise RecordError(f"{path}: expected at least one {kind.__name__} record, found none")
+
+
+def _without_mark(raw: bytes, where: str) -> bytes:
+    """Removes the byte order mark that some editors write from a file's first line.
+
+    Raises:
+      RecordError: the file is compressed, or in UTF-16.
+    """
+    if raw[:2] == _GZIP:
+        raise RecordError(f"{where}: expected UTF-8, found gzip data; let the file's name end in .gz")
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise RecordError(f"{where}: expected UTF-8, found UTF-16")
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+def from_rows(rows: Iterable[tuple[str, Any]], kind: type[R]) -> Iterator[R | RecordError]:
+    """Yields a record for each (place, fields); a RecordError takes the place of what is not a record."""
+    for where, fields in rows:
+        yield fields if isinstance(fields, RecordError) else _try(from_dict, fields, kind, where)
+
+
+def valid(found: Iterable[T | RecordError]) -> Iterator[T]:
+    """Yields what is not an error, and then raises one error for all that are none.
+
+    Raises:
+      RecordError: lists the first MAX_FAULTS errors in one line, and how many more there are.
+    """
+    faults: list[str] = []
+    count = 0
+    for record in found:
+        if not isinstance(record, RecordError):
+            yield record
+            continue
+        count += 1
+        if count <= MAX_FAULTS:
+            faults.append(str(record))
+    if count:
+        raise RecordError(list_faults(faults, count))
+
+
+def list_faults(faults: Sequence[str], count: int) -> str:
+    """Returns the text of an error: the first faults, and how many more there are of `count`."""
+    listed = faults[:MAX_FAULTS]
+    more = count - len(listed)
+    return "; ".join([*listed, *([f"and {more} more"] if more else [])])
+
+
+def _try(function: Callable[..., T], *arguments: Any) -> T | RecordError:
+    """Calls a function, and returns the RecordError that it raises or finds among its arguments."""
+    if isinstance(arguments[0], RecordError):
+        return arguments[0]
+    try:
+        return function(*arguments)
+    except RecordError as error:
+        return error
 
 
 def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
     """Yields the lines of a file without loading the whole file. A line is cut one byte after MAX_LINE."""
-    try:
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise RecordError(f"{path}: expected a file of {kind.__name__} records, found {found}")
-        with path.open("rb") as file:
-            # Files in buckets cannot read a line up to a size; a buffer can.
-            buffered = io.BufferedReader(file, _BUFFER) if files.is_bucket(path) else file
-            lines = gzip.open(buffered) if path.suffix == ".gz" else buffered
-            while raw := lines.readline(MAX_LINE + 1):
-                yield raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
-    except RecordError:
-        raise
-    except OSError as error:
-        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
-    except Exception as error:
-        if not files.is_bucket(path):  # the packages that open buckets raise many kinds
-            raise
-        raise RecordError(f"{path}: expected a file that can be read, found {files.describe_error(error)}") from None
+    with files.open_data(path, f"a file of {kind.__name__} records") as lines:
+        while raw := lines.readline(MAX_LINE + 1):
+            yield raw
 
 
 def write(path: epath.PathLike, records: Iterable[Record]) -> int:
@@ -272,8 +324,8 @@ def _field_names(kind: type[Record]) -> list[str]:
 
 
 def _check_text(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise RecordError(f"{where}: expected text, found {_show(value)}")
+    if not isinstance(value, str):
+        raise RecordError(f"{where}: expected text, found {show(value)}")
 
 
 def _check_unicode(fields: Mapping[str, Any], where: str) -> None:
@@ -300,30 +352,27 @@ def _finite(number: str) -> float:
 def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
     responses, scores, metadata = fields["responses"], fields["scores"], fields.get("metadata")
     if not isinstance(responses, list | tuple):
-        raise RecordError(f"{where}: responses: expected a list of texts, found {_show(responses)}")
-    if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
-        raise RecordError(
-            f"{where}: responses: expected {MIN_RESPONSES} to {MAX_RESPONSES} answers, found {len(responses)}"
-        )
+        raise RecordError(f"{where}: responses: expected a list of texts, found {show(responses)}")
+    if len(responses) > MAX_RESPONSES:
+        raise RecordError(f"{where}: responses: expected at most {MAX_RESPONSES} answers, found {len(responses)}")
     for i, response in enumerate(responses):
         if not isinstance(response, str):
-            raise RecordError(f"{where}: responses[{i}]: expected text, found {_show(response)}")
+            raise RecordError(f"{where}: responses[{i}]: expected text, found {show(response)}")
     if not isinstance(scores, list | tuple) or len(scores) != len(responses):
-        raise RecordError(f"{where}: scores: expected {len(responses)} numbers, found {_show(scores)}")
+        raise RecordError(f"{where}: scores: expected {len(responses)} numbers, found {show(scores)}")
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
-            raise RecordError(f"{where}: scores[{i}]: expected a finite number, found {_show(score)}")
-    if len({float(score) for score in scores}) == 1:
-        raise RecordError(f"{where}: scores: expected at least one preference, found all {len(scores)} answers tied")
+            raise RecordError(f"{where}: scores[{i}]: expected a finite number, found {show(score)}")
     if metadata is not None and (
         not isinstance(metadata, list | tuple)
         or len(metadata) != len(responses)
         or not all(isinstance(entry, dict) for entry in metadata)
     ):
-        raise RecordError(f"{where}: metadata: expected {len(responses)} objects, found {_show(metadata)}")
+        raise RecordError(f"{where}: metadata: expected {len(responses)} objects, found {show(metadata)}")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Returns a value for an error, in at most 60 characters."""
     text = ascii(value) if isinstance(value, str) else _BRIEF.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -332,5 +381,5 @@ _FIELDS: Mapping[type[Record], list[str]] = {
     kind: _field_names(kind) for kind in (Text, Demonstration, Prompt, Ranking)
 }
 _BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
-_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
+DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)

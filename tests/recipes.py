@@ -34,7 +34,7 @@ def recipe(tmp_path, **changes):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(changes.get(name, lines)) + "\n")
         config.files[name] = str(path)
-    config.data.update(separator="\n", max_prompt=16, max_response=12, drop_long=False)
+    config.data.update(separator="\n", max_prompt=16, max_response=12, strict=True, shared_prompts="keep")
     config.tokenizer.vocab_size = 290
     config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8, max_length=32, local_window=None)
     config.model.update(dtype="float32", remat=False)

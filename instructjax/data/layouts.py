@@ -32,12 +32,14 @@ class Layout:
         1k tokens (appendix C).
       max_response: the maximum number of tokens of a response, including EOS. The paper caps responses at 1k tokens
         (appendix C).
+      cut_prompts: whether a longer prompt loses its first tokens, instead of being an error.
     """
 
     tokenizer: Tokenizer
     separator: str
     max_prompt: int
     max_response: int
+    cut_prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_prompt", "max_response"):
@@ -57,9 +59,11 @@ class Layout:
           where: the place to name in an error, such as "data.jsonl:17".
 
         Raises:
-          DataError: there are more than `max_prompt` tokens.
+          DataError: there are more than `max_prompt` tokens, unless `cut_prompts`.
         """
         tokens = self.tokenizer.encode_opening(text + self.separator)
+        if len(tokens) > self.max_prompt and self.cut_prompts:
+            return tokens[-self.max_prompt :]
         if len(tokens) > self.max_prompt:
             raise DataError(
                 f"{where}: prompt: expected at most {self.max_prompt} tokens (data.max_prompt), found {len(tokens)}"
@@ -95,20 +99,13 @@ class Layout:
             text = text[:-1]
         return text
 
-    def check(self, record: Demonstration | Prompt | Ranking) -> None:
-        """Tokenizes a record to check that it fits.
+    def count_prompt(self, text: str) -> int:
+        """Returns the number of tokens of a prompt and the separator, which `max_prompt` limits."""
+        return len(self.tokenizer.encode_opening(text + self.separator))
 
-        Raises:
-          DataError: "FILE:LINE: prompt: expected at most N tokens (data.max_prompt), found M". The error for a response
-            is similar.
-        """
-        self.encode_prompt(record.prompt, record.where)
-        match record:
-            case Demonstration():
-                self.encode_response(record.response, record.where)
-            case Ranking():
-                for i, response in enumerate(record.responses):
-                    self.encode_response(response, record.where, f"responses[{i}]")
+    def count_response(self, text: str) -> int:
+        """Returns the number of tokens of a response and EOS, which `max_response` limits."""
+        return len(self.tokenizer.encode(text)) + 1
 
 
 def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
@@ -204,7 +201,7 @@ class TokenizedRanking:
 
 
 def tokenize_ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
-    """Tokenizes a ranking.
+    """Tokenizes a ranking. Its scores become ranks from 1, so that scores that float32 cannot tell apart differ.
 
     Raises:
       DataError: the prompt or a response is too long.
@@ -212,7 +209,8 @@ def tokenize_ranking(record: Ranking, layout: Layout) -> TokenizedRanking:
     responses = [
         layout.encode_response(text, record.where, f"responses[{i}]") for i, text in enumerate(record.responses)
     ]
-    return TokenizedRanking(layout.encode_prompt(record.prompt, record.where), responses, record.scores)
+    ranks = np.unique(record.scores, return_inverse=True)[1] + 1
+    return TokenizedRanking(layout.encode_prompt(record.prompt, record.where), responses, ranks.tolist())
 
 
 def ranking_row(
@@ -252,20 +250,6 @@ def ranking_row(
         scores[number, : len(ranking.scores)] = ranking.scores
         valid[number, : len(ranking.responses)] = True
     return RankingBatch(tokens, segments, branches, positions, ends, scores, valid)
-
-
-def check_ranking(record: Ranking, max_responses: int) -> None:
-    """Raises DataError if there are more than `max_responses` answers, or if distinct scores are equal in float32."""
-    with np.errstate(over="ignore"):
-        if len(set(np.asarray(record.scores, np.float32).tolist())) < len(set(record.scores)):
-            raise DataError(
-                f"{record.where}: scores: expected numbers that are distinct in float32, found {list(record.scores)}"
-            )
-    if len(record.responses) > max_responses:
-        raise DataError(
-            f"{record.where}: responses: expected at most {max_responses} (comparisons.max_answers),"
-            f" found {len(record.responses)}"
-        )
 
 
 def prompt_row(record: Prompt | Demonstration | Ranking, layout: Layout) -> PromptBatch:

@@ -18,7 +18,7 @@ not depend on the number of processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import grain
@@ -30,12 +30,11 @@ from instructjax.data import layouts
 from instructjax.data.bin_packing import Windows
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import Demonstration, Prompt, R, Ranking, Text
+from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.text.tokenizer import Tokenizer
 
 Rows: TypeAlias = Any  # a grain.MapDataset
 Batches: TypeAlias = Any  # a grain.IterDataset
-Prompted = Demonstration | Prompt | Ranking  # the records whose length a layout limits
 Row = TypeVar("Row", LMBatch, RankingBatch, PromptBatch)
 
 # The work is in Python, so the threads of a pool would only wait for each other.
@@ -171,56 +170,6 @@ def prefetch(batches: Batches) -> Batches:
 def steps(rows: Sequence[Any], batch_size: int, epochs: float = 1) -> int:
     """Returns the number of `shuffled_batches` that cover `epochs` epochs. The last one may begin another epoch."""
     return math.ceil(len(rows) * epochs / batch_size)
-
-
-def check_lengths(records: Sequence[Prompted], layout: Layout) -> None:
-    """Tokenizes every record, to check before training that all of them fit.
-
-    Raises:
-      DataError: a record does not fit; see `Layout.check`.
-    """
-    for record in records:
-        layout.check(record)
-
-
-def find_too_long(records: Sequence[Prompted], layout: Layout) -> list[int]:
-    """Returns the indices of the records that do not fit. The paper leaves them out as well (appendix C).
-
-    Raises:
-      DataError: no record fits. The message is about the first one.
-    """
-    indices, first_error = [], None
-    for index, record in enumerate(records):
-        try:
-            layout.check(record)
-        except DataError as error:
-            first_error = first_error or error
-            indices.append(index)
-    if first_error and len(indices) == len(records):
-        raise first_error
-    return indices
-
-
-def without(records: Sequence[R], indices: Collection[int]) -> Sequence[R]:
-    """Returns a view of the records without those at `indices`. Records are read when they are accessed."""
-    left_out = set(indices)
-    return _Selection(records, [index for index in range(len(records)) if index not in left_out])
-
-
-class _Selection(Sequence):
-    """A view of some elements of a sequence."""
-
-    def __init__(self, whole: Sequence, indices: Sequence[int]):
-        self._whole = whole
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._whole[i] for i in self._indices[index]]
-        return self._whole[self._indices[index]]
 
 
 def indices(records: Sequence) -> grain.MapDataset:

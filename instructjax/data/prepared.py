@@ -9,10 +9,13 @@ what a record is, unknown fields are kept, and an error that is found later can 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, overload
 
@@ -20,6 +23,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
+from instructjax.data import formats, selection, splits
+from instructjax.data.selection import Choice, Counts
 from instructjax.errors import DataError, RecordError
 from instructjax.files import describe_error, is_bucket
 from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
@@ -44,8 +49,12 @@ def prepare(
     name: str,
     validation: float = 0.05,
     test: float = 0.05,
+    names: Mapping[str, str] = types.MappingProxyType({}),
+    merge_equal_answers: bool = True,
+    strict: bool = False,
+    shared: SharedPrompts | None = None,
 ) -> str:
-    """Validates files of records and writes them as a data set with splits.
+    """Validates files of records and writes those that carry a signal as a data set with splits.
 
     If the set already exists, made from the same files with the same shares, nothing is written. Otherwise anything
     under that name is replaced, such as the remains of an interrupted call. Records keep their order within a split.
@@ -53,18 +62,23 @@ def prepare(
 
     Args:
       kind: Text, Demonstration, Prompt or Ranking.
-      files: `.jsonl` or `.jsonl.gz` files.
+      files: files of one of the formats of `formats.py`.
       directory: the directory of prepared sets.
       name: the name of this set, such as "demonstrations".
       validation: share of users in the validation split, for records without a split; see `records.split_of`.
       test: share of users in the test split, for records without a split.
+      names: our names of fields, by the files'; see `shapes.py`.
+      merge_equal_answers: see `selection.choose_by_content`.
+      strict: makes each record that carries no signal an error.
+      shared: the prompts of all sets, so that none is in two splits; None to split by user only.
 
     Returns:
       The set's fingerprint; see `fingerprint`.
 
     Raises:
-      RecordError: "FILE:LINE: field: expected ..., found ...". An existing set is not changed then.
-      DataError: there are no files, or tfds does not accept the name.
+      RecordError: "FILE:LINE: field: expected ..., found ...", for the first lines that are invalid. An existing set is
+        not changed then.
+      DataError: there are no files, no record carries a signal, or tfds does not accept the name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise DataError(f"name: expected lower case letters, digits and _, starting with a letter, found {name!r}")
@@ -73,22 +87,112 @@ def prepare(
     folder = _set_directory(directory, name)
     manifest: dict[str, Any] = {
         "kind": kind.__name__,
-        "fingerprint": _content_hash(kind, files, (validation, test)),
+        "content": _content_hash(kind, files, (validation, test, merge_equal_answers, *names.items())),
+        "shared": shared.fingerprint if shared else "",
         "files": [str(file) for file in files],
     }
-    if _read_manifest(folder) == manifest:
-        return manifest["fingerprint"]
-    for file in files:  # a first pass, so that nothing is removed if a line is invalid
-        for _ in records.read_numbered(file, kind):
-            pass
+    known = _read_manifest(folder) or {}
+    if {key: known.get(key) for key in manifest} == manifest and not (strict and _has_reasons(known)):
+        return known["fingerprint"]
+    prompts = shared.splits() if shared else None
+
+    def read() -> Iterator[R | RecordError]:
+        return itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
+
+    def choose(found: R | RecordError) -> tuple[str, Choice[R]] | RecordError:
+        if isinstance(found, RecordError):
+            return found
+        choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
+        if strict and choice.reason:
+            return RecordError(choice.fault)
+        if prompts is None:
+            return records.split_of(found, validation, test), choice
+        split, leak = splits.place(found, prompts, validation, test)
+        return split, Choice(None, leak) if leak and choice.record is not None else choice
+
+    # A first pass, so that nothing is removed if a line is invalid.
+    total, moved = Counts(), hashlib.sha256()
+    for number, (split, choice) in enumerate(records.valid(map(choose, read()))):
+        total.add(choice)
+        if prompts is not None:
+            moved.update(f"{number} {split} {choice.record is None}\n".encode())
+    if not total.used:
+        raise DataError(
+            f"{', '.join(manifest['files'])}: expected at least one {kind.__name__} record that can be used, "
+            f"found none of {total.given}: {total.describe()}"
+        )
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
-    everything = itertools.chain.from_iterable(records.read_numbered(file, kind) for file in files)
-    _write(folder, name, ((records.split_of(record, validation, test), record) for _, record in everything))
+    counts: dict[str, Counts] = {}
+
+    def placed() -> Iterator[tuple[str, R]]:
+        for split, choice in records.valid(map(choose, read())):
+            counts.setdefault(split, Counts()).add(choice)
+            if choice.record is not None:
+                yield split, choice.record
+
+    _write(folder, name, placed())
+    # What the prompts of other sets have changed is part of the content, but not those prompts.
+    manifest["fingerprint"] = hashlib.sha256(manifest["content"].encode() + moved.digest()).hexdigest()[:16]
+    manifest["counts"] = {split: dataclasses.asdict(counts[split]) for split in SPLITS if split in counts}
     # The manifest marks a complete set, so it is written last.
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedPrompts:
+    """The prompts of all sets of a run.
+
+    Attributes:
+      fingerprint: identifies the content of all sets.
+      splits: returns the split of each prompt, see `splits.prompt_splits`; called only if a set is written.
+    """
+
+    fingerprint: str
+    splits: Callable[[], Mapping[bytes, str]]
+
+
+def shared_prompts(
+    found: Mapping[type[Record], Sequence[epath.PathLike]],
+    directory: epath.PathLike,
+    *,
+    validation: float,
+    test: float,
+    names: Mapping[str, str],
+) -> SharedPrompts:
+    """Returns the prompts of all sets of a run: of files, and of prepared sets of kinds that no file is given for.
+
+    Args:
+      found: the files of each kind of record.
+      directory: the directory of prepared sets.
+      validation: see `prepare`.
+      test: see `prepare`.
+      names: see `prepare`.
+    """
+    given = {kind: files for kind, files in found.items() if kind is not Text}
+    rest = [kind for kind in SET_NAMES if kind is not Text and kind not in given and _is_there(directory, kind)]
+    parts = [_content_hash(kind, files, ()) for kind, files in given.items()]
+    parts += [fingerprint(directory, SET_NAMES[kind]) for kind in rest]
+
+    def everything() -> Iterator[Record]:
+        for kind, files in given.items():
+            for file in files:  # the set's own pass reports what is not a record
+                yield from (record for record in formats.read(file, kind, names) if not isinstance(record, RecordError))
+        for kind in rest:
+            for split in split_sizes(directory, SET_NAMES[kind]):
+                for record in load(directory, SET_NAMES[kind], kind, split):
+                    yield dataclasses.replace(record, split=split)
+
+    return SharedPrompts(
+        hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16],
+        functools.cache(lambda: splits.prompt_splits(everything(), validation, test)),
+    )
+
+
+def _is_there(directory: epath.PathLike, kind: type[Record]) -> bool:
+    return _read_manifest(_set_directory(directory, SET_NAMES[kind])) is not None
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
@@ -104,6 +208,24 @@ def fingerprint(directory: epath.PathLike, name: str) -> str:
       DataError: there is no such set.
     """
     return _require_manifest(directory, name)["fingerprint"]
+
+
+def counts(directory: epath.PathLike, name: str) -> dict[str, Counts]:
+    """Returns by split how many records came in, and why some were left out.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    return {split: Counts(**found) for split, found in _require_manifest(directory, name)["counts"].items()}
+
+
+def source_files(directory: epath.PathLike, name: str) -> list[str]:
+    """Returns the files that a prepared set was made from.
+
+    Raises:
+      DataError: there is no such set.
+    """
+    return _require_manifest(directory, name)["files"]
 
 
 def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Records[R]:
@@ -207,8 +329,8 @@ def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Re
     writer.close_all()
 
 
-def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[float, float]) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {shares}".encode())
+def _content_hash(kind: type, files: Sequence[epath.PathLike], rules: tuple[Any, ...]) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {rules}".encode())
     for path in map(epath.Path, files):
         try:
             with path.open("rb") as file:
@@ -223,6 +345,11 @@ def _content_hash(kind: type, files: Sequence[epath.PathLike], shares: tuple[flo
     return digest.hexdigest()[:16]
 
 
+def _has_reasons(manifest: Mapping[str, Any]) -> bool:
+    """Returns whether any record of a set was left out or changed."""
+    return any(found["left_out"] or found["changed"] for found in manifest["counts"].values())
+
+
 def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
     """Reads the manifest of a set; None if it is missing or damaged, which means that the set is incomplete."""
     path = folder / "manifest.json"
@@ -230,7 +357,11 @@ def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() >= {"kind", "fingerprint", "files"} else None
+    return (
+        found
+        if isinstance(found, dict) and found.keys() >= {"kind", "content", "shared", "fingerprint", "files", "counts"}
+        else None
+    )
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
         raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
     if key.unit in ("path", "paths") and found[name]:
         schemes = _SCHEMES.get(name, tuple(files.PACKAGES))
-        for path in found[name].split(",") if key.unit == "paths" else [found[name]]:
+        for path in files.split_list(found[name]) if key.unit == "paths" else [found[name]]:
             files.parse(path, place, schemes)
 
 
@@ -94,7 +94,6 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     """
     _source(config)
     keys(config)
-    _files(config)
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
@@ -134,17 +133,6 @@ def _source(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"expected one of the sections {', '.join(SOURCES)}, found {' and '.join(declared) or 'none'}"
         )
-
-
-def _files(config: ml_collections.ConfigDict) -> None:
-    for name, kind in (
-        ("text", "Text"),
-        ("demonstrations", "Demonstration"),
-        ("prompts", "Prompt"),
-        ("rankings", "Ranking"),
-    ):
-        if "files" in config and not config.files[name]:
-            raise ConfigError(f"files.{name}: expected a file of {kind} records, found none")
 
 
 def _param_dtype(config: ml_collections.ConfigDict) -> None:

@@ -43,6 +43,7 @@ SECTIONS: Mapping[str, Section] = {**REQUIRED, **OPTIONAL}
 
 RENAMED: Mapping[str, str] = {  # keys of earlier versions
     "model.factors": "model.matmul_dtype",
+    "data.drop_long": "data.strict",  # with the opposite value
     "parallel.shard_slots": "parallel.shard_optimizer_state",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from instructjax.models.config import DTYPES
 from instructjax.recipe.key import (
+    ABOVE_0_UP_TO_1,
     AT_LEAST_0,
     AT_LEAST_0_OR_INFINITY,
     BELOW_1,
@@ -57,11 +58,12 @@ GUARDS = section(
 )
 
 FILES = section(
-    "records from files: .jsonl or .jsonl.gz, several separated by commas",
+    "records from files, folders or patterns, several separated by commas; docs/formats.md",
     text=Key("", TEXT, "paths", "Text records, to pretrain on"),
     demonstrations=Key("", TEXT, "paths", "Demonstration records"),
     rankings=Key("", TEXT, "paths", "Ranking records"),
     prompts=Key("", TEXT, "paths", "Prompt records, for PPO and evaluation"),
+    fields=Key("", TEXT, "", 'names of fields, such as "prompt=question, response=answer"'),
 )
 
 SANDBOX = section(
@@ -94,7 +96,17 @@ DATA = section(
     ),
     max_response=Key(1024, INTEGER_FROM_1, "tokens", "longest response, including EOS", "C: capped at 1k"),
     prepared=Key("", TEXT, "path", 'local folder of each host for prepared records; "": WORKDIR/data; docs/tpu.md'),
-    drop_long=Key(True, TRUE_OR_FALSE, "", "drop and count longer examples; False: stop at the first one", "C"),
+    cut_prompts=Key(False, TRUE_OR_FALSE, "", "cut longer prompts from the left, instead of leaving them out"),
+    strict=Key(
+        False, TRUE_OR_FALSE, "", "records that are too long or carry no signal: True: an error; False: left out", "C"
+    ),
+    shared_prompts=Key(
+        "leave out",
+        one_of("leave out", "keep"),
+        "",
+        'prompts that are in two splits; "keep": split by user only; docs/own_data.md',
+        "silent",
+    ),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
 )
@@ -103,6 +115,9 @@ TOKENIZER = section(
     "read from a file, or trained on the pretraining text",
     path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
     vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
+    character_coverage=Key(
+        1.0, ABOVE_0_UP_TO_1, "of the text", "whose characters get pieces; the rarest others become bytes"
+    ),
     max_documents=Key(100_000, INTEGER_FROM_1, "texts", "that the tokenizer is trained on"),
 )
 

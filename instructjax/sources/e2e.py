@@ -26,6 +26,8 @@ class E2E:
         Demonstration: _ALL,
         Ranking: _ALL,
     }  # the test split has human ratings, too
+    field_names: Mapping[str, str] = {}
+    merge_equal_answers = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Takes a whole recipe and reads its sections `e2e` and `data`."""

@@ -30,6 +30,7 @@ from etils import epath
 from scipy import stats
 
 from instructjax import records
+from instructjax.data import selection
 from instructjax.errors import DataError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking
 
@@ -180,9 +181,6 @@ def _ratings(path: epath.Path, aspect: str) -> tuple[list[Ranking], int]:
             if field not in row.extra:
                 found = textwrap.shorten(", ".join(row.extra), 200, placeholder="...") or "no other field"
                 raise RecordError(f"{row.where}: {field}: expected in a rating, found only {found}")
-        if _all_equal(row.extra["scores"]):
-            tied += 1
-            continue
         fields = {
             "prompt": _mr(row),
             "responses": row.extra["responses"],
@@ -192,21 +190,12 @@ def _ratings(path: epath.Path, aspect: str) -> tuple[list[Ranking], int]:
             "item": str(row.extra["item"]),
         }
         ranking = records.from_dict(fields, Ranking, row.where)
-        scores = _consistent(ranking)
-        if _all_equal(scores):
+        chosen = selection.choose_by_content(ranking).record
+        if chosen is None:
             tied += 1
-            continue
-        rankings.append(dataclasses.replace(ranking, scores=scores))
+        else:
+            rankings.append(chosen)
     return rankings, tied
-
-
-def _all_equal(scores: object) -> bool:
-    """Returns whether scores are equal numbers. Anything else is left to the validation of records."""
-    return (
-        isinstance(scores, list | tuple)
-        and len(scores) > 1
-        and all(isinstance(score, int | float) and score == scores[0] for score in scores)
-    )
 
 
 def _mr(record: Demonstration | Prompt) -> str:
@@ -216,11 +205,3 @@ def _mr(record: Demonstration | Prompt) -> str:
     except DataError:
         raise RecordError(f"{record.where}: mr: expected slot[value], slot[value], ..., found {mr!r:.60}") from None
     return str(mr)
-
-
-def _consistent(ranking: Ranking) -> tuple[float, ...]:
-    """Returns scores in which identical answers have the mean of their scores, and so tie."""
-    given = collections.defaultdict(list)
-    for response, score in zip(ranking.responses, ranking.scores, strict=True):
-        given[response].append(score)
-    return tuple(float(np.mean(given[response])) for response in ranking.responses)

@@ -1,27 +1,29 @@
-"""The user's own files of JSON lines as a source."""
+"""The user's own files as a source."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from etils import epath
 
 from instructjax import files
-from instructjax.data import prepared
+from instructjax.data import formats, prepared, shapes
 from instructjax.errors import DataError
 from instructjax.records import Ranking, Record
-from instructjax.sources.source import SPLITS, Answers, Judgement, Sample
+from instructjax.sources.source import Answers, Judgement, Sample
 
 
 class Files:
     """The user's own files. Only the reward model judges answers to their prompts."""
 
-    splits = SPLITS
+    splits: Mapping[type[Record], tuple[str, ...]] = {}  # what the stages need is in `stages/needs.py`
+    merge_equal_answers = True
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Takes a whole recipe and reads its section `files`."""
         self._named = config.files
+        self.field_names: Mapping[str, str] = shapes.parse_names(config.files.fields, "files.fields")
 
     def write(self, folder: epath.Path) -> None:
         """Writes nothing, because the files exist."""
@@ -29,7 +31,8 @@ class Files:
     def files(self, kind: type[Record], folder: epath.Path) -> list[epath.Path]:
         """Returns the files that the recipe names for a kind of record."""
         name = prepared.SET_NAMES[kind]
-        return [files.parse(path, f"files.{name}") for path in self._named[name].split(",")]
+        paths = [files.parse(path, f"files.{name}") for path in files.split_list(self._named[name])]
+        return [file for path in paths for file in formats.expand(path)]
 
     def collect_rankings(self, folder: epath.Path, sample: Sample) -> tuple[list[Ranking], list[Ranking]]:
         """Raises DataError, because the rankings are part of the records."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -29,6 +29,8 @@ class Sandbox:
     """A small world with simulated labelers."""
 
     splits = SPLITS
+    field_names: Mapping[str, str] = {}
+    merge_equal_answers = False
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Takes a whole recipe and reads `sandbox`, `comparisons`, `data`, `evaluate` and `seed`."""

@@ -68,10 +68,15 @@ class Source(Protocol):
     """A source of records.
 
     Attributes:
-      splits: the splits that each kind of record must have.
+      splits: the splits that each kind of record must have, whatever the stages.
+      field_names: our names of fields, by those of the files; see `data/shapes.py`.
+      merge_equal_answers: whether equal answers of a ranking get one score; see `data/selection.py`. Simulated labelers
+        perceive each sample on its own.
     """
 
     splits: Mapping[type[Record], tuple[str, ...]]
+    field_names: Mapping[str, str]
+    merge_equal_answers: bool
 
     def write(self, folder: epath.Path) -> None:
         """Writes records that are generated or converted to FOLDER/SET.jsonl. Called once per run.

@@ -23,7 +23,7 @@ from instructjax.rollout import samplers
 from instructjax.runs import alarms, checkpoint, cost, folder, metrics_file, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.sources.source import Answers, Judgement
-from instructjax.stages import few_shot, selection
+from instructjax.stages import few_shot, prepare, selection
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -70,7 +70,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def _evaluate(run: Run) -> dict[str, Any]:
     began = time.monotonic()
-    _ = run.layout  # refuses a recipe or records that are not what they should be
+    run.require("evaluate")
     chosen = selection.selection(run)
     reward = run.load_reward_model(run.config.ppo.reward_from)
     steps = _steps(run)
@@ -102,6 +102,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "peak_rss_gib": None,
         "models": _entries(answered, losses, params, prompts, judgement, steps),
         "reward_model": None,
+        "data": prepare.summarize(run),
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
         "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},

@@ -42,7 +42,7 @@ def train(
     loss = held_out_loss(LanguageModel(network))
 
     def measure(state: TrainState) -> dict[str, float]:
-        return {f"{name}_loss": loss(state.params, part) for name, part in held_out.items()}
+        return {f"{name}_loss": loss(state.params, part) for name, part in held_out.items() if part}
 
     stage.train(
         objectives.language_model_loss(LanguageModel(dataclasses.replace(network, dropout=stage.section.dropout))),

@@ -63,7 +63,7 @@ def make_measure(
         return {
             "validation_reward": float(np.mean(rewards)),
             **_kl(divergences),
-            "text_loss": text_loss(params, text),
+            **({"text_loss": text_loss(params, text)} if text else {}),
             **run.source.measure(prompts, texts),
         }
 

@@ -8,19 +8,19 @@ prepares its own sets from the same records, and the processes compare their fin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import layouts, pipeline, prepared
+from instructjax.data import checked, prepared, summary
 from instructjax.data.layouts import Layout
-from instructjax.errors import DataError
+from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.runs import lock, processes, progress, provenance
-from instructjax.stages import scoring
+from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from instructjax.stages.run import Run
 
 
-def prepare(run: Run) -> Layout:
+def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
     """Prepares the records of a recipe and its tokenizer, as far as that is not done yet.
+
+    Args:
+      run: the run.
+      stages: names of stages whose needs are checked; see `needs.py`.
 
     Returns:
       The layout of prompts and responses, with the tokenizer.
@@ -47,11 +51,12 @@ def prepare(run: Run) -> Layout:
 
     def prepare() -> Layout:
         with _claimed(run):
-            return _prepare(run)
+            return _prepare(run, stages)
 
     layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
-    if run.config.ppo.reward_function:
+    folder = run.prepared_folder
+    if run.config.ppo.reward_function and _has_train(folder, Prompt) and _has_train(folder, Demonstration):
         scoring.try_out(run.config, "ppo", load(run, Prompt, "train"), load(run, Demonstration, "train"))
     return layout
 
@@ -74,7 +79,7 @@ def _check_equal(run: Run, **facts: str) -> None:
     processes.check_equal({**facts, **{f"prepared {name}": prepared.fingerprint(folder, name) for name in sets}})
 
 
-def _prepare(run: Run) -> Layout:
+def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     config, folder = run.config, run.data_folder
     mark = folder / "config.json"  # written last: without it, records and tokenizer are made again
     is_prepared = mark.exists()
@@ -86,21 +91,28 @@ def _prepare(run: Run) -> Layout:
             _claim(folder)
             run.source.write(folder)
         bar.update()  # without a pace, because parts take different times
-        for kind in prepared.SET_NAMES:
-            if found := run.source.files(kind, folder):
-                _prepare_set(run, kind, found)
+        found = {kind: run.source.files(kind, folder) for kind in prepared.SET_NAMES}
+        shared = _shared_prompts(run, found)
+        for kind, paths in found.items():
+            if paths:
+                _prepare_set(run, kind, paths, shared)
             elif run.prepared_folder != folder:  # of a run that has been removed from the bucket
                 (run.prepared_folder / prepared.SET_NAMES[kind]).rmtree(missing_ok=True)
             bar.update()
-        _check_splits(run)
+        needs.check(run, stages)
         layout = Layout(
             tokenizer=given or _tokenizer(run, trained=is_prepared),
             separator=config.data.separator,
             max_prompt=config.data.max_prompt,
             max_response=config.data.max_response,
+            cut_prompts=config.data.cut_prompts,
         )
         bar.update()
+        _check_separator(layout)
         _check_records(run, layout)
+        needs.check(run, stages)
+        if "evaluate" in stages:
+            _check_different_prompts(run)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
@@ -114,9 +126,9 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
     def add() -> None:
         with _claimed(run):
-            _prepare_set(run, Ranking, [path])
-            _check_splits(run)
+            _prepare_set(run, Ranking, [path], _shared_prompts(run, {Ranking: [path]}))
             _check_records(run, layout)
+            needs.check(run, ())
 
     processes.first(lambda: records.write(path, rankings))
     processes.first_then_others(add)
@@ -124,17 +136,45 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
 
 def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
-    """Loads the prepared records of a kind and split, without those that `prepare` found to be too long."""
-    found = prepared.load(run.prepared_folder, prepared.SET_NAMES[kind], kind, split)
-    if kind is Text or not run.config.data.drop_long:
-        return found
-    return pipeline.without(found, _checked(run)[prepared.SET_NAMES[kind]]["left_out"].get(split, []))
+    """Loads the prepared records of a kind and split, without what is too long of them."""
+    name = prepared.SET_NAMES[kind]
+    found = prepared.load(run.prepared_folder, name, kind, split)
+    return checked.use(found, checked.read(run.data_folder / "checked.json")[name], split)
 
 
-def _prepare_set(run: Run, kind: type[records.Record], found: Sequence[epath.PathLike]) -> None:
+def _shared_prompts(
+    run: Run, found: Mapping[type[records.Record], Sequence[epath.PathLike]]
+) -> prepared.SharedPrompts | None:
+    data = run.config.data
+    if data.shared_prompts == "keep":
+        return None
+    return prepared.shared_prompts(
+        {kind: paths for kind, paths in found.items() if paths},
+        run.prepared_folder,
+        validation=data.validation,
+        test=data.test,
+        names=run.source.field_names,
+    )
+
+
+def _prepare_set(
+    run: Run,
+    kind: type[records.Record],
+    found: Sequence[epath.PathLike],
+    shared: prepared.SharedPrompts | None,
+) -> None:
     data = run.config.data
     prepared.prepare(
-        kind, found, run.prepared_folder, name=prepared.SET_NAMES[kind], validation=data.validation, test=data.test
+        kind,
+        found,
+        run.prepared_folder,
+        name=prepared.SET_NAMES[kind],
+        validation=data.validation,
+        test=data.test,
+        names=run.source.field_names,
+        merge_equal_answers=run.source.merge_equal_answers,
+        strict=data.strict,
+        shared=shared,
     )
 
 
@@ -157,73 +197,54 @@ def _tokenizer(run: Run, trained: bool) -> Tokenizer:
     path = run.data_folder / "tokenizer.model"
     if trained:
         return SentencePieceTokenizer.load(path)
-    documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
-    demonstrated = prepared.load(folder, prepared.SET_NAMES[Demonstration], Demonstration, "train")
-    sample = [record.text for record in documents[: section.max_documents]]
-    sample += [text for record in demonstrated for text in (record.prompt, record.response)]
-    tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size)
+    sample: list[str] = []
+    if _has_train(folder, Text):
+        documents = prepared.load(folder, prepared.SET_NAMES[Text], Text, "train")
+        sample += [record.text for record in documents[: section.max_documents]]
+    if _has_train(folder, Demonstration):
+        demonstrated = prepared.load(folder, prepared.SET_NAMES[Demonstration], Demonstration, "train")
+        sample += [text for record in demonstrated for text in (record.prompt, record.response)]
+    if not sample:
+        raise TokenizerError("tokenizer.path: expected a tokenizer, or text to train one on, found neither")
+    tokenizer = SentencePieceTokenizer.train(sample, section.vocab_size, character_coverage=section.character_coverage)
     tokenizer.save(path)
     return tokenizer
 
 
-def _check_splits(run: Run) -> None:
-    """Refuses sets without a split that a stage is going to need."""
-    folder = run.prepared_folder
-    for kind, needed in run.source.splits.items():
-        name = prepared.SET_NAMES[kind]
-        if not (folder / name).exists():
-            continue
-        found = prepared.split_sizes(folder, name)
-        if any(split not in found for split in needed):
-            sizes = ", ".join(f"{other} ({size})" for other, size in found.items())
-            raise DataError(f"{folder}/{name}: expected records in the splits {', '.join(needed)}, found only {sizes}")
+def _check_different_prompts(run: Run) -> None:
+    """Raises DataError unless the evaluation has two different prompts, without which there are no intervals."""
+    test = load(run, Prompt, "test")[: run.config.evaluate.prompts]
+    if len({record.prompt for record in test}) < 2:
+        place = ", ".join(prepared.source_files(run.prepared_folder, prepared.SET_NAMES[Prompt]))
+        raise DataError(
+            f"{place}: expected at least 2 different prompts in the split test for evaluate, found 1; "
+            'add records with "split": "test", or raise data.test or evaluate.prompts'
+        )
+
+
+def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
+    name = prepared.SET_NAMES[kind]
+    return (folder / name).exists() and "train" in prepared.split_sizes(folder, name)
+
+
+def _check_separator(layout: Layout) -> None:
+    """Raises ConfigError if the separator leaves no room for a prompt, and warns of one without a line break."""
+    if not layout.separator.endswith("\n"):
+        print(f"warning: data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
+    if (least := layout.count_prompt("")) >= layout.max_prompt:
+        raise ConfigError(
+            f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"
+        )
 
 
 def _check_records(run: Run, layout: Layout) -> None:
-    """Tokenizes every prompt and answer once, to refuse those that are too long or to note what to leave out.
-
-    WORKDIR/data/checked.json remembers for each set what was checked, and the indices of the records to leave out, by
-    split.
-    """
+    """Checks which records fit, and writes WORKDIR/data/report.md about what came in."""
     folder, config = run.prepared_folder, run.config
-    for kind, name in prepared.SET_NAMES.items():
-        if kind is Text or not (folder / name).exists():
-            continue
-        what = {
-            "records": prepared.fingerprint(folder, name),
-            "tokenizer": layout.tokenizer.fingerprint,
-            "separator": layout.separator,
-            "lengths": [layout.max_prompt, layout.max_response],
-            "drop_long": config.data.drop_long,
-        } | ({"max_answers": config.comparisons.max_answers} if kind is Ranking else {})
-        known = _checked(run)
-        if known.get(name, {}).get("what") == what:
-            continue
-        left_out = _left_out(run, kind, layout)
-        files.write_json(run.data_folder / "checked.json", known | {name: {"what": what, "left_out": left_out}})
-
-
-def _left_out(run: Run, kind: type[Any], layout: Layout) -> dict[str, list[int]]:
-    """Returns the indices of the records of a kind that are too long, by split.
-
-    Raises:
-      DataError: a record is too long, unless `data.drop_long`; or a ranking has too many answers.
-    """
-    folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
-    left_out: dict[str, list[int]] = {}
-    for split in prepared.split_sizes(folder, name):
-        found = prepared.load(folder, name, kind, split)
-        if kind is Ranking:
-            for record in found:
-                layouts.check_ranking(record, run.config.comparisons.max_answers)
-        if not run.config.data.drop_long:
-            pipeline.check_lengths(found, layout)
-        elif long := pipeline.find_too_long(found, layout):
-            left_out[split] = long
-            print(f"{name}, {split}: {len(long)} of {len(found)} records are too long and left out")
-    return left_out
-
-
-def _checked(run: Run) -> dict[str, Any]:
     path = run.data_folder / "checked.json"
-    return files.read_json(path) if path.exists() else {}
+    checked.check(folder, path, layout, max_answers=config.comparisons.max_answers, strict=config.data.strict)
+    files.write_text(run.data_folder / "report.md", summary.markdown(summarize(run), run.recipe))
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Returns what came in and what is used of it, by set and split; see `data/summary.py`."""
+    return summary.summarize(run.prepared_folder, run.data_folder / "checked.json")

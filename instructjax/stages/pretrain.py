@@ -43,4 +43,5 @@ def run(stage: Stage) -> None:
 
 
 def _text_loss(stage: Stage, model: LanguageModel, params: Params) -> dict[str, float]:
-    return {"text_loss": held_out_loss(model)(params, stage.run.validation_text())}
+    text = stage.run.validation_text()
+    return {"text_loss": held_out_loss(model)(params, text)} if text else {}

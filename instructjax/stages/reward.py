@@ -63,7 +63,10 @@ def _start(stage: Stage, model: ScalarModel, steps: int) -> Params:
 
 
 def _centered(stage: Stage, model: ScalarModel, params: Params) -> Params:
-    """Returns the weights with the mean score of the training demonstrations taken from the head's bias."""
+    """Returns the weights with the mean score of the training demonstrations, if any, taken from the head's bias."""
+    if not stage.run.has(Demonstration):
+        print("reward: there are no demonstrations, so their mean score is not subtracted")
+        return params
     demonstrations = stage.run.records(Demonstration, "train")
     mean = mean_score(model, params, demonstrations, stage.run.layout, stage.config.evaluate.batch_size)
     bias = params["head"]["bias"]

@@ -63,6 +63,14 @@ class Run:
         """
         return prepare.prepare(self)
 
+    def require(self, *stages: str) -> None:
+        """Prepares the records, and checks that they have what these stages need, before any of them runs.
+
+        Raises:
+          InputError: see `prepare.prepare`.
+        """
+        self.__dict__["layout"] = prepare.prepare(self, stages)
+
     @functools.cached_property
     def policy_config(self) -> TransformerConfig:
         """The policy's network, with the tokenizer's vocabulary and without dropout."""
@@ -101,7 +109,9 @@ class Run:
         return prepare.load(self, kind, split)
 
     def validation_text(self) -> list[LMBatch]:
-        """Returns the first `evaluate.text_windows` windows of the validation text, in batches."""
+        """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""
+        if not self.has(Text) or "validation" not in prepared.split_sizes(self.prepared_folder, "text"):
+            return []
         rows = pipeline.text_rows(self.records(Text, "validation"), self.layout.tokenizer, self.config.pretrain.length)
         rows = rows[: self.config.evaluate.text_windows]
         return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))

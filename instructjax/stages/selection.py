@@ -39,7 +39,7 @@ def select(run: Run) -> int:
     Returns:
       The step of the chosen checkpoint.
     """
-    _ = run.layout  # refuses a recipe or records that are not what they should be
+    run.require("select")
     reward_model = _reward_model(run)
     run.checkpoints("sft")
     steps = candidates(run.config, files.read_json(run.directory("sft") / "summary.json")["steps"])

@@ -70,15 +70,14 @@ class StageFunction:
             check.section(run.config, self.declaration.section, self.keys)
         elif self.declaration.section not in run.config:
             raise ConfigError(f"{self.declaration.section}: expected a section of the recipe, found None")
-        with (
-            warning_log.kept_in(run.workdir),
-            cost.timed(run.workdir, stage.name),
-            parallel.on_mesh(run.config.parallel),
-        ):
-            if beginning.has_begun(run, self.declaration):  # what it began with is compared before anything is loaded
-                _ = run.layout
-                processes.first(lambda: beginning.check(run, self.declaration))
-            self.function(stage)
+        with warning_log.kept_in(run.workdir):
+            if not stage.section.get("import_from"):  # weights that do not fit are refused before records are prepared
+                run.require(stage.name)
+            with cost.timed(run.workdir, stage.name), parallel.on_mesh(run.config.parallel):
+                if beginning.has_begun(run, self.declaration):  # compared before anything is loaded
+                    _ = run.layout
+                    processes.first(lambda: beginning.check(run, self.declaration))
+                self.function(stage)
 
 
 def stage(

@@ -20,9 +20,11 @@ merges. A word usually takes two or three merges, so 250 words need about 1,000 
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -34,6 +36,7 @@ from instructjax.errors import TokenizerError
 
 # SentencePiece writes this character for a space, so in a text it must be encoded as bytes.
 _SPACE_MARK = "\u2581"
+_SKIPPED = "\u2585"  # a line with it is skipped in training, so lines are split there
 PIECES = "tokenizer.model"  # the usual name of the file in a model's folder
 _PROBES = ("a\n b  \u2581 ", "A \u00c9 e\u0301 \ufb01 \uff17", "\t\r\0 \U0001f98a")  # a normalizer would alter them
 
@@ -64,21 +67,28 @@ class SentencePieceTokenizer:
         Args:
           texts: documents; they are split into lines, so that no piece spans a line break.
           vocab_size: number of pieces, including the special ones and the 256 bytes.
-          character_coverage: share of the characters that get their own pieces. 1.0 suits small
-            alphabets; for a large corpus with Chinese or emoji, 0.9995 leaves the rarest to bytes.
+          character_coverage: share of the text whose characters, the most frequent ones, get their own
+            pieces. 1.0 suits small alphabets; for a large corpus with Chinese or emoji, 0.9995 leaves the
+            rarest to bytes, and a small vocabulary needs less.
 
         Raises:
           TokenizerError: the texts are too short for `vocab_size`, or have too many characters.
         """
         model = io.BytesIO()
-        lines = (line.replace(_SPACE_MARK, " ") for text in texts for line in text.split("\n") if line)
+        lines = (
+            part
+            for text in _covered(texts, character_coverage)
+            for line in text.replace(_SPACE_MARK, " ").split("\n")
+            for part in line.split(_SKIPPED)
+            if part
+        )
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=lines,
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
-                character_coverage=character_coverage,
+                character_coverage=1.0,
                 byte_fallback=True,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
@@ -179,12 +189,28 @@ class SentencePieceTokenizer:
         return hashlib.sha256(self._model).hexdigest()[:16]
 
 
+def _covered(texts: Iterable[str], coverage: float) -> Iterable[str]:
+    """Replaces the rarest characters by line breaks, at most a share of 1 - coverage of the text."""
+    if coverage == 1.0:
+        return texts
+    texts = list(texts)
+    counts = collections.Counter(char for text in texts for char in text)
+    room = (1 - coverage) * sum(counts.values())
+    ordered = sorted(counts, key=lambda char: (counts[char], char))
+    seen = itertools.accumulate(counts[char] for char in ordered)
+    rare = {ord(char): "\n" for char, total in zip(ordered, seen, strict=True) if total <= room}
+    return [text.translate(rare) for text in texts]
+
+
 def _explain(message: str, vocab_size: int) -> TokenizerError:
     where = "tokenizer.vocab_size"
     if limit := re.search(r"too high .* <= (\d+)", message):
         return TokenizerError(f"{where}: expected at most {limit[1]} for so little text, found {vocab_size}")
     if limit := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return TokenizerError(f"{where}: expected at least {limit[1]} for these characters, found {vocab_size}")
+        return TokenizerError(
+            f"{where}: expected at least {limit[1]} for these characters, found {vocab_size}; "
+            "a smaller tokenizer.character_coverage leaves rare ones to bytes"
+        )
     if "sentences_.empty()" in message:
         return TokenizerError(f"{where}: expected text to learn {vocab_size} pieces from, found none")
     return TokenizerError(f"{where}: expected a size that SentencePiece can train, found {vocab_size} ({message})")

@@ -1,5 +1,7 @@
 """Tests the layouts of rows on the examples of the docstrings and on random text."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,7 +96,7 @@ def test_a_row_of_two_rankings():
     assert row.branches.tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 2, 2, 3, 0]
     assert row.positions.tolist() == [0, 1, 2, 3, 2, 3, 4, 0, 1, 2, 3, 4, 3, 4, 3, 0]
     assert row.ends.tolist() == [[3, 6, 0], [11, 13, 14], [0, 0, 0]]
-    assert row.scores.tolist() == [[1, 1, 0], [0, 2, 1], [0, 0, 0]]
+    assert row.scores.tolist() == [[1, 1, 0], [1, 3, 2], [0, 0, 0]]
     assert row.valid.tolist() == [[True, True, False], [True] * 3, [False] * 3]
 
 
@@ -172,20 +174,29 @@ def test_a_record_that_does_not_fit_is_an_error(record, message):
         Demonstration: lambda r: layouts.demonstration_row([r], LAYOUT),
         Ranking: lambda r: layouts.tokenize_ranking(r, LAYOUT),
     }
-    for attempt in (LAYOUT.check, make[type(record)]):
-        with pytest.raises(DataError, match="^" + message):
-            attempt(record)
+    with pytest.raises(DataError, match="^" + message):
+        make[type(record)](record)
 
 
 def test_a_record_that_just_fits_is_not_an_error():
-    LAYOUT.check(Demonstration(prompt="a a a a", response="a a a"))
     row = layouts.demonstration_row([Demonstration(prompt="a a a a", response="a a a")], LAYOUT)
     assert row.segments.all()
 
 
-def test_too_many_responses_and_too_small_lengths_are_errors():
-    record = Ranking(prompt="a", responses=("a", "b", "c"), scores=(1, 2, 3), where="f:6")
-    with pytest.raises(DataError, match=r"^f:6: responses: expected at most 2 \(comparisons.max_answers\), found 3"):
-        layouts.check_ranking(record, 2)
+def test_a_longer_prompt_is_cut_from_the_left_if_the_layout_says_so():
+    layout = dataclasses.replace(LAYOUT, cut_prompts=True)
+    assert layout.encode_prompt("b c name a color") == [C, *PROMPT]
+    assert layout.encode_prompt("name a color") == PROMPT
+
+
+@pytest.mark.parametrize(
+    "scores", [(0.3, 0.30000000000000004, -1e300, 0.3), (2**53, 2**53 + 2, 0, 2**53), (2, 3, -7, 2)]
+)
+def test_scores_are_used_by_their_order_only(scores):
+    record = Ranking(prompt="a", responses=("a", "b", "c", "d"), scores=tuple(map(float, scores)))
+    assert list(layouts.tokenize_ranking(record, LAYOUT).scores) == [2, 3, 1, 2]
+
+
+def test_too_small_lengths_are_errors():
     with pytest.raises(ConfigError, match=r"^data.max_prompt: expected at least 1 token, found 0"):
         Layout(Words(), "\n", 0, 4)

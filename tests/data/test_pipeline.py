@@ -223,28 +223,6 @@ def test_steps(batch_size, epochs, expected):
     assert pipeline.steps(DEMONSTRATIONS, batch_size, epochs) == expected
 
 
-def test_lengths_are_checked_before_training(tmp_path):
-    longest = Demonstration(prompt="q" * 31, response="fox", extra={})
-    records.write(tmp_path / "a.jsonl", [*DEMONSTRATIONS, longest])
-    read = records.read(tmp_path / "a.jsonl", Demonstration)
-    pipeline.check_lengths(read[:-1], LAYOUT)
-    with pytest.raises(DataError, match=rf"^{tmp_path}/a.jsonl:24: prompt: expected at most 30 tokens .*, found 32"):
-        pipeline.check_lengths(read, LAYOUT)
-    with pytest.raises(DataError, match=r"a.jsonl:24: prompt"):
-        demonstrations.rows(read[-1:], LAYOUT)
-
-
-def test_records_that_are_too_long_can_be_left_out():
-    too_long = Prompt(prompt="q" * 31)
-    found = [too_long, *PROMPTS[:3], too_long, *PROMPTS[3:]]
-    assert pipeline.find_too_long(found, LAYOUT) == [0, 4]
-    kept = pipeline.without(found, [0, 4])
-    assert list(kept) == PROMPTS
-    assert kept[-1] == PROMPTS[-1] and kept[1:3] == PROMPTS[1:3]
-    with pytest.raises(DataError, match="prompt: expected at most 30 tokens"):
-        pipeline.find_too_long([too_long], LAYOUT)
-
-
 def test_errors_name_the_bad_value():
     with pytest.raises(ConfigError, match="^batch_size: expected a positive multiple of 3, so that .*, found 4$"):
         stream("prompts", batch_size=4, share=Share((0,), 3))

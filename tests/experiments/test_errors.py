@@ -35,13 +35,17 @@ def trained(workdir):
     [
         ("text", '{"text": "a fox"', "expected one JSON object, found"),
         ("text", '{"txt": "a fox"}', "text: expected in a Text, found only txt"),
-        ("demonstrations", '{"prompt": "a", "response": ""}', "response: expected text, found ''"),
+        ("demonstrations", '{"prompt": "a", "response": ""}', "response: expected text, found an empty one"),
         ("prompts", '{"prompt": 3}', "prompt: expected text, found 3"),
-        ("rankings", '{"prompt": "a", "responses": [], "scores": []}', "responses: expected 2 to 9 answers, found 0"),
+        (
+            "rankings",
+            '{"prompt": "a", "responses": [], "scores": []}',
+            "scores: expected at least one preference, found all 0",
+        ),
         (
             "rankings",
             '{"prompt": "a", "responses": ["b"], "scores": [1]}',
-            "responses: expected 2 to 9 answers, found 1",
+            "scores: expected at least one preference, found all 1",
         ),
         (
             "rankings",

@@ -52,5 +52,7 @@ def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
         monkeypatch.setattr(reproduce, module, fake)
     monkeypatch.setattr(progress, "Stages", opened)
     config = ml_collections.ConfigDict({"ppo": {"reward_from": reward_from}})
-    reproduce.main(types.SimpleNamespace(config=config, workdir=tmp_path))
-    assert called == named == expected
+    required = []
+    fake = types.SimpleNamespace(config=config, workdir=tmp_path, require=lambda *stages: required.extend(stages))
+    reproduce.main(fake)
+    assert called == named == required == expected

@@ -67,7 +67,7 @@ def test_the_nearest_key_is_named(key, near):
 
 
 def test_without_a_near_key_those_of_the_section_are_named():
-    expected = "tokenizer.zzz: expected one of path, vocab_size, max_documents, found no such key"
+    expected = "tokenizer.zzz: expected one of path, vocab_size, character_coverage, max_documents, found no such key"
     assert declared.unknown("tokenizer.zzz") == expected
     assert declared.unknown("zzz").startswith("zzz: expected one of seed, invariants, guards, data, ")
 

@@ -85,3 +85,10 @@ def test_the_script_prints_the_page():
 @pytest.mark.parametrize("value", ["a b", "", "a\nb", 3, 0.1, None, ("a",), True])
 def test_a_value_is_one_line(value):
     assert "\n" not in listing.as_text(value)
+
+
+@pytest.mark.parametrize(("given", "found"), [(r"\n\n", "\n\n"), (r"\t\\n", "\t\\n"), ("\n", "\n"), (" ### ", " ### ")])
+def test_escapes_in_a_separator_from_a_shell_are_read(given, found):
+    for flags in ([f"--config.data.separator={given}"], ["--config.data.separator", given]):
+        lines = scripts.run("config.py", *flags)
+        assert re.search(rf"separator +{re.escape(listing.as_text(found))} ", lines)

@@ -45,8 +45,9 @@ def test_every_source_has_the_methods_of_the_protocol(kind):
     for name in METHODS:
         found, expected = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (kind, Source))
         assert found == expected, name
-    for record, splits in SPLITS.items():  # the stages need these splits
-        assert set(splits) <= set(kind.splits[record])
+    for record, splits in kind.splits.items():  # the stages need these splits
+        assert set(SPLITS[record]) <= set(splits)
+    assert kind.splits.keys() == (set() if kind is Files else SPLITS.keys())  # the user's own are asked for by stages
 
 
 class TestFiles:

@@ -12,7 +12,7 @@ import pytest
 
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import Prompt
+from instructjax.records import Demonstration, Prompt
 from instructjax.runs import folder
 from instructjax.runs.schedule import Schedule
 from instructjax.stages import answers, evaluate, trained
@@ -139,13 +139,25 @@ def test_a_stage_without_a_checkpoint_has_not_begun(tmp_path):
         ({"seed": 1}, "seed"),
         ({"data__max_prompt": 20}, "data.max_prompt"),
         ({"tokenizer__vocab_size": 280}, "tokenizer.vocab_size"),
-        ({"files__text": "other.jsonl"}, "files.text"),
     ],
 )
 def test_prepared_data_are_of_one_recipe(begun, changes, key):
     config, workdir = begun
     with pytest.raises(ConfigError, match=f"run/data/config.json: {key}: expected .*; choose another --workdir"):
         prepare(changed(config, **changes), workdir)
+
+
+def test_records_may_be_moved_and_named_in_another_way(tmp_path, monkeypatch):
+    config = recipe(tmp_path)
+    prepare(config, tmp_path / "run")
+    begin(config, tmp_path / "run", "sft")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "demonstrations.jsonl").rename(tmp_path / "moved" / "d.jsonl")
+    config = changed(config, files__text=" ./text.jsonl ,", files__demonstrations="moved/d.jsonl")
+    run = Run(config, tmp_path / "run")
+    assert len(run.records(Demonstration, "train")) == 20
+    begin(config, tmp_path / "run", "sft")
 
 
 def test_unfinished_data_are_prepared_again(tmp_path):

@@ -140,3 +140,23 @@ def test_training_is_silent():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == run.stderr == ""
+
+
+def test_rare_characters_become_bytes():
+    """300 lines with thousands of characters, such as Chinese ones, give a small vocabulary."""
+    lines = [f"the fox {chr(0x4E00 + i)}{chr(0x5E00 + i)} 狐 sleeps" for i in range(300)]
+    with pytest.raises(TokenizerError, match="a smaller tokenizer.character_coverage"):
+        SentencePieceTokenizer.train(lines, 320)
+    tokenizer = SentencePieceTokenizer.train(lines, 320, character_coverage=0.9)
+    assert len(tokenizer.encode("狐")) == 1 and len(tokenizer.encode(chr(0x4E05))) == 3
+    assert all(tokenizer.decode(tokenizer.encode(line)) == line for line in lines)
+
+
+def test_a_line_with_the_character_that_sentencepiece_skips_is_learned_from():
+    with_it = ["the fox sleeps \u2585 the owl sleeps"] * 20
+    tokenizer = SentencePieceTokenizer.train(with_it, 280)
+    assert (
+        tokenizer.fingerprint
+        == SentencePieceTokenizer.train(["the fox sleeps \n the owl sleeps"] * 20, 280).fingerprint
+    )
+    assert tokenizer.decode(tokenizer.encode(with_it[0])) == with_it[0]

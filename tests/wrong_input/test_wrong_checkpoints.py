@@ -316,7 +316,7 @@ def test_metrics(pretrained):
 @fault("damaged prepared records", "PATH: expected a prepared data set, found a damaged one (TEXT); remove PATH")
 def test_damaged_records(pretrained):
     config, workdir = pretrained
-    (workdir / "data" / "prompts" / "1.0.0" / "dataset_info.json").write_text("{")
+    (workdir / "data" / "demonstrations" / "1.0.0" / "dataset_info.json").write_text("{")
     sft.run(Run(config, workdir))
 
 

@@ -247,9 +247,9 @@ def test_seed():
     begin("--config.seed=-1")
 
 
-@fault("no records", "files.text: expected a file of Text records, found none")
+@fault("no records", "files.text: expected a file of Text records for pretrain, found none")
 def test_no_files(tmp_path):
-    begin(f"--workdir={tmp_path}", config="configs/own.py")
+    begin(f"--workdir={tmp_path / 'run'}", config="configs/own.py", script="pretrain.py")
 
 
 @fault("no folder of the E2E data", "e2e.directory: expected the folder of all data sets, found none; see docs/e2e.md")
@@ -382,9 +382,9 @@ def test_raters():
     begin("--config.sandbox.raters=21")
 
 
-@fault("more answers than the paper ranks", "comparisons.max_answers: expected 2 to 9, found 10")
+@fault("more answers than a ranking may have", "comparisons.max_answers: expected 2 to 32, found 33")
 def test_max_answers(tmp_path):
-    run_with(tmp_path, comparisons__max_answers=10)
+    run_with(tmp_path, comparisons__max_answers=33)
 
 
 REWARDS = """

@@ -9,6 +9,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
+from instructjax.stages.run import Run
 from tests.recipes import RECORDS, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
@@ -119,11 +120,6 @@ def test_missing_field(tmp_path):
     read(tmp_path, '{"prompt": "a", "answer": "b"}', Demonstration)
 
 
-@fault("an empty text", "PATH:N: response: expected text, found ''")
-def test_empty_text(tmp_path):
-    read(tmp_path, '{"prompt": "a", "response": ""}', Demonstration)
-
-
 @fault("a number instead of text", "PATH:N: prompt: expected text, found 3")
 def test_number_for_text(tmp_path):
     read(tmp_path, '{"prompt": 3}', Prompt)
@@ -137,11 +133,6 @@ def test_surrogate(tmp_path):
 @fault("an unknown split", "PATH:N: split: expected one of train, validation, test, found 'dev'")
 def test_split(tmp_path):
     read(tmp_path, '{"text": "a", "split": "dev"}')
-
-
-@fault("a ranking with one answer", "PATH:N: responses: expected 2 to 9 answers, found 1")
-def test_one_answer(tmp_path):
-    read_ranking(tmp_path, responses=["a"], scores=[1])
 
 
 @fault("answers that are not a list", "PATH:N: responses: expected a list of texts, found 'ab'")
@@ -159,26 +150,13 @@ def test_score_is_not_a_number(tmp_path):
     read_ranking(tmp_path, scores=[1, "good"])
 
 
-@fault(
-    "a ranking in which all answers tie",
-    "PATH:N: scores: expected at least one preference, found all 2 answers tied",
-)
-def test_tied(tmp_path):
-    read_ranking(tmp_path, scores=[1, 1])
-
-
-@fault("scores that are equal in float32", "PATH:N: scores: expected numbers that are distinct in float32, found TEXT")
-def test_close_scores(tmp_path):
-    prepared(tmp_path, "rankings", scores=[1, 1 + 1e-12])
-
-
 @fault("metadata for another number of answers", "PATH:N: metadata: expected 2 objects, found [{'overall': 7}]")
 def test_metadata(tmp_path):
     read_ranking(tmp_path, metadata=[{"overall": 7}])
 
 
 @fault(
-    "a prompt that is too long, if `data.drop_long` is off",
+    "a prompt that is too long, with `data.strict`",
     "PATH:N: prompt: expected at most 16 tokens (data.max_prompt), found N",
 )
 def test_long_prompt(tmp_path):
@@ -186,7 +164,7 @@ def test_long_prompt(tmp_path):
 
 
 @fault(
-    "a response that is too long, if `data.drop_long` is off",
+    "a response that is too long, with `data.strict`",
     "PATH:N: response: expected at most 12 tokens (data.max_response), found N",
 )
 def test_long_response(tmp_path):
@@ -204,11 +182,135 @@ def test_many_answers(tmp_path):
 
 @fault(
     "an empty split that a stage needs",
-    "PATH: expected records in the splits train, validation, test, found only train (N)",
+    "PATH: expected Prompt records in the split validation, found only train (N); "
+    'add records with "split": "validation", or change data.validation or data.test',
 )
 def test_empty_split(tmp_path):
     lines = [json.dumps({**record, "split": "train"}) for record in RECORDS["prompts"]]
-    prepare(recipe(tmp_path, prompts=lines), tmp_path / "run")
+    Run(recipe(tmp_path, prompts=lines), tmp_path / "run").require("ppo")
+
+
+@fault("an empty text, with `data.strict`", "PATH:N: prompt: expected text, found an empty one")
+def test_empty_text(tmp_path):
+    prepared(tmp_path, "prompts", prompt="")
+
+
+@fault(
+    "a ranking in which all answers tie, with `data.strict`",
+    "PATH:N: scores: expected at least one preference, found all 2 answers tied",
+)
+def test_tied(tmp_path):
+    prepared(tmp_path, "rankings", scores=[1, 1])
+
+
+@fault(
+    "equal answers with different scores, with `data.strict`",
+    "PATH:N: responses: expected one score for equal answers, found several",
+)
+def test_equal_answers(tmp_path):
+    prepared(tmp_path, "rankings", responses=["a", "a"])
+
+
+@fault(
+    "a split in which no record can be used",
+    "PATH: expected Prompt records in the split test that can be used, found none of N: "
+    "prompt over data.max_prompt: N; prompts have N to N tokens, half of them up to N, "
+    "90 % up to N, 99 % up to N: raise data.max_prompt (16)",
+)
+def test_lost_split(tmp_path):
+    long = [{"prompt": "a fox " * 40, "split": "test"} for _ in range(4)]
+    lines = [{**record, "split": ("train", "validation")[i % 2]} for i, record in enumerate(RECORDS["prompts"])]
+    config = recipe(tmp_path, prompts=[json.dumps(line) for line in lines + long])
+    Run(changed(config, data__strict=False), tmp_path / "run").require("evaluate")
+
+
+@fault(
+    "a single test prompt",
+    "PATH: expected at least 2 different prompts in the split test for evaluate, found 1; "
+    'add records with "split": "test", or raise data.test or evaluate.prompts',
+)
+def test_one_test_prompt(tmp_path):
+    lines = [{**record, "split": ("train", "validation")[i % 2]} for i, record in enumerate(RECORDS["prompts"])]
+    lines.append({"prompt": "the fox", "split": "test"})
+    config = recipe(tmp_path, prompts=[json.dumps(line) for line in lines])
+    Run(config, tmp_path / "run").require("evaluate")
+
+
+@fault("a stage without its records", "files.rankings: expected a file of Ranking records for reward, found none")
+def test_no_rankings(tmp_path):
+    Run(changed(recipe(tmp_path), files__rankings=""), tmp_path / "run").require("pretrain", "sft", "reward")
+
+
+@fault(
+    "a separator that leaves no room for a prompt",
+    "data.max_prompt: expected more than the N tokens of data.separator, found 16",
+)
+def test_no_room_for_the_separator(tmp_path):
+    prepare(changed(recipe(tmp_path), data__separator="\n" * 16), tmp_path / "run")
+
+
+@fault("neither text nor a tokenizer", "tokenizer.path: expected a tokenizer, or text to train one on, found neither")
+def test_no_tokenizer(tmp_path):
+    prepare(changed(recipe(tmp_path), files__text="", files__demonstrations=""), tmp_path / "run")
+
+
+@fault(
+    "several faults in one file",
+    "PATH:N: text: expected text, found 1; PATH:N: text: expected text, found 2",
+)
+def test_several_faults(tmp_path):
+    read(tmp_path, '{"text": 1}\n{"text": 2}\n')
+
+
+@fault(
+    "gzip data in a file whose name does not say so",
+    "PATH:N: expected UTF-8, found gzip data; let the file's name end in .gz",
+)
+def test_gzip_without_suffix(tmp_path):
+    read(tmp_path, gzip.compress(b'{"text": "a"}\n'))
+
+
+@fault(
+    "JSON over several lines",
+    "PATH:N: expected one JSON object, found '{' (JSON over several lines: write one object per line, or a list in a "
+    "file that ends in .json)",
+)
+def test_json_over_several_lines(tmp_path):
+    read(tmp_path, "{")
+
+
+@fault(
+    "a file of another format",
+    "PATH: expected a file that ends in .jsonl, .json, .csv, .tsv (also with .gz or .zst) or .parquet, .arrow",
+)
+def test_format(tmp_path):
+    (tmp_path / "text.xml").write_text("<text/>")
+    prepare(changed(recipe(tmp_path), files__text=str(tmp_path / "text.xml")), tmp_path / "run")
+
+
+@fault("a pattern that no file matches", "PATH: expected files that match this pattern, found none")
+def test_pattern(tmp_path):
+    prepare(changed(recipe(tmp_path), files__text=f"{tmp_path}/*.parquet"), tmp_path / "run")
+
+
+@fault("names of fields without =", "files.fields: expected OURS=THEIRS, such as prompt=question, found 'question'")
+def test_fields(tmp_path):
+    prepare(changed(recipe(tmp_path), files__fields="question"), tmp_path / "run")
+
+
+@fault(
+    "a pair whose answers have different prompts",
+    "PATH:N: rejected: expected the prompt of chosen, up to the assistant's last turn, found another",
+)
+def test_pair_of_two_prompts(tmp_path):
+    pair = {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: c\n\nAssistant: d"}
+    prepare(recipe(tmp_path, rankings=[json.dumps(pair)]), tmp_path / "run")
+
+
+@fault("a damaged Parquet file", "PATH: expected parquet data, found TEXT")
+def test_parquet(tmp_path):
+    (tmp_path / "text.parquet").write_text("PAR1")
+    prepare(changed(recipe(tmp_path), files__text=str(tmp_path / "text.parquet")), tmp_path / "run")
 
 
 @fault("an E2E folder with a missing file", "PATH: expected the E2E files TEXT, found no dev_references.jsonl.gz")

@@ -132,7 +132,8 @@ def test_large_vocabulary():
 
 @fault(
     "a vocabulary that is too small for the characters",
-    "tokenizer.vocab_size: expected at least N for these characters, found 100",
+    "tokenizer.vocab_size: expected at least N for these characters, found 100; "
+    "a smaller tokenizer.character_coverage leaves rare ones to bytes",
 )
 def test_small_vocabulary():
     SentencePieceTokenizer.train(LINES, 100)

@@ -1,0 +1,78 @@
+"""The records that each stage needs. They are checked before the first stage; nothing else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from instructjax.data import checked, prepared
+from instructjax.data.selection import Counts
+from instructjax.errors import ConfigError, DataError
+from instructjax.records import Demonstration, Prompt, Ranking, Record, Text
+
+if TYPE_CHECKING:
+    from instructjax.stages.run import Run
+
+_TRAINED = ("train", "validation")
+NEEDS: Mapping[str, Mapping[type[Record], tuple[str, ...]]] = {
+    "pretrain": {Text: _TRAINED},
+    "sft": {Demonstration: _TRAINED},
+    "comparisons": {},
+    "reward": {Ranking: _TRAINED},
+    "select": {Prompt: ("validation",)},
+    "ppo_init": {Text: ("train",), Demonstration: _TRAINED},
+    "ppo": {Prompt: _TRAINED},
+    "ppo_ptx": {Text: ("train",), Prompt: _TRAINED},
+    "dpo": {Ranking: ("train",)},
+    "evaluate": {Text: ("validation",), Demonstration: ("train",), Prompt: ("validation", "test")},
+}
+
+
+def check(run: Run, stages: Iterable[str]) -> None:
+    """Checks that prepared sets have records that can be used, as far as is known without a tokenizer or with it.
+
+    Args:
+      run: its prepared sets may or may not have been tokenized yet.
+      stages: names of stages; guests are asked for nothing, and fail when they read.
+
+    Raises:
+      ConfigError: the recipe names no file of some kind of records.
+      DataError: a split has no records, or none that can be used; the message has the cause and what to change.
+    """
+    for kind, splits in run.source.splits.items():
+        for split in splits:
+            _check_split(run, kind, split)
+    for stage in stages:
+        if stage in ("pretrain", "reward") and run.config[stage].import_from:
+            continue
+        for kind, splits in NEEDS.get(stage, {}).items():
+            name = prepared.SET_NAMES[kind]
+            if "files" in run.config and not (run.prepared_folder / name).exists():
+                raise ConfigError(f"files.{name}: expected a file of {kind.__name__} records for {stage}, found none")
+            for split in splits:
+                _check_split(run, kind, split)
+
+
+def _check_split(run: Run, kind: type[Record], split: str) -> None:
+    folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
+    if not (folder / name).exists():  # rankings may be collected later
+        return
+    entry = checked.read(run.data_folder / "checked.json").get(name)
+    counts = checked.count(folder, name, entry)
+    place = ", ".join(prepared.source_files(folder, name))
+    if split not in counts:
+        sizes = ", ".join(f"{other} ({found.used})" for other, found in counts.items())
+        raise DataError(
+            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}; "
+            f'add records with "split": "{split}", or change data.validation or data.test'
+        )
+    if not counts[split].used:
+        causes = "; ".join(_causes(run, counts[split], ((entry or {}).get("splits", {})).get(split, {})))
+        raise DataError(
+            f"{place}: expected {kind.__name__} records in the split {split} that can be used, "
+            f"found none of {counts[split].given}: {causes}"
+        )
+
+
+def _causes(run: Run, counts: Counts, found: Mapping[str, Mapping[str, list[int]]]) -> list[str]:
+    return [counts.describe(), *checked.advise(counts, found.get("lengths", {}), run.config.data)]
