@@ -102,6 +102,7 @@ INTEGER_OR_REST = Range(
     "an integer, at least 1, or -1", lambda value: INTEGER_FROM_1.contains(value) or _is_integer(value) and value == -1
 )
 INTEGER_OR_NONE = Range("None or an integer, at least 1", lambda value: value is None or INTEGER_FROM_1.contains(value))
+POSITIVE_OR_NONE = Range("None or more than 0", lambda value: value is None or POSITIVE.contains(value))
 POSITIVE = numbers("more than 0", lambda value: value > 0)
 AT_LEAST_0 = numbers("at least 0", lambda value: value >= 0)
 AT_LEAST_0_OR_INFINITY = Range(
@@ -109,6 +110,7 @@ AT_LEAST_0_OR_INFINITY = Range(
 )
 BELOW_1 = numbers("from 0 to below 1", lambda value: 0 <= value < 1)
 UP_TO_1 = numbers("from 0 to 1", lambda value: 0 <= value <= 1)
+SHARE_ABOVE_0 = numbers("above 0, up to 1", lambda value: 0 < value <= 1)
 TRUE_OR_FALSE = Range("True or False", lambda value: isinstance(value, bool))
 TEXT = Range("text", lambda value: isinstance(value, str) and "\0" not in value)
 NAMES = Range(
