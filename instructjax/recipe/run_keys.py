@@ -119,9 +119,7 @@ MODEL = section(
     d_head=Key(128, INTEGER_FROM_1, "units", "D", "GPT-3, table 2.1"),
     d_ff=Key(8192, INTEGER_FROM_1, "units", "width of the feed-forward layer", "GPT-3: 4 d_model"),
     max_length=Key(2048, INTEGER_FROM_1, "tokens", "context", "GPT-3, 2.1"),
-    local_window=Key(
-        256, INTEGER_OR_NONE, "tokens", "of local layers; None: dense", "GPT-3: banded; width silent"
-    ),
+    local_window=Key(256, INTEGER_OR_NONE, "tokens", "of local layers; None: dense", "GPT-3: banded; width silent"),
     window_pattern=Key("DL", PATTERN, "", "dense and local layers, repeated", "GPT-3, 2.1: alternating"),
     norm=Key("layer", one_of(*CHOICES["norm"]), "", "LayerNorm; RMSNorm; RMSNorm with a scale of 1 + w", "GPT-3"),
     norm_epsilon=Key(1e-5, POSITIVE, "", "added to the variance or the mean square", "GPT-2's code"),

@@ -112,7 +112,8 @@ def test_a_ring_cache_samples_the_same_tokens():
     model, params = LanguageModel(config), fakes.params(LanguageModel(config))
     segments = (np.arange(5) >= np.array([[0], [2], [4], [1]])).astype(np.int32)
     tokens = np.random.default_rng(0).integers(2, config.vocab_size, size=segments.shape) * segments
-    prompts, keys = PromptBatch(tokens.astype(np.int32), segments), sampling.row_keys(jax.random.key(0), 4)
+    prompts = PromptBatch(jnp.asarray(tokens, jnp.int32), jnp.asarray(segments))
+    keys = sampling.row_keys(jax.random.key(0), 4)
     given = dict(max_response=6, eos_id=1, pad_id=0)
     whole, _ = sampling.sample(model, params, prompts, keys, sampling.categorical(), **given)
     refilled, _ = refilling.sample(model, params, prompts, keys, sampling.categorical(), rows=2, refill=1, **given)
