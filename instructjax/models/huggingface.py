@@ -238,7 +238,7 @@ def _names_of(name: str, config: TransformerConfig) -> list[str]:
 
 def _shapes(ours: Mapping[str, tuple[int, ...]], names: Table, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of their tensors by name."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, (layout, paths) in names.items():
         one_layer = [ours[path][1:] if "{}" in name else ours[path] for path in paths]
         weights = [np.broadcast_to(np.float32(0), shape) for shape in one_layer]

@@ -102,8 +102,8 @@ INTEGER_OR_REST = Range(
     "an integer, at least 1, or -1", lambda value: INTEGER_FROM_1.contains(value) or _is_integer(value) and value == -1
 )
 INTEGER_OR_NONE = Range("None or an integer, at least 1", lambda value: value is None or INTEGER_FROM_1.contains(value))
-POSITIVE_OR_NONE = Range("None or more than 0", lambda value: value is None or POSITIVE.contains(value))
 POSITIVE = numbers("more than 0", lambda value: value > 0)
+POSITIVE_OR_NONE = Range("None or more than 0", lambda value: value is None or POSITIVE.contains(value))
 AT_LEAST_0 = numbers("at least 0", lambda value: value >= 0)
 AT_LEAST_0_OR_INFINITY = Range(
     "at least 0, or infinity", lambda value: _is_infinity(value) or AT_LEAST_0.contains(value)

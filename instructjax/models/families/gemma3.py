@@ -34,13 +34,13 @@ def _rotary(described: Described, where: str) -> dict[str, Any]:
     kinds = ("full_attention", "sliding_attention")
     if not isinstance(given, dict) or not all(isinstance(given.get(kind), dict) for kind in kinds):
         raise CheckpointError(f"{where}: rope_parameters: expected objects {' and '.join(kinds)}, found {given!r:.60}")
-    dense, local = ({**described, "rope_parameters": given[kind]} for kind in kinds)
-    near = rotary_fields(local, where, _LOCAL_BASE)
-    if "rotary_scaling" in near:
+    dense, near = ({**described, "rope_parameters": given[kind]} for kind in kinds)
+    local_fields = rotary_fields(near, where, _LOCAL_BASE)
+    if "rotary_scaling" in local_fields:
         raise CheckpointError(
-            f"{where}: rope_parameters: sliding_attention: expected default, found {near['rotary_scaling']}"
+            f"{where}: rope_parameters: sliding_attention: expected default, found {local_fields['rotary_scaling']}"
         )
-    return rotary_fields(dense, where, _BASE) | {"rotary_local_base": near["rotary_base"]}
+    return rotary_fields(dense, where, _BASE) | {"rotary_local_base": local_fields["rotary_base"]}
 
 
 def _described(config: TransformerConfig) -> dict[str, Any]:
