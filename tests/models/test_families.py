@@ -221,7 +221,7 @@ class TestAgainstTransformers:
         jax.tree.map(np.testing.assert_array_equal, back, params)
 
     @pytest.mark.parametrize("name", ["pythia", "llama 3", "mistral", "qwen2", "qwen3", "gemma 2", "gemma 3", "olmo 2"])
-    def test_a_reward_model_has_the_same_scores_there(self, tmp_path, name):
+    def test_a_reward_model_has_the_same_scores_there(self, tmp_path, name, capsys):
         _, config = MODELS[name]
         params = fakes.params(ScalarModel(config))
         described = huggingface.describe(config, **IDS, is_reward_model=True)
@@ -233,5 +233,8 @@ class TestAgainstTransformers:
         with self.torch.no_grad():
             expected = theirs(self.torch.tensor(tokens)).logits[:, 0].numpy() + described.get("score_offset", 0.0)
         rows = tokens, np.ones_like(tokens), np.arange(14)[None].repeat(3, 0)
-        found = fakes.compiled(ScalarModel(config))(params, *rows)[:, -1]
+        found = np.asarray(fakes.compiled(ScalarModel(config))(params, *rows)[:, -1])
+        with capsys.disabled():
+            error = np.abs(found - expected).max()
+            print(f"\n  {name}: largest difference {error:.1e}, largest value {np.abs(expected).max():.1f}", end="")
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
