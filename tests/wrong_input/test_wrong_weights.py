@@ -200,6 +200,29 @@ def test_no_safetensors(tmp_path, monkeypatch):
 
 
 @fault(
+    "a missing package for GGUF files",
+    "expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'",
+)
+def test_no_gguf(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "model.gguf").write_bytes(b"")
+    pretrained.read_config(tmp_path / "model.gguf")
+
+
+@fault("a missing GGUF file", "PATH: expected a GGUF file, found none")
+def test_no_gguf_file(tmp_path):
+    importing(tmp_path, pretrain__import_from=str(tmp_path / "model.gguf"))
+
+
+@fault(
+    "a model of no family",
+    "model.norm: expected 'layer' for gpt2, found 'rms'",
+)
+def test_no_family(tmp_path):
+    exporting(tmp_path, "sft", model__norm="rms")
+
+
+@fault(
     "a missing package for BPE tokenizers",
     "tokenizer: expected the package tokenizers to read a BPE, found none; pip install 'instructjax[huggingface]'",
 )
