@@ -1,12 +1,12 @@
-"""Imports pretrained weights from a local folder with config.json, safetensors files and a tokenizer.
+"""Imports pretrained weights from a folder with config.json, safetensors files and a tokenizer, or from a GGUF file.
 
 python experiments/import_weights.py --config=configs/gpt2.py:124m --source=FOLDER --workdir=runs/gpt2 \\
     --config.tokenizer.path=FOLDER --config.files.text=... --config.files.demonstrations=... \\
     --config.files.rankings=... --config.files.prompts=...
 
-A GPT-2 becomes WORKDIR/pretrain. With --stage=reward, a sequence classifier with one label becomes WORKDIR/reward, and
-its accuracy is measured on rankings. If the labelers are simulated, the rankings are collected first, which needs
-WORKDIR/sft.
+A language model becomes WORKDIR/pretrain. With --stage=reward, a sequence classifier with one label becomes
+WORKDIR/reward, and its accuracy is measured on rankings. If the labelers are simulated, the rankings are collected
+first, which needs WORKDIR/sft.
 
 Run the other stages with the same flags and --config.pretrain.import_from=FOLDER, or
 --config.reward.import_from=FOLDER. `reproduce.py` with these flags runs all of them.

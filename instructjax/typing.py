@@ -9,7 +9,7 @@ scalar. Dtypes and shapes are checked in the tests only (`tests/shape_checks.py`
     S  prompts in a row             H  heads
     K  answers to a prompt          D  width of a head
     P  tokens of a prompt           d  width of the residual stream
-    R  tokens of a response
+    R  tokens of a response         G  heads of keys and values
 
 In `models`, S is the number of keys that a query may see: the slots of a cache, or T without one.
 """

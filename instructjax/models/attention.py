@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -26,16 +28,24 @@ class Visible(flax.struct.PyTreeNode):
 
     Attributes:
       dense: the mask of layers that see all positions.
-      banded: the mask of the odd layers, if those see only a window; else None.
+      banded: the mask of the local layers, if those see only a window; else None.
       segments: the segments of a row, if `dense` lets each query see all of its segment up to itself, and `banded`
         the last columns of that; else None. Fused kernels take segments instead of masks.
       window: of `banded`, in tokens.
+      pattern: which layers are dense (D) and local (L), repeated over the layers.
     """
 
     dense: Bool[Array, "B T S"]
     banded: Bool[Array, "B T S"] | None = None
     segments: Int[Array, "B T"] | None = None
     window: int | None = flax.struct.field(pytree_node=False, default=None)
+    pattern: str = flax.struct.field(pytree_node=False, default="DL")
+
+
+def is_local(pattern: str, layer: Index) -> Bool[Array, ""]:
+    """Finds whether a layer is local (L) in a pattern of D and L, which is repeated over the layers."""
+    place = jnp.asarray(layer) % len(pattern)
+    return functools.reduce(jnp.logical_or, [place == i for i, kind in enumerate(pattern) if kind == "L"])
 
 
 def attention_mask(
@@ -85,13 +95,18 @@ def branch_mask(query_branches: Int[Array, "B T"], key_branches: Int[Array, "B S
 
 def attention(
     query: Float[Array, "B H T D"],
-    key: Float[Array, "B H S D"],
-    value: Float[Array, "B H S D"],
+    key: Float[Array, "B G S D"],
+    value: Float[Array, "B G S D"],
     visible: Visible,
     layer: Index = 0,
     matmul_dtype: DTypeLike | None = None,
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, "B H T D"]:
     """Computes softmax(q k^T / sqrt(D)) v over the keys that each query sees, with softmax in at least float32.
+
+    Each H / G neighboring query heads share a head of keys and values.
 
     If the shapes allow it, half-precision arrays on an NVIDIA GPU of compute capability 8.0 or later go to cuDNN's
     fused kernel, and whole rows on a TPU to splash attention; neither ever holds the [B, H, T, S] weights. If the
@@ -104,48 +119,63 @@ def attention(
       value: v.
       visible: the keys that the queries see. If T = S, no query sees a key in a later column. A query that
         sees no key gets an arbitrary finite result.
-      layer: number of the layer; odd layers see `visible.banded`.
+      layer: number of the layer; local layers of `visible.pattern` see `visible.banded`.
       matmul_dtype: the dtype to which the factors of both products are rounded; by default that of the arrays.
         Factors of a single query are not rounded, because reading the keys takes longer.
+      scale: the factor of q k^T; 1 / sqrt(D) by default.
+      cap: 0, or c where scores s become c tanh(s / c).
 
     Returns:
       The mixed values, in the dtype of `value`.
     """
-    odd, mask = None, visible.dense
+    local, mask = None, visible.dense
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if visible.banded is not None:
-        odd = jnp.asarray(layer) % 2 == 1
-        mask = jnp.where(odd, visible.banded, visible.dense)
-    if _fits_cudnn(query, key):
+        local = is_local(visible.pattern, layer)
+        mask = jnp.where(local, visible.banded, visible.dense)
+    if not cap and _fits_cudnn(query, key):
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
         return mixed.swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if jax.default_backend() == "tpu":
         reason = _why_no_splash(query, key, visible)
         if reason is None and visible.segments is not None:
-            return flash.attention(query, key, value, visible.segments, odd, visible.window)
+            return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
         logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
-    return _einsums(query, key, value, mask, factors)
+    return _einsums(query, key, value, mask, factors, scale, cap)
 
 
-def _einsums(query: Array, key: Array, value: Array, mask: Array, matmul_dtype: jnp.dtype) -> Array:
+def _einsums(
+    query: Array, key: Array, value: Array, mask: Array, matmul_dtype: jnp.dtype, scale: float, cap: float = 0.0
+) -> Array:
     length = query.shape[2]
     if length != key.shape[2] or length <= MIN_BLOCK:
-        return _attend(query, key, value, mask, matmul_dtype)
+        return _attend(query, key, value, mask, matmul_dtype, scale, cap)
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     blocks = [(start, min(start + size, length)) for start in range(0, length, size)]
     parts = [
-        _attend(query[:, :, i:j], key[:, :, :j], value[:, :, :j], mask[:, i:j, :j], matmul_dtype) for i, j in blocks
+        _attend(query[:, :, i:j], key[:, :, :j], value[:, :, :j], mask[:, i:j, :j], matmul_dtype, scale, cap)
+        for i, j in blocks
     ]
     return jnp.concatenate(parts, axis=2)
 
 
-def _attend(query: Array, key: Array, value: Array, mask: Array, matmul_dtype: jnp.dtype) -> Array:
-    scale = query.shape[-1] ** -0.5
+def _attend(
+    query: Array, key: Array, value: Array, mask: Array, matmul_dtype: jnp.dtype, scale: float, cap: float
+) -> Array:
     precision = jnp.promote_types(query.dtype, jnp.float32)
-    scores = matmul.einsum("bhtd,bhsd->bhts", query * scale, key, matmul_dtype, precision)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    return matmul.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, matmul_dtype, value.dtype)
+    (rows, heads, length, width), (groups, slots) = query.shape, key.shape[1:3]
+    # The queries of the heads that share keys are more queries of one head, so both products stay ordinary matmuls.
+    shared = (query * scale).reshape(rows, groups, -1, width)
+    scores = matmul.einsum("bhtd,bhsd->bhts", shared, key, matmul_dtype, precision)
+    scores = scores.reshape(rows, heads, length, slots)
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1).astype(value.dtype)
+    weights = weights.reshape(rows, groups, -1, slots)
+    mixed = matmul.einsum("bhts,bhsd->bhtd", weights, value, matmul_dtype, value.dtype)
+    return mixed.reshape(rows, heads, length, width)
 
 
 def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:

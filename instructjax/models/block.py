@@ -1,19 +1,23 @@
-"""One layer of the decoder: attention and a feed-forward network, each behind a layer norm."""
+"""One layer of the decoder: attention and a feed-forward network, with norms. It reads its choices from the config."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from instructjax.models import matmul
-from instructjax.models.attention import Visible, attention
+from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain, mesh_of_context
+from instructjax.models.rotary import Rotations, rotate
 from instructjax.typing import Array, Index
 
 Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
@@ -22,19 +26,27 @@ Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys an
 TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
 DENSE = "dense"  # the checkpoint name of the outputs of dense layers, for the remat policy that saves them
 
+_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+}
+
 
 class Dense(nn.Module):
-    """Computes x W + b over the last axis.
+    """Computes x W + b over the last axis, or x W.
 
     Attributes:
       axis: the name of the axis of features, by which the result is sharded on a mesh; see `partitioning.RULES`.
       scale: standard deviation of the initial kernel, in units of `config.init_std`; the bias starts at 0.
+      has_bias: whether there is a b.
     """
 
     config: TransformerConfig
     features: int
     axis: str | None = None
     scale: float = 1.0
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T features"]:
@@ -45,7 +57,6 @@ class Dense(nn.Module):
         else:
             init = nn.initializers.normal(config.init_std * self.scale)
             spec, kernel = "td,df->tf", self.param("kernel", init, (width, self.features), config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
         flat = x
         if mesh_of_context() is None:
             # One row of tokens: on a CPU, XLA's gradient of a product of two matrices is faster than that of [B, T, d]
@@ -54,8 +65,10 @@ class Dense(nn.Module):
         else:
             spec = spec.replace("t", "bt")
         y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
-        # Broadcast before it is rounded, so that the bias's gradient is summed in the bias's dtype, not in bfloat16.
-        y += jnp.broadcast_to(bias, y.shape).astype(config.dtype)
+        if self.has_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
+            # Broadcast before it is rounded, so that the bias's gradient is summed in its own dtype, not in bfloat16.
+            y += jnp.broadcast_to(bias, y.shape).astype(config.dtype)
         y = checkpoint_name(y, DENSE).reshape(*x.shape[:-1], self.features)
         return y if self.axis is None else constrain(y, "batch", None, self.axis)
 
@@ -74,41 +87,69 @@ class SelfAttention(nn.Module):
         layer: Index,
         start: Index,
         visible: Visible,
+        rotations: Rotations | None,
     ) -> Carry:
         config = self.config
-        heads = (*x.shape[:2], config.num_heads, config.d_head)
 
-        def project(name: str) -> Float[Array, "B H T D"]:
-            flat = Dense(config, config.num_heads * config.d_head, "heads", name=name)(x)
-            return constrain(flat.reshape(heads).swapaxes(1, 2), "batch", "heads", None, None)
+        def project(name: str, heads: int, normed: str = "none") -> Float[Array, "B heads T D"]:
+            has_bias = config.biases != "none"
+            flat = Dense(config, heads * config.d_head, "heads", has_bias=has_bias, name=name)(x)
+            if normed == "width":
+                flat = norm(config, f"{name}_norm")(flat)
+            split = flat.reshape(*x.shape[:2], heads, config.d_head)
+            if normed == "head":
+                split = norm(config, f"{name}_norm")(split)
+            return constrain(split.swapaxes(1, 2), "batch", "heads", None, None)
 
-        query, key, value = project("query"), project("key"), project("value")
+        query = project("query", config.num_heads, config.query_key_norm)
+        key = project("key", config.kv_heads, config.query_key_norm)
+        value = project("value", config.kv_heads)
+        if rotations is not None:
+            rotation = rotations.dense
+            if rotations.local is not None:
+                here = is_local(config.window_pattern, layer)
+                rotation = jax.tree.map(functools.partial(jnp.where, here), rotations.local, rotation)
+            query, key = rotate(query, rotation), rotate(key, rotation)
         if keys is not None and values is not None:
             keys, key = append(keys, key, layer, start)
             values, value = append(values, value, layer, start)
         mixed = (
-            attention(query, key, value, visible, layer, config.resolved_matmul_dtype)
+            attention(
+                query,
+                key,
+                value,
+                visible,
+                layer,
+                config.resolved_matmul_dtype,
+                scale=(config.query_scalar or config.d_head) ** -0.5,
+                cap=config.score_cap,
+            )
             .swapaxes(1, 2)
             .reshape(*x.shape[:2], -1)
         )
         mixed = constrain(mixed, "batch", None, "heads")
-        return Dense(config, config.d_model, scale=_residual_scale(config), name="out")(mixed), keys, values
+        return _dense_out(config)(mixed), keys, values
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU (the tanh form of GPT-2) between them."""
+    """Two dense layers with an activation between them, which a third may gate."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         config = self.config
-        hidden = nn.gelu(Dense(config, config.d_ff, "hidden", name="in")(x), approximate=True)
-        return Dense(config, config.d_model, scale=_residual_scale(config), name="out")(hidden)
+        activation = _ACTIVATIONS[config.activation]
+
+        def dense(name: str) -> Float[Array, "B T hidden"]:
+            return Dense(config, config.d_ff, "hidden", has_bias=config.biases == "all", name=name)(x)
+
+        hidden = activation(dense("gate")) * dense("in") if config.gated else activation(dense("in"))
+        return _dense_out(config)(hidden)
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or another placement of its norms.
 
     The keys and values of the carry are the cache of all layers, that of this layer, or
     None. The cache of all layers is carried, not scanned over, so that a decoding loop
@@ -119,20 +160,37 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: Carry, layer: Index, start: Index, visible: Visible, deterministic: bool
+        self,
+        carry: Carry,
+        layer: Index,
+        start: Index,
+        visible: Visible,
+        rotations: Rotations | None,
+        deterministic: bool,
     ) -> tuple[Carry, None]:
         x, keys, values = carry
-        dropout = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        normed = self._normed("attention_norm", x)
-        update, keys, values = SelfAttention(self.config, name="attention")(normed, keys, values, layer, start, visible)
-        x = between_blocks(self.config, x + dropout(update))
-        normed = self._normed("feed_forward_norm", x)
-        x = x + dropout(FeedForward(self.config, name="feed_forward")(normed))
-        return (between_blocks(self.config, x), keys, values), None
+        config = self.config
+        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+        normed = self._before("attention_norm", x)
+        update, keys, values = SelfAttention(config, name="attention")(
+            normed, keys, values, layer, start, visible, rotations
+        )
+        y = between_blocks(config, x + dropout(self._after("attention_out_norm", update)))
+        normed = self._before("feed_forward_norm", x if config.parallel_residual else y)
+        update = FeedForward(config, name="feed_forward")(normed)
+        y = y + dropout(self._after("feed_forward_out_norm", update))
+        return (between_blocks(config, y), keys, values), None
 
-    def _normed(self, name: str, x: Hidden) -> Hidden:
+    def _before(self, name: str, x: Hidden) -> Hidden:
+        """Prepares the input of a sublayer."""
+        if self.config.norm_placement != "post":
+            x = norm(self.config, name)(x)
         # Gathered along the sequence once, not once for each dense layer that reads it.
-        return constrain(layer_norm(self.config, name)(x), "batch", None, None)
+        return constrain(x, "batch", None, None)
+
+    def _after(self, name: str, x: Hidden) -> Hidden:
+        """Prepares the output of a sublayer."""
+        return x if self.config.norm_placement == "pre" else norm(self.config, name)(x)
 
 
 def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:
@@ -140,12 +198,32 @@ def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:
     return constrain(x, "batch", "length" if config.shard_length else None, None)
 
 
-def layer_norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm:
-    """Builds a layer norm with GPT-2's epsilon."""
-    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square over the last axis (Zhang & Sennrich 2019), in at least float32."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape width"]:
+        config, dtype = self.config, jnp.promote_types(x.dtype, jnp.float32)
+        has_offset = config.norm == "rms_unit_offset"
+        init = nn.initializers.zeros if has_offset else nn.initializers.ones
+        scale = self.param("scale", init, x.shape[-1:], config.param_dtype).astype(dtype)
+        wide = x.astype(dtype)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + config.norm_epsilon)
+        return (normed * (1 + scale if has_offset else scale)).astype(config.dtype)
 
 
-def _residual_scale(config: TransformerConfig) -> float:
+def norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm | RMSNorm:
+    """Builds a norm of the kind that the config names."""
+    if config.norm == "layer":
+        epsilon = config.norm_epsilon
+        return nn.LayerNorm(epsilon=epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+    return RMSNorm(config, name=name)
+
+
+def _dense_out(config: TransformerConfig) -> Dense:
     # Layers that add to the residual stream start with smaller weights, so that its variance does not grow with
     # depth (Radford et al. 2019, section 2.3).
-    return (2 * config.num_layers) ** -0.5
+    scale = (2 * config.num_layers) ** -0.5
+    return Dense(config, config.d_model, scale=scale, has_bias=config.biases == "all", name="out")

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int
 
 from instructjax.models.config import TransformerConfig
@@ -15,7 +16,7 @@ from instructjax.models.partitioning import constrain
 from instructjax.typing import Array, Index
 
 Slots: TypeAlias = Float[
-    Array, "*L B H S D"
+    Array, "*L B G S D"
 ]  # keys or values of one layer, or of all; the slots of a head are contiguous
 
 
@@ -42,7 +43,7 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
     """Returns an empty cache with `max_length` slots (S) for each of `batch_size` rows (B)."""
 
     def empty(*layers: int) -> Slots:
-        return _cached(jnp.zeros((*layers, batch_size, config.num_heads, max_length, config.d_head), config.dtype))
+        return _cached(jnp.zeros((*layers, batch_size, config.kv_heads, max_length, config.d_head), config.dtype))
 
     def slots() -> Slots | tuple[Slots, ...]:
         return tuple(empty() for _ in range(config.num_layers)) if config.cache_by_layer else empty(config.num_layers)
@@ -83,16 +84,20 @@ def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], ot
 
 
 def append(
-    cached: Slots, new: Float[Array, "B H T D"], layer: Index, start: Index
-) -> tuple[Slots, Float[Array, "B H S D"]]:
+    cached: Slots, new: Float[Array, "B G T D"], layer: Index, start: Index
+) -> tuple[Slots, Float[Array, "B G S D"]]:
     """Writes T tokens of a layer at slot `start`; returns the cache, and its part for that layer."""
     if cached.ndim == new.ndim:
-        cached = _cached(jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=2))
+        cached = _cached(write(cached, new, 0, 0, start, 0))
         return cached, cached
-    # With JAX_ENABLE_X64=1, integers of Python would be int64 next to int32 arrays.
-    first, layer, start = (jnp.asarray(index, jnp.int32) for index in (0, layer, start))
-    cached = _cached(jax.lax.dynamic_update_slice(cached, new[None], (layer, first, first, start, first)))
+    cached = _cached(write(cached, new[None], layer, 0, 0, start, 0))
     return cached, jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
+
+
+def write(into: Array, new: Array, *start: Index) -> Array:
+    """Writes an array into a larger one at indices of any integer dtypes."""
+    indices = [np.int32(index) if isinstance(index, int) else index.astype(jnp.int32) for index in start]
+    return jax.lax.dynamic_update_slice(into, new, indices)
 
 
 def _cached(x: Slots) -> Slots:

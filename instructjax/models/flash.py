@@ -30,12 +30,13 @@ def why_not(query: Float[Array, "B H T D"], key: Float[Array, "B H S D"]) -> str
 
 def attention(
     query: Float[Array, "B H T D"],
-    key: Float[Array, "B H T D"],
-    value: Float[Array, "B H T D"],
+    key: Float[Array, "B G T D"],
+    value: Float[Array, "B G T D"],
     segments: Int[Array, "B T"],
     banded: Bool[Array, ""] | None,
     window: int | None,
     *,
+    cap: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B H T D"]:
     """Computes causal attention within segments, like `models.attention.attention` with a mask of these segments.
@@ -43,15 +44,16 @@ def attention(
     On a mesh each device computes its own rows and heads.
 
     Args:
-      query: q.
+      query: q, scaled.
       key: k.
       value: v.
       segments: 0 on padding, which sees padding.
       banded: whether to see the last `window` columns only; None if no layer does.
       window: number of columns, including the query's own; None if `banded` is None.
+      cap: None, or c where scores s become c tanh(s / c).
       interpret: emulates the kernel without a TPU, for tests.
     """
-    heads, length = query.shape[1:3]
+    length = query.shape[2]
 
     def kernel(mask: masks.Mask, heads: int) -> Callable[..., Array]:
         size = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, BLOCK) if length % size == 0)
@@ -59,12 +61,12 @@ def attention(
             block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
         )
         one_row = splash.make_splash_mha_single_device(
-            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, attn_logits_soft_cap=cap, interpret=interpret
         )
         return jax.vmap(lambda q, k, v, s: one_row(q, k, v, segment_ids=splash.SegmentIds(s, s)))
 
     def local(query: Array, key: Array, value: Array, segments: Array, *banded: Array) -> Array:
-        arrays = query * query.shape[-1] ** -0.5, key, value, segments
+        arrays = query, key, value, segments
         dense = kernel(masks.CausalMask((length, length)), query.shape[1])
         if not banded or window is None:
             return dense(*arrays)
@@ -75,7 +77,8 @@ def attention(
     mesh = partitioning.mesh_of_context()
     if mesh is None:
         return local(query, key, value, segments, *given)
-    rows = partitioning.spec(("batch", "heads", None, None), (query.shape[0], heads, length, query.shape[-1]), mesh)
+    # By the heads of the keys, so that the query heads that share one stay on its device.
+    rows = partitioning.spec(("batch", "heads", None, None), key.shape, mesh)
     whole = jax.sharding.PartitionSpec()
     specs = (rows, rows, rows, jax.sharding.PartitionSpec(rows[0], None), *[whole] * len(given))
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(

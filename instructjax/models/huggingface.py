@@ -1,126 +1,92 @@
-"""Converts weights of the GPT-2 family to and from the format of Hugging Face.
+"""Converts weights and configs of known families to and from the format of Hugging Face.
 
-This module knows the names and shapes of both formats; `pretrained` reads and writes the
-files. Both sides compute the same function, so a model that is exported and imported again
-has the same bits and gives the same logits.
-
-    theirs                          ours, of layer i
-    transformer.wte.weight          trunk/token_embedding
-    transformer.wpe.weight          trunk/position_embedding
-    transformer.h.i.ln_1            trunk/blocks/attention_norm[i]
-    transformer.h.i.attn.c_attn     trunk/blocks/attention/{query, key, value}[i], side by side
-    transformer.h.i.attn.c_proj     trunk/blocks/attention/out[i]
-    transformer.h.i.ln_2            trunk/blocks/feed_forward_norm[i]
-    transformer.h.i.mlp.c_fc        trunk/blocks/feed_forward/in[i]
-    transformer.h.i.mlp.c_proj      trunk/blocks/feed_forward/out[i]
-    transformer.ln_f                trunk/final_norm
-    lm_head.weight                  unembedding, if it is not wte
-    score.weight                    head/kernel of a reward model
+`families` has a table of names for each family; `pretrained` reads and writes the files. Both sides compute the same
+function, so a model that is exported and imported again has the same bits and gives the same logits.
 """
 
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.errors import CheckpointError
+from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.config import TransformerConfig
-from instructjax.typing import AnyArray, Array, Params
+from instructjax.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, qwen2, qwen3
+from instructjax.models.families.family import ONE_ROW, SAME, Described, Family, Table
+from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.typing import AnyArray, Params
 
 Tensors: TypeAlias = Mapping[str, AnyArray]  # by their names in a safetensors file
 
-_BUFFERS = re.compile(r".*\.attn\.(masked_)?bias$")  # masks that old files keep next to the weights
-
-# The values of a GPT-2 config that this package supports.
-_REQUIRED = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
+# A model is exported as the first that computes its function.
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY
+    for module in (gpt2, gpt_neox, llama, mistral, qwen2, qwen3, gemma2, gemma3, olmo2)
 }
-_DEFAULTS = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-    "n_inner": None,
-}
+HEADS: Table = {"lm_head.weight": (SAME, ("unembedding",)), "score.weight": (ONE_ROW, ("head/kernel",))}
+OFFSET = "score_offset"  # the key of config.json that has the offset of a reward model whose norms have no bias
+
+_BUFFERS = re.compile(r".*\.(attn|attention)\.(masked_)?bias$|.*rotary_emb\.inv_freq$")  # that old files keep
+_OLD_NAMES = {"embed_out.weight": "lm_head.weight"}  # of GPT-NeoX
 
 
-def config_of(described: Mapping[str, Any], where: str = "config.json") -> TransformerConfig:
+def config_of(described: Described, where: str = "config.json") -> TransformerConfig:
     """Converts a config.json to the config of a model that computes in float32.
 
     Raises:
       CheckpointError: a key is missing, or its value is not supported.
     """
-    described = {**_DEFAULTS, **described}
-    for key, allowed in _REQUIRED.items():
-        if (found := described.get(key)) not in allowed:
-            expected = " or ".join(map(str, allowed))
-            raise CheckpointError(f"{where}: {key}: expected {expected}, found {reprlib.repr(found)}")
-    sizes = {}
-    for key in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions"):
-        sizes[key] = _size(described.get(key), f"{where}: {key}")
-    if sizes["n_embd"] % sizes["n_head"]:
-        raise CheckpointError(
-            f"{where}: n_embd: expected a multiple of n_head ({sizes['n_head']}), found {sizes['n_embd']}"
-        )
-    return TransformerConfig(
-        vocab_size=sizes["vocab_size"],
-        num_layers=sizes["n_layer"],
-        d_model=sizes["n_embd"],
-        num_heads=sizes["n_head"],
-        d_head=sizes["n_embd"] // sizes["n_head"],
-        d_ff=4 * sizes["n_embd"] if described["n_inner"] is None else _size(described["n_inner"], f"{where}: n_inner"),
-        max_length=sizes["n_positions"],
-        tied=bool(described["tie_word_embeddings"]),
-    )
+    kind = described.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise CheckpointError(f"{where}: model_type: expected one of {', '.join(FAMILIES)}, found {kind!r:.60}")
+    try:
+        return FAMILIES[kind].config(described, where)
+    except ConfigError as error:  # sizes that do not fit together
+        raise CheckpointError(f"{where}: {error}") from None
 
 
-def _size(found: Any, where: str) -> int:
-    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found < 2**31:
-        raise CheckpointError(f"{where}: expected a positive integer, found {reprlib.repr(found)}")
-    return found
+def family_of(config: TransformerConfig) -> Family:
+    """Returns the family of a model: the first that computes the same function.
+
+    Raises:
+      CheckpointError: no family computes it. The error names a choice that the nearest family does not have.
+    """
+    nearest: tuple[int, str] | None = None
+    for family in FAMILIES.values():
+        try:
+            other = family.config(family.described(config), "config.json")
+        except (CheckpointError, ConfigError):  # the sizes do not fit into the family's config.json
+            continue
+        expected, found = other.function(), config.function()
+        wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
+        if not wrong:
+            return family
+        name = next((name for name in found if name in wrong), wrong[0])
+        error = f"model.{name}: expected {expected.get(name)!r} for {family.model_type}, found {found.get(name)!r}"
+        if nearest is None or len(wrong) < nearest[0]:
+            nearest = (len(wrong), error)
+    if nearest is None:
+        raise CheckpointError(f"model.d_model: expected a multiple of num_heads, found {config.d_model}")
+    raise CheckpointError(nearest[1])
 
 
 def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_model: bool = False) -> dict[str, Any]:
     """Converts the config of a model to a config.json; the inverse of `config_of`.
 
     Raises:
-      CheckpointError: GPT-2 cannot express the model: attention is banded, or num_heads * d_head is not d_model.
+      CheckpointError: see `family_of`.
     """
-    if config.local_window is not None:
-        raise CheckpointError(f"model.local_window: expected None, as GPT-2 has no bands, found {config.local_window}")
-    if config.num_heads * config.d_head != config.d_model:
-        raise CheckpointError(
-            f"model.d_head: expected d_model / num_heads = {config.d_model / config.num_heads:g} for GPT-2, "
-            f"found {config.d_head}"
-        )
+    family = family_of(config)
     described = {
-        "architectures": ["GPT2ForSequenceClassification" if is_reward_model else "GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_layer": config.num_layers,
-        "n_embd": config.d_model,
-        "n_head": config.num_heads,
-        "n_inner": config.d_ff,
-        "n_positions": config.max_length,
-        "n_ctx": config.max_length,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": config.tied,
+        "architectures": [family.classifier if is_reward_model else family.language_model],
+        "model_type": family.model_type,
+        **family.described(config),
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
@@ -135,123 +101,103 @@ def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.s
     """Converts tensors to the parameters of a LanguageModel, or of a ScalarModel if there is a `score.weight`.
 
     Args:
-      tensors: by name, with or without the prefix "transformer.", of any float type.
+      tensors: by name, with or without the family's prefix, of any float type.
       config: of the model. Its vocabulary may be smaller than theirs, which is often padded to
         a round number; the extra rows are left out.
       where: the file, for errors.
 
     Raises:
-      CheckpointError: a name is missing or unknown, or a shape does not fit. The error shows both sides.
+      CheckpointError: a name is missing or unknown, a shape does not fit, or a tied unembedding differs from the
+        embedding. The error shows both sides.
     """
-    found = {
-        name if name.startswith(("lm_head.", "score.")) else f"transformer.{name.removeprefix('transformer.')}": tensor
-        for name, tensor in tensors.items()
-        if not _BUFFERS.match(name)
-    }
+    family = family_of(config)
+    found: dict[str, AnyArray] = {}
+    for name, tensor in tensors.items():
+        name = _OLD_NAMES.get(name, name)
+        if not _BUFFERS.match(name):
+            found[name if name in HEADS else family.prefix + name.removeprefix(family.prefix)] = tensor
     is_scalar = "score.weight" in found
-    if is_scalar or config.tied:
-        found.pop("lm_head.weight", None)  # the same as wte, or unused by a reward model
-    for name in ("transformer.wte.weight", "lm_head.weight"):
+    names = _named(family, config, is_scalar)
+    (embedding,) = (name for name, (_, paths) in names.items() if paths == ("trunk/token_embedding",))
+    for name in (embedding, "lm_head.weight"):
         if name in found and found[name].ndim == 2 and found[name].shape[0] > config.vocab_size:
             found[name] = found[name][: config.vocab_size]
-    _check(found, _shapes(config, is_scalar), where)
-    if numbers := sorted(name for name, tensor in found.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)):
-        raise CheckpointError(f"{where}: expected floating-point numbers, found {numbers[0]} {found[numbers[0]].dtype}")
-    for name, tensor in found.items():
-        if not np.isfinite(np.asarray(tensor, np.float32)).all():
-            raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
-
-    def take(name: str) -> Array:
-        return jnp.asarray(found[name], config.param_dtype)
-
-    def layers(name: str) -> Array:
-        return jnp.stack([take(f"transformer.h.{i}.{name}") for i in range(config.num_layers)])
-
-    def dense(name: str) -> dict[str, Array]:
-        return {"kernel": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
-
-    def norm(name: str) -> dict[str, Array]:
-        return {"scale": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
-
-    joined = {key: jnp.split(value, 3, axis=-1) for key, value in dense("attn.c_attn").items()}
-    parts = {name: {key: joined[key][i] for key in joined} for i, name in enumerate(("query", "key", "value"))}
-    params: dict[str, Any] = {
-        "trunk": {
-            "token_embedding": take("transformer.wte.weight"),
-            "position_embedding": take("transformer.wpe.weight"),
-            "blocks": {
-                "attention_norm": norm("ln_1"),
-                "attention": {**parts, "out": dense("attn.c_proj")},
-                "feed_forward_norm": norm("ln_2"),
-                "feed_forward": {"in": dense("mlp.c_fc"), "out": dense("mlp.c_proj")},
-            },
-            "final_norm": {"scale": take("transformer.ln_f.weight"), "bias": take("transformer.ln_f.bias")},
-        }
-    }
     if is_scalar:
-        params["head"] = {"kernel": take("score.weight")[0], "bias": jnp.zeros((), config.param_dtype)}
-    elif not config.tied:
-        params["unembedding"] = take("lm_head.weight")
-    return params
+        found.pop("lm_head.weight", None)  # unused by a reward model
+    elif config.tied and (copy := found.pop("lm_head.weight", None)) is not None:
+        if embedding in found and not np.array_equal(copy, found[embedding]):
+            raise CheckpointError(
+                f"{where}: lm_head.weight: expected {embedding}, as tie_word_embeddings is true, found other values; "
+                "set it to false to import both"
+            )
+    shapes = _shapes(_param_shapes(config, is_scalar), names, config)
+    _check(found, shapes, where)
+    params = {}
+    for name, (layout, paths) in names.items():
+        layers = [layout.split(found[one], config) for one in _names_of(name, config)]
+        for i, path in enumerate(paths):
+            weights = [jnp.asarray(layer[i], config.param_dtype) for layer in layers]
+            params[path] = jnp.stack(weights) if "{}" in name else weights[0]
+    if is_scalar:
+        params["head/bias"] = jnp.zeros((), config.param_dtype)
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
     """Converts the parameters of a LanguageModel or ScalarModel to float32 tensors; the inverse of `params_of`.
 
-    Their reward model has no bias. Our score is w h + c, where h = s x + b is the output of the
-    final norm, which only the head reads. With b + c w / |w|^2 instead of b, w h is the same score.
+    Their reward model has no bias. Our score is w h + c, where h = s x + b is the output of the final norm, which only
+    the head reads. With b + c w / |w|^2 instead of b, w h is the same score. If the norm has no b, c is left out:
+    `score_offset` returns it, for config.json.
 
     Raises:
-      CheckpointError: w is 0, or so small that no b gives the score c.
+      CheckpointError: w is 0, or so small that no b gives the score c; see also `family_of`.
     """
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    trunk, blocks = params["trunk"], params["trunk"]["blocks"]
-    final = dict(trunk["final_norm"])
-    tensors = {
-        "transformer.wte.weight": trunk["token_embedding"],
-        "transformer.wpe.weight": trunk["position_embedding"],
-    }
-    if "head" in params:
-        kernel, bias = (params["head"][name].astype(np.float64) for name in ("kernel", "bias"))
-        square = np.sum(kernel**2)
-        with np.errstate(over="ignore"):
-            final["bias"] = (final["bias"] + bias * kernel / (square or np.inf)).astype(np.float32)
-        if not square or not np.isfinite(final["bias"]).all():
-            raise CheckpointError(
-                f"head/kernel: expected weights that can carry the offset {bias:.4g}, found a norm of {square**0.5:.4g}"
-            )
-        tensors["score.weight"] = params["head"]["kernel"][None]
-    elif not config.tied:
-        tensors["lm_head.weight"] = params["unembedding"]
-    tensors |= {"transformer.ln_f.weight": final["scale"], "transformer.ln_f.bias": final["bias"]}
-    attention = blocks["attention"]
-    joined = {
-        key: np.concatenate([attention[name][key] for name in ("query", "key", "value")], axis=-1)
-        for key in ("kernel", "bias")
-    }
-    for i in range(config.num_layers):
-        for name, part in (
-            ("attn.c_attn", joined),
-            ("attn.c_proj", attention["out"]),
-            ("mlp.c_fc", blocks["feed_forward"]["in"]),
-            ("mlp.c_proj", blocks["feed_forward"]["out"]),
-            ("ln_1", blocks["attention_norm"]),
-            ("ln_2", blocks["feed_forward_norm"]),
-        ):
-            weight = part["scale" if "scale" in part else "kernel"]
-            tensors[f"transformer.h.{i}.{name}.weight"] = weight[i]
-            tensors[f"transformer.h.{i}.{name}.bias"] = part["bias"][i]
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    family = family_of(config)
+    flat = flax.traverse_util.flatten_dict(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params), sep="/")
+    if "head/bias" in flat and config.norm == "layer":
+        flat["trunk/final_norm/bias"] = _with_offset(flat)
+    tensors = {}
+    for name, (layout, paths) in _named(family, config, "head/kernel" in flat).items():
+        for i, one in enumerate(_names_of(name, config)):
+            weights = [flat[path][i] if "{}" in name else flat[path] for path in paths]
+            tensors[one] = np.ascontiguousarray(layout.join(weights, config))
+    return tensors
+
+
+def score_offset(params: Params, config: TransformerConfig) -> dict[str, float]:
+    """Returns what config.json must keep of a reward model's offset: nothing if a norm's bias has it."""
+    return {} if config.norm == "layer" else {OFFSET: float(params["head"]["bias"])}
+
+
+def with_score_offset(params: Params, described: Described, where: str = "config.json") -> Params:
+    """Returns parameters with the offset of a reward model that config.json has, if it has one.
+
+    Raises:
+      CheckpointError: it is not a finite number.
+    """
+    offset = described.get(OFFSET)
+    if offset is None or "head" not in params:
+        return params
+    if not isinstance(offset, int | float) or not np.isfinite(offset):
+        raise CheckpointError(f"{where}: {OFFSET}: expected a finite number, found {offset!r:.60}")
+    bias = jnp.full_like(params["head"]["bias"], offset)
+    return {**params, "head": {**params["head"], "bias": bias}}
 
 
 def check_fit(found: TransformerConfig, expected: TransformerConfig, where: str) -> None:
     """Raises an error if the model in a folder does not have the shape that a recipe expects.
 
     Raises:
-      CheckpointError: they differ in more than a padded vocabulary. The error shows both sides.
+      CheckpointError: they differ in more than a padded vocabulary, or a shorter context of rotary positions. The
+        error shows both sides.
     """
-    names = ("num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length", "local_window", "tied")
-    wrong = [name for name in names if getattr(found, name) != getattr(expected, name)]
+    there, here = found.function(), expected.function()
+    wrong = [name for name in here | there if name not in ("vocab_size", "max_length")]
+    wrong = [name for name in wrong if there.get(name) != here.get(name)]
+    shorter_fits = expected.positions == "rotary" and found.max_length > expected.max_length
+    if found.max_length != expected.max_length and not shorter_fits:
+        wrong.append("max_length")
     if found.vocab_size < expected.vocab_size:
         wrong.append("vocab_size")
     if wrong:
@@ -259,28 +205,44 @@ def check_fit(found: TransformerConfig, expected: TransformerConfig, where: str)
         raise CheckpointError(f"{where}: model: expected {sides[0]}, found {sides[1]}")
 
 
-def _shapes(config: TransformerConfig, is_scalar: bool) -> dict[str, tuple[int, ...]]:
-    width, hidden = config.d_model, config.d_ff
-    shapes = {
-        "transformer.wte.weight": (config.vocab_size, width),
-        "transformer.wpe.weight": (config.max_length, width),
-        "transformer.ln_f.weight": (width,),
-        "transformer.ln_f.bias": (width,),
-    }
-    for i in range(config.num_layers):
-        for name, (inner, outer) in {
-            "attn.c_attn": (width, 3 * width),
-            "attn.c_proj": (width, width),
-            "mlp.c_fc": (width, hidden),
-            "mlp.c_proj": (hidden, width),
-        }.items():
-            shapes |= {f"transformer.h.{i}.{name}.weight": (inner, outer), f"transformer.h.{i}.{name}.bias": (outer,)}
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"transformer.h.{i}.{name}.{part}": (width,) for part in ("weight", "bias")}
-    if is_scalar:
-        shapes["score.weight"] = (1, width)
-    elif not config.tied:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
+def _with_offset(flat: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the bias of the final norm that adds a reward model's offset to its scores."""
+    kernel, bias = (flat[f"head/{name}"].astype(np.float64) for name in ("kernel", "bias"))
+    square = np.sum(kernel**2)
+    with np.errstate(over="ignore"):
+        moved = (flat["trunk/final_norm/bias"] + bias * kernel / (square or np.inf)).astype(np.float32)
+    if not square or not np.isfinite(moved).all():
+        raise CheckpointError(
+            f"head/kernel: expected weights that can carry the offset {bias:.4g}, found a norm of {square**0.5:.4g}"
+        )
+    return moved
+
+
+def _param_shapes(config: TransformerConfig, is_scalar: bool) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of our weights by path."""
+    model, row = (ScalarModel if is_scalar else LanguageModel)(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(lambda *row: model.init(jax.random.key(0), *row), row, row, row)["params"]
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def _named(family: Family, config: TransformerConfig, is_scalar: bool) -> Table:
+    """Returns the part of the family's table that a model has, with full names."""
+    table = {f"{family.prefix}{name}": entry for name, entry in family.table.items()} | dict(HEADS)
+    ours = _param_shapes(config, is_scalar)
+    return {name: entry for name, entry in table.items() if set(entry[1]) <= ours.keys()}
+
+
+def _names_of(name: str, config: TransformerConfig) -> list[str]:
+    return [name.format(layer) for layer in range(config.num_layers)] if "{}" in name else [name]
+
+
+def _shapes(ours: Mapping[str, tuple[int, ...]], names: Table, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of their tensors by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (layout, paths) in names.items():
+        one_layer = [ours[path][1:] if "{}" in name else ours[path] for path in paths]
+        weights = [np.broadcast_to(np.float32(0), shape) for shape in one_layer]
+        shapes |= dict.fromkeys(_names_of(name, config), layout.join(weights, config).shape)
     return shapes
 
 
@@ -294,3 +256,8 @@ def _check(found: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         expected = ", ".join(f"{name:.100} {list(shapes[name]) if name in shapes else 'absent'}" for name in wrong[:4])
         there = ", ".join(f"{name:.100} {list(found[name].shape) if name in found else 'absent'}" for name in wrong[:4])
         raise CheckpointError(f"{where}: expected {expected}; found {there}; {len(wrong)} tensors do not fit")
+    if numbers := sorted(name for name, tensor in found.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)):
+        raise CheckpointError(f"{where}: expected floating-point numbers, found {numbers[0]} {found[numbers[0]].dtype}")
+    for name, tensor in found.items():
+        if not np.isfinite(np.asarray(tensor, np.float32)).all():
+            raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")

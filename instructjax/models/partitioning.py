@@ -52,6 +52,8 @@ WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
     "attention/out/kernel": (None, "heads", "width"),
     "feed_forward/in/kernel": (None, "width", "hidden"),
     "feed_forward/in/bias": (None, "hidden"),
+    "feed_forward/gate/kernel": (None, "width", "hidden"),
+    "feed_forward/gate/bias": (None, "hidden"),
     "feed_forward/out/kernel": (None, "hidden", "width"),
 }
 

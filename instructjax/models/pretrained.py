@@ -1,4 +1,4 @@
-"""Reads and writes model folders in the format of Hugging Face: config.json and safetensors files.
+"""Reads and writes model folders in the format of Hugging Face: config.json and safetensors files. Reads GGUF files.
 
 Pickle files (.bin, .pt) can run code when they are read, so they are rejected.
 """
@@ -18,32 +18,38 @@ from etils import epath
 
 from instructjax.errors import CheckpointError
 from instructjax.files import is_bucket, write_bytes
+from instructjax.models import gguf
 from instructjax.typing import AnyArray
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GGUF = ".gguf"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_config(folder: epath.PathLike) -> dict[str, Any]:
-    """Reads the config.json of a folder.
+    """Reads the config.json of a folder, or the metadata of a GGUF file.
 
     Raises:
       CheckpointError: there is no such folder, or the file does not hold a JSON object.
     """
     folder = epath.Path(folder)
+    if folder.suffix == GGUF:
+        return gguf.read_config(folder)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "none"
         raise CheckpointError(f"{folder}: expected the folder of a model, found {found}")
     return _json(folder / "config.json")
 
 
-def read_tensors(folder: epath.PathLike) -> dict[str, jax.Array]:
-    """Reads all tensors of a folder, from one file or from the files that an index names.
+def read_tensors(folder: epath.PathLike) -> Mapping[str, AnyArray]:
+    """Reads all tensors of a folder, from one file or from the files that an index names, or those of a GGUF file.
 
     Raises:
       CheckpointError: a file is missing, is not a safetensors file, or is a pickle.
     """
     folder = epath.Path(folder)
+    if folder.suffix == GGUF:
+        return gguf.read_tensors(folder)
     if (folder / INDEX).is_file():
         files = _indexed(folder / INDEX)
     elif (folder / WEIGHTS).is_file():

@@ -90,7 +90,7 @@ def gpt3_config(size: str, **changes: Any) -> TransformerConfig:
 
 
 def resized(config: TransformerConfig, size: str) -> TransformerConfig:
-    """Changes the size of a model, but keeps its vocabulary, context and arithmetic.
+    """Changes the size of a model, but keeps its vocabulary, context and arithmetic. No heads share keys.
 
     Args:
       config: the model.
@@ -103,18 +103,28 @@ def resized(config: TransformerConfig, size: str) -> TransformerConfig:
         return config
     row = dataclasses.asdict(gpt3_config(size))
     shape = {name: row[name] for name in ("num_layers", "d_model", "num_heads", "d_head", "d_ff")}
-    return dataclasses.replace(config, **shape)
+    return dataclasses.replace(config, **shape, num_kv_heads=None, query_scalar=None)
 
 
 def count_parameters(config: TransformerConfig) -> int:
     """Counts the parameters of a `LanguageModel`: embeddings, blocks, norms.
 
-    A `ScalarModel` has d_model + 1 more.
+    A `ScalarModel` has d_model + 1 more, and no unembedding.
     """
-    width, inner = config.d_model, config.num_heads * config.d_head
-    norm = 2 * width
-    attention = 3 * (width * inner + inner) + inner * width + width
-    feed_forward = width * config.d_ff + config.d_ff + config.d_ff * width + width
-    block = 2 * norm + attention + feed_forward
-    embeddings = (config.vocab_size + config.max_length) * width
-    return embeddings + config.num_layers * block + norm
+    width, inner, shared = config.d_model, config.num_heads * config.d_head, config.kv_heads * config.d_head
+    wide = config.d_ff * (2 if config.gated else 1)
+    biases = {"none": 0, "query_key_value": inner + 2 * shared, "all": inner + 2 * shared + wide + 2 * width}
+    normed = {"none": 0, "head": 2 * config.d_head, "width": inner + shared}[config.query_key_norm]
+    norms = 4 if config.norm_placement == "both" else 2
+    of_norm = 2 if config.norm == "layer" else 1
+    block = matrix_parameters(config) + biases[config.biases] + of_norm * (norms * width + normed)
+    embeddings = config.vocab_size * (1 if config.tied else 2)
+    if config.positions == "learned":
+        embeddings += config.max_length
+    return embeddings * width + config.num_layers * block + of_norm * width
+
+
+def matrix_parameters(config: TransformerConfig) -> int:
+    """Counts the weights of the matrices of one block; each is one multiply-add per token."""
+    heads = 2 * (config.num_heads + config.kv_heads)
+    return config.d_model * (heads * config.d_head + (3 if config.gated else 2) * config.d_ff)

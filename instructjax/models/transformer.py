@@ -1,7 +1,5 @@
-"""The decoder of GPT-3, with a head that predicts tokens or a head that outputs one scalar.
+"""The decoder with a head that predicts tokens or a head that outputs one scalar.
 
-Pre-norm blocks of GPT-2 with learned positions (Brown et al. 2020, section 2.1).
-The layers are one scanned block, so every parameter of a block is stacked: [L, ...].
 A model takes its key-value cache as an argument and returns it.
 """
 
@@ -19,109 +17,13 @@ from jaxtyping import Float, Int
 
 from instructjax.errors import CheckpointError
 from instructjax.models import matmul, partitioning
-from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
-from instructjax.models.block import DENSE, TRANSPOSED, Block, Hidden, between_blocks, layer_norm
-from instructjax.models.cache import Cache, Slots
+from instructjax.models.block import TRANSPOSED, Hidden
+from instructjax.models.cache import Cache
 from instructjax.models.config import TransformerConfig
-from instructjax.typing import AnyArray, Array, Index, Params
+from instructjax.models.trunk import Trunk
+from instructjax.typing import AnyArray, Array, Params
 
 ROUNDED = "rounded"  # the name of a rounded copy of the unembedding; see `LanguageModel.unembedding_params`
-
-
-class Trunk(nn.Module):
-    """Everything below the head: embeddings, blocks and final norm."""
-
-    config: TransformerConfig
-
-    def setup(self) -> None:
-        config = self.config
-        init = nn.initializers.normal(config.init_std)
-        shape = (config.vocab_size, config.d_model)
-        self.token_embedding = self.param("token_embedding", init, shape, config.param_dtype)
-        shape = (config.max_length, config.d_model)
-        self.position_embedding = self.param("position_embedding", init, shape, config.param_dtype)
-        self.dropout = nn.Dropout(config.dropout)
-        policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
-        # A scan keeps XLA from merging the two forward passes of remat; unrolled layers need the barrier.
-        # Argument 5 of the block is `deterministic`.
-        self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(5,), policy=policy),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=config.unroll,
-        )(config)
-        self.final_norm = layer_norm(config, None)
-
-    def __call__(
-        self,
-        tokens: Int[AnyArray, "B T"],
-        segments: Int[AnyArray, "B T"],
-        positions: Int[AnyArray, "B T"],
-        cache: Cache | None = None,
-        *,
-        branches: Int[AnyArray, "B T"] | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Hidden, Cache | None]:
-        """Computes hidden states after the final norm, and the cache with the tokens appended."""
-        config = self.config
-        tokens, segments, positions = (jnp.asarray(x) for x in (tokens, segments, positions))
-        if cache is not None and (branches is not None or not deterministic):
-            raise ValueError("expected a cache alone, found branches or dropout with it")
-        x = self._embed(tokens, positions)
-        x = between_blocks(config, self.dropout(x, deterministic=deterministic))
-        if cache is None:
-            start = jnp.zeros((), jnp.int32)
-            key_segments, key_positions = segments, positions
-        else:
-            start, update = cache.length, jax.lax.dynamic_update_slice_in_dim
-            key_segments = update(cache.segments, segments.astype(jnp.int32), start, axis=1)
-            key_positions = update(cache.positions, positions.astype(jnp.int32), start, axis=1)
-        # Without a cache, the order of tokens is given by columns; with a cache, by positions.
-        columns = jnp.arange(tokens.shape[1])[None]
-        order = (columns, columns) if cache is None else (positions, key_positions)
-        mask = partitioning.constrain_rows(attention_mask(*order, segments, key_segments))
-        if branches is not None:
-            branches = jnp.asarray(branches)
-            mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
-        banded = None
-        if config.local_window is not None:
-            banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
-        alone = segments if cache is None and branches is None else None
-        visible = Visible(mask, banded, alone, config.local_window)
-        keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys
-        values: Slots | tuple[Slots, ...] | None = None if cache is None else cache.values
-        if isinstance(keys, tuple):
-            assert isinstance(values, tuple)
-            x, keys, values = self._each_block(x, keys, values, start, visible)
-        else:
-            assert not isinstance(values, tuple)
-            layers = jnp.arange(config.num_layers)
-            (x, keys, values), _ = self.blocks((x, keys, values), layers, start, visible, deterministic)
-        if keys is not None and values is not None:
-            cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
-        return self.final_norm(x), cache
-
-    def _each_block(
-        self, x: Hidden, keys: tuple[Slots, ...], values: tuple[Slots, ...], start: Index, visible: Visible
-    ) -> tuple[Hidden, tuple[Slots, ...], tuple[Slots, ...]]:
-        """Computes the blocks one after the other, each with its own cache."""
-        stacked = self.blocks.variables["params"]
-        new_keys, new_values = [], []
-        for layer, cached in enumerate(zip(keys, values, strict=True)):
-            params = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-            block = Block(self.config, parent=None)
-            (x, *new), _ = block.apply({"params": params}, (x, *cached), layer, start, visible, True)
-            new_keys.append(new[0])
-            new_values.append(new[1])
-        return x, tuple(new_keys), tuple(new_values)
-
-    def _embed(self, tokens: Array, positions: Array) -> Hidden:
-        dtype = self.config.dtype
-        token = jnp.take(self.token_embedding, tokens, axis=0).astype(dtype)
-        return token + jnp.take(self.position_embedding, positions, axis=0).astype(dtype)
 
 
 class _Model(nn.Module):
@@ -241,7 +143,9 @@ class LanguageModel(_Model):
             logits = matmul.einsum_of_rounded(spec, flat, self.get_variable("params", ROUNDED), matrix, dtype)
         else:
             logits = matmul.einsum(spec, flat, matrix, self.config.resolved_matmul_dtype, dtype)
-        return partitioning.constrain(logits.reshape(*hidden.shape[:-1], -1), *axes)
+        logits = partitioning.constrain(logits.reshape(*hidden.shape[:-1], -1), *axes)
+        cap = self.config.logits_cap
+        return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 class ScalarModel(_Model):

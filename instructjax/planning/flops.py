@@ -24,7 +24,7 @@ import jax
 from jax.extend import core
 
 from instructjax.models.config import TransformerConfig
-from instructjax.models.sizes import count_parameters
+from instructjax.models.sizes import count_parameters, matrix_parameters
 
 FLOPS_PER_PETAFLOP_DAY = 1e15 * 86_400  # the unit of the paper's section 5
 
@@ -66,9 +66,8 @@ def forward_flops(
         size. None counts what causal attention needs: a token's own key and those before it.
     """
     inner = config.num_heads * config.d_head
-    weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
     keys = (length + 1) / 2 if slots is None else slots  # per query, on average
-    layer = 2 * length * weights + 4 * length * keys * inner
+    layer = 2 * length * matrix_parameters(config) + 4 * length * keys * inner
     return rows * (config.num_layers * layer + 2 * outputs * config.d_model * config.vocab_size)
 
 
@@ -79,10 +78,8 @@ def scalar_flops(config: TransformerConfig, rows: int, length: int) -> float:
 
 def weight_bytes(config: TransformerConfig) -> float:
     """Computes the bytes of the matrices of a forward pass, in the dtype of its computation."""
-    inner = config.num_heads * config.d_head
-    layer = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
     embedding = config.vocab_size * config.d_model
-    return (config.num_layers * layer + embedding) * itemsize(config.dtype)
+    return (config.num_layers * matrix_parameters(config) + embedding) * itemsize(config.dtype)
 
 
 def activation_bytes(config: TransformerConfig, rows: int, length: int) -> float:
@@ -92,8 +89,8 @@ def activation_bytes(config: TransformerConfig, rows: int, length: int) -> float
 
 def cache_bytes(config: TransformerConfig, rows: int, slots: int) -> float:
     """Computes the bytes of the keys and values of `rows` sequences of `slots` tokens."""
-    inner = config.num_heads * config.d_head
-    return 2 * config.num_layers * rows * slots * inner * itemsize(config.dtype)
+    shared = config.kv_heads * config.d_head
+    return 2 * config.num_layers * rows * slots * shared * itemsize(config.dtype)
 
 
 def forward_work(config: TransformerConfig, flops: float) -> Work:

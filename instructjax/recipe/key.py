@@ -104,6 +104,7 @@ INTEGER_OR_REST = Range(
 )
 INTEGER_OR_NONE = Range("None or an integer, at least 1", lambda value: value is None or INTEGER_FROM_1.contains(value))
 POSITIVE = numbers("more than 0", lambda value: value > 0)
+POSITIVE_OR_NONE = Range("None or more than 0", lambda value: value is None or POSITIVE.contains(value))
 AT_LEAST_0 = numbers("at least 0", lambda value: value >= 0)
 AT_LEAST_0_OR_INFINITY = Range(
     "at least 0, or infinity", lambda value: _is_infinity(value) or AT_LEAST_0.contains(value)
@@ -112,6 +113,7 @@ POSITIVE_OR_INFINITY = Range("more than 0, or infinity", lambda value: _is_infin
 BELOW_1 = numbers("from 0 to below 1", lambda value: 0 <= value < 1)
 ABOVE_0_UP_TO_1 = numbers("more than 0, at most 1", lambda value: 0 < value <= 1)
 UP_TO_1 = numbers("from 0 to 1", lambda value: 0 <= value <= 1)
+SHARE_ABOVE_0 = numbers("above 0, up to 1", lambda value: 0 < value <= 1)
 TRUE_OR_FALSE = Range("True or False", lambda value: isinstance(value, bool))
 TEXT = Range("text", lambda value: isinstance(value, str) and "\0" not in value)
 NAMES = Range(

@@ -6,7 +6,7 @@ unit, the meaning, and the source of the value.
 
 from __future__ import annotations
 
-from instructjax.models.config import DTYPES
+from instructjax.models.config import CHOICES, DTYPES
 from instructjax.recipe.key import (
     ABOVE_0_UP_TO_1,
     AT_LEAST_0,
@@ -17,11 +17,14 @@ from instructjax.recipe.key import (
     INTEGER_OR_REST,
     NAMES,
     POSITIVE,
+    POSITIVE_OR_NONE,
     SEED,
+    SHARE_ABOVE_0,
     TEXT,
     TRUE_OR_FALSE,
     UP_TO_1,
     Key,
+    Range,
     Section,
     empty_or_one_of,
     integers,
@@ -37,6 +40,10 @@ STOP_OR_WARN = one_of("stop", "warn")
 DTYPE = one_of(*DTYPES)
 STEPS_BETWEEN_LINES = integers(f"1 to {MAX_STEPS_IN_FLIGHT - 1} steps", 1, MAX_STEPS_IN_FLIGHT - 1)
 
+PATTERN = Range(
+    "a text of D and L, at least one L",
+    lambda value: isinstance(value, str) and "L" in value and not set(value) - {"D", "L"},
+)
 PROFILED = integers("0 to 100 steps", 0, 100)
 
 ROOT = section(
@@ -126,10 +133,38 @@ MODEL = section(
     num_layers=Key(24, INTEGER_FROM_1, "layers", "L", "GPT-3, table 2.1"),
     d_model=Key(2048, INTEGER_FROM_1, "units", "width of the residual stream", "GPT-3, table 2.1"),
     num_heads=Key(16, INTEGER_FROM_1, "heads", "H", "GPT-3, table 2.1"),
+    num_kv_heads=Key(None, INTEGER_OR_NONE, "heads", "of keys and values, shared by groups; None: num_heads", "GPT-3"),
     d_head=Key(128, INTEGER_FROM_1, "units", "D", "GPT-3, table 2.1"),
     d_ff=Key(8192, INTEGER_FROM_1, "units", "width of the feed-forward layer", "GPT-3: 4 d_model"),
     max_length=Key(2048, INTEGER_FROM_1, "tokens", "context", "GPT-3, 2.1"),
-    local_window=Key(256, INTEGER_OR_NONE, "tokens", "that odd layers see; None: dense", "GPT-3: banded; width silent"),
+    local_window=Key(256, INTEGER_OR_NONE, "tokens", "of local layers; None: dense", "GPT-3: banded; width silent"),
+    window_pattern=Key("DL", PATTERN, "", "dense and local layers, repeated", "GPT-3, 2.1: alternating"),
+    norm=Key("layer", one_of(*CHOICES["norm"]), "", "LayerNorm; RMSNorm; RMSNorm with a scale of 1 + w", "GPT-3"),
+    norm_epsilon=Key(1e-5, POSITIVE, "", "added to the variance or the mean square", "GPT-2's code"),
+    norm_placement=Key(
+        "pre", one_of(*CHOICES["norm_placement"]), "", "before a sublayer, after it, or both", "GPT-2, 2.3"
+    ),
+    parallel_residual=Key(False, TRUE_OR_FALSE, "", "both sublayers read the same input", "GPT-3"),
+    positions=Key("learned", one_of(*CHOICES["positions"]), "", "embeddings, or rotated queries and keys", "GPT-3"),
+    rotary_base=Key(10_000.0, POSITIVE, "", "of the angles' frequencies"),
+    rotary_local_base=Key(None, POSITIVE_OR_NONE, "", "of local layers; None: rotary_base"),
+    rotary_fraction=Key(1.0, SHARE_ABOVE_0, "share of d_head", "that is rotated"),
+    rotary_scaling=Key(
+        "", empty_or_one_of(*CHOICES["rotary_scaling"][1:]), "", 'of frequencies for longer contexts; "": none'
+    ),
+    rotary_factor=Key(1.0, POSITIVE, "", "by which low frequencies are lowered, at least 1"),
+    rotary_original_length=Key(None, INTEGER_OR_NONE, "tokens", "the context in training, for llama3 and yarn"),
+    rotary_slow=Key(1.0, POSITIVE, "rotations", "in that context, below which frequencies are lowered"),
+    rotary_fast=Key(4.0, POSITIVE, "rotations", "in that context, above which frequencies are kept"),
+    rotary_amplitude=Key(1.0, POSITIVE, "", "factor on rotated queries and keys, for yarn"),
+    activation=Key("gelu_tanh", one_of(*CHOICES["activation"]), "", "of the feed-forward network", "GPT-2's code"),
+    gated=Key(False, TRUE_OR_FALSE, "", "the activation multiplies another dense layer: SwiGLU, GeGLU", "GPT-3"),
+    biases=Key("all", one_of(*CHOICES["biases"]), "", "dense layers that have one", "GPT-2's code"),
+    query_key_norm=Key("none", one_of(*CHOICES["query_key_norm"]), "", "of each head, or of the width of all", "GPT-3"),
+    query_scalar=Key(None, POSITIVE_OR_NONE, "", "scores are divided by its root; None: d_head", "GPT-3"),
+    score_cap=Key(0.0, AT_LEAST_0, "", "c in c tanh(score / c); 0: none", "GPT-3"),
+    logits_cap=Key(0.0, AT_LEAST_0, "", "c in c tanh(logit / c); 0: none", "GPT-3"),
+    scaled_embedding=Key(False, TRUE_OR_FALSE, "", "token embeddings times sqrt(d_model)", "GPT-3"),
     dtype=Key("bfloat16", DTYPE, "", "of activations and of the cache", "C: fp16"),
     matmul_dtype=Key("", empty_or_one_of(*DTYPES), "", 'operands of matmuls are rounded to it; "": model.dtype'),
     param_dtype=Key("float32", DTYPE, "", "of parameters and optimizer state", "C: fp32 master weights"),

@@ -32,7 +32,7 @@ ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 
 PRETRAIN = section(
     "pretraining of GPT on text",
-    import_from=Key("", TEXT, "path", "a folder with a GPT-2 in safetensors, instead of training"),
+    import_from=Key("", TEXT, "path", "a folder with safetensors, or a GGUF file, instead of training"),
     length=Key(2048, INTEGER_FROM_1, "tokens", "in a window", "GPT-3, 2.1"),
     batch_size=Key(512, INTEGER_FROM_1, "windows", "nearest multiple of 64", "GPT-3, table 2.1: 1M tokens"),
     steps=Key(286_102, INTEGER_FROM_1, "updates", "", "GPT-3: 300B tokens"),

@@ -14,14 +14,14 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
 
     Args:
       run: its folder is only read.
-      stage: "reward" gives a GPT2ForSequenceClassification with one label, any other a GPT2LMHeadModel.
+      stage: "reward" gives a sequence classifier with one label, any other a causal language model.
       output: the folder to write; it must not exist, or be empty.
 
     Returns:
       What was written, for the user.
 
     Raises:
-      CheckpointError: the stage is not finished, its model is no GPT-2, or there are files in the folder.
+      CheckpointError: the stage is not finished, no family has its model, or there are files in the folder.
     """
     is_reward_model = stage == "reward"
     trained, layout = run.open_reward_model() if is_reward_model else run.open_policy(stage)
@@ -29,7 +29,11 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
     described = huggingface.describe(
         shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model
     )
+    if is_reward_model:
+        described |= huggingface.score_offset(trained.params, shape)
     tensors = huggingface.tensors_of(trained.params, shape)
     files = pretrained_files(tokenizer, shape.max_length)
     pretrained.write(output, described, tensors, files)
-    return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}"
+    offset = described.get(huggingface.OFFSET)
+    note = "" if offset is None else f"; its scores are lower by {huggingface.OFFSET} in config.json, {offset:.4g}"
+    return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}{note}"

@@ -88,6 +88,7 @@ def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) 
             f"found one in which it is {tokenizer.eos_id}"
         )
     params = huggingface.params_of(pretrained.read_tensors(source), model.config, source)
+    params = huggingface.with_score_offset(params, described, f"{source}/config.json")
     if ("head" in params) != isinstance(model, ScalarModel):
         kinds = ("a reward model, with score.weight", "a language model, without score.weight")
         expected, other = kinds if isinstance(model, ScalarModel) else kinds[::-1]

@@ -22,6 +22,7 @@ from instructjax.training import parallel
 from instructjax.training.state import Params
 
 Model = TypeVar("Model", LanguageModel, ScalarModel)
+_SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "max_length", "tied")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +114,15 @@ def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
 
 def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained[Model]:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
-    found = read_meta(directory, step)["model"]
-    for name in ("num_heads", "d_head", "local_window"):  # no array's shape tells them
-        if found[name] != (expected := getattr(model.config, name)):
-            raise CheckpointError(f"{directory}: model.{name}: expected {expected}, found a model with {found[name]}")
+    # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
+    meta = read_meta(directory, step)["model"] | {"dtype": "float32", "param_dtype": "float32"}
+    found, expected = TransformerConfig(**meta).function(), model.config.function()
+    for name in found | expected:
+        # Arrays' shapes tell the sizes.
+        if name not in _SIZES and found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{directory}: model.{name}: expected {expected.get(name)}, found a model with {found.get(name)}"
+            )
     template = parallel.abstract(jax.eval_shape(lambda: random_params(model, jax.random.key(0))))
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 

@@ -187,6 +187,7 @@ def uneven_sides(shape: TransformerConfig, mesh: tuple[int, int, int]) -> list[t
     _, fsdp, tensor = mesh
     sides = (
         ("num_heads", shape.num_heads, "tensor", tensor),
+        ("num_kv_heads", shape.kv_heads, "tensor", 1 if shape.num_kv_heads is None else tensor),
         ("d_ff", shape.d_ff, "tensor", tensor),
         ("d_model", shape.d_model, "fsdp", fsdp),
     )

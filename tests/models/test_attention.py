@@ -57,7 +57,7 @@ def test_blocks_of_queries_do_not_change_the_result(monkeypatch, length):
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays[:3])
         for whole in (
             functools.partial(attention, visible=Visible(mask)),
-            functools.partial(attention_module._attend, mask=mask, matmul_dtype=jnp.float32),
+            functools.partial(attention_module._attend, mask=mask, matmul_dtype=jnp.float32, scale=8**-0.5, cap=0.0),
         )
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
@@ -67,9 +67,9 @@ def test_keys_after_a_block_are_not_computed(monkeypatch):
     widths = []
     plain = attention_module._attend
 
-    def record(query, key, value, mask, factors):
+    def record(query, key, *others):
         widths.append((query.shape[2], key.shape[2]))
-        return plain(query, key, value, mask, factors)
+        return plain(query, key, *others)
 
     monkeypatch.setattr(attention_module, "_attend", record)
     for length in (128, 300, 2048):
@@ -119,9 +119,9 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, lengt
     calls = []
     plain = jax.nn.dot_product_attention
 
-    def record(query, key, value, *, mask, implementation):
+    def record(query, key, value, *, mask, scale, implementation):
         calls.append(implementation)
-        return plain(query, key, value, mask=mask, implementation="xla")
+        return plain(query, key, value, mask=mask, scale=scale, implementation="xla")
 
     platform, capability = device.split(" ")
     described = types.SimpleNamespace(platform=platform, compute_capability=capability)

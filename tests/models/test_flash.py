@@ -18,12 +18,13 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.planning import chips
 
 B, H, T, D, WINDOW = 2, 2, 256, 16, 40
+SCALE = D**-0.5
 
 
-def rows():
+def rows(groups=H):
     """Returns arrays with two texts in one row and one text after padding in the other, and what their queries see."""
     rng = np.random.default_rng(0)
-    arrays = [jnp.asarray(rng.normal(size=(B, H, T, D)), jnp.float32) for _ in range(4)]
+    arrays = [jnp.asarray(rng.normal(size=(B, heads, T, D)), jnp.float32) for heads in (H, groups, groups, H)]
     segments = np.ones((B, T), np.int32)
     segments[0, 100:], segments[1, :30] = 2, 0
     columns = jnp.arange(T)[None]
@@ -32,9 +33,9 @@ def rows():
     return arrays, jnp.asarray(segments), dense, banded
 
 
-@pytest.mark.parametrize("banded", [None, False, True])
-def test_the_kernel_is_the_einsums_with_their_gradients(banded):
-    arrays, segments, dense, near = rows()
+@pytest.mark.parametrize(("banded", "groups", "cap"), [(None, H, 0.0), (False, H, 0.0), (True, 1, 0.0), (None, 1, 2.0)])
+def test_the_kernel_is_the_einsums_with_their_gradients(banded, groups, cap):
+    arrays, segments, dense, near = rows(groups)
     odd = None if banded is None else jnp.asarray(banded)
     real = (segments > 0)[:, None, :, None]
 
@@ -42,11 +43,17 @@ def test_the_kernel_is_the_einsums_with_their_gradients(banded):
         return jnp.sum(jnp.where(real, whole(*arrays), 0) * weights)
 
     *arrays, weights = arrays
-    fused = functools.partial(
-        flash.attention, segments=segments, banded=odd, window=None if banded is None else WINDOW, interpret=True
-    )
+    window = None if banded is None else WINDOW
+
+    def fused(query, *others):
+        return flash.attention(query * SCALE, *others, segments, odd, window, cap=cap or None, interpret=True)
+
     einsums = functools.partial(
-        attention_module._einsums, mask=near if banded else dense, matmul_dtype=jnp.dtype(jnp.float32)
+        attention_module._einsums,
+        mask=near if banded else dense,
+        matmul_dtype=jnp.dtype(jnp.float32),
+        scale=SCALE,
+        cap=cap,
     )
     found, expected = (
         jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2))(*arrays) for whole in (fused, einsums)

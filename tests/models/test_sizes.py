@@ -56,5 +56,5 @@ def test_changes_reach_the_config():
 def test_unknown_size_and_unknown_field():
     with pytest.raises(ConfigError, match=r"size: expected one of small, .*175b, found '6b'"):
         gpt3_config("6b")
-    with pytest.raises(ConfigError, match=r"n_heads: expected one of cache_by_layer, d_ff, .*found 'n_heads'"):
+    with pytest.raises(ConfigError, match=r"n_heads: expected one of activation, biases, .*found 'n_heads'"):
         gpt3_config("xl", n_heads=3)

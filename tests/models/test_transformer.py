@@ -37,7 +37,7 @@ def test_scan_equals_unrolled_equals_a_loop_over_blocks(config):
     dense = jnp.tril(jnp.ones((1, 8, 8), bool))
     banded = None if config.local_window is None else jnp.triu(dense, -config.local_window + 1)
     visible = Visible(dense, banded)
-    run = jax.jit(lambda block, x, layer: Block(config).apply(block, (x, None, None), layer, 0, visible, True))
+    run = jax.jit(lambda block, x, layer: Block(config).apply(block, (x, None, None), layer, 0, visible, None, True))
     for layer in range(config.num_layers):
         block = {"params": jax.tree.map(lambda leaf, layer=layer: leaf[layer], trunk["blocks"])}
         (x, _, _), _ = run(block, x, layer)

@@ -54,7 +54,7 @@ def test_a_banded_layer_sees_the_window_and_a_dense_layer_all():
     x = jax.random.normal(jax.random.key(3), (1, length, config.d_model))
 
     def run(x, layer):
-        (y, _, _), _ = Block(config).apply(block, (x, None, None), layer, 0, Visible(dense, banded), True)
+        (y, _, _), _ = Block(config).apply(block, (x, None, None), layer, 0, Visible(dense, banded), None, True)
         return y[0]
 
     jacobian = jax.jit(jax.jacobian(run))

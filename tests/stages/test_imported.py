@@ -81,6 +81,24 @@ def test_the_stage_has_the_weights_and_the_tokenizer(run, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (workdir.parent / "gpt2" / name).read_bytes()
 
 
+def test_a_llama_goes_through_a_stage_unchanged(tmp_path):
+    choices = {"norm": "rms", "positions": "rotary", "activation": "silu", "gated": True, "biases": "none"}
+    sizes = {"num_heads": 4, "num_kv_heads": 2, "d_head": 4, "tied": False}
+    config = changed(recipe(tmp_path), **{f"model__{name}": value for name, value in (choices | sizes).items()})
+    folder_of(tmp_path / "llama", config, PIECES, max_length=64)  # twice the recipe's context
+    config = importing(config, "pretrain", tmp_path / "llama")
+    pretrain.run(Run(config, tmp_path / "run"))
+    exported.export(Run(config, tmp_path / "run"), "pretrain", tmp_path / "out")
+    before, after = (pretrained.read_tensors(tmp_path / name) for name in ("llama", "out"))
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    assert pretrained.read_config(tmp_path / "out")["max_position_embeddings"] == 32
+    other = policy_config(changed(config, model__rotary_base=5e5), PIECES.vocab_size)
+    with pytest.raises(CheckpointError, match="model.rotary_base: expected 500000.0, found a model with 10000.0"):
+        trained.load_policy(
+            tmp_path / "run" / "pretrain" / "checkpoints", other, tokenizer_files.load(config.tokenizer.path)
+        )
+
+
 def test_an_interrupted_import_resumes(run):
     config, workdir, _ = run
     summary = workdir / "pretrain" / "summary.json"

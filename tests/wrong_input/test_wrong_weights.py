@@ -65,9 +65,33 @@ def test_config_of_no_json(tmp_path):
     importing(tmp_path, files={"config.json": b"model_type: gpt2"})
 
 
-@fault("another kind of model", "PATH: model_type: expected gpt2, found 'llama'")
-def test_llama(tmp_path):
-    importing(tmp_path, config={"model_type": "llama"})
+@fault(
+    "another kind of model",
+    "PATH: model_type: expected one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3, gemma2, gemma3_text, olmo2, "
+    "found 'mamba'",
+)
+def test_other_kind(tmp_path):
+    importing(tmp_path, config={"model_type": "mamba"})
+
+
+@fault(
+    "rotary positions whose scaling is unknown",
+    "PATH: rope_scaling: rope_type: expected one of default, linear, llama3, yarn, found 'dynamic'",
+)
+def test_rotary_scaling(tmp_path):
+    sizes = {"vocab_size": 290, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1}
+    sizes |= {"intermediate_size": 8, "max_position_embeddings": 32}
+    scaling = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    importing(tmp_path, config={"model_type": "llama"} | sizes | scaling)
+
+
+@fault(
+    "an unembedding that a tied model does not have",
+    "PATH: lm_head.weight: expected transformer.wte.weight, as tie_word_embeddings is true, found other values; set it "
+    "to false to import both",
+)
+def test_other_unembedding(tmp_path):
+    importing(tmp_path, tensors={"lm_head.weight": np.ones((290, 8), np.float32)})
 
 
 @fault(
@@ -176,6 +200,29 @@ def test_no_safetensors(tmp_path, monkeypatch):
 
 
 @fault(
+    "a missing package for GGUF files",
+    "expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'",
+)
+def test_no_gguf(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "model.gguf").write_bytes(b"")
+    pretrained.read_config(tmp_path / "model.gguf")
+
+
+@fault("a missing GGUF file", "PATH: expected a GGUF file, found none")
+def test_no_gguf_file(tmp_path):
+    importing(tmp_path, pretrain__import_from=str(tmp_path / "model.gguf"))
+
+
+@fault(
+    "a model of no family",
+    "model.norm: expected 'layer' for gpt2, found 'rms'",
+)
+def test_no_family(tmp_path):
+    exporting(tmp_path, "sft", model__norm="rms")
+
+
+@fault(
     "a missing package for BPE tokenizers",
     "tokenizer: expected the package tokenizers to read a BPE, found none; pip install 'instructjax[huggingface]'",
 )
@@ -209,7 +256,7 @@ def test_full_folder(tmp_path):
 
 @fault(
     "export of local attention, which GPT-2 does not have",
-    "model.local_window: expected None, as GPT-2 has no bands, found 4",
+    "model.local_window: expected None for gpt2, found 4",
 )
 def test_bands(tmp_path):
     exporting(tmp_path, "sft", model__local_window=4)
@@ -217,7 +264,7 @@ def test_bands(tmp_path):
 
 @fault(
     "export of heads that do not add up to the width",
-    "model.d_head: expected d_model / num_heads = 8 for GPT-2, found 4",
+    "model.d_head: expected 8 for gpt2, found 4",
 )
 def test_heads(tmp_path):
     exporting(tmp_path, "sft", model__d_head=4)
