@@ -53,7 +53,7 @@ class Work:
 
 
 def forward_flops(
-    config: TransformerConfig, rows: int, length: int, outputs: int, *, slots: int | None = None
+    config: TransformerConfig, rows: int, length: int, outputs: int, *, slots: float | None = None
 ) -> float:
     """Computes the FLOPs of a language model's forward pass.
 
@@ -62,8 +62,8 @@ def forward_flops(
       rows: B.
       length: T.
       outputs: tokens per row for which logits are computed.
-      slots: keys by which each query is multiplied, including masked ones, as in a cache of fixed
-        size. None counts what causal attention needs: a token's own key and those before it.
+      slots: keys by which each query is multiplied, on average, including masked ones, as in a cache of
+        fixed size. None counts what causal attention needs: a token's own key and those before it.
     """
     inner = config.num_heads * config.d_head
     weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
@@ -75,6 +75,24 @@ def forward_flops(
 def scalar_flops(config: TransformerConfig, rows: int, length: int) -> float:
     """Computes the FLOPs of a scalar model's forward pass: the trunk, and d multiply-adds per token."""
     return forward_flops(config, rows, length, 0) + 2 * rows * length * config.d_model
+
+
+def ranking_flops(config: TransformerConfig, rows: int, prompt: int, answers: int, response: int) -> float:
+    """Computes the FLOPs of a scalar model's forward pass over prompts with several answers each.
+
+    The prompt is computed once. A token of an answer sees the prompt and its own answer only.
+
+    Args:
+      config: the model.
+      rows: prompts.
+      prompt: tokens of a prompt.
+      answers: K, answers to a prompt.
+      response: tokens of an answer.
+    """
+    keys = prompt + (response + 1) / 2  # per query of an answer, on average
+    branches = forward_flops(config, rows * answers, response, 0, slots=keys)
+    head = 2 * rows * answers * response * config.d_model
+    return scalar_flops(config, rows, prompt) + branches + head
 
 
 def weight_bytes(config: TransformerConfig) -> float:

@@ -126,7 +126,7 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
     unit = _devices(config) * section.microbatches
     rows = -(-section.batch_size // unit) * unit  # the stage pads a batch until it divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
-    forward = flops.scalar_flops(shape, section.batch_size, length)
+    forward = flops.ranking_flops(shape, section.batch_size, config.data.max_prompt, answers, config.data.max_response)
     return Program(
         name=name,
         function=step,

@@ -64,6 +64,12 @@ class TestForward:
         head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
         assert flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
 
+    def test_a_row_of_answers_computes_its_prompt_once(self):
+        alone = flops.scalar_flops(SHAPE, ROWS, 5 + 3)
+        assert flops.ranking_flops(SHAPE, ROWS, 5, 1, 3) == pytest.approx(alone)
+        prompt = flops.scalar_flops(SHAPE, ROWS, 5)
+        assert flops.ranking_flops(SHAPE, ROWS, 5, 4, 3) == pytest.approx(prompt + 4 * (alone - prompt))
+
     def test_attention_in_blocks_is_between_the_causal_and_the_dense_formula(self):
         shape = dataclasses.replace(SHAPE, max_length=1024)
         model, tokens = LanguageModel(shape), array((1, 1024))
