@@ -18,6 +18,7 @@ and FOLDER/device.md the tables. Both are written again after each part.
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def run_part(name, topology, seconds, folder, *, rehearse):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
             env=environment(name, folder, rehearse),
         )
         try:
@@ -78,7 +80,7 @@ def run_part(name, topology, seconds, folder, *, rehearse):
             if process.returncode:
                 error = reason(printed) or f"exit code {process.returncode}"
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it has started: they hold the devices
             process.communicate()
             error = f"stopped after {seconds:.0f} s"
         found = {"seconds": time.monotonic() - start, "measurements": [json.loads(line) for line in output]}
