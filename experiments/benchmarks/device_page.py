@@ -5,8 +5,8 @@ import dataclasses
 from benchmarks.device_recipes import UNITS
 from benchmarks.tables import markdown, number
 from instructjax import accelerators
+from instructjax.models.flops import Work
 from instructjax.planning import chips, plan
-from instructjax.planning.flops import Work
 
 GIB = accelerators.GIB
 NOTES = """\

@@ -12,9 +12,9 @@ from instructjax.algorithms import advantages
 from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
+from instructjax.models import flops
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.planning import flops
 from instructjax.rollout import sampling
 from instructjax.stages import trained
 from instructjax.training import objectives, optimizer

@@ -17,11 +17,10 @@ import ml_collections
 from instructjax.algorithms import advantages
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
-from instructjax.models import sizes
+from instructjax.models import flops, sizes
 from instructjax.models.config import TransformerConfig
+from instructjax.models.flops import Work
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.planning import flops
-from instructjax.planning.flops import Work
 from instructjax.stages import ppo
 from instructjax.stages.run import policy_config
 from instructjax.stages.stage import training_step

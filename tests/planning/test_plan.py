@@ -8,10 +8,10 @@ import pytest
 
 from configs import instructgpt, sandbox
 from instructjax import accelerators
+from instructjax.models.flops import Work
 from instructjax.models.sizes import count_parameters
 from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table
 from instructjax.planning.chips import Topology
-from instructjax.planning.flops import Work
 from instructjax.training import parallel
 
 TINY = {"model.num_layers": 2, "parallel.fsdp": 2, "parallel.tensor": 2, "sft.batch_size": 128}

@@ -8,9 +8,10 @@ import pytest
 from configs import sandbox
 from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
+from instructjax.models import flops
 from instructjax.models.sizes import count_parameters
 from instructjax.models.transformer import LanguageModel
-from instructjax.planning import flops, plan, programs
+from instructjax.planning import plan, programs
 from instructjax.rollout import refilling, sampling
 from tests import fakes
 

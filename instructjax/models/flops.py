@@ -21,8 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
+from instructjax.batch import LMBatch, RankingBatch
 from instructjax.models.config import TransformerConfig
 from instructjax.models.sizes import count_parameters
 
@@ -93,6 +95,29 @@ def ranking_flops(config: TransformerConfig, rows: int, prompt: int, answers: in
     branches = forward_flops(config, rows * answers, response, 0, slots=keys)
     head = 2 * rows * answers * response * config.d_model
     return scalar_flops(config, rows, prompt) + branches + head
+
+
+def training_flops(config: TransformerConfig, batch: Any, *, logits: bool, frozen: int = 0) -> float:
+    """Computes the FLOPs of a training step on these rows: of each token with the tokens that it sees.
+
+    Padding and masked pairs are not counted. In a row, a token sees as many tokens as its position says.
+
+    Args:
+      config: the model.
+      batch: an `LMBatch` or a `RankingBatch`; anything else counts as 0.
+      logits: whether the model is a language model, which computes logits of the tokens that the loss reads.
+      frozen: the number of models of the same shape that only read the rows, such as a reference policy.
+    """
+    if not isinstance(batch, (LMBatch, RankingBatch)):
+        return 0.0
+    real = np.asarray(batch.segments) > 0
+    tokens = int(real.sum())
+    if not tokens:
+        return 0.0
+    read = np.asarray(batch.weights if isinstance(batch, LMBatch) else batch.branches) > 0
+    seen = (np.asarray(batch.positions)[real] + 1.0).mean()
+    forward = forward_flops(config, 1, tokens, int(read.sum()) if logits else 0, slots=float(seen))
+    return (3 + frozen) * forward
 
 
 def weight_bytes(config: TransformerConfig) -> float:
