@@ -7,8 +7,8 @@ import re
 OPERATIONS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_CALLED = re.compile(r"(body|condition|to_apply|calls|branch_computations)=\{?([^ ,}]+(?:, [^ ,}=]+)*)")
-_COLLECTIVE = re.compile(rf"= (\(?[^=]*?\)?) ({'|'.join(OPERATIONS)})(?:-start)?\(")
+_CALLED = re.compile(r"(body|condition|to_apply|calls|branch_computations)=(\{[^}]*\}|[^ ,]+)")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(OPERATIONS)})(?:-start)?\(")  # a tuple may have /*index=5*/
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -51,7 +51,7 @@ def _loops_around(lines: dict[str, list[str]]) -> dict[str, int]:
     for caller, body in lines.items():
         for line in body:
             for kind, names in _CALLED.findall(line):
-                for name in (name.lstrip("%") for name in names.split(", ")):
+                for name in (name.lstrip("%") for name in names.strip("{}").split(", ")):
                     if name in callers:
                         callers[name].add((caller, kind == "body"))
     depths: dict[str, int] = {}

@@ -24,7 +24,7 @@ def table(results):
     sides = ["instructjax", *([peer] if peer else [])]
     columns = ["", *sides, *(["ratio"] if peer else []), "MFU", "s per step", "MB", "MB again"]
     columns += ["memory", "memory again"] if peer else []
-    lines = [columns, ["-"] * len(columns)]
+    lines = []
     for work, found in results["work"].items():
         medians = [found["medians"][side] for side in sides]
         line = [work, *(f"{number(side['rate'])} {UNITS[work]}/s" for side in medians)]
@@ -34,7 +34,12 @@ def table(results):
         line += [", ".join(f"{side[kind]:,.0f}" for side in medians) for kind in PEAKS]
         line += [f"{medians[0][kind] / medians[1][kind]:.2f}" for kind in PEAKS] if peer else []
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(columns, lines)
+
+
+def markdown(columns, lines):
+    """Returns a Markdown table of cells that are strings."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["-"] * len(columns), *lines))
 
 
 def number(value):

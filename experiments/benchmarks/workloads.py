@@ -12,9 +12,9 @@ from instructjax.algorithms import advantages
 from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
+from instructjax.models import flops
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.planning import flops
 from instructjax.rollout import sampling
 from instructjax.stages import trained
 from instructjax.training import objectives, optimizer
@@ -41,11 +41,20 @@ NEVER = -1  # an end token that is never sampled
 def sft(shape, config, size):
     """Returns (step, state, units per step): cross-entropy on every token of full rows."""
     rows, length = size["sft"], shape.max_length
-    tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, length)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    batch = LMBatch(tokens, np.ones_like(tokens), positions, (positions > 0).astype(np.float32))
     model = LanguageModel(shape)
+    batch = language_model_batch(shape, rows, length)
     return *training(objectives.language_model_loss(model), model, config, batch), rows * length
+
+
+def language_model_batch(shape, rows, length):
+    """Returns full rows, all of whose tokens count."""
+    tokens = _random_tokens(shape, rows, length)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    return LMBatch(tokens, np.ones_like(tokens), positions, (positions > 0).astype(np.float32))
+
+
+def _random_tokens(shape, *size):
+    return np.random.default_rng(0).integers(3, shape.vocab_size, size).astype(np.int32)
 
 
 def reward(shape, config, size):
@@ -57,7 +66,7 @@ def reward(shape, config, size):
 
 def ranking_batch(shape, rows, answers, length):
     """Returns one prompt per row with its answers, each `length` tokens long."""
-    texts = np.random.default_rng(0).integers(3, shape.vocab_size, (rows, 1 + answers, length))
+    texts = _random_tokens(shape, rows, 1 + answers, length)
     made = [
         layouts.ranking_row(
             [layouts.TokenizedRanking(prompt, others, scores=range(answers))],
@@ -80,7 +89,7 @@ def generation(shape, config, size):
     """Returns (step, state, units per step): sampling from prompts without padding. The state is the parameters."""
     del config
     rows, width = size["generation"]
-    prompts = _prompts(shape, np.full(rows, width), width)
+    prompts = prompt_batch(shape, np.full(rows, width), width)
     model = LanguageModel(shape)
     keys = sampling.row_keys(jax.random.key(1), rows)
 
@@ -97,8 +106,9 @@ def generation(shape, config, size):
     return step, trained.initial_params(model, jax.random.key(0)), rows * NEW
 
 
-def _prompts(shape, lengths, width):
-    tokens = np.random.default_rng(0).integers(3, shape.vocab_size, (len(lengths), width)).astype(np.int32)
+def prompt_batch(shape, lengths, width):
+    """Returns prompts of these lengths, padded on the left to `width`."""
+    tokens = _random_tokens(shape, len(lengths), width)
     segments = (np.arange(width) >= width - lengths[:, None]).astype(np.int32)
     return PromptBatch(jnp.asarray(tokens), jnp.asarray(segments))
 
@@ -113,7 +123,7 @@ def ppo_iteration(shape, config, rows, minibatch, response):
     """Returns (iterate, state, the other arguments) for answers of `response` tokens."""
     config.ppo.update(batch_size=rows, minibatch_size=minibatch)
     low, width = PROMPT
-    prompts = _prompts(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
+    prompts = prompt_batch(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
     policy, scalar = LanguageModel(shape), ScalarModel(shape)
     params, head = (trained.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
@@ -145,8 +155,7 @@ def model_flops(work, size):
         return 3 * flops.forward_flops(shape, rows, length, length)
     if work == "reward":
         half = shape.max_length // 2
-        answers = flops.forward_flops(shape, size["reward"] * ANSWERS, half, 0, slots=half + half // 2)
-        return 3 * (flops.scalar_flops(shape, size["reward"], half) + answers)
+        return 3 * flops.ranking_flops(shape, size["reward"], half, ANSWERS, half)
     rows, width = size["generation"] if work == "generation" else (size["ppo"][0], sum(PROMPT) // 2)
     sampled = flops.forward_flops(shape, rows, width, 1)
     sampled += (NEW - 1) * flops.forward_flops(shape, rows, 1, 1, slots=width + NEW // 2)

@@ -72,8 +72,9 @@ class Update:
     def _gradient(
         self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
     ) -> tuple[tuple[Params, Array], Metrics]:
+        del key  # nothing is drawn in an update, so devices can sum the gradients of their microbatches
         microbatches = microbatches or self.config.microbatches
-        return summed_gradient(loss, params, batch, key, microbatches=microbatches, axis_name=self.axis_name)
+        return summed_gradient(loss, params, batch, None, microbatches=microbatches, axis_name=self.axis_name)
 
     def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
         del key  # no dropout in PPO: the ratio must be 1 before any update

@@ -10,8 +10,8 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from instructjax.accelerators import GIB
 from instructjax.errors import RecordError
-from instructjax.planning.chips import GIB
 from instructjax.reporting import style
 
 

@@ -110,28 +110,36 @@ def compile_program(
       jax.errors.JaxRuntimeError: the compiler failed for a reason other than memory.
     """
     start = time.monotonic()
-    donated = (0,) if program.donated else ()
-    function = (
-        parallel.in_place(program.function, mesh, shard_optimizer_state=shard_optimizer_state)
-        if donated
-        else program.function
-    )
     try:
         with jax.set_mesh(mesh):
-            # Arguments that this part of an iteration does not use are in memory during a run, too.
-            jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
-            analysis: Any = jitted.lower(*arguments).compile().memory_analysis()
+            lowered = lower(program, arguments, shard_optimizer_state=shard_optimizer_state)
+            analysis: Any = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         needed = parse_out_of_memory(str(error))
         if needed is None:
             raise
         return Compiled(False, *needed, time.monotonic() - start)
     available = topology.chip.memory
-    peak = analysis.peak_memory_in_bytes
-    if topology.chip.platform == "cpu":  # its peak does not count temporary buffers
-        allocated = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        peak = allocated + analysis.temp_size_in_bytes
+    peak = peak_bytes(analysis, topology.chip.platform)
     return Compiled(peak <= available, peak, available, time.monotonic() - start)
+
+
+def lower(program: Program, arguments: tuple[Any, ...], *, shard_optimizer_state: bool) -> jax.stages.Lowered:
+    """Lowers a program for the mesh of the context, if there is one; see `compile_program`."""
+    mesh, function = jax.sharding.get_mesh(), program.function
+    if program.donated and not mesh.empty:
+        function = parallel.in_place(function, mesh, shard_optimizer_state=shard_optimizer_state)
+    # Arguments that this part of an iteration does not use are in memory during a run, too.
+    return jax.jit(function, donate_argnums=(0,) if program.donated else (), keep_unused=True).lower(*arguments)
+
+
+def peak_bytes(analysis: Any, platform: str) -> float:
+    """Returns the peak memory of a compiled program per device, from `jax.stages.Compiled.memory_analysis`."""
+    if platform != "cpu":
+        return analysis.peak_memory_in_bytes
+    # There, the peak does not count temporary buffers.
+    allocated = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return allocated + analysis.temp_size_in_bytes
 
 
 def parse_out_of_memory(message: str) -> tuple[float, float] | None:

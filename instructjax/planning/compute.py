@@ -7,8 +7,8 @@ import math
 
 import ml_collections
 
+from instructjax.models.flops import FLOPS_PER_PETAFLOP_DAY
 from instructjax.planning import programs
-from instructjax.planning.flops import FLOPS_PER_PETAFLOP_DAY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from instructjax.planning import chips, compiling, flops, programs
+from instructjax.models import flops
+from instructjax.models.flops import Work
+from instructjax.planning import chips, compiling, programs
 from instructjax.planning.chips import Topology
 from instructjax.planning.compiling import Compiled, Residents
-from instructjax.planning.flops import Work
 from instructjax.planning.programs import Program
 from instructjax.training import parallel
 

@@ -17,11 +17,10 @@ import ml_collections
 from instructjax.algorithms import advantages
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
-from instructjax.models import sizes
+from instructjax.models import flops, sizes
 from instructjax.models.config import TransformerConfig
+from instructjax.models.flops import Work
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.planning import flops
-from instructjax.planning.flops import Work
 from instructjax.stages import ppo
 from instructjax.stages.run import policy_config
 from instructjax.stages.trained import random_params
@@ -126,7 +125,7 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
     unit = _devices(config) * section.microbatches
     rows = -(-section.batch_size // unit) * unit  # the stage pads a batch until it divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
-    forward = flops.scalar_flops(shape, section.batch_size, length)
+    forward = flops.ranking_flops(shape, section.batch_size, config.data.max_prompt, answers, config.data.max_response)
     return Program(
         name=name,
         function=step,

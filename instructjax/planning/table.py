@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from instructjax.planning.chips import GIB, Topology
+from instructjax.accelerators import GIB
+from instructjax.planning.chips import Topology
 from instructjax.planning.compute import StageCompute
 from instructjax.planning.plan import ProgramPlan
 

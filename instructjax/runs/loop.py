@@ -20,7 +20,7 @@ from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
 from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
 from instructjax.runs.schedule import Schedule
-from instructjax.runs.speed import Speed
+from instructjax.runs.speed import Matmuls, Speed
 from instructjax.training.metrics import Metrics
 
 State = TypeVar("State")  # a pytree of arrays with an int32 scalar `step`
@@ -69,6 +69,7 @@ def run(
     meta: Mapping[str, Any],
     constants: Sequence[Any] = (),
     callbacks: Callbacks[State] | None = None,
+    matmuls: Matmuls | None = None,
 ) -> None:
     """Trains to the last step, from the last checkpoint if there is one.
 
@@ -93,6 +94,7 @@ def run(
       meta: saved with each checkpoint: model shape, tokenizer, config.
       constants: further arguments of the step, such as frozen weights.
       callbacks: evaluation, checks and drawing.
+      matmuls: of a step, for MFU; None if they are not known.
 
     Raises:
       Interrupted: the run was asked to stop, and has saved.
@@ -116,7 +118,9 @@ def run(
         done, state, window, owed = _resume(checkpoints, state, iterator, meta)
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
-        reporter = stack.enter_context(Reporter(directory, schedule.steps, done, window, started, check_metrics))
+        reporter = stack.enter_context(
+            Reporter(directory, schedule.steps, done, window, started, check_metrics, matmuls)
+        )
         made = stack.enter_context(
             profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)
         )

@@ -14,7 +14,7 @@ from etils import epath
 from instructjax.errors import WorkdirError
 from instructjax.runs import processes, progress
 from instructjax.runs.metrics_file import MetricsWriter, NullWriter
-from instructjax.runs.speed import Speed, Window
+from instructjax.runs.speed import Matmuls, Speed, Window
 from instructjax.training.metrics import Maximum, Mean, Metrics, compute
 
 CheckMetrics = Callable[[str, Mapping[str, float]], None]
@@ -42,6 +42,7 @@ class Reporter:
         window: list[Metrics],
         started: float,
         check_metrics: CheckMetrics,
+        matmuls: Matmuls | None = None,
     ):
         """Opens the outputs.
 
@@ -52,6 +53,7 @@ class Reporter:
           window: the metrics since the last line before that step.
           started: see `Clock`.
           check_metrics: see `loop.Callbacks`.
+          matmuls: of a step, for MFU.
         """
         self.window = window
         # The step, the metrics and the counts of a line that is not yet read.
@@ -61,7 +63,7 @@ class Reporter:
         self._writer = MetricsWriter(directory, resume_step=done) if first else NullWriter()
         self._bar = progress.Bar(directory.name, steps, "step", done=done, stage=True)
         self.clock = Clock(started, self._writer.last("wall_seconds"))
-        self.speed = Speed()
+        self.speed = Speed(matmuls)
 
     def __enter__(self) -> Reporter:
         return self

@@ -1,9 +1,10 @@
-"""What a window of steps has cost: tokens per second, the time that devices waited for data, and memory."""
+"""What a window of steps has cost: tokens per second, MFU, the time that devices waited for data, and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 import time
@@ -11,12 +12,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from instructjax import accelerators
 from instructjax import batch as batches
 from instructjax.training import parallel
 
 # The values of a line of metrics that depend on the machine. They differ between two runs that are otherwise equal.
-MEASURED = ("wall_seconds", "tokens_per_second", "data_wait_seconds", "memory_gib")
+MEASURED = ("wall_seconds", "tokens_per_second", "mfu", "data_wait_seconds", "memory_gib")
+MATMUL = 1024  # the sides of the matrices by which the matmul rate of a CPU is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Matmuls:
+    """The matmuls of a step.
+
+    Attributes:
+      flops: returns the model FLOPs of a step on this process's rows of a batch.
+      dtype: of their arguments.
+    """
+
+    flops: Callable[[Any], float]
+    dtype: str
 
 
 @dataclasses.dataclass
@@ -26,22 +43,26 @@ class Window:
     Attributes:
       tokens: tokens of their batches in all processes, estimated from this process's rows, without padding. Those that
         PPO samples are not counted.
+      flops: model FLOPs of its steps in all processes, estimated likewise; 0 if they are not known.
       waited: seconds in which this process waited for batches.
     """
 
     tokens: float = 0.0
+    flops: float = 0.0
     waited: float = 0.0
 
 
 class Speed:
     """Measures windows of steps."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, matmuls: Matmuls | None = None, clock: Callable[[], float] = time.monotonic):
         """Begins the first window.
 
         Args:
+          matmuls: of a step; None if they are not known.
           clock: returns seconds.
         """
+        self._matmuls = matmuls
         self._clock, self._window, self._began, self._ended = clock, Window(), clock(), 0.0
         share = parallel.share_of_rows()
         self._whole_over_own = share.count / len(share.parts)
@@ -54,8 +75,10 @@ class Speed:
         self._window.waited += self._clock() - start
 
     def count(self, batch: Any) -> None:
-        """Counts the tokens of a step's batch; see `batch.count_tokens`."""
+        """Counts the tokens of a step's batch, see `batch.count_tokens`, and its FLOPs."""
         self._window.tokens += self._whole_over_own * batches.count_tokens(batch)
+        if self._matmuls is not None:
+            self._window.flops += self._whole_over_own * self._matmuls.flops(batch)
 
     def cut(self) -> Window:
         """Ends the window for what is counted from now on, and returns it."""
@@ -75,9 +98,34 @@ class Speed:
         values = {"data_wait_seconds": window.waited}
         if window.tokens and seconds > 0:
             values["tokens_per_second"] = window.tokens / seconds
+        if self._matmuls and window.flops and seconds > 0 and (peak := peak_flops(self._matmuls.dtype)):
+            values["mfu"] = window.flops / seconds / peak
         if (memory := memory_gib()) is not None:
             values["memory_gib"] = memory
         return values
+
+
+@functools.cache
+def peak_flops(dtype: str) -> float | None:
+    """Returns the FLOP/s of all devices: the published peak, or on a CPU the rate that a matmul reaches here, now.
+
+    None if no peak is published for this chip in `accelerators.CHIPS`. A CPU counts once per process.
+
+    Args:
+      dtype: of the arguments of the matmul on a CPU; the published peaks are those of bfloat16.
+    """
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        chip = accelerators.of_device(device)
+        return chip.peak * jax.device_count() if chip else None
+    square = jax.device_put(jnp.full((MATMUL, MATMUL), 1 / MATMUL, dtype), jax.local_devices()[0])
+    product = jax.jit(lambda x: jnp.dot(x, x.T, preferred_element_type=jnp.float32))
+    laps = []
+    for _ in range(4):
+        start = time.perf_counter()
+        product(square).block_until_ready()
+        laps.append(time.perf_counter() - start)
+    return 2 * MATMUL**3 / min(laps) * jax.process_count()
 
 
 def memory_gib() -> float | None:

@@ -27,6 +27,7 @@ from etils import epath
 from instructjax import warning_log
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
+from instructjax.models import flops
 from instructjax.models.config import TransformerConfig
 from instructjax.recipe import check
 from instructjax.recipe.declared import SECTIONS
@@ -35,6 +36,7 @@ from instructjax.reporting import curves
 from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
+from instructjax.runs.speed import Matmuls
 from instructjax.stages import beginning
 from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
@@ -230,7 +232,14 @@ class Stage:
             network=network,
             constants=frozen,
             callbacks=callbacks,
+            matmuls=self._matmuls(network or self.run.policy_config, len(frozen)),
         )
+
+    def _matmuls(self, network: TransformerConfig, frozen: int) -> Matmuls:
+        """Returns how the matmuls of a step that trains one network are counted."""
+        logits = self.declaration.policy is not None
+        count = functools.partial(flops.training_flops, network, logits=logits, frozen=frozen)
+        return Matmuls(count, network.resolved_matmul_dtype)
 
     def train_with(
         self,
@@ -242,6 +251,7 @@ class Stage:
         network: TransformerConfig | None = None,
         constants: Sequence[Any] = (),
         callbacks: Callbacks[Any] | None = None,
+        matmuls: Matmuls | None = None,
     ) -> None:
         """Trains with a custom step, such as an iteration of PPO; see `loop.run`.
 
@@ -253,6 +263,7 @@ class Stage:
           network: the policy's shape, saved with the checkpoints; the recipe's if not given.
           constants: further arguments of the step.
           callbacks: what to measure. Checks of metrics and curves are added here.
+          matmuls: of a step, for MFU; None if they are not known.
         """
         steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
         schedule.check_done(self.directory, steps[-1] if steps else 0)
@@ -273,6 +284,7 @@ class Stage:
             meta=self.meta(network or self.run.policy_config, self.run.layout.tokenizer),
             constants=constants,
             callbacks=callbacks,
+            matmuls=matmuls,
         )
 
     def meta(self, network: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:

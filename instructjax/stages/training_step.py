@@ -33,6 +33,7 @@ def training_step(
 
         made: Loss = bound
         axis_name = parallel.axis_name(config.parallel.mode)
-        return train_step(made, adam, microbatches=config[section].microbatches, axis_name=axis_name)(state, batch, key)
+        splits = {"microbatches": config[section].microbatches, "axis_name": axis_name}
+        return train_step(made, adam, random=config[section].get("dropout") != 0, **splits)(state, batch, key)
 
     return step, adam

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from instructjax import losses
-from instructjax.models.partitioning import constrain_rows
+from instructjax.models.partitioning import constrain_rows, mesh_of_context
 from instructjax.training import metrics as metrics_lib
 from instructjax.training import state as train_state
 from instructjax.training.metrics import Maximum, Mean, Metrics
@@ -29,31 +30,46 @@ Loss = Callable[[Params, Any, Any], tuple[Pair, Metrics]]  # of weights, a batch
 
 
 def summed_gradient(
-    loss: Loss, params: Params, batch: Batch, key: Array, *, microbatches: int = 1, axis_name: str | None = None
+    loss: Loss, params: Params, batch: Batch, key: Array | None, *, microbatches: int = 1, axis_name: str | None = None
 ) -> tuple[tuple[Params, Array], Metrics]:
     """Computes the gradient of a loss's sum over the global batch, and the weight to divide it by.
 
     Both are summed over all microbatches and, with an axis name, over all devices of that
     axis. `losses.mean` turns the pair into the gradient of the global mean.
 
+    On a mesh of data only, several microbatches without a key are summed on each device first, so gradients are reduced
+    once, not once per microbatch. With a key they are not, because each device would draw its own noise.
+
     Args:
       loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.
       params: the weights to differentiate.
       batch: a pytree of arrays [B, ...], B divisible by `microbatches`.
-      key: random key of the loss (for dropout).
+      key: random key of the loss, for dropout; None if it draws nothing.
       microbatches: number of parts of the batch that are computed one after the other.
       axis_name: the mapped axis over which devices hold parts of the batch.
 
     Returns:
       (gradient, weight), and the metrics with "loss" added, all over the global batch.
     """
+    mesh = mesh_of_context()
+    if mesh is None or mesh.shape["data"] != mesh.size or microbatches == 1 or key is not None:
+        return _summed_gradient(loss, params, batch, key, microbatches, axis_name)
 
-    def total(params: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Metrics]]:
+    def on_device(params: Params, rows: Batch) -> tuple[tuple[Params, Array], Metrics]:
+        return _summed_gradient(loss, params, rows, None, microbatches, "data")
+
+    return jax.shard_map(on_device, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)(params, batch)
+
+
+def _summed_gradient(
+    loss: Loss, params: Params, batch: Batch, key: Array | None, microbatches: int, axis_name: str | None
+) -> tuple[tuple[Params, Array], Metrics]:
+    def total(params: Params, batch: Batch, key: Array | None) -> tuple[Array, tuple[Array, Metrics]]:
         (value, weight), metrics = loss(params, batch, key)
         return value, (weight, {"loss": Mean(value, weight), **metrics})
 
     differentiate = jax.grad(total, has_aux=True)
-    if axis_name is not None:
+    if axis_name is not None and key is not None:
         # Each device sees only its own rows, so devices draw different noise.
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     if microbatches == 1:
@@ -63,7 +79,8 @@ def summed_gradient(
 
         def add(sums: Any, index_and_part: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = index_and_part
-            gradient, (weight, metrics) = differentiate(params, constrain_rows(part), jax.random.fold_in(key, index))
+            noise = None if key is None else jax.random.fold_in(key, index)
+            gradient, (weight, metrics) = differentiate(params, constrain_rows(part), noise)
             pair, merged = sums
             return (jax.tree.map(jnp.add, pair, (gradient, weight)), metrics_lib.merge(merged, metrics)), None
 
@@ -78,17 +95,31 @@ def summed_gradient(
 
 
 def train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, microbatches: int = 1, axis_name: str | None = None
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    axis_name: str | None = None,
+    random: bool = True,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Builds a pure step `step(state, batch, key) -> (state, metrics)` that performs one update.
 
     The key is the run's root key. The step folds its own number into it, so a resumed run
     repeats the uninterrupted one.
+
+    Args:
+      loss: see `summed_gradient`.
+      optimizer: turns gradients into updates.
+      microbatches: see `summed_gradient`.
+      axis_name: see `summed_gradient`.
+      random: whether the loss draws random numbers; if not, it gets None instead of a key.
     """
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)
-        pair, metrics = summed_gradient(loss, state.params, batch, key, microbatches=microbatches, axis_name=axis_name)
+        noise = jax.random.fold_in(key, state.step) if random else None
+        pair, metrics = summed_gradient(
+            loss, state.params, batch, noise, microbatches=microbatches, axis_name=axis_name
+        )
         return finite_update(state, losses.mean(*pair), metrics_lib.total(metrics, "loss"), metrics, optimizer)
 
     return step

@@ -12,13 +12,14 @@ import ml_collections
 import pytest
 
 from instructjax import losses
-from instructjax.batch import PromptBatch
+from instructjax.batch import LMBatch, PromptBatch
 from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.planning import chips
 from instructjax.rollout import sampling
-from instructjax.training import parallel
+from instructjax.training import objectives, parallel
+from instructjax.training.step import summed_gradient
 from tests.collectives import collectives
 
 # No kernel has as few elements as an activation of a decoded token.
@@ -87,6 +88,36 @@ def test_the_devices_of_tensor_share_the_logits_of_a_chunk(vocabulary):
     assert [(one.dtype, one.loops) for one in gathered] == [("f16", 0)]
 
 
+DATA = {"data": 8, "fsdp": 1, "tensor": 1}
+
+
+def reductions(mesh, dropout=0.0):
+    """Returns the loops around each reduction of weights' gradients on a mesh of data: 4 microbatches, 2 layers."""
+    model = LanguageModel(dataclasses.replace(CONFIG, remat=True, dropout=dropout))
+    key = jax.random.key(0) if dropout else None
+
+    def gradient(params, rows):
+        loss = objectives.language_model_loss(model)
+        return summed_gradient(loss, params, rows, key, microbatches=4)
+
+    with mesh:
+        rows, weight = array((32, 16)), array((32, 16), jnp.float32)
+        batch = LMBatch(rows, rows, rows, weight)
+        text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+    found = [one for one in collectives(text) if one.elements >= KERNEL]
+    assert {one.operation for one in found} == {"all-reduce"}
+    return [one.loops for one in found]
+
+
+def test_gradients_of_microbatches_are_reduced_once_per_step():
+    assert set(reductions(on_mesh(**DATA))) == {0}
+
+
+def test_gradients_with_dropout_are_reduced_in_every_microbatch():
+    """A check of the check above. Noise is drawn for the global batch, so that it is the same on every mesh."""
+    assert {1, 2} <= set(reductions(on_mesh(**DATA), dropout=0.1))
+
+
 @pytest.mark.absent_hardware
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
@@ -94,8 +125,16 @@ def test_decoding_on_a_tpu_gathers_no_weights_in_its_loops():
     model = LanguageModel(dataclasses.replace(CONFIG, dtype="bfloat16", cache_by_layer=False))
     mesh = parallel.make_mesh((1, 2, 2), chips.devices(chips.parse("v5e:2x2")))
     with jax.set_mesh(mesh):
-        prompts = PromptBatch(array((16, 8)), array((16, 8)))
+        prompts = PromptBatch(array((16, 4)), array((16, 4)))  # prefill's activations are smaller than a kernel
         text = jax.jit(sampler(model)).trace(weights(model), prompts).lower().compile().as_text()
     gathers = [one for one in collectives(text) if one.operation == "all-gather"]
     assert {one.dtype for one in gathers if one.loops == 0 and one.elements >= KERNEL} == {"bf16"}
     assert max((one.elements for one in gathers if one.loops), default=0) < KERNEL
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_gradients_of_microbatches_are_reduced_once_on_tpus():
+    mesh = parallel.make_mesh((4, 1, 1), chips.devices(chips.parse("v5e:2x2")))
+    assert set(reductions(jax.set_mesh(mesh))) == {0}

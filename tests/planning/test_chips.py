@@ -2,24 +2,25 @@ import math
 
 import pytest
 
+from instructjax import accelerators
 from instructjax.errors import ConfigError
 from instructjax.planning import chips
 
 
-@pytest.mark.parametrize("kind", chips.CHIPS)
+@pytest.mark.parametrize("kind", accelerators.CHIPS)
 def test_every_example_is_a_topology_of_its_chip(kind):
-    chip = chips.CHIPS[kind]
+    chip = accelerators.CHIPS[kind]
     topology = chips.parse(f"{kind}:{chip.example}")
     assert topology.chip is chip
     assert topology.size == math.prod(topology.shape) <= chip.largest
 
 
 def test_accelerators_have_plausible_specifications():
-    for kind, chip in chips.CHIPS.items():
+    for kind, chip in accelerators.CHIPS.items():
         if kind != "cpu":
             # FLOPs per byte, above which a program is bound by arithmetic instead of memory.
             assert 100 < chip.peak / chip.bandwidth < 1000
-            assert 15 * chips.GIB < chip.memory < 200 * chips.GIB
+            assert 15 * accelerators.GIB < chip.memory < 200 * accelerators.GIB
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import instructgpt, sandbox
+from instructjax import accelerators
+from instructjax.models.flops import Work
 from instructjax.models.sizes import count_parameters
 from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table
 from instructjax.planning.chips import Topology
-from instructjax.planning.flops import Work
 from instructjax.training import parallel
 
 TINY = {"model.num_layers": 2, "parallel.fsdp": 2, "parallel.tensor": 2, "sft.batch_size": 128}
@@ -60,7 +61,7 @@ class TestOneProgram:
 
 class TestSuggestion:
     def tight(self, memory):
-        return Topology("cpu:8", dataclasses.replace(chips.CHIPS["cpu"], memory=memory), (8,))
+        return Topology("cpu:8", dataclasses.replace(accelerators.CHIPS["cpu"], memory=memory), (8,))
 
     def too_full(self, row, topology):
         return dataclasses.replace(
@@ -146,7 +147,9 @@ def test_the_compute_of_175b_is_close_to_the_papers():
     ],
 )
 def test_the_compilers_out_of_memory_messages_are_parsed(message, needed, available):
-    np.testing.assert_allclose(compiling.parse_out_of_memory(message), (needed * chips.GIB, available * chips.GIB))
+    np.testing.assert_allclose(
+        compiling.parse_out_of_memory(message), (needed * accelerators.GIB, available * accelerators.GIB)
+    )
     assert compiling.parse_out_of_memory("INVALID_ARGUMENT: no such thing") is None
 
 

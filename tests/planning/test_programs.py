@@ -8,9 +8,10 @@ import pytest
 from configs import sandbox
 from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
+from instructjax.models import flops
 from instructjax.models.sizes import count_parameters
 from instructjax.models.transformer import LanguageModel
-from instructjax.planning import flops, plan, programs
+from instructjax.planning import plan, programs
 from instructjax.rollout import refilling, sampling
 from tests import fakes
 
@@ -38,7 +39,8 @@ def test_executed_flops_are_the_formula_plus_recomputation(name):
     elif name.endswith("scoring"):
         assert 1 <= ratio < 1.1  # masked keys count; without a gradient nothing is recomputed
     else:
-        assert 1 < ratio < 1.34
+        # The einsums of a ranking also multiply the queries of an answer with the keys of the answers before it.
+        assert 1 < ratio < (1.6 if name == "reward" else 1.34)
 
 
 def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):

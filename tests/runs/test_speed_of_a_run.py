@@ -1,9 +1,13 @@
 """The rates in a line of metrics are those of its own steps, without compilation and evaluation."""
 
+import types
+
+import jax
 import numpy as np
 
-from instructjax import batch
-from instructjax.runs.speed import Speed
+from instructjax import accelerators, batch
+from instructjax.runs import speed as speed_lib
+from instructjax.runs.speed import Matmuls, Speed
 
 
 class Clock:
@@ -28,7 +32,7 @@ def test_tokens_are_counted_without_padding_in_every_part_of_a_batch():
 
 def test_a_line_counts_its_own_steps():
     clock = Clock()
-    speed = Speed(clock)
+    speed = Speed(clock=clock)
 
     def step(tokens):
         with speed.waiting():
@@ -53,3 +57,34 @@ def test_a_line_counts_its_own_steps():
     speed.arrived()
     found = speed.values(speed.cut())
     assert (found["tokens_per_second"], found["data_wait_seconds"]) == (25.0, 0.5)
+
+
+def test_mfu_is_the_share_of_the_peak_that_the_steps_of_a_line_reach(monkeypatch):
+    monkeypatch.setattr(speed_lib, "peak_flops", {"bfloat16": 100.0}.get)
+    for dtype, expected in {"bfloat16": 0.75, "float32": None}.items():  # no peak is known for the latter
+        clock = Clock()
+        speed = Speed(Matmuls(lambda batch: 5.0 * batch.segments.sum(), dtype), clock)
+        speed.count(rows(10))
+        speed.count(rows(20))
+        clock.seconds += 2
+        counted = speed.cut()
+        speed.arrived()
+        assert speed.values(counted).get("mfu") == expected
+
+
+class TestPeak:
+    def test_chips_have_their_published_peak(self, monkeypatch):
+        device = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+        monkeypatch.setattr(jax, "devices", lambda: [device] * 4)
+        monkeypatch.setattr(jax, "device_count", lambda: 4)
+        assert speed_lib.peak_flops.__wrapped__("bfloat16") == 4 * accelerators.CHIPS["v5e"].peak
+        device.device_kind = "TPU v99"
+        assert speed_lib.peak_flops.__wrapped__("bfloat16") is None
+
+    def test_a_cpu_counts_once_at_the_rate_that_it_reaches(self):
+        found = speed_lib.peak_flops.__wrapped__("float32")
+        assert 1e8 < found < 1e14
+
+    def test_every_kind_of_device_belongs_to_one_chip(self):
+        kinds = [kind for chip in accelerators.CHIPS.values() for kind in chip.kinds]
+        assert len(set(kinds)) == len(kinds) > len(accelerators.CHIPS)

@@ -39,6 +39,7 @@ CLOCKS = (
     "peak_rss_gib",
     "first_step_seconds",
     "tokens_per_second",
+    "mfu",
     "data_wait_seconds",
     "memory_gib",
 )

@@ -123,7 +123,8 @@ def steps(name, layout, *, eager=False, dropout=0.0):
     model = type(model)(dataclasses.replace(CONFIG, dropout=dropout))
     with on(layout) as config:
         axis = parallel.axis_name(config.mode)
-        step = train_step(objective(model), OPTIMIZER, microbatches=microbatches, axis_name=axis)
+        splits = {"microbatches": microbatches, "axis_name": axis}
+        step = train_step(objective(model), OPTIMIZER, random=dropout > 0, **splits)
         step = step if eager else parallel.compile_step(step, config)
         begin = functools.partial(train_state.create, optimizer=OPTIMIZER)
         state, found = (
@@ -148,6 +149,7 @@ def assert_close(found, expected):
 QUICK = {
     ("pretrain and sft", "fsdp"),
     ("pretrain and sft", "all three, slots too"),
+    ("microbatches", "data"),  # gradients are summed on each device first
     ("microbatches", "all three"),
     ("reward", "pmap"),
 }

@@ -21,8 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
+from instructjax.batch import LMBatch, RankingBatch
 from instructjax.models.config import TransformerConfig
 from instructjax.models.sizes import count_parameters, matrix_parameters
 
@@ -53,7 +55,7 @@ class Work:
 
 
 def forward_flops(
-    config: TransformerConfig, rows: int, length: int, outputs: int, *, slots: int | None = None
+    config: TransformerConfig, rows: int, length: int, outputs: int, *, slots: float | None = None
 ) -> float:
     """Computes the FLOPs of a language model's forward pass.
 
@@ -62,8 +64,8 @@ def forward_flops(
       rows: B.
       length: T.
       outputs: tokens per row for which logits are computed.
-      slots: keys by which each query is multiplied, including masked ones, as in a cache of fixed
-        size. None counts what causal attention needs: a token's own key and those before it.
+      slots: keys by which each query is multiplied, on average, including masked ones, as in a cache of
+        fixed size. None counts what causal attention needs: a token's own key and those before it.
     """
     inner = config.num_heads * config.d_head
     keys = (length + 1) / 2 if slots is None else slots  # per query, on average
@@ -74,6 +76,47 @@ def forward_flops(
 def scalar_flops(config: TransformerConfig, rows: int, length: int) -> float:
     """Computes the FLOPs of a scalar model's forward pass: the trunk, and d multiply-adds per token."""
     return forward_flops(config, rows, length, 0) + 2 * rows * length * config.d_model
+
+
+def ranking_flops(config: TransformerConfig, rows: int, prompt: int, answers: int, response: int) -> float:
+    """Computes the FLOPs of a scalar model's forward pass over prompts with several answers each.
+
+    The prompt is computed once. A token of an answer sees the prompt and its own answer only.
+
+    Args:
+      config: the model.
+      rows: prompts.
+      prompt: tokens of a prompt.
+      answers: K, answers to a prompt.
+      response: tokens of an answer.
+    """
+    keys = prompt + (response + 1) / 2  # per query of an answer, on average
+    branches = forward_flops(config, rows * answers, response, 0, slots=keys)
+    head = 2 * rows * answers * response * config.d_model
+    return scalar_flops(config, rows, prompt) + branches + head
+
+
+def training_flops(config: TransformerConfig, batch: Any, *, logits: bool, frozen: int = 0) -> float:
+    """Computes the FLOPs of a training step on these rows: of each token with the tokens that it sees.
+
+    Padding and masked pairs are not counted. In a row, a token sees as many tokens as its position says.
+
+    Args:
+      config: the model.
+      batch: an `LMBatch` or a `RankingBatch`; anything else counts as 0.
+      logits: whether the model is a language model, which computes logits of the tokens that the loss reads.
+      frozen: the number of models of the same shape that only read the rows, such as a reference policy.
+    """
+    if not isinstance(batch, (LMBatch, RankingBatch)):
+        return 0.0
+    real = np.asarray(batch.segments) > 0
+    tokens = int(real.sum())
+    if not tokens:
+        return 0.0
+    read = np.asarray(batch.weights if isinstance(batch, LMBatch) else batch.branches) > 0
+    seen = (np.asarray(batch.positions)[real] + 1.0).mean()
+    forward = forward_flops(config, 1, tokens, int(read.sum()) if logits else 0, slots=float(seen))
+    return (3 + frozen) * forward
 
 
 def weight_bytes(config: TransformerConfig) -> float:

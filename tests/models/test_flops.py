@@ -2,15 +2,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.batch import LMBatch
+from instructjax.data import layouts
+from instructjax.models import flops
 from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.planning import flops
 from instructjax.training import objectives
 from instructjax.training.step import summed_gradient
 
@@ -64,6 +66,12 @@ class TestForward:
         head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
         assert flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
 
+    def test_a_row_of_answers_computes_its_prompt_once(self):
+        alone = flops.scalar_flops(SHAPE, ROWS, 5 + 3)
+        assert flops.ranking_flops(SHAPE, ROWS, 5, 1, 3) == pytest.approx(alone)
+        prompt = flops.scalar_flops(SHAPE, ROWS, 5)
+        assert flops.ranking_flops(SHAPE, ROWS, 5, 4, 3) == pytest.approx(prompt + 4 * (alone - prompt))
+
     def test_attention_in_blocks_is_between_the_causal_and_the_dense_formula(self):
         shape = dataclasses.replace(SHAPE, max_length=1024)
         model, tokens = LanguageModel(shape), array((1, 1024))
@@ -98,6 +106,34 @@ class TestGradient:
         assert compiled.cost_analysis()["flops"] == pytest.approx(
             flops.count_matmul_flops(traced(function, *arguments)), rel=0.05
         )
+
+
+class TestStep:
+    """The FLOPs of a step on real rows are those of the same texts, each alone."""
+
+    def test_packed_texts_count_as_if_each_had_its_own_row(self):
+        lengths = (5, 3)
+        segments = np.array([[1] * 5 + [2] * 3 + [0] * 4], np.int32)
+        positions = np.array([[*range(5), *range(3), *[0] * 4]], np.int32)
+        batch = LMBatch(segments, segments, positions, (positions > 0).astype(np.float32))
+        forward = sum(flops.forward_flops(SHAPE, 1, length, length - 1) for length in lengths)
+        assert flops.training_flops(SHAPE, batch, logits=True) == pytest.approx(3 * forward)
+        assert flops.training_flops(SHAPE, batch, logits=True, frozen=1) == pytest.approx(4 * forward)
+
+    def test_a_ranking_counts_its_prompt_once_and_only_a_language_model_has_logits(self):
+        tokenized = layouts.TokenizedRanking([3] * 4, [[3] * 6] * 2, [0, 1])
+        row = layouts.ranking_row([tokenized], length=20, max_prompts=1, max_responses=2, pad_id=0)
+        batch = jax.tree.map(lambda x: x[None], row)
+        head = 2 * (4 + 2 * 6) * SHAPE.d_model  # of a scalar; too little to count in a step
+        forward = flops.ranking_flops(SHAPE, 1, 4, 2, 6) - head
+        assert flops.training_flops(SHAPE, batch, logits=False) == pytest.approx(3 * forward)
+        logits = 2 * 12 * SHAPE.d_model * SHAPE.vocab_size
+        assert flops.training_flops(SHAPE, batch, logits=True) == pytest.approx(3 * (forward + logits))
+
+    def test_padding_and_other_objects_count_nothing(self):
+        nothing = np.zeros((1, 4), np.int32)
+        batch = LMBatch(nothing, nothing, nothing, nothing.astype(np.float32))
+        assert flops.training_flops(SHAPE, batch, logits=True) == flops.training_flops(SHAPE, None, logits=True) == 0
 
 
 class TestLoops:

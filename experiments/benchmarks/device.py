@@ -1,0 +1,138 @@
+"""Measures the programs of the recipe on the accelerators of this machine, in eight minutes.
+
+python experiments/benchmarks/device.py --results=FOLDER
+python experiments/benchmarks/device.py --results=FOLDER --rehearse --seconds=1200    tiny sizes, on a CPU
+
+    machine     matmul FLOP/s, memory bandwidth and all-reduce, as measured
+    attention   the fused kernels against einsums in float32: errors and times
+    124M, 1.3B  SFT, the reward model, PPO's rollout and its iteration, in bfloat16, on random tokens
+    plan        what experiments/plan.py predicts for these programs on these chips, without using them
+    layouts     tests/training/test_mesh_layouts.py on the chips instead of virtual devices; needs eight and pytest
+    smoke       experiments/reproduce.py --config=configs/sandbox.py:smoke
+
+Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
+too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements
+and FOLDER/device.md the tables. Both are written again after each part.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+from benchmarks import device_page, device_parts
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_RESULTS = flags.DEFINE_string("results", None, "The folder to write device.json and device.md to.")
+_PARTS = flags.DEFINE_list("parts", list(device_parts.PARTS), "The parts to run.")
+_SECONDS = flags.DEFINE_integer("seconds", 480, "Time for all parts together.", lower_bound=1)
+_REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, on a CPU.")
+_ALONE = flags.DEFINE_enum("alone", None, list(device_parts.PARTS), "Runs one part in this process.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "The chips to plan for; found by the part `machine`.")
+_OUTPUT = flags.DEFINE_string("output", None, "The file to which one part adds its measurements, as JSON Lines.")
+STARTS_IN = 5  # seconds; with less time left, a part is not started
+
+
+def run_alone():
+    """Runs one part in this process and appends each measurement to a file as soon as it is there."""
+    part = device_parts.PARTS[_ALONE.value]
+    with open(_OUTPUT.value, "a") as output:
+        for measurement in part.measure(device_parts.Task(_REHEARSE.value, _TOPOLOGY.value)):
+            print(json.dumps(measurement), file=output, flush=True)
+
+
+def environment(name, folder, rehearse):
+    """Returns the environment of a part's process."""
+    found = dict(os.environ)
+    found["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [found.get("PYTHONPATH")])])
+    if device_parts.PARTS[name].on_host or rehearse:
+        found |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    else:
+        found.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")  # nothing else uses the card
+        found.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    return found
+
+
+def run_part(name, topology, seconds, folder, *, rehearse):
+    """Runs one part in a new process: {"seconds", "measurements"} and, if it did not end well, "error"."""
+    with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as output:
+        command = [sys.executable, __file__, f"--alone={name}", f"--output={output.name}", f"--topology={topology}"]
+        command += ["--rehearse"] if rehearse else []
+        start, error = time.monotonic(), ""
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment(name, folder, rehearse),
+        )
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+            if process.returncode:
+                error = reason(printed) or f"exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it has started: they hold the devices
+            process.communicate()
+            error = f"stopped after {seconds:.0f} s"
+        found = {"seconds": time.monotonic() - start, "measurements": [json.loads(line) for line in output]}
+    return found | ({"error": error} if error else {})
+
+
+def reason(printed):
+    """Returns the last line of what a failed process has printed that names an error, or its last line."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    named = [line for line in lines if "rror" in line]
+    return (named or lines or [""])[-1][:500]
+
+
+def measure(folder):
+    """Runs the parts one after the other. Returns all results, which are also in the folder."""
+    began, rehearse = time.monotonic(), _REHEARSE.value
+    results = {
+        "rehearsal": rehearse,
+        "command": f"python experiments/benchmarks/device.py{' --rehearse' if rehearse else ''}",
+        "versions": device_parts.versions(),
+        "parts": {},
+    }
+    topology = ""
+    for name in _PARTS.value:
+        left = _SECONDS.value - (time.monotonic() - began)
+        if left < STARTS_IN:
+            found = {"seconds": 0.0, "measurements": [], "error": f"no time left of {_SECONDS.value} s"}
+        else:
+            limit = device_parts.PARTS[name].seconds * (4 if rehearse else 1)
+            found = run_part(name, topology, min(left, limit), folder, rehearse=rehearse)
+        results["parts"][name] = found
+        topology = topology or next((one["topology"] for one in found["measurements"] if "topology" in one), "")
+        results["seconds"] = time.monotonic() - began
+        (folder / "device.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "device.md").write_text(device_page.page(results))
+        print(f"{name:12} {found['seconds']:6.1f} s  {found.get('error', 'done')}", flush=True)
+    return results
+
+
+def main(_):
+    """Measures, and prints the page."""
+    if _ALONE.value:
+        return run_alone()
+    if unknown := set(_PARTS.value) - set(device_parts.PARTS):
+        names = ", ".join(device_parts.PARTS)
+        raise app.UsageError(f"--parts: expected some of {names}, found {', '.join(sorted(unknown))}")
+    if _RESULTS.value is None:
+        raise app.UsageError("--results: expected a folder, found none")
+    folder = pathlib.Path(_RESULTS.value).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    print("\n" + device_page.page(measure(folder)))
+
+
+if __name__ == "__main__":
+    app.run(main)

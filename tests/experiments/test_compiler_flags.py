@@ -1,0 +1,35 @@
+"""The scripts set flags of XLA for GPUs, and leave those that the user has set."""
+
+import os
+import subprocess
+import sys
+
+import command_line
+import pytest
+
+SET = "--xla_gpu_enable_latency_hiding_scheduler=true"
+
+
+@pytest.mark.parametrize(
+    ("plugins", "before", "after"),
+    [
+        ((), "", ""),
+        (("jax_cuda12_plugin",), "", SET),
+        (("jax_cuda13_plugin",), "--xla_gpu_autotune_level=4", f"--xla_gpu_autotune_level=4 {SET}"),
+        (("jax_cuda12_plugin",), SET.replace("true", "false"), SET.replace("true", "false")),
+    ],
+)
+def test_flags_are_added_if_there_is_a_plugin_and_they_are_not_given(plugins, before, after, monkeypatch):
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: name in plugins)
+    monkeypatch.setenv("XLA_FLAGS", before)
+    command_line.set_compiler_flags()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_the_compiler_knows_the_flags():
+    """XLA aborts a process whose XLA_FLAGS it does not know."""
+    flags = " ".join(f"{name}={value}" for name, value in command_line.GPU_FLAGS.items())
+    program = [sys.executable, "-c", "import jax; print(jax.jit(lambda x: x + 1)(1))"]
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
