@@ -31,6 +31,7 @@ from instructjax.reporting import curves, figures, views
 from instructjax.reporting.answers_section import format_answers
 from instructjax.reporting.figures import lookup
 from instructjax.reporting.findings import SMOKE, findings, is_smoke
+from instructjax.reporting.rankings_section import format_report
 from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows
 
 _LEARNING = ("loss", "accuracy")  # panels of the reward model's learning curves
@@ -97,6 +98,7 @@ def write_report(
         "Intervals (±) are 95 %, clustered by prompt. The columns:",
         "\n".join(f"- *{column.name}*: {column.meaning}" for column in known_columns(results)),
         *_section("## Findings", "" if is_smoke(results) else "\n".join(f"- {text}" for text in findings(results))),
+        *_section("## Rankings", format_report(results["rankings"]) if results.get("rankings") else ""),
         *_section("## Figures", "\n\n".join(f"![{name}]({name}.png)\n\n{_CAPTIONS[name]}" for name in drawn)),
         *_section("## Answers", format_answers(workdir, results)),
     ]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from instructjax import files
 from instructjax.errors import DataError
-from instructjax.reporting import curves, report
+from instructjax.reporting import curves, rankings_section, report
 from instructjax.reporting.figures import lookup, styles
 from instructjax.runs import folder, metrics_file
 
@@ -103,8 +103,18 @@ def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
                     table.add_row(first, *([run] if len(runs) > 1 else []), *_cells(stage))
     finished = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_finished(workdir)}
     if len(workdirs) == 1:
-        return Group(table, *(Text("\n" + report.terminal_table(results)) for results in finished.values()))
+        return Group(
+            table,
+            *_rankings(workdirs[0]),
+            *(Text("\n" + report.terminal_table(results)) for results in finished.values()),
+        )
     return Group(table, Text(), *([_compare(finished)] if finished else []))
+
+
+def _rankings(workdir: epath.PathLike) -> list[Text]:
+    """Returns a line with the reward model's accuracy on the test rankings, once its stage has measured it."""
+    path = folder.stage_directory(workdir, "reward") / "rankings.json"
+    return [Text("\n" + rankings_section.format_line(files.read_json(path)))] if path.exists() else []
 
 
 def _cells(stage: Stage) -> tuple[str, str, str, str]:

@@ -13,17 +13,15 @@ import numpy as np
 
 from instructjax import files
 from instructjax.data.layouts import Layout
-from instructjax.data.rankings import tokenize_rankings
-from instructjax.evaluation import reward_models
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.records import Prompt, Ranking
+from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
 from instructjax.runs import cost, folder, metrics_file, processes, progress
 from instructjax.sources.source import Answers, Judgement
-from instructjax.stages import few_shot, selection
+from instructjax.stages import few_shot, ranking_report, selection
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -86,7 +84,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
             texts={model: answered[model].texts for model in (*figures.MODELS, *guests) if model in answered},
             baseline=baseline.texts,
             load=run.records,
-            rewards=lambda rankings: ranking_rewards(run, reward, rankings),
+            rewards=lambda rankings: ranking_report.ranking_rewards(run, reward, rankings),
             folder=run.data_folder,
         )
     )
@@ -100,6 +98,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
         **judgement.results,
+        **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = cost.total(run.workdir, evaluate=time.monotonic() - began)
@@ -188,17 +187,6 @@ def answer(
     )
     texts = (text for _, batch in sampler(policy.params, prompts, key) for text in batch)
     yield from zip(prompts, texts, strict=True)
-
-
-def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[Ranking]) -> list[np.ndarray]:
-    """Returns the rewards [K] of the answers of each ranking."""
-    return reward_models.rewards(
-        reward.model,
-        reward.params,
-        tokenize_rankings(rankings, run.layout),
-        pad_id=run.layout.tokenizer.pad_id,
-        batch_size=run.config.reward.batch_size,
-    )
 
 
 def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:

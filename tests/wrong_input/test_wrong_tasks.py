@@ -2,6 +2,8 @@
 
 import gzip
 
+from instructjax.stages.run import Run
+from tests import recipes
 from tests.scripts import run
 from tests.wrong_input.fault import fault
 
@@ -76,3 +78,40 @@ def test_truncated_samples(tmp_path):
 @fault("samples that are not UTF-8", "PATH: expected UTF-8, found invalid start byte")
 def test_samples_of_bytes(tmp_path):
     score(tmp_path, b"model_type,\xff\n")
+
+
+def rewards(tmp_path, line, output="scored.jsonl", workdir="run"):
+    """Scores a file with this line."""
+    (tmp_path / "answers.jsonl").write_text(line + "\n")
+    flags = f"--answers={tmp_path}/answers.jsonl", f"--output={tmp_path}/{output}"
+    run("score.py", f"--workdir={tmp_path}/{workdir}", *flags)
+
+
+@fault("answers to score without an answer", "PATH:1: expected either response or responses, found neither")
+def test_line_without_answers(tmp_path):
+    rewards(tmp_path, '{"prompt": "a"}')
+
+
+@fault("answers to score that are no texts", "PATH:1: responses: expected a list of texts, found [1]")
+def test_answers_of_numbers(tmp_path):
+    rewards(tmp_path, '{"prompt": "a", "responses": [1]}')
+
+
+@fault("another ending of a file of rewards", "--output: expected a file that ends in .jsonl, found PATH")
+def test_output_of_rewards(tmp_path):
+    rewards(tmp_path, "", output="scored.csv")
+
+
+@fault("answers to score without a reward model", "PATH: expected the finished stage reward, found none")
+def test_no_reward_model(tmp_path):
+    rewards(tmp_path, '{"prompt": "a", "response": "b"}')
+
+
+@fault(
+    "an answer to score that is too long",
+    "PATH:1: response: expected at most 12 tokens (data.max_response), found N",
+)
+def test_long_answer_to_score(tmp_path):
+    config = recipes.recipe(tmp_path)
+    recipes.save_stage(config, tmp_path / "run", "reward", Run(config, tmp_path / "run").layout.tokenizer)
+    rewards(tmp_path, '{"prompt": "the fox", "response": "' + "the fox and the owl " * 9 + '"}')
