@@ -2,6 +2,7 @@
 
 import gzip
 
+from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.stages.run import Run
 from tests import recipes
 from tests.scripts import run
@@ -115,3 +116,84 @@ def test_long_answer_to_score(tmp_path):
     config = recipes.recipe(tmp_path)
     recipes.save_stage(config, tmp_path / "run", "reward", Run(config, tmp_path / "run").layout.tokenizer)
     rewards(tmp_path, '{"prompt": "the fox", "response": "' + "the fox and the owl " * 9 + '"}')
+
+
+def benchmark(tmp_path, *flags, tasks="sst", **data):
+    """Runs tasks on files with this content, and a policy with random weights."""
+    for name, content in data.items():
+        path = tmp_path / "data" / TASKS[name].file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    where = f"--data={tmp_path}/data", f"--workdir={tmp_path}/run", f"--output={tmp_path}/out"
+    run("benchmark_tasks.py", *where, f"--tasks={tasks}", "--stage=pretrain", *flags)
+
+
+@fault("an unknown task", "--tasks: expected some of TEXT, found 'mmlu'")
+def test_unknown_task(tmp_path):
+    benchmark(tmp_path, tasks="sst,mmlu")
+
+
+@fault("a missing file of a task", "PATH: expected a file that can be read, found: No such file or directory")
+def test_missing_task_file(tmp_path):
+    benchmark(tmp_path)
+
+
+@fault("a task file without a column", "PATH: expected the columns sent_more, sent_less, found none named sent_less")
+def test_task_without_a_column(tmp_path):
+    benchmark(tmp_path, tasks="crows_pairs", crows_pairs="sent_more\na\n")
+
+
+@fault("an example without a field", "PATH:N: endings: expected, found only ctx, label")
+def test_example_without_a_field(tmp_path):
+    benchmark(tmp_path, tasks="hellaswag", hellaswag='{"ctx": "a", "label": 0}\n')
+
+
+@fault("an example whose field is of another type", 'PATH:N: label: expected an integer, found "0"')
+def test_type_of_a_field(tmp_path):
+    benchmark(tmp_path, tasks="hellaswag", hellaswag='{"ctx": "a", "label": "0", "endings": ["b", "c"]}\n')
+
+
+@fault("a right ending that is not there", "PATH:N: endings: expected texts, one of them number 2, found ['b', 'c']")
+def test_label_of_an_example(tmp_path):
+    benchmark(tmp_path, tasks="hellaswag", hellaswag='{"ctx": "a", "label": 2, "endings": ["b", "c"]}\n')
+
+
+@fault("a sentence without a label", "PATH:N: expected a sentence, a tab, and 0 or 1, found 'red owl'")
+def test_sentence_without_label(tmp_path):
+    benchmark(tmp_path, sst="red owl\n")
+
+
+@fault("solved examples for a task without them", "--shots: expected 0 for crows_pairs, TEXT, found 2")
+def test_shots_of_a_task_without_them(tmp_path):
+    benchmark(tmp_path, "--shots=2", tasks="crows_pairs", crows_pairs="sent_more,sent_less\na,b\n")
+
+
+@fault("more solved examples than there are", "--shots: expected fewer than the 2 examples of sst, found 9")
+def test_too_many_shots(tmp_path):
+    benchmark(tmp_path, "--shots=9", sst="red\t1\nowl\t0\n")
+
+
+@fault("a judge without a function", "--judge: expected true|info|toxicity=MODULE:FUNCTION, found 'toxicity=mine'")
+def test_judge_without_a_function(tmp_path):
+    benchmark(tmp_path, "--judge=toxicity=mine", sst="red\t1\nowl\t0\n")
+
+
+@fault("a judge that is not there", "--judge: expected nowhere:judge to be found, found: No module named 'nowhere'")
+def test_judge_that_is_not_there(tmp_path):
+    benchmark(tmp_path, "--judge=true=nowhere:judge", sst="red\t1\nowl\t0\n")
+
+
+@fault("responses that are not complete", "PATH: expected an output for each of 2 examples, found 0; TEXT index 0")
+def test_missing_responses(tmp_path):
+    (tmp_path / "sst.0-shot.jsonl").write_text("{}\n")
+    benchmark(tmp_path, f"--responses={tmp_path}", sst="red\t1\nowl\t0\n")
+
+
+@fault(
+    "a prompt of a task that does not fit the model",
+    "PATH:1: prompt: expected at most N of the model's 32 tokens (model.max_length), found N; TEXT",
+)
+def test_prompt_of_a_task_that_does_not_fit(tmp_path):
+    config = recipes.recipe(tmp_path)
+    recipes.save_stage(config, tmp_path / "run", "pretrain", Run(config, tmp_path / "run").layout.tokenizer)
+    benchmark(tmp_path, sst="red\t1\nowl\t0\n")
