@@ -197,3 +197,29 @@ def test_prompt_of_a_task_that_does_not_fit(tmp_path):
     config = recipes.recipe(tmp_path)
     recipes.save_stage(config, tmp_path / "run", "pretrain", Run(config, tmp_path / "run").layout.tokenizer)
     benchmark(tmp_path, sst="red\t1\nowl\t0\n")
+
+
+def compare(tmp_path, line, baseline="sft"):
+    """Compares models by a file with this line."""
+    (tmp_path / "judged.jsonl").write_text(line + "\n")
+    run("win_rates.py", f"--judged={tmp_path}/judged.jsonl", f"--baseline={baseline}")
+
+
+@fault("judged answers without models", "PATH:1: models: expected a list of texts, found None")
+def test_judged_without_models(tmp_path):
+    compare(tmp_path, '{"prompt": "a", "responses": ["b", "c"], "scores": [1, 0]}')
+
+
+@fault("judged answers of one model", "PATH:1: models: expected at least 2 different names, found ['sft', 'sft']")
+def test_judged_of_one_model(tmp_path):
+    compare(tmp_path, '{"prompt": "a", "models": ["sft", "sft"], "responses": ["b", "c"], "scores": [1, 0]}')
+
+
+@fault("a judged answer without a score", "PATH:1: scores: expected 2 numbers, found [1]")
+def test_judged_without_a_score(tmp_path):
+    compare(tmp_path, '{"prompt": "a", "models": ["sft", "ppo"], "responses": ["b", "c"], "scores": [1]}')
+
+
+@fault("an unknown baseline", "--baseline: expected a model with which others are compared, of ppo, sft, found gpt")
+def test_unknown_baseline(tmp_path):
+    compare(tmp_path, '{"prompt": "a", "models": ["sft", "ppo"], "responses": ["b", "c"], "scores": [1, 0]}', "gpt")
