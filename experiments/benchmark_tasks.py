@@ -1,11 +1,12 @@
 """Measures a policy on public tasks, as in section 4.2 and appendix D of the paper.
 
     python experiments/benchmark_tasks.py --data=DATA --workdir=runs/sandbox --stage=ppo_ptx \\
-        --tasks=hellaswag,sst --output=runs/sandbox/tasks/ppo_ptx
+        --tasks=hellaswag,sst
 
 The policy is that of any stage of a run, imported weights included (--stage=pretrain). Instead, --responses names a
 folder of responses of any model. Outputs are appended to --output while the script runs, and the same command
-continues. Prints a table with standard errors next to the paper's values, and writes OUTPUT/results.json.
+continues. Prints a table with standard errors next to the paper's values, and writes OUTPUT/results.json. By default
+OUTPUT is WORKDIR/tasks/STAGE, from which evaluate.py copies the results of all stages into the run's results.json.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ _TRUNCATE = flags.DEFINE_boolean("truncate", False, "Drop the beginning of promp
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 16, "Rows per forward pass, or prompts sampled at a time.", lower_bound=1
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The folder for outputs and results.json.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The folder for outputs and results.json; WORKDIR/tasks/STAGE.")
 _JUDGE = flags.DEFINE_multi_string(
     "judge", [], "NAME=MODULE:FUNCTION, a judge of true, info or toxicity; others are trained on files of --data."
 )
@@ -77,7 +78,10 @@ def main(run: Run) -> None:
     """Measures the policy or the responses, prints a table and writes results.json."""
     cases = list(read_cases())
     given = dict(map(_load_judge, _JUDGE.value))
-    output = files.parse(_OUTPUT.value, "--output", schemes=())
+    if _RESPONSES.value and not _OUTPUT.value:
+        raise InputError("--output: expected a folder for the results of --responses, found none")
+    directory = _OUTPUT.value or task_results.directory(run.workdir, _STAGE.value)
+    output = files.parse(directory, "--output", schemes=())
     if _RESPONSES.value:
         responses = files.parse(_RESPONSES.value, "--responses")
         found = [

@@ -32,7 +32,7 @@ from instructjax.reporting.answers_section import format_answers
 from instructjax.reporting.figures import lookup
 from instructjax.reporting.findings import SMOKE, findings, is_smoke
 from instructjax.reporting.rankings_section import format_report
-from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows
+from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows, task_rows
 
 _LEARNING = ("loss", "accuracy")  # panels of the reward model's learning curves
 _RATERS = {"heldout": "held-out"}
@@ -107,6 +107,12 @@ def write_report(
             "## Flags of the answers",
             "Share of a model's answers with each flag, set by held-out labelers (the paper's Table 3).",
             markdown(flags),
+        ]
+    if tasks := task_rows(results):
+        parts += [
+            "## Public tasks",
+            "Values are means ± standard errors, by stage; see docs/tasks.md for the metrics.",
+            markdown(tasks),
         ]
     if results.get("wall_seconds"):
         cost = [["stage", "seconds"], *([name, f"{s:.0f}"] for name, s in results["wall_seconds"].items())]

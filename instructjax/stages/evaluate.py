@@ -15,6 +15,7 @@ from instructjax import files
 from instructjax.data.layouts import Layout
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
+from instructjax.evaluation.tasks.results import read_stages
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
@@ -98,12 +99,18 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
         **judgement.results,
+        **({"tasks": tasks} if (tasks := results_of_tasks(run)) else {}),
         **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = cost.total(run.workdir, evaluate=time.monotonic() - began)
     processes.first(lambda: _report(run, results))
     return results
+
+
+def results_of_tasks(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Reads what `experiments/benchmark_tasks.py` has measured on the run's policies, by stage."""
+    return read_stages(run.workdir, [*folder.PAPER, *run.config.evaluate.guests])
 
 
 def _answer_all(

@@ -183,6 +183,13 @@ def test_judge_that_is_not_there(tmp_path):
     benchmark(tmp_path, "--judge=true=nowhere:judge", sst="red\t1\nowl\t0\n")
 
 
+@fault(
+    "responses without a folder for results", "--output: expected a folder for the results of --responses, found none"
+)
+def test_responses_without_output(tmp_path):
+    benchmark(tmp_path, "--output=", f"--responses={tmp_path}", sst="red\t1\nowl\t0\n")
+
+
 @fault("responses that are not complete", "PATH: expected an output for each of 2 examples, found 0; TEXT index 0")
 def test_missing_responses(tmp_path):
     (tmp_path / "sst.0-shot.jsonl").write_text("{}\n")
