@@ -40,7 +40,7 @@ def write(run: Run) -> None:
     if path(run).exists():
         return
     if "test" not in prepared.split_sizes(run.prepared_folder, prepared.SET_NAMES[Ranking]):
-        print("reward: no report on rankings; expected rankings in the split test, found none")
+        print("reward: no report on rankings, because none is in the split test")
         return
     found = {split: list(run.records(Ranking, split)) for split in SPLITS}
     reward = run.load_reward_model()

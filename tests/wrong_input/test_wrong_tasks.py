@@ -71,6 +71,12 @@ def test_toxicity_of_samples(tmp_path):
     score(tmp_path, "model_type,prompt_type,toxicity\ngpt-xl,basic prompt,high\n", name="real_toxicity_samples.csv")
 
 
+@fault("a folder for the scores of samples that is not there", "PATH: No such file or directory")
+def test_scores_to_nowhere(tmp_path):
+    (tmp_path / "tldr_samples.csv").write_text("model_type,ref_text,sample\n" + "gpt-xl,a,a\n" * 2)
+    run("score_samples.py", str(tmp_path / "tldr_samples.csv"), f"--json={tmp_path}/nowhere/cells.json")
+
+
 @fault("truncated gzip samples", "PATH: expected gzip data, found a damaged file (TEXT)")
 def test_truncated_samples(tmp_path):
     score(tmp_path, gzip.compress(b"model_type," * 100)[:-9], name="drop_samples.csv.gz")

@@ -122,7 +122,7 @@ def make_prompts(
     if shots and not task.shots:
         raise DataError(f"--shots: expected 0 for {task.name}, whose prompts show no solved examples, found {shots}")
     groups = list(dict.fromkeys(example.group for example in solved))
-    if shots >= len(groups) > 0 or (shots and not groups):
+    if shots and shots >= len(groups):
         raise DataError(f"--shots: expected fewer than the {len(groups)} examples of {task.name}, found {shots}")
     drawn = set(np.random.default_rng(seed).permutation(len(groups))[:shots].tolist()) if shots else set()
     shown = [groups[i] for i in sorted(drawn)]
