@@ -15,7 +15,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "errors.md"
 FILES = [
     f"tests/wrong_input/test_wrong_{part}.py"
-    for part in ("records", "recipes", "flags", "tokenizers", "checkpoints", "weights", "places", "environment")
+    for part in (
+        "records",
+        "recipes",
+        "flags",
+        "tokenizers",
+        "checkpoints",
+        "weights",
+        "places",
+        "environment",
+        "tasks",
+    )
 ]
 BEGIN, END = "<!-- the rows: written by tests/test_errors_page.py -->\n", "<!-- the end of the rows -->\n"
 

@@ -82,6 +82,9 @@ REWARD = section(
     final_fraction=Key(0.1, UP_TO_1, "of the peak", "rate at the end of the cosine", "C.2"),
     weight_decay=Key(0.0, AT_LEAST_0, "", "decoupled, as in AdamW", "silent"),
     dropout=Key(0.0, BELOW_1, "", "on residuals", "silent"),
+    candidates=Key(
+        1, INTEGER_FROM_1, "checkpoints", "of which the one with the least validation loss is kept; 1: the last", "C.2"
+    ),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a batch is computed in, one after the other"),
 )
 

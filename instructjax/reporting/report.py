@@ -31,7 +31,8 @@ from instructjax.reporting import curves, figures, views
 from instructjax.reporting.answers_section import format_answers, format_samples
 from instructjax.reporting.figures import lookup
 from instructjax.reporting.findings import SMOKE, findings, is_smoke
-from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows
+from instructjax.reporting.rankings_section import format_report
+from instructjax.reporting.tables import Results, flag_rows, known_columns, markdown, model_rows, task_rows
 
 _LEARNING = ("loss", "accuracy")  # panels of the reward model's learning curves
 SHOWN_WARNINGS = 20
@@ -98,6 +99,7 @@ def write_report(
         "Intervals (±) are 95 %, clustered by prompt. The columns:",
         "\n".join(f"- *{column.name}*: {column.meaning}" for column in known_columns(results)),
         *_section("## Findings", "" if is_smoke(results) else "\n".join(f"- {text}" for text in findings(results))),
+        *_section("## Rankings", format_report(results["rankings"]) if results.get("rankings") else ""),
         *_section("## Figures", "\n\n".join(f"![{name}]({name}.png)\n\n{_CAPTIONS[name]}" for name in drawn)),
         *_section("## Answers", format_answers(workdir, results)),
         *_section("## Answers during PPO", format_samples(workdir, list(metrics))),
@@ -108,6 +110,12 @@ def write_report(
             "## Flags of the answers",
             "Share of a model's answers with each flag, set by held-out labelers (the paper's Table 3).",
             markdown(flags),
+        ]
+    if tasks := task_rows(results):
+        parts += [
+            "## Public tasks",
+            "Values are means ± standard errors, by stage; see docs/tasks.md for the metrics.",
+            markdown(tasks),
         ]
     if results.get("wall_seconds"):
         cost = [["stage", "seconds"], *([name, f"{s:.0f}"] for name, s in results["wall_seconds"].items())]

@@ -113,6 +113,21 @@ def flag_rows(results: Results) -> list[list[str]]:
     return [["flag", *(one_line(names[m][0]) for m in models)], *rows] if rows else []
 
 
+def task_rows(results: Results) -> list[list[str]]:
+    """Returns a header, and one row per metric of a public task, with a column per stage; [] without tasks."""
+    stages: Mapping[str, Sequence[Mapping[str, Any]]] = results.get("tasks", {})
+    cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for stage, measured in stages.items():
+        for one in measured:
+            key = (one["task"], one["prompt_type"], str(one["shots"]), one["metric"])
+            cells.setdefault(key, {})[stage] = f"{one['value']:.3f} ± {one['stderr']:.3f}"
+    rows = [
+        [f"{task}, {metric}", prompt, shots, *(row.get(stage, "–") for stage in stages)]
+        for (task, prompt, shots, metric), row in cells.items()
+    ]
+    return [["task", "prompt", "shots", *stages], *rows] if rows else []
+
+
 def one_line(name: str) -> str:
     """Joins the lines of a model's label."""
     return name.replace("\n", " ")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from instructjax import files, warning_log
 from instructjax.errors import DataError
-from instructjax.reporting import answers_section, curves, report
+from instructjax.reporting import answers_section, curves, rankings_section, report
 from instructjax.reporting.figures import lookup, styles
 from instructjax.runs import folder, metrics_file, samples_file
 
@@ -104,7 +104,12 @@ def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
     finished = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_finished(workdir)}
     if len(workdirs) == 1:
         notes = _notes(workdirs[0], runs[_short(workdirs[0], workdirs)])
-        return Group(table, *notes, *(Text("\n" + report.terminal_table(results)) for results in finished.values()))
+        return Group(
+            table,
+            *_rankings(workdirs[0]),
+            *notes,
+            *(Text("\n" + report.terminal_table(results)) for results in finished.values()),
+        )
     return Group(table, Text(), *([_compare(finished)] if finished else []))
 
 
@@ -121,6 +126,12 @@ def _notes(workdir: epath.PathLike, stages: Sequence[Stage]) -> list[Text]:
     if lines := warning_log.read(workdir):
         notes.append(f"{len(lines)} warnings in {warning_log.NAME}; the newest: {lines[-1]}")
     return [Text("\n" + note) for note in notes]
+
+
+def _rankings(workdir: epath.PathLike) -> list[Text]:
+    """Returns a line with the reward model's accuracy on the test rankings, once its stage has measured it."""
+    path = folder.stage_directory(workdir, "reward") / "rankings.json"
+    return [Text("\n" + rankings_section.format_line(files.read_json(path)))] if path.exists() else []
 
 
 def _cells(stage: Stage) -> tuple[str, str, str, str]:

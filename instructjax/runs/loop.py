@@ -45,7 +45,7 @@ class Callbacks(Generic[State]):
         changed.
       draw: shows the curves so far. It is called after evaluations and takes at most one part in fifty of
         the time; after the last step it is always called.
-      finish: changes the last state before it is saved.
+      finish: changes the last state before it is saved. All checkpoints before it can be read by then.
       best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is kept in addition to
         the newest ones, and is saved when it is measured. None is kept for "".
     """
@@ -163,6 +163,7 @@ def run(
                 draw(always=due.last)
             reporter.advance()
             if due.last and callbacks.finish:
+                checkpoints.wait()
                 state = callbacks.finish(state)
             if saving:
                 window = pack(reporter.window)

@@ -12,18 +12,17 @@ import jax
 import numpy as np
 
 from instructjax import files, warning_log
-from instructjax.data.rankings import tokenize_rankings
-from instructjax.evaluation import reward_models
 from instructjax.evaluation.intervals import clustered_mean, standard_error
 from instructjax.evaluation.language_models import held_out_loss
+from instructjax.evaluation.tasks.results import read_stages
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.records import Prompt, Ranking
+from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
 from instructjax.runs import alarms, checkpoint, cost, folder, metrics_file, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.sources.source import Answers, Judgement
-from instructjax.stages import few_shot, prepare, selection
+from instructjax.stages import few_shot, prepare, ranking_report, selection
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -91,7 +90,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
             texts={model: answered[model].texts for model in (*figures.MODELS, *guests) if model in answered},
             baseline=baseline.texts,
             load=run.records,
-            rewards=lambda rankings: ranking_rewards(run, reward, rankings),
+            rewards=lambda rankings: ranking_report.ranking_rewards(run, reward, rankings),
             folder=run.data_folder,
         )
     )
@@ -107,6 +106,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sft_selection": chosen,
         "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},
         **judgement.results,
+        **({"tasks": tasks} if (tasks := results_of_tasks(run)) else {}),
+        **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
     results["wall_seconds"], results["peak_rss_gib"] = cost.total(run.workdir, evaluate=time.monotonic() - began)
@@ -123,6 +124,11 @@ def _steps(run: Run) -> dict[str, int | None]:
             run.checkpoints(POLICIES[model])  # refuses an unfinished stage
             steps[model] = best_step(run.directory(POLICIES[model]))
     return steps
+
+
+def results_of_tasks(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Reads what `experiments/benchmark_tasks.py` has measured on the run's policies, by stage."""
+    return read_stages(run.workdir, [*folder.PAPER, *run.config.evaluate.guests])
 
 
 def _answer_all(
@@ -186,17 +192,6 @@ def sample_answers(
         bar.add(len(batch))
     rewards, tokens, *kl = (np.concatenate(column) for column in zip(*columns, strict=True))
     return ModelAnswers(texts, rewards, tokens, kl[0] if kl else None)
-
-
-def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[Ranking]) -> list[np.ndarray]:
-    """Returns the rewards [K] of the answers of each ranking."""
-    return reward_models.rewards(
-        reward.model,
-        reward.params,
-        tokenize_rankings(rankings, run.layout),
-        pad_id=run.layout.tokenizer.pad_id,
-        batch_size=run.config.reward.batch_size,
-    )
 
 
 def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:

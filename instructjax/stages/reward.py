@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructjax import files
 from instructjax.data import pipeline
 from instructjax.data.layouts import Layout, TokenizedRanking
 from instructjax.data.rankings import ranking_batches, tokenize_rankings
 from instructjax.evaluation import reward_models
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
+from instructjax.runs import processes
 from instructjax.runs.loop import Callbacks
-from instructjax.stages import imported
+from instructjax.stages import imported, ranking_report, selection, trained
 from instructjax.stages.stage import Stage, stage
 from instructjax.stages.trained import initial_params
 from instructjax.training import objectives
@@ -28,7 +30,10 @@ def run(stage: Stage) -> None:
     """Trains the SFT model with a scalar head on all pairs of each ranking.
 
     After the last step the head's bias is set so that the training demonstrations score 0 on average: "before RL" in
-    section 3.5. A reward model that is imported keeps its scores.
+    section 3.5. A reward model that is imported keeps its scores. With `reward.candidates` above 1, the last checkpoint
+    holds the weights of the candidate with the least loss on validation rankings.
+
+    At the end, `ranking_report.write` measures it on rankings of the test split, if there are any.
     """
     run, section = stage.run, stage.section
     if section.import_from:
@@ -37,14 +42,20 @@ def run(stage: Stage) -> None:
             ScalarModel,
             lambda model, params: reward_models.held_out_metrics(model, run.validation_rankings())(params),
         )
+        ranking_report.write(run)
         return
     rankings = tokenize_rankings(run.records(Ranking, "train"), run.layout)
     steps = stage.steps(rankings)
     model = ScalarModel(run.reward_config)
     measure = reward_models.held_out_metrics(model, run.validation_rankings())
 
-    def offset(state: TrainState) -> TrainState:
-        return state.replace(params=_centered(stage, model, state.params))
+    candidates = selection.candidates(stage.config, steps, "reward")
+    if not run.is_finished(stage.name):
+        ranking_report.path(run).unlink(missing_ok=True)
+
+    def finish(state: TrainState) -> TrainState:
+        best = _best(stage, model, state.params, candidates, measure)
+        return state.replace(params=_centered(stage, model, best))
 
     stage.train(
         objectives.ranking_loss(ScalarModel(dataclasses.replace(model.config, dropout=section.dropout))),
@@ -52,14 +63,40 @@ def run(stage: Stage) -> None:
         lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
         steps=steps,
         network=model.config,
-        callbacks=Callbacks(evaluate=lambda state: measure(state.params), finish=offset),
+        callbacks=Callbacks(evaluate=lambda state: measure(state.params), finish=finish),
+        keep_steps=candidates,
     )
+    ranking_report.write(run)
 
 
 def _start(stage: Stage, model: ScalarModel, steps: int) -> Params:
     """Returns the SFT model's weights below a fresh scalar head."""
     fresh = initial_params(model, jax.random.fold_in(stage.key, steps))
     return graft_trunk(fresh, stage.run.load_start("sft", stage.section.init_from, model.config))
+
+
+def _best(
+    stage: Stage,
+    model: ScalarModel,
+    last: Params,
+    candidates: Sequence[int],
+    measure: Callable[[Params], Mapping[str, float]],
+) -> Params:
+    """Returns the weights of the candidate with the least validation loss; without others, the last."""
+    *earlier, end = candidates
+    if not earlier:
+        return last
+
+    def load(step: int) -> Params:
+        tokenizer = stage.run.layout.tokenizer
+        return trained.load_reward_model(stage.directory / "checkpoints", model.config, tokenizer, step=step).params
+
+    losses = {step: measure(load(step))["validation_loss"] for step in earlier}
+    losses[end] = measure(last)["validation_loss"]
+    best = min(losses, key=lambda step: losses[step])
+    noted = {"step": best, "candidates": {str(step): loss for step, loss in losses.items()}}
+    processes.first(lambda: files.write_json(stage.directory / "candidates.json", noted))
+    return last if best == end else load(best)
 
 
 def _centered(stage: Stage, model: ScalarModel, params: Params) -> Params:

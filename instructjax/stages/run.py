@@ -196,6 +196,10 @@ class Run:
             step = folder.selected_step(self.workdir, stage)
         return trained.open_policy(start, step=best_step(self.directory(stage)) if step == "best" else step)
 
+    def reward_layout(self) -> Layout:
+        """Reads the layout that the reward model's checkpoint describes, without its weights."""
+        return trained.describe(self.checkpoints("reward"))[1]
+
     def open_reward_model(self) -> tuple[Trained, Layout]:
         """Loads the reward model, with the network and layout that its checkpoint describes."""
         return trained.open_reward_model(self.checkpoints("reward"))

@@ -23,9 +23,15 @@ from instructjax.stages.run import Run
 from instructjax.training import parallel
 
 
-def candidates(config: ml_collections.ConfigDict, steps: int) -> list[int]:
-    """Returns the steps whose checkpoints are kept: multiples of `log.save_every`, and the last."""
-    even = np.linspace(0, steps, config.sft.candidates + 1)[1:-1]
+def candidates(config: ml_collections.ConfigDict, steps: int, stage: str = "sft") -> list[int]:
+    """Returns the steps whose checkpoints are kept: multiples of `log.save_every`, and the last.
+
+    Args:
+      config: its key `STAGE.candidates` is the maximum number of steps.
+      steps: of the stage.
+      stage: "sft" or "reward".
+    """
+    even = np.linspace(0, steps, config[stage].candidates + 1)[1:-1]
     every = config.log.save_every
     return sorted({int(step // every) * every for step in even if step >= every} | {steps})
 

@@ -77,22 +77,22 @@ def load_policy(
 
 
 def load_reward_model(
-    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer
+    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
 ) -> Trained[ScalarModel]:
-    """Loads a reward model, its offset included; see `load_policy`."""
-    read_meta(directory, None)
-    return _load(ScalarModel(config), directory, tokenizer, "params", None)
+    """Loads a reward model; see `load_policy`. Only the last checkpoint of its stage has the offset."""
+    read_meta(directory, step)
+    return _load(ScalarModel(config), directory, tokenizer, "params", step)
 
 
 def open_policy(directory: epath.PathLike, *, step: int | None = None) -> tuple[Trained[LanguageModel], Layout]:
     """Loads a policy with the network and layout that its checkpoint describes."""
-    config, layout = _described(directory, step)
+    config, layout = describe(directory, step)
     return load_policy(directory, config, layout.tokenizer, step=step), layout
 
 
 def open_reward_model(directory: epath.PathLike) -> tuple[Trained[ScalarModel], Layout]:
     """Loads a reward model with the network and layout that its checkpoint describes."""
-    config, layout = _described(directory, None)
+    config, layout = describe(directory)
     return load_reward_model(directory, config, layout.tokenizer), layout
 
 
@@ -127,7 +127,8 @@ def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: s
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
 
-def _described(directory: epath.PathLike, step: int | None) -> tuple[TransformerConfig, Layout]:
+def describe(directory: epath.PathLike, step: int | None = None) -> tuple[TransformerConfig, Layout]:
+    """Reads the network and layout of a checkpoint, without its weights; see `load_policy`."""
     meta = read_meta(directory, step)
     data = meta["config"]["data"]
     tokenizer = tokenizer_files.from_bytes(checkpoint.tokenizer_bytes(meta))

@@ -1,0 +1,91 @@
+"""Scores any file of answers with the reward model of a run.
+
+    python experiments/score.py --workdir=runs/e2e --answers=answers.jsonl --output=scored.jsonl
+
+A line of the file is {"prompt": ..., "response": ...} or {"prompt": ..., "responses": [...]}. The output has the same
+lines in the same order, with all of their fields, and "reward" or "rewards". Other fields are not read.
+"""
+
+import json
+from collections.abc import Sequence
+
+import command_line
+import numpy as np
+from absl import flags
+from etils import epath
+
+from instructjax import files, records
+from instructjax.data.layouts import Layout, TokenizedRanking
+from instructjax.errors import InputError, RecordError
+from instructjax.evaluation import reward_models
+from instructjax.evaluation.intervals import clustered_mean
+from instructjax.records import Prompt
+from instructjax.stages.run import Run
+from instructjax.training import parallel
+
+_ANSWERS = flags.DEFINE_string("answers", None, "The file, .jsonl or .jsonl.gz.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The file to write, .jsonl.", required=True)
+
+
+def main(run: Run) -> None:
+    """Writes the file with rewards, and prints their mean."""
+    output = files.parse(_OUTPUT.value, "--output")
+    if output.suffix != ".jsonl":
+        raise InputError(f"--output: expected a file that ends in .jsonl, found {output}")
+    asked = read_answers(files.parse(_ANSWERS.value, "--answers"))
+    with parallel.on_mesh(run.config.parallel):
+        rankings = [_tokenize(record, responses, run.reward_layout()) for record, responses in asked]
+        reward, layout = run.open_reward_model()
+        scored = reward_models.rewards(
+            reward.model,
+            reward.params,
+            rankings,
+            pad_id=layout.tokenizer.pad_id,
+            batch_size=run.config.reward.batch_size,
+        )
+    lines = [_line(record, values) for (record, _), values in zip(asked, scored, strict=True)]
+    files.write_text(output, "".join(line + "\n" for line in lines))
+    prompts = [record.prompt for (record, _), values in zip(asked, scored, strict=True) for _ in values]
+    mean, interval = float(np.mean(np.concatenate(scored))), ""
+    if len(set(prompts)) > 1:
+        estimate = clustered_mean(np.concatenate(scored), prompts)
+        interval = f" ± {(estimate.high - estimate.low) / 2:.4f}"
+    print(f"{output}: {len(prompts)} answers to {len(set(prompts))} prompts, mean reward {mean:.4f}{interval}")
+
+
+def read_answers(path: epath.Path) -> list[tuple[Prompt, list[str]]]:
+    """Reads each line as its prompt, with all fields, and its answers.
+
+    Raises:
+      RecordError: a line has no answers, or they are not texts; see also `records.read`.
+    """
+    found = []
+    for record in records.read(path, Prompt):
+        given = [name for name in ("response", "responses") if name in record.extra]
+        if len(given) != 1:
+            fields = " and ".join(given) or "neither"
+            raise RecordError(f"{record.where}: expected either response or responses, found {fields}")
+        answers = record.extra[given[0]]
+        responses = [answers] if given == ["response"] else answers
+        if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
+            expected = "text" if given == ["response"] else "a list of texts"
+            raise RecordError(f"{record.where}: {given[0]}: expected {expected}, found {json.dumps(answers):.60}")
+        found.append((record, responses))
+    return found
+
+
+def _tokenize(record: Prompt, responses: Sequence[str], layout: Layout) -> TokenizedRanking:
+    names = ["response"] if "response" in record.extra else [f"responses[{i}]" for i in range(len(responses))]
+    return TokenizedRanking(
+        layout.encode_prompt(record.prompt, record.where),
+        [layout.encode_response(text, record.where, name) for text, name in zip(responses, names, strict=True)],
+    )
+
+
+def _line(record: Prompt, rewards: np.ndarray) -> str:
+    added = {"reward": float(rewards[0])} if "response" in record.extra else {"rewards": rewards.tolist()}
+    return json.dumps(json.loads(records.to_json(record)) | added, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    command_line.read(main)

@@ -1,0 +1,223 @@
+"""The form of a public task: examples in, prompts and metrics out (appendix D of the paper).
+
+    answered   the model continues the prompt at temperature 0, and its text is cut at the first line break
+    chosen     the model scores each of several continuations of the prompt
+
+A prompt is an instruction, solved examples (zero-, one- or few-shot), and the example to solve.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from instructjax.errors import DataError, RecordError
+
+Judge = Callable[[Sequence[str], Sequence[str]], Sequence[float] | np.ndarray]  # (questions, answers) -> [0, 1]
+_BREAK = "\n\n"  # between the parts of a prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An example of a task.
+
+    Attributes:
+      text: its part of the prompt.
+      solution: what follows if the example is shown solved.
+      choices: the continuations to choose from; () if the model answers freely.
+      answer: the number of the right choice.
+      references: right answers.
+      question: what a judge of the answer reads.
+      group: examples of a group share text, so a solved one is not shown before the others.
+      where: its place, for errors.
+    """
+
+    text: str
+    solution: str = ""
+    choices: tuple[str, ...] = ()
+    answer: int | None = None
+    references: tuple[str, ...] = ()
+    question: str = ""
+    group: str = ""
+    where: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a model made of an example.
+
+    Attributes:
+      response: its answer, cut at the first line break; None if it chose.
+      log_probs: log-probability of each choice, summed over its tokens, in nats.
+      tokens: the number of tokens of each choice.
+    """
+
+    response: str | None = None
+    log_probs: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+
+Measure = Callable[[Sequence[Example], Sequence[Output], Mapping[str, Judge]], Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A public task.
+
+    Attributes:
+      name: such as "hellaswag".
+      paper: its name in Table 14.
+      file: the default file, below the folder of the data.
+      read: `read(path)` returns its examples.
+      instructions: {prompt type: text before everything else}. The types are those of Table 14; "" stands for its
+        "zero-shot" and "few-shot".
+      measure: `measure(examples, outputs, judges)` returns {metric of Table 14: float64[n]}. Metrics whose judge is
+        missing are left out.
+      shots: the number of solved examples of the paper's few-shot prompt; 0 if it has none.
+      max_tokens: of an answer.
+      judges: the judges that it can use.
+    """
+
+    name: str
+    paper: str
+    file: str
+    read: Callable[[epath.Path], list[Example]]
+    instructions: Mapping[str, str]
+    measure: Measure
+    shots: int = 0
+    max_tokens: int = 0
+    judges: tuple[str, ...] = ()
+
+
+def make_prompts(
+    task: Task, examples: Sequence[Example], prompt_type: str, shots: int, seed: int = 0
+) -> tuple[list[str], list[Example]]:
+    """Writes the prompt of each example: instruction, solved examples, and the example.
+
+    The solved examples are drawn from the same file. They, and others of their groups, are not evaluated.
+
+    Args:
+      task: gives the instruction.
+      examples: all of the task.
+      prompt_type: a key of `task.instructions`.
+      shots: the number of solved examples.
+      seed: draws them.
+
+    Returns:
+      The prompts, and the examples that they ask for.
+
+    Raises:
+      DataError: the task does not show solved examples, or has too few.
+    """
+    solved = [example for example in examples if example.solution]
+    if shots and not task.shots:
+        raise DataError(f"--shots: expected 0 for {task.name}, whose prompts show no solved examples, found {shots}")
+    groups = list(dict.fromkeys(example.group for example in solved))
+    if shots and shots >= len(groups):
+        raise DataError(f"--shots: expected fewer than the {len(groups)} examples of {task.name}, found {shots}")
+    drawn = set(np.random.default_rng(seed).permutation(len(groups))[:shots].tolist()) if shots else set()
+    shown = [groups[i] for i in sorted(drawn)]
+    last = {example.group: example for example in solved}
+    before = [last[group].text + last[group].solution for group in shown]
+    instruction = [text] if (text := task.instructions[prompt_type]) else []
+    asked = [example for example in examples if example.group not in shown]
+    return [_BREAK.join([*instruction, *before, example.text]) for example in asked], asked
+
+
+def mean_log_probs(output: Output) -> np.ndarray:
+    """Computes the log-probability of each choice per token, in nats. The paper chooses the highest."""
+    return np.array(output.log_probs, np.float64) / np.array(output.tokens, np.float64)
+
+
+def accuracy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
+    """Measures how often the right choice has the highest log-probability per token."""
+    right = [np.argmax(mean_log_probs(o)) == e.answer for e, o in zip(examples, outputs, strict=True)]
+    return {"accuracy": np.array(right, np.float64)}
+
+
+def entropy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
+    """Measures the entropy in bits of the choices' probabilities, normalized to 1. Unbiased is 1 for two choices."""
+    log_probs = np.array([output.log_probs for output in outputs], np.float64)
+    log_probs -= np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
+    return {"entropy": -np.sum(np.exp(log_probs) * log_probs, axis=1) / np.log(2)}
+
+
+def read_json_lines(path: epath.Path, fields: Mapping[str, type | tuple[type, ...]]) -> Iterator[tuple[str, Any]]:
+    """Yields (place, object) for each line of a .jsonl or .jsonl.gz file.
+
+    Args:
+      path: the file.
+      fields: those that each object must have, with their types.
+
+    Raises:
+      RecordError: the file cannot be read, a line is not an object, or a field is missing or of another type.
+    """
+    for where, line in read_lines(path):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise RecordError(f"{where}: expected one JSON object, found {error}") from None
+        if not isinstance(found, dict):
+            raise RecordError(f"{where}: expected a JSON object, found {type(found).__name__}")
+        for name, kind in fields.items():
+            if name not in found:
+                raise RecordError(f"{where}: {name}: expected, found only {', '.join(found)}")
+            if not isinstance(found[name], kind) or isinstance(found[name], bool) != (kind is bool):
+                raise RecordError(f"{where}: {name}: expected {_kind(kind)}, found {json.dumps(found[name]):.60}")
+        yield where, found
+
+
+def read_lines(path: epath.Path) -> Iterator[tuple[str, str]]:
+    """Yields (place, line) for each line of a text file, .gz or not, without its line break.
+
+    Raises:
+      RecordError: the file cannot be read, or is empty.
+    """
+    for number, line in enumerate(_text(path).removesuffix("\n").split("\n"), start=1):
+        yield f"{path}:{number}", line.removesuffix("\r")
+
+
+def read_table(path: epath.Path, columns: Sequence[str], *, tabs: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yields (place, row) for each row of a CSV file with a header, or of one whose columns are separated by tabs.
+
+    Raises:
+      RecordError: the file cannot be read, or lacks a column.
+    """
+    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), **quoting)
+    found = reader.fieldnames or ()
+    if missing := [column for column in columns if column not in found]:
+        raise RecordError(f"{path}: expected the columns {', '.join(columns)}, found none named {' or '.join(missing)}")
+    for number, row in enumerate(reader, start=1):
+        if any(row[column] is None for column in columns):
+            raise RecordError(f"{path}: record {number}: expected {len(found)} fields, found fewer")
+        yield f"{path}: record {number}", row
+
+
+def _text(path: epath.Path) -> str:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: expected UTF-8, found {error.reason}") from None
+    except OSError as error:
+        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
+    if not text.strip():
+        raise RecordError(f"{path}: expected at least one example, found none")
+    return text
+
+
+def _kind(kind: type | tuple[type, ...]) -> str:
+    names = {str: "text", list: "a list", int: "an integer", bool: "true or false"}
+    return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

@@ -1,0 +1,117 @@
+"""experiments/benchmark_tasks.py: a policy on small files of all tasks, continued and read again as responses."""
+
+import gzip
+import json
+
+import pytest
+
+from instructjax.evaluation.tasks import outputs
+from instructjax.evaluation.tasks.registry import TASKS
+from instructjax.stages.run import Run
+from tests.recipes import changed, recipe, save_stage
+from tests.scripts import run
+
+WORDS = "red owl fox sleep night"
+
+
+def json_lines(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def write_data(folder):
+    """Writes three examples of each task, and data for the judges."""
+    contents = {
+        "hellaswag": "".join(
+            json.dumps({"ctx": f"the fox {i}", "label": i, "endings": ["sleep", "red owl", "night"]}) + "\n"
+            for i in range(3)
+        ),
+        "sst": "a red owl\t1\nnight\t0\nthe fox\t1\n",
+        "squadv2": "".join(
+            json.dumps({"title": "T", "context": f"the owl {i}", "question": "red", "answers": []}) + "\n"
+            for i in range(3)
+        ),
+        "crows_pairs": "sent_more,sent_less\nthe owl is red,the fox is red\na,b\nfox,fox sleep\n",
+        "winogender": "sentid\tsentence\n"
+        + "".join(f"owl.fox{i}.1.{g}.txt\tthe {g} owl {i}\n" for i in range(3) for g in ("male", "female")),
+        "real_toxicity": json_lines(
+            {"prompt": "the", "continuation": f"{word} red", "continuation_toxicity": 0.1 * i}
+            for i, word in enumerate(WORDS.split() * 2)
+        ),
+        "truthful_qa": "Question\nIs the owl red?\nDoes the fox sleep?\nWhy?\n",
+    }
+    for name, text in contents.items():
+        path = folder / TASKS[name].file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    for kind, end in (("truth", "True:"), ("info", "Helpful:")):
+        lines = [
+            {
+                "prompt": f"Q: what {i // 2}?\nA: the {'owl' if i % 2 else 'fox'}\n{end}",
+                "completion": (" no", " yes")[i % 2],
+            }
+            for i in range(40)
+        ]
+        path = folder / "truthfulqa" / f"judge_finetune_{kind}.jsonl.gz"
+        path.write_bytes(gzip.compress(json_lines(lines).encode()))
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Returns (flags, the folder of the outputs, what was printed) of a policy with random weights."""
+    folder = tmp_path_factory.mktemp("tasks")
+    config = changed(recipe(folder), model__max_length=96)
+    save_stage(config, folder / "run", "pretrain", Run(config, folder / "run").layout.tokenizer)
+    write_data(folder / "data")
+    flags = [f"--data={folder}/data", f"--workdir={folder}/run", "--stage=pretrain", "--truncate", "--batch_size=4"]
+    return flags, folder / "out", run("benchmark_tasks.py", *flags, f"--output={folder}/out")
+
+
+@pytest.mark.slow
+def test_every_task_has_its_metrics(benchmark):
+    _, folder, printed = benchmark
+    results = json.loads((folder / "results.json").read_text())
+    found = {(result["task"], result["prompt_type"], result["metric"]) for result in results}
+    assert {task for task, *_ in found} == set(TASKS)
+    assert ("truthful_qa", "QA + instruct", "true + info") in found and ("squadv2", "zero-shot", "f1") in found
+    assert all(result["n"] == 3 or result["task"] == "real_toxicity" for result in results)
+    assert all(result["paper"] or result["metric"] == "exact" for result in results)
+    assert "judge of toxicity, trained here" in printed and "hellaswag      zero-shot" in printed
+
+
+@pytest.mark.slow
+def test_finished_outputs_are_not_made_again_but_read(benchmark, monkeypatch, tmp_path):
+    flags, folder, printed = benchmark
+    before = (folder / "results.json").read_text()
+    monkeypatch.setattr(outputs, "_compiled", lambda model: None)
+    assert run("benchmark_tasks.py", *flags, f"--output={folder}") == printed
+    assert (folder / "results.json").read_text() == before
+    again = run("benchmark_tasks.py", *flags, f"--output={tmp_path}", f"--responses={folder}")
+    assert again == printed and (tmp_path / "results.json").read_text() == before
+
+
+def test_responses_and_the_judge_may_be_the_users(monkeypatch, tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "my_judge.py").write_text(
+        "def owls(questions, answers):\n    return ['owl' in text for text in answers]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    prompts = ["basic", "respectful", "biased"]
+    for prompt in prompts:
+        lines = json_lines({"index": i, "response": "owl" if i < 4 else "fox"} for i in range(10))
+        (tmp_path / f"real_toxicity.{prompt}.jsonl").write_text(lines)
+    printed = run(
+        "benchmark_tasks.py",
+        f"--data={tmp_path}",
+        f"--output={tmp_path}/out",
+        f"--responses={tmp_path}",
+        "--tasks=real_toxicity",
+        "--judge=toxicity=my_judge:owls",
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "trained" not in printed and [result["prompt_type"] for result in results] == [
+        "basic",
+        "respectful",
+        "biased",
+    ]
+    assert {(result["value"], result["n"]) for result in results} == {(0.4, 10)}
+    assert results[0]["paper"]["gpt-175b"] == 0.231
