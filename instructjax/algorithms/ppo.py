@@ -16,8 +16,8 @@ second term; gamma is a config key.
     6. update     policy and critic on minibatches, for some epochs
     7. average    the policy's weights
 
-Steps 2 to 5 are in `ppo_observe.py`, and step 6 is in `ppo_update.py`. The critic and the advantage estimator are arguments:
-without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
+Steps 2 to 5 are in `ppo_observe.py`, and step 6 is in `ppo_update.py`. The critic and the
+advantage estimator are arguments: without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
 
 If a Python function gives the scores, an iteration is two programs, and the host scores the
 responses in between: `Iteration.sample` is step 1, and `Iteration.learn` the others.
