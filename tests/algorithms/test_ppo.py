@@ -398,6 +398,7 @@ class TestRewards:
         assert found["kl_k2"] > 0 and found["kl_k3"] > 0
         assert 0 < found["kl_standard_error"] < found["max_abs_kl"]
 
+    @pytest.mark.slow
     def test_whitened_rewards_keep_their_mean_and_leave_the_check_of_their_placement_alone(self):
         keys = {"gae_lambda": 1.0, "discount": 0.0, "whiten_rewards": True, "missing_eos_penalty": 0.0}
         plain, found = (
@@ -420,6 +421,7 @@ class TestRewards:
         # The penalty is that of the state's coefficient: its check finds the rewards where they belong.
         assert found["reward_placement_error"] < 1e-4
 
+    @pytest.mark.slow
     def test_an_entropy_bonus_raises_the_entropy(self):
         def entropy(bonus):
             state, frozen = initial(fake_params(scalar=weights(0.0)))

@@ -70,7 +70,9 @@ def values(workdir: pathlib.Path, renamed: dict[str, str]) -> Iterator[tuple[str
                 if name not in CLOCKS:
                     yield f"{path.relative_to(workdir)} step {line['step']} {renamed.get(name, name)}", value
     results = json.loads((workdir / "results.json").read_text())
-    del results["sft_selection"]["reward_model"]  # a fingerprint that covers the recipe, whose keys may be renamed
+    # Fingerprints cover the recipe, whose keys may be renamed.
+    del results["sft_selection"]["reward_model"]
+    results.pop("checkpoints", None)
     yield from ((f"results.json {key}", value) for key, value in results.items() if key not in CLOCKS)
 
 

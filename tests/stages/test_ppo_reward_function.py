@@ -38,6 +38,7 @@ def before(tmp_path_factory):
         recipe(folder, prompts=prompts),
         ppo__iterations=ITERATIONS,
         ppo__reward_function="planted_judge:score",
+        ppo__validation_prompts=8,
         evaluate__batch_size=8,
         ppo_log__every=1,
         ppo_log__evaluate_every=2,
