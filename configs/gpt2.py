@@ -35,7 +35,6 @@ def get_config(variant: str = "124m") -> ConfigDict:
         # A byte-pair vocabulary that is trained on few texts gives longer sequences than e2e's own.
         config.data.max_prompt = 80
         config.data.max_response = 110
-        config.data.strict = False
         config.ppo.ptx_length = 128
         return config.lock()
     config = instructgpt.get_config("1p3b").unlock()

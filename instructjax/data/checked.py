@@ -1,13 +1,16 @@
 """Tokenizes the prepared records once, and remembers in a file which of them fit into the limits.
 
-    checked.json   {SET: {"what": what was checked, "splits": {SPLIT: {"counts", "left_out", "answers", "lengths"}}}}
+    checked.json   {SET: {"what": what was checked, "splits": {SPLIT: ENTRY}}}; an entry has
+                   "counts", "left_out", "answers", "lengths", "users", "use_cases"
 
 `left_out` lists indices of records, and `answers` the answers that remain of rankings, by index. `lengths` are the
-quantiles QUANTILES of the tokens of prompts (separator included) and of responses (EOS included).
+quantiles QUANTILES of the tokens of prompts (separator included) and of responses (EOS included). `users` are the
+number of users and of the used records that have one, `use_cases` the used records by use case.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -108,18 +111,23 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
     answers: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {"prompt": [], "response": []}
     faults: list[str] = []
+    users: collections.Counter[str] = collections.Counter()
+    use_cases: collections.Counter[str] = collections.Counter()
     for index, record in enumerate(records):
         choice, prompt, responses = selection.choose_by_length(record, layout, max_answers)
         counts.add(choice)
+        if not isinstance(record, Text):
+            lengths["prompt"].append(prompt)
+            lengths["response"] += responses
         if choice.reason and len(faults) < MAX_FAULTS:
             faults.append(choice.fault)
         if choice.record is None:
             left_out.append(index)
-        elif choice.answers:
+            continue
+        if choice.answers:
             answers[str(index)] = list(choice.answers)
-        if not isinstance(record, Text):
-            lengths["prompt"].append(prompt)
-            lengths["response"] += responses
+        users.update([record.user] if record.user else [])
+        use_cases.update([record.use_case] if record.use_case else [])
     if strict and faults:
         raise DataError(list_faults(faults, sum(counts.left_out.values()) + sum(counts.changed.values())))
     quantiles = {
@@ -127,7 +135,14 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
         for part, found in lengths.items()
         if found
     }
-    return {"counts": dataclasses.asdict(counts), "left_out": left_out, "answers": answers, "lengths": quantiles}
+    return {
+        "counts": dataclasses.asdict(counts),
+        "left_out": left_out,
+        "answers": answers,
+        "lengths": quantiles,
+        "users": {"users": len(users), "records": users.total()},
+        "use_cases": dict(use_cases.most_common()),
+    }
 
 
 def _has_reasons(entry: Mapping[str, Any]) -> bool:

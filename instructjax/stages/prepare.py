@@ -110,13 +110,22 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
         bar.update()
         _check_separator(layout)
         _check_records(run, layout)
-        needs.check(run, stages)
-        if "evaluate" in stages:
-            _check_different_prompts(run)
+        check_needs(run, stages)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
     return layout
+
+
+def check_needs(run: Run, stages: Sequence[str]) -> None:
+    """Checks that the prepared records have what stages need; see `needs.check`.
+
+    Raises:
+      ConfigError, DataError: they do not, or an evaluation has no two different prompts.
+    """
+    needs.check(run, stages)
+    if "evaluate" in stages:
+        _check_different_prompts(run)
 
 
 def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:

@@ -69,7 +69,10 @@ class Run:
         Raises:
           InputError: see `prepare.prepare`.
         """
-        self.__dict__["layout"] = prepare.prepare(self, stages)
+        if "layout" in self.__dict__:  # the records are prepared once
+            prepare.check_needs(self, stages)
+        else:
+            self.__dict__["layout"] = prepare.prepare(self, stages)
 
     @functools.cached_property
     def policy_config(self) -> TransformerConfig:

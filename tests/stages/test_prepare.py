@@ -163,7 +163,8 @@ def test_what_carries_no_signal_or_does_not_fit_is_left_out_and_reported(tmp_pat
     )
     assert "prompts have 2 to " in second and "raise data.max_prompt (16)" in second
     report = (tmp_path / "run" / "data" / "report.md").read_text()
-    assert "| rankings | train | 28 | 22 | " in report and "| text | test | 20 | 20 | 0 | 0 |" in report
+    assert "| rankings | train | 28 | 22 | 33207 | all answers tie: 2, " in report
+    assert "| text | test | 20 | 20 |  | 0 | 0 |" in report and "## Records per user" not in report
 
 
 @pytest.mark.parametrize("line", [*NO_SIGNAL, *PARTLY])
@@ -293,3 +294,21 @@ def test_prompts_that_are_added_later_change_other_sets_only_if_they_are_shared(
         file.write(json.dumps({"prompt": DISHES[0], "split": "test"}) + "\n")
     prepare(changed(config, files__rankings=""), tmp_path / "run")
     assert prepared.fingerprint(folder, "demonstrations") != before
+
+
+def test_the_report_has_users_use_cases_and_lengths_beside_the_papers(tmp_path):
+    cases = ["Generation", "Generation", "chat", "fables"]
+    rows = [
+        {"prompt": f"dish {i}", "user": f"u{i % 4}", "use_case": cases[i % 4], "split": SPLITS[i % 3]}
+        for i in range(24)
+    ]
+    config = recipe(tmp_path, prompts=[json.dumps(row) for row in rows])
+    run = Run(config, tmp_path / "run")
+    run.require("ppo")
+    found = prepare_stage.summarize(run)["prompts"]["train"]
+    assert found["users"] == {"users": 4, "records": 8} and found["use_cases"]["Generation"] == 4
+    lines = (run.data_folder / "report.md").read_text().splitlines()
+    assert "| prompts | train | 4 | 2.00 | 6.01 |" in lines
+    assert {"| prompts | Generation | 50.0 | 45.6 |", "| prompts | fables | 25.0 |  |"} <= set(lines)
+    (row,) = (line for line in lines if line.startswith("| prompts | train | prompt | "))
+    assert row.endswith(" | 62 |") and row.count("|") == 10

@@ -61,6 +61,7 @@ def test_records_are_prepared_once(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "prepare", lambda run: calls.append(run) or once(run))
     assert run.layout is run.layout
     assert len(run.records(Demonstration, "train")) == len(run.records(Demonstration, "validation")) == 20
+    run.require("sft", "reward")
     assert calls == [run]
 
 
