@@ -42,8 +42,10 @@ CHOICES = {
     "llama3": dataclasses.replace(
         LLAMA, d_head=8, num_kv_heads=1, rotary_scaling="llama3", rotary_factor=8.0, rotary_original_length=64
     ),
-    "yarn": dataclasses.replace(
+    "olmo with yarn": dataclasses.replace(
         LLAMA,
+        norm_placement="post",
+        query_key_norm="width",
         d_head=16,
         rotary_scaling="yarn",
         rotary_factor=4.0,
@@ -55,7 +57,6 @@ CHOICES = {
         window_pattern="L",
     ),
     "gemma": GEMMA,
-    "olmo": dataclasses.replace(LLAMA, norm_placement="post", query_key_norm="width"),
     "neox": dataclasses.replace(
         BASE,
         positions="rotary",

@@ -141,7 +141,7 @@ def test_integer_weights_are_rejected():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "llama"),
+        ("model_type", "falcon"),
         ("activation_function", "relu"),
         ("layer_norm_epsilon", 1e-6),
         ("scale_attn_by_inverse_layer_idx", True),
@@ -163,7 +163,7 @@ def test_models_that_gpt2_cannot_express_are_rejected(tmp_path):
     banded = dataclasses.replace(CONFIG, local_window=3)
     assert message(lambda: huggingface.describe(banded, **IDS)).startswith("model.local_window: expected None")
     narrow = dataclasses.replace(CONFIG, d_head=8)
-    assert message(lambda: huggingface.describe(narrow, **IDS)).startswith("model.d_head: expected d_model / num_heads")
+    assert message(lambda: huggingface.describe(narrow, **IDS)) == "model.d_head: expected 16 for gpt2, found 8"
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt"])
