@@ -19,7 +19,7 @@ from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import init_cache
 from instructjax.models.config import CHOICES, shortest_pattern
 from instructjax.models.transformer import LanguageModel
-from instructjax.planning import flops
+from instructjax.models import flops
 from instructjax.rollout import refilling, sampling
 from instructjax.training import parallel
 from tests import decoders, fakes

@@ -107,7 +107,7 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_benchmark_is_rehearsed(tmp_path):
-    command = [sys.executable, SCRIPT, "--rehearse", f"--results={tmp_path}", "--seconds=3000"]
+    command = [sys.executable, SCRIPT, "--rehearse", f"--folder={tmp_path}", "--seconds=3000"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "device.json").read_text())["parts"]
@@ -121,7 +121,7 @@ def test_the_whole_benchmark_is_rehearsed(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "--results: expected a folder, found none"),
+        ({}, "--folder: expected a folder, found none"),
         ({"PARTS": ["smoke", "talk"]}, "--parts: expected some of machine, attention, 124M sft, .*, found talk"),
     ],
 )
