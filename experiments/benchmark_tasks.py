@@ -80,7 +80,7 @@ def main(run: Run) -> None:
     given = dict(map(_load_judge, _JUDGE.value))
     if _RESPONSES.value and not _OUTPUT.value:
         raise InputError("--output: expected a folder for the results of --responses, found none")
-    directory = _OUTPUT.value or task_results.directory(run.workdir, _STAGE.value)
+    directory = _OUTPUT.value or folder.tasks_directory(run.workdir, _STAGE.value)
     output = files.parse(directory, "--output", schemes=())
     if _RESPONSES.value:
         responses = files.parse(_RESPONSES.value, "--responses")

@@ -14,7 +14,6 @@ import numpy as np
 from instructjax import files, warning_log
 from instructjax.evaluation.intervals import clustered_mean, standard_error
 from instructjax.evaluation.language_models import held_out_loss
-from instructjax.evaluation.tasks.results import read_stages
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
@@ -76,6 +75,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
     policies = {model: run.load_policy(POLICIES[model], step) for model, step in steps.items()}
     guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
     stages = [*(POLICIES[model] for model in policies), *guests, *([] if run.config.ppo.reward_from else ["reward"])]
+    trained = [*folder.PAPER, *guests]
     prompts = [record.prompt for record in run.records(Prompt, "test")[: run.config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(run, policies["gpt"], reward)
     count = len(policies) + len(guests) + 1 + (prefix is not None)
@@ -106,7 +106,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sft_selection": chosen,
         "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},
         **judgement.results,
-        **({"tasks": tasks} if (tasks := results_of_tasks(run)) else {}),
+        **({"tasks": tasks} if (tasks := folder.read_tasks(run.workdir, trained)) else {}),
         **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
@@ -124,11 +124,6 @@ def _steps(run: Run) -> dict[str, int | None]:
             run.checkpoints(POLICIES[model])  # refuses an unfinished stage
             steps[model] = best_step(run.directory(POLICIES[model]))
     return steps
-
-
-def results_of_tasks(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Reads what `experiments/benchmark_tasks.py` has measured on the run's policies, by stage."""
-    return read_stages(run.workdir, [*folder.PAPER, *run.config.evaluate.guests])
 
 
 def _answer_all(

@@ -67,17 +67,6 @@ def compute(
     return results
 
 
-def directory(workdir: epath.Path, stage: str) -> epath.Path:
-    """Returns WORKDIR/tasks/STAGE, with the outputs and results of a stage's policy."""
-    return workdir / "tasks" / stage
-
-
-def read_stages(workdir: epath.Path, stages: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Reads the results of those stages that have some: {STAGE: [the fields of a `Result`]}."""
-    paths = {stage: directory(workdir, stage) / "results.json" for stage in stages}
-    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
-
-
 def path_of(folder: epath.Path, task: Task, prompt_type: str, shots: int) -> epath.Path:
     """Returns FOLDER/TASK.PROMPT.jsonl, such as squadv2.4-shot.jsonl or truthful_qa.qa_prompt.jsonl."""
     prompt = re.sub(r"\W+", "_", prompt_type).lower() or f"{shots}-shot"
