@@ -179,6 +179,15 @@ def test_too_many_shots(tmp_path):
     benchmark(tmp_path, "--shots=9", sst="red\t1\nowl\t0\n")
 
 
+@fault(
+    "one example of a task",
+    "PATH: expected at least 2 examples that share no text, for a standard error, found 1; TEXT",
+)
+def test_one_example(tmp_path):
+    question = '{"title": "T", "context": "the owl", "question": "red", "answers": []}\n'
+    benchmark(tmp_path, tasks="squadv2", squadv2=2 * question)
+
+
 @fault("a judge without a function", "--judge: expected true|info|toxicity=MODULE:FUNCTION, found 'toxicity=mine'")
 def test_judge_without_a_function(tmp_path):
     benchmark(tmp_path, "--judge=toxicity=mine", sst="red\t1\nowl\t0\n")
