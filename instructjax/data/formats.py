@@ -136,13 +136,11 @@ def _json_rows(path: epath.Path, kind: type[Record], suffix: str) -> Iterator[Ro
 
 
 def _list_rows(path: epath.Path, kind: type[Record]) -> Iterator[Row]:
-    with files.open_data(path, f"a file of {kind.__name__} records") as file:
-        data = file.read()
+    text = files.read_text(path, f"a file of {kind.__name__} records")
     try:
-        found = records.DECODER.decode(data.decode("utf-8-sig"))
+        found = records.DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
-        raise RecordError(f"{path}: expected a list of JSON objects, found {reason}") from None
+        raise RecordError(f"{path}: expected a list of JSON objects, found {error}") from None
     for number, fields in enumerate(found, start=1):
         where = f"{path}:{number}"
         is_object = isinstance(fields, dict)

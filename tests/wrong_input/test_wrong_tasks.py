@@ -33,7 +33,7 @@ def test_unknown_flag_of_samples(tmp_path):
     run("score_samples.py", "drop_samples.csv", f"--jsonl={tmp_path}")
 
 
-@fault("a missing file of samples", "PATH: expected a file that can be read, found: No such file or directory")
+@fault("a missing file of samples", "PATH: expected a file of samples, found no such file")
 def test_missing_samples(tmp_path):
     run("score_samples.py", str(tmp_path / "drop_samples.csv"))
 
@@ -139,7 +139,7 @@ def test_unknown_task(tmp_path):
     benchmark(tmp_path, tasks="sst,mmlu")
 
 
-@fault("a missing file of a task", "PATH: expected a file that can be read, found: No such file or directory")
+@fault("a missing file of a task", "PATH: expected a file of examples, found no such file")
 def test_missing_task_file(tmp_path):
     benchmark(tmp_path)
 
