@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from instructjax import files, warning_log
-from instructjax.evaluation.intervals import clustered_mean, standard_error
+from instructjax.evaluation.intervals import clustered_error, clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
@@ -220,20 +220,19 @@ def _entries(
             "pretrain_loss": losses[model],
             "reward": clustered_mean(found.rewards, prompts).to_dict(),
             "step": steps.get(model),
-            **_kl(model, found.kl),
+            **_kl(model, found.kl, prompts),
             "response_tokens": float(found.tokens.mean()),
             **judgement.models.get(model, {}),
         }
     return entries
 
 
-def _kl(model: str, kl: np.ndarray | None) -> dict[str, float | None]:
+def _kl(model: str, kl: np.ndarray | None, prompts: Sequence[str]) -> dict[str, float | None]:
     """Returns the mean of a model's log-ratios with its standard error, and warns if it is clearly below 0."""
     if kl is None:
         return {"kl_to_init": None, "kl_standard_error": None}
-    mean, error = float(kl.mean()), standard_error(kl)
-    if error is not None:
-        alarms.warn_of_negative_kl(f"evaluate, {model}", {"kl": mean, "kl_standard_error": error})
+    mean, error = float(kl.mean()), clustered_error(kl, prompts)
+    alarms.warn_of_negative_kl(f"evaluate, {model}", {"kl": mean, "kl_standard_error": error})
     return {"kl_to_init": mean, "kl_standard_error": error}
 
 
