@@ -166,7 +166,7 @@ def _module(path: str) -> str:
 
 
 def _packages() -> dict[str, list[str]]:
-    """Returns the modules of each package, in the order of the layers in pyproject.toml."""
+    """Returns the modules of each package and of the packages in it, in the order of the layers in pyproject.toml."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     packages: dict[str, list[str]] = {}
@@ -174,7 +174,7 @@ def _packages() -> dict[str, list[str]]:
     for name in (name.strip() for layer in layers for name in layer.split("|")):
         if (ROOT / "instructjax" / f"{name}.py").is_file():
             alone.append(f"instructjax.{name}")
-        elif paths := sorted((ROOT / "instructjax" / name).glob("**/[!_]*.py")):
+        elif paths := sorted((ROOT / "instructjax" / name).rglob("[!_]*.py")):
             packages[name] = [_module(path.relative_to(ROOT).as_posix()) for path in paths]
     return {"instructjax": alone} | packages
 
@@ -184,13 +184,14 @@ def _api_page(module: str) -> str:
     return f"api/{name}.md"
 
 
-def _within(module: str, package: str) -> str:
-    return module.removeprefix("instructjax.").removeprefix(f"{package}.")
-
-
 def _api_nav() -> Iterator[tuple[str, list]]:
     for package, modules in _packages().items():
-        yield package, [{_within(module, package): _api_page(module)} for module in modules]
+        yield package, [{_inside(package, module): _api_page(module)} for module in modules]
+
+
+def _inside(package: str, module: str) -> str:
+    """Returns the name of a module in its package, such as "tasks.squad"."""
+    return module.removeprefix("instructjax.").removeprefix(f"{package}.")
 
 
 def _api_pages() -> Iterator[tuple[str, str]]:
@@ -199,7 +200,7 @@ def _api_pages() -> Iterator[tuple[str, str]]:
     for package, modules in _packages().items():
         parts.append(f"\n## {package}\n\n| module | what it is |\n|---|---|\n")
         for module in modules:
-            page, name = _api_page(module), _within(module, package)
+            page, name = _api_page(module), _inside(package, module)
             parts.append(f"| [`{name}`]({page.removeprefix('api/')}) | {_summary(module)} |\n")
             yield page, f"---\ntitle: {module.removeprefix('instructjax.')}\n---\n\n::: {module}\n"
     yield "api/index.md", "".join(parts)

@@ -80,8 +80,10 @@ def main(run: Run) -> None:
     given = dict(map(_load_judge, _JUDGE.value))
     if _RESPONSES.value and not _OUTPUT.value:
         raise InputError("--output: expected a folder for the results of --responses, found none")
-    directory = _OUTPUT.value or task_results.directory(run.workdir, _STAGE.value)
+    directory = _OUTPUT.value or folder.tasks_directory(run.workdir, _STAGE.value)
     output = files.parse(directory, "--output", schemes=())
+    needed = {name: None for case in cases for name in case.task.judges}
+    judges = {name: given.get(name) or _train_judge(name) for name in needed}
     if _RESPONSES.value:
         responses = files.parse(_RESPONSES.value, "--responses")
         found = [
@@ -90,8 +92,6 @@ def main(run: Run) -> None:
     else:
         with parallel.on_mesh(run.config.parallel):
             found = _run_policy(run, cases, output)
-    needed = {name: None for case in cases for name in case.task.judges}
-    judges = {name: given.get(name) or _train_judge(name) for name in needed}
     results = [
         result
         for case, outputs in zip(cases, found, strict=True)
@@ -118,7 +118,13 @@ def read_cases() -> Iterable[Case]:
         shots = task.shots if _SHOTS.value < 0 else _SHOTS.value
         for prompt_type in task.instructions:
             prompts, asked = make_prompts(task, examples, prompt_type, shots)
-            yield Case(task, prompt_type, shots, prompts[: _LIMIT.value], asked[: _LIMIT.value])
+            prompts, asked = prompts[: _LIMIT.value], asked[: _LIMIT.value]
+            if (count := len(set(task_results.groups(asked)))) < 2:
+                raise DataError(
+                    f"{data / task.file}: expected at least 2 examples that share no text, for a standard error, "
+                    f"found {count}; raise --limit, or lower --shots"
+                )
+            yield Case(task, prompt_type, shots, prompts, asked)
 
 
 def _run_policy(run: Run, cases: Sequence[Case], output: epath.Path) -> list[list[Output]]:

@@ -21,7 +21,7 @@ from instructjax.stages.run import Run
 
 STAGES = {"pretrain": (pretrain.run,), "reward": (comparisons.collect, reward.run)}
 _SOURCE = flags.DEFINE_string(
-    "source", None, "The folder with config.json, safetensors files and a tokenizer.", required=True
+    "source", None, "The folder with config.json, safetensors files and a tokenizer, or a GGUF file.", required=True
 )
 _STAGE = flags.DEFINE_enum("stage", "pretrain", list(STAGES), "The stage that gets the weights.")
 

@@ -34,7 +34,8 @@ def main(run: Run) -> None:
         raise InputError(f"--output: expected a file that ends in .jsonl, found {output}")
     asked = read_answers(files.parse(_ANSWERS.value, "--answers"))
     with parallel.on_mesh(run.config.parallel):
-        rankings = [_tokenize(record, responses, run.reward_layout()) for record, responses in asked]
+        described = run.reward_layout()
+        rankings = [_tokenize(record, responses, described) for record, responses in asked]
         reward, layout = run.open_reward_model()
         scored = reward_models.rewards(
             reward.model,

@@ -200,6 +200,20 @@ def open_data(path: epath.Path, expected: str) -> Iterator[BinaryIO]:
         raise RecordError(f"{path}: expected a file that can be read, found {describe_error(error)}") from None
 
 
+def read_text(path: epath.Path, expected: str) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark; see `open_data`.
+
+    Raises:
+      RecordError: see `open_data`; or the file is not in UTF-8.
+    """
+    with open_data(path, expected) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: expected UTF-8, found {error.reason}") from None
+
+
 def _decompressed(path: epath.Path, file: Any) -> Any:
     suffix = path.suffix.lower()
     if suffix == ".gz":

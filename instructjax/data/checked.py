@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.data import prepared, selection
 from instructjax.data.layouts import Layout
 from instructjax.data.selection import Chosen, Counts
@@ -150,16 +150,17 @@ def _has_reasons(entry: Mapping[str, Any]) -> bool:
 
 
 def _print(place: str, counts: Counts, lengths: Mapping[str, Sequence[int]], layout: Layout) -> None:
-    """Prints what is left out of a split, once; a warning if it is much."""
+    """Prints what is left out of a split, once, or warns if it is much."""
     if counts.changed:
         print(f"{place}: {sum(counts.changed.values())} of {counts.used} records are used in part ({counts.parts()})")
     if not counts.left_out:
         return
-    share = (counts.given - counts.used) / counts.given
-    warning = "warning: " if share > MANY else ""
-    advice = "".join(f"; {hint}" for hint in advise(counts, lengths, layout)) if share > MANY else ""
     left_out = counts.given - counts.used
-    print(f"{warning}{place}: {left_out} of {counts.given} records are left out ({counts.describe()}){advice}")
+    line = f"{place}: {left_out} of {counts.given} records are left out ({counts.describe()})"
+    if left_out > MANY * counts.given:
+        warning_log.warn("; ".join([line, *advise(counts, lengths, layout)]))
+    else:
+        print(line)
 
 
 def advise(counts: Counts, lengths: Mapping[str, Sequence[int]], limits: Any) -> list[str]:

@@ -136,13 +136,11 @@ def _json_rows(path: epath.Path, kind: type[Record], suffix: str) -> Iterator[Ro
 
 
 def _list_rows(path: epath.Path, kind: type[Record]) -> Iterator[Row]:
-    with files.open_data(path, f"a file of {kind.__name__} records") as file:
-        data = file.read()
+    text = files.read_text(path, f"a file of {kind.__name__} records")
     try:
-        found = records.DECODER.decode(data.decode("utf-8-sig"))
+        found = records.DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
-        raise RecordError(f"{path}: expected a list of JSON objects, found {reason}") from None
+        raise RecordError(f"{path}: expected a list of JSON objects, found {error}") from None
     for number, fields in enumerate(found, start=1):
         where = f"{path}:{number}"
         is_object = isinstance(fields, dict)
@@ -155,23 +153,18 @@ def _table_rows(path: epath.Path, kind: type[Record], delimiter: str) -> Iterato
     csv.field_size_limit(_CELL)
     with files.open_data(path, f"a file of {kind.__name__} records") as file:
         reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
-        number = 1
         try:
-            for number, cells in enumerate(reader, start=2):
-                where = f"{path}:{number}"
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"  # the last line, if a cell has line breaks
                 if None in cells:
-                    yield (
-                        where,
-                        RecordError(
-                            f"{where}: expected {len(reader.fieldnames or ())} cells, found more; quote commas"
-                        ),
-                    )
+                    expected = len(reader.fieldnames or ())
+                    yield where, RecordError(f"{where}: expected {expected} cells, found more; quote commas")
                 else:
                     yield where, {name: _cell(cell) for name, cell in cells.items() if cell}
         except UnicodeDecodeError as error:
-            raise RecordError(f"{path}:{number}: expected UTF-8, found {error.reason}") from None
+            raise RecordError(f"{path}:{reader.line_num}: expected UTF-8, found {error.reason}") from None
         except csv.Error as error:
-            raise RecordError(f"{path}:{number}: expected a row of a table, found {error}") from None
+            raise RecordError(f"{path}:{reader.line_num}: expected a row of a table, found {error}") from None
 
 
 def _cell(text: str) -> Any:

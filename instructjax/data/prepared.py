@@ -96,23 +96,14 @@ def prepare(
         return known["fingerprint"]
     prompts = shared.splits() if shared else None
 
-    def read() -> Iterator[R | RecordError]:
-        return itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
-
-    def choose(found: R | RecordError) -> tuple[str, Choice[R]] | RecordError:
-        if isinstance(found, RecordError):
-            return found
-        choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
-        if strict and choice.reason:
-            return RecordError(choice.fault)
-        if prompts is None:
-            return records.split_of(found, validation, test), choice
-        split, leak = splits.place(found, prompts, validation, test)
-        return split, Choice(None, leak) if leak and choice.record is not None else choice
+    def choices() -> Iterator[tuple[str, Choice[R]]]:
+        found = itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
+        rules = {"merge_equal_answers": merge_equal_answers, "strict": strict}
+        return records.valid(_choose(record, prompts, validation, test, **rules) for record in found)
 
     # A first pass, so that nothing is removed if a line is invalid.
     total, moved = Counts(), hashlib.sha256()
-    for number, (split, choice) in enumerate(records.valid(map(choose, read()))):
+    for number, (split, choice) in enumerate(choices()):
         total.add(choice)
         if prompts is not None:
             moved.update(f"{number} {split} {choice.record is None}\n".encode())
@@ -127,7 +118,7 @@ def prepare(
     counts: dict[str, Counts] = {}
 
     def placed() -> Iterator[tuple[str, R]]:
-        for split, choice in records.valid(map(choose, read())):
+        for split, choice in choices():
             counts.setdefault(split, Counts()).add(choice)
             if choice.record is not None:
                 yield split, choice.record
@@ -139,6 +130,27 @@ def prepare(
     # The manifest marks a complete set, so it is written last.
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest["fingerprint"]
+
+
+def _choose(
+    found: R | RecordError,
+    prompts: Mapping[bytes, str] | None,
+    validation: float,
+    test: float,
+    *,
+    merge_equal_answers: bool,
+    strict: bool,
+) -> tuple[str, Choice[R]] | RecordError:
+    """Returns the split of a record and what is used of it, or what is wrong with it; see `prepare`."""
+    if isinstance(found, RecordError):
+        return found
+    choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
+    if strict and choice.reason:
+        return RecordError(choice.fault)
+    if prompts is None:
+        return records.split_of(found, validation, test), choice
+    split, leak = splits.place(found, prompts, validation, test)
+    return split, Choice(None, leak) if leak and choice.record is not None else choice
 
 
 @dataclasses.dataclass(frozen=True)

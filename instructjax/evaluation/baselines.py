@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 from instructjax.evaluation.text_metrics import require
 from instructjax.records import Ranking
@@ -39,11 +40,10 @@ def bag_of_words_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) 
     )
     words = vectorizer.fit_transform([response for ranking in train for response in ranking.responses])
     better, worse = _untied_pairs(train)
-    # Pairs are turned around in alternation, because a classifier needs both classes.
-    sign = np.where(np.arange(len(better)) % 2, -1, 1)
-    differences = (words[better] - words[worse]).multiply(sign[:, None]).tocsr()
-    linear = require("sklearn.linear_model").LogisticRegression(fit_intercept=False, max_iter=1000)
-    weights = linear.fit(differences, sign).coef_[0]
+    # A classifier needs both classes, so each pair is there in both orders. C = 0.5, half the default, counts it once.
+    differences = sparse.vstack([words[better] - words[worse], words[worse] - words[better]])
+    linear = require("sklearn.linear_model").LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000)
+    weights = linear.fit(differences, np.repeat([1, -1], len(better))).coef_[0]
     return [vectorizer.transform(ranking.responses) @ weights for ranking in rankings]
 
 

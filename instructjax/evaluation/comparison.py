@@ -182,6 +182,8 @@ def ratings(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 def labeler_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
     """Measures how far labelers agree about the same pairs of answers.
 
+    Of several judgments of a pair by one labeler, the first counts.
+
     Returns:
       {"alpha": see `krippendorff_alpha`, None if no pair was judged twice; "pairwise": ESTIMATE of how often two
       labelers order a pair alike, if neither ties it; "labelers": {NAME: {"agreement": with the others, "n": pairs}}}.
@@ -191,7 +193,8 @@ def labeler_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
         order = sorted(range(len(record.models)), key=record.models.__getitem__)
         for i, j in itertools.combinations(order, 2):
             pair = (record.prompt, *((record.models[k], record.responses[k]) for k in (i, j)))
-            units[pair].append((record.labeler, float(np.sign(record.scores[i] - record.scores[j]))))
+            if not record.labeler or record.labeler not in (labeler for labeler, _ in units[pair]):
+                units[pair].append((record.labeler, float(np.sign(record.scores[i] - record.scores[j]))))
     alike: list[bool] = []
     prompts: list[str] = []
     labelers: dict[str, list[bool]] = collections.defaultdict(list)
@@ -206,7 +209,9 @@ def labeler_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
     return {
         "alpha": krippendorff_alpha([[order for _, order in found] for found in units.values()]),
         "pairwise": None if pairwise is None else pairwise.to_dict(),
-        "labelers": {name: {"agreement": float(np.mean(x)), "n": len(x)} for name, x in sorted(labelers.items())},
+        "labelers": {
+            name: {"agreement": float(np.mean(x)), "n": len(x)} for name, x in sorted(labelers.items()) if name
+        },
     }
 
 

@@ -69,6 +69,13 @@ def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hash
       DataError: the lengths differ, a value is not finite, or there are fewer than two
         clusters, with which the spread is unknown.
     """
+    error = clustered_error(values, clusters)
+    mean, half = np.mean(values, dtype=np.float64), stats.t.ppf((1 + LEVEL) / 2, len(set(clusters)) - 1) * error
+    return Estimate(mean=float(mean), low=float(mean - half), high=float(mean + half), n=len(values))
+
+
+def clustered_error(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> float:
+    """Computes the cluster-robust standard error of a mean; see `clustered_mean`."""
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or len(x) != len(clusters):
         raise DataError(
@@ -80,9 +87,6 @@ def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hash
     index = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
     if len(number) < 2:
         raise DataError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")
-    n, groups = len(x), len(number)
-    mean = x.mean()
-    residuals = np.bincount(index, weights=x - mean, minlength=groups)
-    error = np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / n
-    half = stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error
-    return Estimate(mean=float(mean), low=float(mean - half), high=float(mean + half), n=n)
+    groups = len(number)
+    residuals = np.bincount(index, weights=x - x.mean(), minlength=groups)
+    return float(np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / len(x))

@@ -65,11 +65,7 @@ def evaluate_rankings(rankings: Mapping[str, Sequence[Ranking]], rewards: Mappin
         "length_prefers": prefers,
         "best_of_k": _described(_if_enough(best_of_k, test, scored)),
         "chance_of_k": float(np.mean([np.mean(np.equal(r.scores, max(r.scores))) for r in test])),
-        "by_answers": {
-            str(k): _described(_accuracy(*zip(*kept, strict=True)))
-            for k in sorted({len(ranking.responses) for ranking in test})
-            if (kept := [(r, values) for r, values in zip(test, scored, strict=True) if len(r.responses) == k])
-        },
+        "by_answers": _by_answers(test, scored),
         "by_margin": _by(test, scored, lambda ranking: np.asarray(ranking.scores, np.float64)),
         "by_length": _by(test, scored, lambda ranking: np.array([len(text) for text in ranking.responses], np.float64)),
         "temperature": temperature,
@@ -135,6 +131,14 @@ def _differences(ranking: Ranking, values: np.ndarray | Sequence[float]) -> np.n
     i, j = np.triu_indices(len(scores), k=1)
     order = np.sign(scores[i] - scores[j])
     return (order * (values[i] - values[j]))[order != 0]
+
+
+def _by_answers(rankings: Sequence[Ranking], rewards: Rewards) -> dict[str, Any]:
+    """Returns the accuracy by K, the number of answers of a ranking."""
+    groups: dict[int, list[tuple[Ranking, np.ndarray]]] = {}
+    for ranking, values in zip(rankings, rewards, strict=True):
+        groups.setdefault(len(ranking.responses), []).append((ranking, values))
+    return {str(k): _described(_accuracy(*zip(*groups[k], strict=True))) for k in sorted(groups)}
 
 
 def _by(rankings: Sequence[Ranking], rewards: Rewards, value: Any) -> list[dict[str, Any]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 from scipy import stats
 
+from instructjax import files
 from instructjax.errors import DataError
 from instructjax.evaluation import table14, text_metrics
 
@@ -110,8 +109,9 @@ def score_file(path: epath.PathLike) -> list[Cell]:
       A cell for each metric, prompt type and model, in the order of Table 14.
 
     Raises:
-      DataError: the file is missing, damaged, or not such a file; it lacks a column; a number is not one; a model has
-        fewer than two samples; or a package is not installed.
+      RecordError: the file is missing, damaged or not in UTF-8.
+      DataError: it is not such a file; it lacks a column; a number is not one; a model has fewer than two samples; or
+        a package is not installed.
     """
     path = epath.Path(path)
     name = path.name.removesuffix(".gz").removesuffix("_samples.csv")
@@ -154,9 +154,8 @@ def _cell(path: epath.Path, name: str, metric: str, score: Score, group: tuple[s
 
 
 def _read(path: epath.Path, columns: Sequence[str]) -> list[Row]:
+    text = files.read_text(path, "a file of samples")
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         found = reader.fieldnames or ()
         if missing := [column for column in columns if column not in found]:
@@ -164,14 +163,8 @@ def _read(path: epath.Path, columns: Sequence[str]) -> list[Row]:
                 f"{path}: expected the columns {', '.join(columns)}, found none named {' or '.join(missing)}"
             )
         rows: list[Row] = list(reader)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected gzip data, found a damaged file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8, found {error.reason}") from None
     except csv.Error as error:
         raise DataError(f"{path}: expected CSV, found {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
     for number, row in enumerate(rows, start=1):
         if any(value is None for value in row.values()) or None in row:
             raise DataError(f"{path}: record {number}: expected {len(found)} fields, found fewer or more")

@@ -113,7 +113,6 @@ POSITIVE_OR_INFINITY = Range("more than 0, or infinity", lambda value: _is_infin
 BELOW_1 = numbers("from 0 to below 1", lambda value: 0 <= value < 1)
 ABOVE_0_UP_TO_1 = numbers("more than 0, at most 1", lambda value: 0 < value <= 1)
 UP_TO_1 = numbers("from 0 to 1", lambda value: 0 <= value <= 1)
-SHARE_ABOVE_0 = numbers("above 0, up to 1", lambda value: 0 < value <= 1)
 TRUE_OR_FALSE = Range("True or False", lambda value: isinstance(value, bool))
 TEXT = Range("text", lambda value: isinstance(value, str) and "\0" not in value)
 NAMES = Range(

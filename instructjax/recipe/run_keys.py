@@ -19,7 +19,6 @@ from instructjax.recipe.key import (
     POSITIVE,
     POSITIVE_OR_NONE,
     SEED,
-    SHARE_ABOVE_0,
     TEXT,
     TRUE_OR_FALSE,
     UP_TO_1,
@@ -148,7 +147,7 @@ MODEL = section(
     positions=Key("learned", one_of(*CHOICES["positions"]), "", "embeddings, or rotated queries and keys", "GPT-3"),
     rotary_base=Key(10_000.0, POSITIVE, "", "of the angles' frequencies"),
     rotary_local_base=Key(None, POSITIVE_OR_NONE, "", "of local layers; None: rotary_base"),
-    rotary_fraction=Key(1.0, SHARE_ABOVE_0, "share of d_head", "that is rotated"),
+    rotary_fraction=Key(1.0, ABOVE_0_UP_TO_1, "share of d_head", "that is rotated"),
     rotary_scaling=Key(
         "", empty_or_one_of(*CHOICES["rotary_scaling"][1:]), "", 'of frequencies for longer contexts; "": none'
     ),

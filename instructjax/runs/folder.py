@@ -6,12 +6,14 @@ WORKDIR/STAGE/metrics.jsonl   its curves
 WORKDIR/STAGE/config.json     its config
 WORKDIR/STAGE/began.json      the stage's declaration, fingerprints of its records, and the version of the code
 WORKDIR/STAGE/summary.json    written after its last step
+WORKDIR/tasks/STAGE/           outputs and results of a stage's policy on public tasks
 WORKDIR/results.json, report.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -70,12 +72,27 @@ def selected_step(workdir: epath.PathLike, stage: str) -> int | None:
     return files.read_json(chosen)["step"] if files.exists(chosen) else None
 
 
+def tasks_directory(workdir: epath.PathLike, stage: str) -> epath.Path:
+    """Returns WORKDIR/tasks/STAGE."""
+    return epath.Path(workdir) / "tasks" / stage
+
+
+def read_tasks(workdir: epath.PathLike, stages: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Reads what `experiments/benchmark_tasks.py` has measured on the policies of stages, by stage."""
+    paths = {stage: tasks_directory(workdir, stage) / "results.json" for stage in stages}
+    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if files.exists(path)}
+
+
 def forget_results(workdir: epath.PathLike, stage: str) -> None:
     """Removes the results of a run, and says so, if they tell of a stage that is about to be trained.
 
-    Without them, `watch.py` and `report.md` never show facts of earlier weights.
+    Without them, `watch.py`, `evaluate.py` and `report.md` never show facts of earlier weights.
     """
     workdir = epath.Path(workdir)
+    tasks = tasks_directory(workdir, stage)
+    if files.exists(tasks):
+        tasks.rmtree()
+        print(f"{tasks} told of earlier weights of {stage} and is removed; measure the public tasks again")
     results = workdir / "results.json"
     if not files.exists(results) or stage not in files.read_json(results).get("checkpoints", {stage: ""}):
         return

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from instructjax import files, warning_log
-from instructjax.evaluation.intervals import clustered_mean, standard_error
+from instructjax.evaluation.intervals import clustered_error, clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
-from instructjax.evaluation.tasks.results import read_stages
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
@@ -76,6 +75,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
     policies = {model: run.load_policy(POLICIES[model], step) for model, step in steps.items()}
     guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
     stages = [*(POLICIES[model] for model in policies), *guests, *([] if run.config.ppo.reward_from else ["reward"])]
+    trained = [*folder.PAPER, *guests]
     prompts = [record.prompt for record in run.records(Prompt, "test")[: run.config.evaluate.prompts]]
     prefix = few_shot.choose_prefix(run, policies["gpt"], reward)
     count = len(policies) + len(guests) + 1 + (prefix is not None)
@@ -106,7 +106,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sft_selection": chosen,
         "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},
         **judgement.results,
-        **({"tasks": tasks} if (tasks := results_of_tasks(run)) else {}),
+        **({"tasks": tasks} if (tasks := folder.read_tasks(run.workdir, trained)) else {}),
         **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
@@ -124,11 +124,6 @@ def _steps(run: Run) -> dict[str, int | None]:
             run.checkpoints(POLICIES[model])  # refuses an unfinished stage
             steps[model] = best_step(run.directory(POLICIES[model]))
     return steps
-
-
-def results_of_tasks(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Reads what `experiments/benchmark_tasks.py` has measured on the run's policies, by stage."""
-    return read_stages(run.workdir, [*folder.PAPER, *run.config.evaluate.guests])
 
 
 def _answer_all(
@@ -225,20 +220,19 @@ def _entries(
             "pretrain_loss": losses[model],
             "reward": clustered_mean(found.rewards, prompts).to_dict(),
             "step": steps.get(model),
-            **_kl(model, found.kl),
+            **_kl(model, found.kl, prompts),
             "response_tokens": float(found.tokens.mean()),
             **judgement.models.get(model, {}),
         }
     return entries
 
 
-def _kl(model: str, kl: np.ndarray | None) -> dict[str, float | None]:
+def _kl(model: str, kl: np.ndarray | None, prompts: Sequence[str]) -> dict[str, float | None]:
     """Returns the mean of a model's log-ratios with its standard error, and warns if it is clearly below 0."""
     if kl is None:
         return {"kl_to_init": None, "kl_standard_error": None}
-    mean, error = float(kl.mean()), standard_error(kl)
-    if error is not None:
-        alarms.warn_of_negative_kl(f"evaluate, {model}", {"kl": mean, "kl_standard_error": error})
+    mean, error = float(kl.mean()), clustered_error(kl, prompts)
+    alarms.warn_of_negative_kl(f"evaluate, {model}", {"kl": mean, "kl_standard_error": error})
     return {"kl_to_init": mean, "kl_standard_error": error}
 
 

@@ -28,12 +28,13 @@ NEEDS: Mapping[str, Mapping[type[Record], tuple[str, ...]]] = {
 }
 
 
-def check(run: Run, stages: Iterable[str]) -> None:
-    """Checks that prepared sets have records that can be used, as far as is known without a tokenizer or with it.
+def check(run: Run, stages: Iterable[str], *, tokenized: bool = True) -> None:
+    """Checks that prepared sets have records that can be used.
 
     Args:
-      run: its prepared sets may or may not have been tokenized yet.
+      run: its records are prepared.
       stages: names of stages; guests are asked for nothing, and fail when they read.
+      tokenized: whether checked.json describes the prepared sets. If not, it may be that of other records or limits.
 
     Raises:
       ConfigError: the recipe names no file of some kind of records.
@@ -41,7 +42,7 @@ def check(run: Run, stages: Iterable[str]) -> None:
     """
     for kind, splits in run.source.splits.items():
         for split in splits:
-            _check_split(run, kind, split)
+            _check_split(run, kind, split, tokenized)
     for stage in stages:
         if stage in ("pretrain", "reward") and run.config[stage].import_from:
             continue
@@ -50,14 +51,14 @@ def check(run: Run, stages: Iterable[str]) -> None:
             if "files" in run.config and not (run.prepared_folder / name).exists():
                 raise ConfigError(f"files.{name}: expected a file of {kind.__name__} records for {stage}, found none")
             for split in splits:
-                _check_split(run, kind, split)
+                _check_split(run, kind, split, tokenized)
 
 
-def _check_split(run: Run, kind: type[Record], split: str) -> None:
+def _check_split(run: Run, kind: type[Record], split: str, tokenized: bool) -> None:
     folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
     if not (folder / name).exists():  # rankings may be collected later
         return
-    entry = checked.read(run.data_folder / "checked.json").get(name)
+    entry = checked.read(run.data_folder / "checked.json").get(name) if tokenized else None
     counts = checked.count(folder, name, entry)
     place = ", ".join(prepared.source_files(folder, name))
     if split not in counts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from instructjax import files, records
+from instructjax import files, records, warning_log
 from instructjax.data import checked, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
@@ -50,7 +50,7 @@ def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
     check.recipe(run.config)
 
     def prepare() -> Layout:
-        with _claimed(run):
+        with warning_log.kept_in(run.workdir), _claimed(run):
             return _prepare(run, stages)
 
     layout = processes.first_then_others(prepare)
@@ -99,7 +99,7 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
             elif run.prepared_folder != folder:  # of a run that has been removed from the bucket
                 (run.prepared_folder / prepared.SET_NAMES[kind]).rmtree(missing_ok=True)
             bar.update()
-        needs.check(run, stages)
+        needs.check(run, stages, tokenized=False)  # before a tokenizer is trained
         layout = Layout(
             tokenizer=given or _tokenizer(run, trained=is_prepared),
             separator=config.data.separator,
@@ -239,7 +239,7 @@ def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
 def _check_separator(layout: Layout) -> None:
     """Raises ConfigError if the separator leaves no room for a prompt, and warns of one without a line break."""
     if not layout.separator.endswith("\n"):
-        print(f"warning: data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
+        warning_log.warn(f"data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
     if (least := layout.count_prompt("")) >= layout.max_prompt:
         raise ConfigError(
             f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"

@@ -180,6 +180,7 @@ def test_what_has_no_shape_is_named(tmp_path, kind, row, message):
         ("a.json", b"[]", "expected at least one Text record, found none"),
         ("a.csv", b"text\n", "expected at least one Text record, found none"),
         ("a.csv", b"text\na,b\n", ":2: expected 1 cells, found more; quote commas"),
+        ("a.csv", b'text,b\n\n"x\n\ny",b\na,b,c\n', "a.csv:6: expected 2 cells, found more; quote commas"),
         ("a.csv", b"text\n\xff\n", "expected UTF-8, found invalid start byte"),
         ("a.csv", b'text\n"a\n', "expected a row of a table, found unexpected end of data"),
         ("a.parquet", b"PAR1", "expected parquet data, found"),

@@ -25,6 +25,12 @@ def test_words_that_labelers_like_are_learned():
     assert reward_accuracy(test, rewards).mean == 1.0
 
 
+def test_one_pair_is_enough():
+    pair = Ranking(prompt="p", responses=("please", "idiot"), scores=(1, 0))
+    ((better, worse),) = bag_of_words_rewards([pair], [pair])
+    assert better == -worse > 0
+
+
 def test_words_that_were_never_seen_change_nothing():
     train = rankings("please", "idiot", 20)
     known = Ranking(prompt="p", responses=("please fox", "please fox never-seen"), scores=(1, 0))

@@ -61,6 +61,14 @@ def test_labelers_agree_about_pairs_of_the_same_answers_in_any_order():
     assert found["alpha"] == pytest.approx(comparison.krippendorff_alpha([[1, 1], [1, -1], [0, -1]]))
 
 
+def test_a_labeler_is_not_compared_with_themselves():
+    records = [judged(prompt, (2, 1), name) for prompt in "pq" for name in ("ann", "bob")]
+    again = [judged("p", (1, 2), "ann")]
+    assert comparison.labeler_agreement(records + again) == comparison.labeler_agreement(records)
+    unnamed = comparison.labeler_agreement([judged(prompt, (2, 1), "") for prompt in "ppqq"])
+    assert unnamed["pairwise"]["n"] == 2 and unnamed["labelers"] == {}
+
+
 def test_the_script_compares_likert_scores_and_flags_too(tmp_path):
     lines = [
         {

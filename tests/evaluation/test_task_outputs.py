@@ -140,6 +140,16 @@ def test_metrics_stand_next_to_the_papers():
     assert (result.value, result.stderr, result.paper["gpt-175b"]) == (0.5, 0.5, 0.944)
 
 
+def test_questions_about_one_paragraph_count_as_one_for_the_standard_error():
+    def error(*groups):
+        examples = [Example("", references=("red",), group=group) for group in groups]
+        found = [Output(response=text) for text in ("red", "red", "owl", "owl")]
+        return results.compute(TASKS["squadv2"], "", 0, examples, found, {})[0].stderr
+
+    assert error("a", "b", "c", "d") == pytest.approx(50 / np.sqrt(3))
+    assert error("a", "a", "b", "b") == pytest.approx(50)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from instructjax.evaluation.ranking_report import evaluate_rankings
-from instructjax.evaluation.tasks import results as task_results
 from instructjax.records import Ranking
 from instructjax.reporting import rankings_section, report, tables
+from instructjax.runs import folder
 from tests.reporting.run_folders import results
 
 RANKINGS = [Ranking(prompt=f"p{i}", responses=("a fox", "owl"), scores=(i % 2, (i + 1) % 2)) for i in range(6)]
@@ -35,10 +35,10 @@ def test_tasks_of_several_stages_stand_side_by_side(tmp_path):
         return {"task": "sst", "prompt_type": prompt, "shots": 0, "metric": "accuracy", "value": value, "stderr": 0.01}
 
     for stage, found in {"sft": [measured(0.7)], "ppo_ptx": [measured(0.6), measured(0.5, "few-shot")]}.items():
-        folder = task_results.directory(tmp_path, stage)
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(found))
-    tasks = task_results.read_stages(tmp_path, ["pretrain", "sft", "ppo_ptx"])
+        directory = folder.tasks_directory(tmp_path, stage)
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps(found))
+    tasks = folder.read_tasks(tmp_path, ["pretrain", "sft", "ppo_ptx"])
     assert tables.task_rows({"tasks": tasks}) == [
         ["task", "prompt", "shots", "sft", "ppo_ptx"],
         ["sst, accuracy", "zero-shot", "0", "0.700 ± 0.010", "0.600 ± 0.010"],

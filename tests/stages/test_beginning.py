@@ -46,6 +46,15 @@ def test_a_stage_that_is_trained_further_removes_the_results_that_tell_of_it(eva
     assert capsys.readouterr().out.endswith("told of earlier weights of ppo and are removed; evaluate again\n")
 
 
+def test_a_stage_that_is_trained_further_removes_what_it_gave_on_public_tasks(evaluated):
+    for stage in ("sft", "ppo"):
+        directory = folder.tasks_directory(evaluated.workdir, stage)
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps([{"task": "sst"}]))
+    beginning.note(evaluated, DECLARATIONS["ppo"])
+    assert folder.read_tasks(evaluated.workdir, ["sft", "ppo"]) == {"sft": [{"task": "sst"}]}
+
+
 def test_results_of_other_checkpoints_are_not_shown(evaluated):
     save_stage(evaluated.config, evaluated.workdir, "reward", evaluated.layout.tokenizer)
     assert folder.outdated(evaluated.workdir, json.loads((evaluated.workdir / "results.json").read_text())) == []

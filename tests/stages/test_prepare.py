@@ -7,6 +7,7 @@ import re
 import pytest
 
 from configs import e2e
+from instructjax import warning_log
 from instructjax.data import prepared
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, InputError
@@ -184,6 +185,19 @@ def test_a_split_that_is_lost_is_reported_with_count_length_and_key(tmp_path):
         r"raise data.max_response \(12\)",
         str(error.value),
     )
+
+
+def test_a_split_that_was_lost_can_be_mended(tmp_path):
+    config = changed(
+        recipe(tmp_path, demonstrations=lines("demonstrations", response=range(1, 60, 3))), data__strict=False
+    )
+    with pytest.raises(DataError, match="in the split validation that can be used"):
+        Run(config, tmp_path / "run").require("sft")
+    assert "20 of 20 records are left out" in "".join(warning_log.read(tmp_path / "run"))
+    (tmp_path / "demonstrations.jsonl").write_text("\n".join(lines("demonstrations")) + "\n")
+    run = Run(config, tmp_path / "run")
+    run.require("sft")
+    assert len(run.records(Demonstration, "validation")) == 20
 
 
 def test_long_prompts_are_cut_if_the_recipe_says_so(tmp_path):

@@ -33,7 +33,7 @@ def test_unknown_flag_of_samples(tmp_path):
     run("score_samples.py", "drop_samples.csv", f"--jsonl={tmp_path}")
 
 
-@fault("a missing file of samples", "PATH: expected a file that can be read, found: No such file or directory")
+@fault("a missing file of samples", "PATH: expected a file of samples, found no such file")
 def test_missing_samples(tmp_path):
     run("score_samples.py", str(tmp_path / "drop_samples.csv"))
 
@@ -139,7 +139,7 @@ def test_unknown_task(tmp_path):
     benchmark(tmp_path, tasks="sst,mmlu")
 
 
-@fault("a missing file of a task", "PATH: expected a file that can be read, found: No such file or directory")
+@fault("a missing file of a task", "PATH: expected a file of examples, found no such file")
 def test_missing_task_file(tmp_path):
     benchmark(tmp_path)
 
@@ -177,6 +177,15 @@ def test_shots_of_a_task_without_them(tmp_path):
 @fault("more solved examples than there are", "--shots: expected fewer than the 2 examples of sst, found 9")
 def test_too_many_shots(tmp_path):
     benchmark(tmp_path, "--shots=9", sst="red\t1\nowl\t0\n")
+
+
+@fault(
+    "one example of a task",
+    "PATH: expected at least 2 examples that share no text, for a standard error, found 1; TEXT",
+)
+def test_one_example(tmp_path):
+    question = '{"title": "T", "context": "the owl", "question": "red", "answers": []}\n'
+    benchmark(tmp_path, tasks="squadv2", squadv2=2 * question)
 
 
 @fault("a judge without a function", "--judge: expected true|info|toxicity=MODULE:FUNCTION, found 'toxicity=mine'")

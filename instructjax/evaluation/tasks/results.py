@@ -16,6 +16,7 @@ from etils import epath
 from instructjax import files
 from instructjax.errors import DataError, RecordError
 from instructjax.evaluation import table14
+from instructjax.evaluation.intervals import clustered_error
 from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
 
 
@@ -29,7 +30,7 @@ class Result:
       shots: the number of solved examples in a prompt.
       metric: its name in Table 14, or "exact".
       value: the mean; F1 and exact match are from 0 to 100, entropy is in bits, others are in [0, 1].
-      stderr: its standard error.
+      stderr: its standard error, clustered by `Example.group`: questions about a paragraph are not independent.
       n: the number of examples.
       paper: {model: the value in Table 14}; {} if it is not there.
     """
@@ -49,6 +50,11 @@ def prompt_name(prompt_type: str, shots: int) -> str:
     return prompt_type or ("few-shot" if shots else "zero-shot")
 
 
+def groups(examples: Sequence[Example]) -> list[str]:
+    """Returns the group of each example; one without a group is its own."""
+    return [example.group or f"example {i}" for i, example in enumerate(examples)]
+
+
 def compute(
     task: Task,
     prompt_type: str,
@@ -57,25 +63,17 @@ def compute(
     outputs: Sequence[Output],
     judges: Mapping[str, Judge],
 ) -> list[Result]:
-    """Computes the metrics of a task, except those whose judge is missing."""
-    results = []
+    """Computes the metrics of a task, except those whose judge is missing.
+
+    Raises:
+      DataError: the examples are of fewer than two groups.
+    """
+    results, name = [], prompt_name(prompt_type, shots)
     for metric, values in task.measure(examples, outputs, judges).items():
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-        name = prompt_name(prompt_type, shots)
+        error = clustered_error(values, groups(examples))
         paper = table14.table14().get((task.paper, metric, name), {})
         results.append(Result(task.name, name, shots, metric, float(values.mean()), error, len(values), paper))
     return results
-
-
-def directory(workdir: epath.Path, stage: str) -> epath.Path:
-    """Returns WORKDIR/tasks/STAGE, with the outputs and results of a stage's policy."""
-    return workdir / "tasks" / stage
-
-
-def read_stages(workdir: epath.Path, stages: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Reads the results of those stages that have some: {STAGE: [the fields of a `Result`]}."""
-    paths = {stage: directory(workdir, stage) / "results.json" for stage in stages}
-    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
 
 
 def path_of(folder: epath.Path, task: Task, prompt_type: str, shots: int) -> epath.Path:

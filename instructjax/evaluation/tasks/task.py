@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import DataError, RecordError
 
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[float] | np.ndarray]  # (questions, answers) -> [0, 1]
@@ -204,15 +203,7 @@ def read_table(path: epath.Path, columns: Sequence[str], *, tabs: bool = False) 
 
 
 def _text(path: epath.Path) -> str:
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RecordError(f"{path}: expected gzip data, found a damaged file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: expected UTF-8, found {error.reason}") from None
-    except OSError as error:
-        raise RecordError(f"{path}: expected a file that can be read, found: {error.strerror or error}") from None
+    text = files.read_text(path, "a file of examples")
     if not text.strip():
         raise RecordError(f"{path}: expected at least one example, found none")
     return text
