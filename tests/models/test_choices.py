@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
-from instructjax.models import sizes
+from instructjax.models import flops, sizes
 from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import init_cache
 from instructjax.models.config import CHOICES, shortest_pattern
 from instructjax.models.transformer import LanguageModel
-from instructjax.planning import flops
 from instructjax.rollout import refilling, sampling
 from instructjax.training import parallel
 from tests import decoders, fakes
