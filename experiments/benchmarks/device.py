@@ -1,7 +1,7 @@
 """Measures the programs of the recipe on the accelerators of this machine, in eight minutes.
 
-python experiments/benchmarks/device.py --results=FOLDER
-python experiments/benchmarks/device.py --results=FOLDER --rehearse --seconds=1200    tiny sizes, on a CPU
+python experiments/benchmarks/device.py --folder=FOLDER
+python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=1200    tiny sizes, on a CPU
 
     machine     matmul FLOP/s, memory bandwidth and all-reduce, as measured
     attention   the fused kernels against einsums in float32: errors and times
@@ -31,20 +31,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for t
 from benchmarks import device_page, device_parts
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_RESULTS = flags.DEFINE_string("results", None, "The folder to write device.json and device.md to.")
+_FOLDER = flags.DEFINE_string("folder", None, "The folder to write device.json and device.md to.")
 _PARTS = flags.DEFINE_list("parts", list(device_parts.PARTS), "The parts to run.")
 _SECONDS = flags.DEFINE_integer("seconds", 480, "Time for all parts together.", lower_bound=1)
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, on a CPU.")
-_ALONE = flags.DEFINE_enum("alone", None, list(device_parts.PARTS), "Runs one part in this process.")
+_ONLY = flags.DEFINE_enum("only", None, list(device_parts.PARTS), "Runs one part in this process.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "The chips to plan for; found by the part `machine`.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to which one part adds its measurements, as JSON Lines.")
+_MEASUREMENTS = flags.DEFINE_string("measurements", None, "The JSON Lines file that one part adds to.")
 STARTS_IN = 5  # seconds; with less time left, a part is not started
 
 
 def run_alone():
     """Runs one part in this process and appends each measurement to a file as soon as it is there."""
-    part = device_parts.PARTS[_ALONE.value]
-    with open(_OUTPUT.value, "a") as output:
+    part = device_parts.PARTS[_ONLY.value]
+    with open(_MEASUREMENTS.value, "a") as output:
         for measurement in part.measure(device_parts.Task(_REHEARSE.value, _TOPOLOGY.value)):
             print(json.dumps(measurement), file=output, flush=True)
 
@@ -64,7 +64,13 @@ def environment(name, folder, rehearse):
 def run_part(name, topology, seconds, folder, *, rehearse):
     """Runs one part in a new process: {"seconds", "measurements"} and, if it did not end well, "error"."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as output:
-        command = [sys.executable, __file__, f"--alone={name}", f"--output={output.name}", f"--topology={topology}"]
+        command = [
+            sys.executable,
+            __file__,
+            f"--only={name}",
+            f"--measurements={output.name}",
+            f"--topology={topology}",
+        ]
         command += ["--rehearse"] if rehearse else []
         start, error = time.monotonic(), ""
         process = subprocess.Popen(
@@ -122,14 +128,14 @@ def measure(folder):
 
 def main(_):
     """Measures, and prints the page."""
-    if _ALONE.value:
+    if _ONLY.value:
         return run_alone()
     if unknown := set(_PARTS.value) - set(device_parts.PARTS):
         names = ", ".join(device_parts.PARTS)
         raise app.UsageError(f"--parts: expected some of {names}, found {', '.join(sorted(unknown))}")
-    if _RESULTS.value is None:
-        raise app.UsageError("--results: expected a folder, found none")
-    folder = pathlib.Path(_RESULTS.value).expanduser()
+    if _FOLDER.value is None:
+        raise app.UsageError("--folder: expected a folder, found none")
+    folder = pathlib.Path(_FOLDER.value).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     print("\n" + device_page.page(measure(folder)))
 

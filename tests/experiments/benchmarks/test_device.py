@@ -114,7 +114,7 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_benchmark_is_rehearsed(tmp_path):
-    command = [sys.executable, SCRIPT, "--rehearse", f"--results={tmp_path}", "--seconds=3000"]
+    command = [sys.executable, SCRIPT, "--rehearse", f"--folder={tmp_path}", "--seconds=3000"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "device.json").read_text())["parts"]
@@ -128,12 +128,12 @@ def test_the_whole_benchmark_is_rehearsed(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "--results: expected a folder, found none"),
+        ({}, "--folder: expected a folder, found none"),
         ({"PARTS": ["smoke", "talk"]}, "--parts: expected some of machine, attention, 124M sft, .*, found talk"),
     ],
 )
 def test_impossible_choices_are_named(given, message, monkeypatch):
-    for name, value in {"ALONE": None, "RESULTS": None, "PARTS": list(device_parts.PARTS), **given}.items():
+    for name, value in {"ONLY": None, "FOLDER": None, "PARTS": list(device_parts.PARTS), **given}.items():
         monkeypatch.setattr(device, f"_{name}", types.SimpleNamespace(value=value))
     with pytest.raises(app.UsageError, match=message):
         device.main([])
