@@ -197,9 +197,10 @@ class Iteration:
         if beta is None:
             return state, {}
         assert isinstance(kl, Mean)
-        share = config.batch_size / config.kl_horizon
-        next_beta = losses.adapted_kl_coefficient(beta, kl.total / kl.weight, config.kl_target, share)
-        return state.replace(kl_coefficient=next_beta), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
+        found, share = kl.total / kl.weight, config.batch_size / config.kl_horizon
+        adapted = losses.adapted_kl_coefficient(beta, found, config.kl_target, share)
+        adapted = jnp.where(jnp.isfinite(found), adapted, beta)  # the updates of such an iteration are skipped, too
+        return state.replace(kl_coefficient=adapted), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
 
     def _update_all(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array

@@ -80,13 +80,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             f"found {section.samples_per_prompt}"
         )
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
-    name, score = section.reward_function, None
-    if name:
-        key = f"{stage.declaration.section}.reward_function"
-        score = scoring.make_score(reward_function.load(name, key), section)
-        if stage.declaration.section != "ppo":  # that of PPO was tried out when the records were prepared
-            shown = run.records(Demonstration, "train")
-            scoring.try_out(stage.config, stage.declaration.section, run.records(Prompt, "train"), shown)
+    score = _reward_function(stage)
     initial = run.load_start("ppo_init", section.init_from)
     reward = run.load_reward_model(section.reward_from).params
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
@@ -126,6 +120,17 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             best=best.METRICS[0],
         ),
     )
+
+
+def _reward_function(stage: Stage) -> scoring.Score | None:
+    """Returns the section's reward function, tried out; None if the reward model gives the scores."""
+    name, section = stage.section.reward_function, stage.declaration.section
+    if not name:
+        return None
+    if section != "ppo":  # that of PPO was tried out when the records were prepared
+        shown = stage.run.records(Demonstration, "train")
+        scoring.try_out(stage.config, section, stage.run.records(Prompt, "train"), shown)
+    return scoring.make_score(reward_function.load(name, f"{section}.reward_function"), stage.section)
 
 
 def prompt_batches(stage: Stage) -> Callable[[], pipeline.Batches]:
