@@ -149,7 +149,7 @@ def test_no_line_of_metrics_is_lost(bucket):
         before = metrics_file.read(writer.path)
         writer.write(6, {"loss": 0.0})
     assert [line["step"] for line in before] == [1, 2, 3, 4, 5]
-    with MetricsWriter(bucket, resume_step=3) as writer:
+    with MetricsWriter(bucket, first_step=4) as writer:
         assert writer.last("loss") == pytest.approx(1 / 3, rel=1e-5)
         writer.write(4, {"loss": 0.25})
     assert [line["step"] for line in metrics_file.read(bucket / "metrics.jsonl")] == [1, 2, 3, 4]

@@ -37,14 +37,14 @@ _SECONDS = flags.DEFINE_integer("seconds", 480, "Time for all parts together.", 
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, on a CPU.")
 _ONLY = flags.DEFINE_enum("only", None, list(device_parts.PARTS), "Runs one part in this process.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "The chips to plan for; found by the part `machine`.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to which one part adds its measurements, as JSON Lines.")
+_MEASUREMENTS = flags.DEFINE_string("measurements", None, "The JSON Lines file that one part adds to.")
 STARTS_IN = 5  # seconds; with less time left, a part is not started
 
 
-def run_one():
+def run_alone():
     """Runs one part in this process and appends each measurement to a file as soon as it is there."""
     part = device_parts.PARTS[_ONLY.value]
-    with open(_OUTPUT.value, "a") as output:
+    with open(_MEASUREMENTS.value, "a") as output:
         for measurement in part.measure(device_parts.Task(_REHEARSE.value, _TOPOLOGY.value)):
             print(json.dumps(measurement), file=output, flush=True)
 
@@ -64,7 +64,13 @@ def environment(name, folder, rehearse):
 def run_part(name, topology, seconds, folder, *, rehearse):
     """Runs one part in a new process: {"seconds", "measurements"} and, if it did not end well, "error"."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as output:
-        command = [sys.executable, __file__, f"--only={name}", f"--output={output.name}", f"--topology={topology}"]
+        command = [
+            sys.executable,
+            __file__,
+            f"--only={name}",
+            f"--measurements={output.name}",
+            f"--topology={topology}",
+        ]
         command += ["--rehearse"] if rehearse else []
         start, error = time.monotonic(), ""
         process = subprocess.Popen(
@@ -123,7 +129,7 @@ def measure(folder):
 def main(_):
     """Measures, and prints the page."""
     if _ONLY.value:
-        return run_one()
+        return run_alone()
     if unknown := set(_PARTS.value) - set(device_parts.PARTS):
         names = ", ".join(device_parts.PARTS)
         raise app.UsageError(f"--parts: expected some of {names}, found {', '.join(sorted(unknown))}")

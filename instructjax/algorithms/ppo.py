@@ -89,7 +89,7 @@ class Iteration:
 
     @property
     def update(self) -> Update:
-        """The update on a minibatch: `update(state, minibatch, text, key) -> (state, metrics)`."""
+        """The update on a minibatch: `update(state, minibatch, text) -> (state, metrics)`."""
         return Update(self.policy, self.critic, self.config, self.eos_id, self.axis_name)
 
     @property
@@ -113,14 +113,14 @@ class Iteration:
           frozen: reference and reward model.
         """
         prompts, text = batch
-        sample_key, shuffle_key, update_key = self._keys(state, key)
+        sample_key, shuffle_key = self._keys(state, key)
         # 1. The environment is a bandit: a random prompt, one response to it (section 3.5, "Reinforcement learning").
         episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
         # 2. to 5. Episodes are read once; log-probabilities, values and advantages are then fixed.
         experience, metrics = self.observe(state, frozen, episodes)
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
         # 6. and 7.
-        state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
+        state, updates = self._update_all(state, experience, text, shuffle_key)
         state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
         return state, metrics | updates | adapted
 
@@ -132,7 +132,7 @@ class Iteration:
           prompts: see `step`.
           key: the run's root key.
         """
-        sample_key, _, _ = self._keys(state, key)
+        sample_key, _ = self._keys(state, key)
         episodes, decoded = self.rollout(state.policy.params, prompts, sample_key)
         return episodes, metrics_lib.reduce(ppo_metrics.decoding(episodes, decoded), self.axis_name)
 
@@ -148,17 +148,17 @@ class Iteration:
           frozen: see `step`; its reward model is not read.
         """
         episodes, scores, text = batch
-        _, shuffle_key, update_key = self._keys(state, key)
+        _, shuffle_key = self._keys(state, key)
         experience, metrics = self.observe(state, frozen, episodes, scores)
         metrics = metrics_lib.reduce(metrics, self.axis_name)
-        state, updates = self._update_all(state, experience, text, shuffle_key, update_key)
+        state, updates = self._update_all(state, experience, text, shuffle_key)
         state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
         return state, metrics | updates | adapted
 
-    def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array, Array]:
-        """Returns the keys of an iteration's samples, shuffles and updates."""
-        sample_key, shuffle_key, update_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        return sample_key, shuffle_key, update_key
+    def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array]:
+        """Returns the keys of an iteration's samples and shuffles. Its updates draw nothing."""
+        sample_key, shuffle_key = jax.random.split(jax.random.fold_in(key, state.step))
+        return sample_key, shuffle_key
 
     def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
         """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
@@ -197,38 +197,38 @@ class Iteration:
         if beta is None:
             return state, {}
         assert isinstance(kl, Mean)
-        share = config.batch_size / config.kl_horizon
-        next_beta = losses.adapted_kl_coefficient(beta, kl.total / kl.weight, config.kl_target, share)
-        return state.replace(kl_coefficient=next_beta), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
+        found, share = kl.total / kl.weight, config.batch_size / config.kl_horizon
+        adapted = losses.adapted_kl_coefficient(beta, found, config.kl_target, share)
+        adapted = jnp.where(jnp.isfinite(found), adapted, beta)  # the updates of such an iteration are skipped, too
+        return state.replace(kl_coefficient=adapted), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
 
     def _update_all(
-        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
+        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array
     ) -> tuple[PPOState, Metrics]:
         """Updates on the rows of all devices, and averages the policy: steps 6 and 7."""
         # 6. Minibatches are drawn from the rows of all devices (appendix C.4: 8 minibatches, a single epoch).
         experience = rows.gather_rows(experience, self.axis_name)
-        state, updates = self._epochs(state, experience, text, shuffle_key, update_key)
+        state, updates = self._epochs(state, experience, text, shuffle_key)
         # 7. The average is what is evaluated (appendix C.4: decay 0.992), one step per iteration.
         policy = train_state.update_average(state.policy, self.config.ema_decay)
         return state.replace(step=state.step + 1, policy=policy), ppo_metrics.updates(updates)
 
     def _epochs(
-        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array, update_key: Array
+        self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array
     ) -> tuple[PPOState, Metrics]:
         """Updates on all minibatches, in a new order each epoch; metrics are [epochs, minibatches]."""
         # The pipeline has already shuffled the text: window i goes to minibatch i mod n.
         windows = split_interleaved(text, self.minibatches)
 
-        def minibatch(state: PPOState, given: tuple[Array, LMBatch | None, Array]) -> tuple[PPOState, Metrics]:
-            chosen, windows, number = given
+        def minibatch(state: PPOState, given: tuple[Array, LMBatch | None]) -> tuple[PPOState, Metrics]:
+            chosen, windows = given
             own = rows.own_rows(chosen, self.axis_name)
             part = constrain_rows(jax.tree.map(lambda x: x[own], experience))
-            return self.update(state, part, constrain_rows(windows), jax.random.fold_in(update_key, number))
+            return self.update(state, part, constrain_rows(windows))
 
         def epoch(state: PPOState, number: Array) -> tuple[PPOState, Metrics]:
             order = jax.random.permutation(jax.random.fold_in(shuffle_key, number), self.config.batch_size)
-            numbers = number * self.minibatches + jnp.arange(self.minibatches)
-            return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows, numbers))
+            return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows))
 
         return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
 

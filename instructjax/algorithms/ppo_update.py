@@ -25,7 +25,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Update:
-    """A pure function `update(state, minibatch, text, key) -> (state, metrics)`.
+    """A pure function `update(state, minibatch, text) -> (state, metrics)`. It draws nothing.
 
     Attributes:
       policy: the policy.
@@ -41,42 +41,38 @@ class Update:
     eos_id: int
     axis_name: str | None
 
-    def __call__(
-        self, state: PPOState, batch: Experience, text: LMBatch | None, key: Array
-    ) -> tuple[PPOState, Metrics]:
+    def __call__(self, state: PPOState, batch: Experience, text: LMBatch | None) -> tuple[PPOState, Metrics]:
         """Updates the policy and the critic once."""
-        policy, metrics = self._update_policy(state.policy, batch, text, key)
+        policy, metrics = self._update_policy(state.policy, batch, text)
         metrics["policy_loss"] = metrics.pop("loss")
         if self.critic is None or state.value is None:
             return state.replace(policy=policy), metrics
-        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, key)
+        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch)
         loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
         value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
         metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
         return state.replace(policy=policy, value=value), metrics
 
-    def _update_policy(
-        self, state: TrainState, batch: Experience, text: LMBatch | None, key: Array
-    ) -> tuple[TrainState, Metrics]:
+    def _update_policy(self, state: TrainState, batch: Experience, text: LMBatch | None) -> tuple[TrainState, Metrics]:
         """Updates the policy by the clipped surrogate and, with text, the ptx term."""
-        pair, metrics = self._gradient(self._policy_loss, state.params, batch, key)
+        pair, metrics = self._gradient(self._policy_loss, state.params, batch)
         gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
         if text is not None:
             ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
-            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, key, microbatches)
+            ptx_pair, ptx_metrics = self._gradient(ptx_loss, state.params, text, microbatches)
             gradient = losses.ppo_ptx(pair, ptx_pair, self.config.ptx_coefficient)
             loss = loss + metrics_lib.total(ptx_metrics, "loss")
             metrics["ptx_loss"] = ptx_metrics["loss"]
         return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
 
     def _gradient(
-        self, loss: Loss, params: Params, batch: Any, key: Array, microbatches: int | None = None
+        self, loss: Loss, params: Params, batch: Any, microbatches: int | None = None
     ) -> tuple[tuple[Params, Array], Metrics]:
-        del key  # nothing is drawn in an update, so devices can sum the gradients of their microbatches
         microbatches = microbatches or self.config.microbatches
+        # No key, because nothing is drawn: devices can sum the gradients of their microbatches.
         return summed_gradient(loss, params, batch, None, microbatches=microbatches, axis_name=self.axis_name)
 
-    def _policy_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+    def _policy_loss(self, params: Params, batch: Experience, key: None) -> tuple[losses.Pair, Metrics]:
         del key  # no dropout in PPO: the ratio must be 1 before any update
         mask, bonus = batch.episodes.response_mask, self.config.entropy_coefficient
         model, temperature = self.policy.model, self.config.temperature
@@ -93,7 +89,7 @@ class Update:
             found["update_entropy"] = Mean(total, weight)
         return pair, found
 
-    def _value_loss(self, params: Params, batch: Experience, key: Array) -> tuple[losses.Pair, Metrics]:
+    def _value_loss(self, params: Params, batch: Experience, key: None) -> tuple[losses.Pair, Metrics]:
         del key
         assert self.critic is not None and batch.values is not None and batch.returns is not None
         values, mask = episode.response_values(self.critic.model, params, batch.episodes), batch.episodes.response_mask

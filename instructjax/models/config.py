@@ -22,8 +22,8 @@ QUERY_KEY_NORMS = ("none", "head", "width")
 _EXECUTION = frozenset(
     "dropout dtype matmul_dtype param_dtype remat unroll cache_by_layer shard_length logits_chunk init_std".split()
 )
-_ROTARY = ("rotary_base", "rotary_fraction", "rotary_scaling", "rotary_local_base")
-_SCALING = ("rotary_factor", "rotary_original_length", "rotary_slow", "rotary_fast", "rotary_amplitude")
+_ROTARY = ("rotary_base", "rotary_fraction", "rotary_scaling", "rotary_local_base", "rotary_amplitude")
+_SCALING = ("rotary_factor", "rotary_original_length", "rotary_slow", "rotary_fast")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,9 @@ def _reordered(name: str, weights: np.ndarray, described: Mapping[str, Any]) -> 
     found = re.search(r"\.(q|k)_proj\.", name)
     if not found:
         return weights
-    heads = described["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
+    heads = described["num_attention_heads"]
+    if found[1] == "k":
+        heads = described.get("num_key_value_heads", heads)
     return weights.reshape(heads, -1, 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 

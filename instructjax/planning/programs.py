@@ -175,7 +175,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         ),
         "scoring": (lambda state, episodes, _, frozen: iteration.observe(state, frozen, episodes), episodes, scoring),
         "update": (
-            lambda state, batch, key, _: iteration.update(state, batch[0], batch[1], key),
+            lambda state, batch, *_: iteration.update(state, *batch),
             (
                 _first_rows(experience, section.minibatch_size),
                 _lm_batch(windows, section.ptx_length) if with_text else None,

@@ -119,7 +119,7 @@ def run(
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(
-            Reporter(directory, schedule.steps, done, window, started, check_metrics, matmuls)
+            Reporter(directory, schedule.steps, done, window, started, check_metrics, matmuls, owed=owed)
         )
         made = stack.enter_context(
             profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)

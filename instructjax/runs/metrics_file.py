@@ -22,23 +22,23 @@ class MetricsWriter:
       path: the file of JSON lines: {"step": 10, "loss": 0.125, ...}.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, resume_step: int = 0):
+    def __init__(self, workdir: epath.PathLike, *, first_step: int = 0):
         """Opens both outputs, and creates the directory if needed.
 
         Args:
           workdir: the run's directory.
-          resume_step: the step from which the run resumes. Lines of later steps are
+          first_step: the first step that will be written. Lines of it and of later steps are
             removed, because those steps are repeated. 0 starts a new file.
         """
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read(self.path) if line["step"] <= resume_step] if resume_step else []
+        kept = [line for line in read(self.path) if line["step"] < first_step] if first_step else []
         self._last: dict[str, Any] = {}
         for line in kept:
             self._last.update(line)
         self._file = files.GrowingFile(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._events = EventFile(workdir / "tensorboard", first_step=resume_step + 1 if resume_step else 0)
+        self._events = EventFile(workdir / "tensorboard", first_step=first_step)
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -43,6 +43,8 @@ class Reporter:
         started: float,
         check_metrics: CheckMetrics,
         matmuls: Matmuls | None = None,
+        *,
+        owed: bool = False,
     ):
         """Opens the outputs.
 
@@ -54,13 +56,14 @@ class Reporter:
           started: see `Clock`.
           check_metrics: see `loop.Callbacks`.
           matmuls: of a step, for MFU.
+          owed: whether the line of the step `done` is still to be written.
         """
         self.window = window
         # The step, the metrics and the counts of a line that is not yet read.
         self._pending: tuple[int, list[Metrics], Window] | None = None
         self._name, self._check_metrics = directory.name, check_metrics
-        first = processes.is_first()
-        self._writer = MetricsWriter(directory, resume_step=done) if first else NullWriter()
+        first_step = done if owed or not done else done + 1
+        self._writer = MetricsWriter(directory, first_step=first_step) if processes.is_first() else NullWriter()
         self._bar = progress.Bar(directory.name, steps, "step", done=done, stage=True)
         self.clock = Clock(started, self._writer.last("wall_seconds"))
         self.speed = Speed(matmuls)

@@ -18,7 +18,7 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.runs import invariants
 from instructjax.training import parallel
 from instructjax.training import state as train_state
-from instructjax.training.metrics import compute
+from instructjax.training.metrics import Mean, compute
 from tests import fakes
 
 PAD, EOS = 0, 1
@@ -413,8 +413,10 @@ class TestRewards:
         state = state.replace(kl_coefficient=jnp.float32(0.5))
         frozen = frozen.replace(reference=fake_params(seed=5)[0])
         config = changed(kl_target=1e-3, kl_horizon=4 * BATCH)  # far below the KL: e is clipped to 0.2
-        step = jax.jit(make(config, models=(Bigram(), PlantedScalar(constant))))
-        state, metrics = step(state, (prompts(), None), KEY, frozen)
+        iterate = make(config, models=(Bigram(), PlantedScalar(constant)))
+        kept, _ = iterate._adapt_kl_coefficient(state, Mean(jnp.float32(jnp.nan), jnp.float32(1.0)))
+        assert float(kept.kl_coefficient) == 0.5  # after rewards that are not numbers
+        state, metrics = jax.jit(iterate)(state, (prompts(), None), KEY, frozen)
         found = numbers(metrics)
         assert found["kl"] > 1e-3 and found["kl_coefficient"] == pytest.approx(0.5)
         assert float(state.kl_coefficient) == pytest.approx(0.5 * (1 + 0.2 / 4))

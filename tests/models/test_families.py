@@ -179,6 +179,8 @@ def test_a_model_of_no_family_is_refused_with_the_nearest_family():
     assert message(huggingface.describe, strange, **IDS) == "model.gated: expected True for llama, found False"
     capped = dataclasses.replace(LLAMA, score_cap=4.0)
     assert message(huggingface.describe, capped, **IDS) == "model.score_cap: expected 0.0 for llama, found 4.0"
+    louder = dataclasses.replace(LLAMA, rotary_amplitude=1.5)  # has an effect without yarn, too
+    assert message(huggingface.describe, louder, **IDS) == "model.rotary_amplitude: expected 1.0 for llama, found 1.5"
 
 
 @pytest.mark.parity

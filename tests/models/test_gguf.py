@@ -22,7 +22,7 @@ NAMES = {theirs: ours for ours, theirs in {
 }.items()}  # fmt: skip
 
 
-def write(path, tensors, kind="llama", **metadata):
+def write(path, tensors, kind="llama", groups=2, **metadata):
     """Writes a file as llama.cpp's converter does: the pairs of a head's rotation next to each other."""
     writer = gguf.GGUFWriter(path, kind)
     writer.add_block_count(2)
@@ -30,7 +30,8 @@ def write(path, tensors, kind="llama", **metadata):
     writer.add_embedding_length(12)
     writer.add_feed_forward_length(20)
     writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    if groups:
+        writer.add_head_count_kv(groups)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
     writer.add_key_length(4)
@@ -51,12 +52,14 @@ def write(path, tensors, kind="llama", **metadata):
     writer.close()
 
 
-def test_a_file_has_the_weights_and_the_config_of_the_model(tmp_path):
-    params = fakes.params(LanguageModel(CONFIG))
-    write(tmp_path / "model.gguf", huggingface.tensors_of(params, CONFIG))
+@pytest.mark.parametrize("groups", [2, None])
+def test_a_file_has_the_weights_and_the_config_of_the_model(tmp_path, groups):
+    config = dataclasses.replace(CONFIG, num_kv_heads=groups)
+    params = fakes.params(LanguageModel(config))
+    write(tmp_path / "model.gguf", huggingface.tensors_of(params, config), groups=groups)
     described = pretrained.read_config(tmp_path / "model.gguf")
-    assert huggingface.config_of(described) == CONFIG and described["eos_token_id"] == 2
-    back = huggingface.params_of(pretrained.read_tensors(tmp_path / "model.gguf"), CONFIG)
+    assert huggingface.config_of(described) == config and described["eos_token_id"] == 2
+    back = huggingface.params_of(pretrained.read_tensors(tmp_path / "model.gguf"), config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

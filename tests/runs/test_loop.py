@@ -380,6 +380,16 @@ def test_an_evaluation_that_failed_is_made_up_for(tmp_path, whole, call):
     assert found == lines(whole)
 
 
+def test_an_evaluation_that_was_made_up_for_is_repeated_if_the_run_stops_before_it_saves(tmp_path, whole):
+    with pytest.raises(InputError):
+        run(tmp_path, evaluate=failing_at(evaluate, 2, InputError("the judge did not answer")))
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            run(tmp_path, step=failing_at(step, 2))
+    run(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     run(tmp_path, steps=6, finish=None)
     summary = (tmp_path / "summary.json").read_text()

@@ -15,8 +15,8 @@ from instructjax.runs import metrics_file
 from instructjax.runs.metrics_file import MetricsWriter
 
 
-def write_steps(workdir, steps, resume_step=0, **extra):
-    with MetricsWriter(workdir, resume_step=resume_step) as writer:
+def write_steps(workdir, steps, first_step=0, **extra):
+    with MetricsWriter(workdir, first_step=first_step) as writer:
         for step in steps:
             writer.write(step, {"loss": 1 / (step + 1), **extra})
         return writer.path
@@ -74,7 +74,7 @@ def test_numbers_that_are_not_finite_stay_visible(tmp_path):
 def test_a_resumed_run_reports_every_step_once(tmp_path):
     write_steps(tmp_path / "once", range(0, 11, 2))
     write_steps(tmp_path / "twice", range(0, 9, 2))
-    write_steps(tmp_path / "twice", range(6, 11, 2), resume_step=4)
+    write_steps(tmp_path / "twice", range(6, 11, 2), first_step=5)
     once, twice = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("once", "twice"))
     assert once == twice
 
@@ -90,13 +90,13 @@ def test_resuming_drops_an_unfinished_line(tmp_path):
     whole = path.read_text()
     path.write_text(whole + '{"step": 3, "lo')
     assert [line["step"] for line in metrics_file.read(path)] == [1, 2]
-    write_steps(tmp_path, [], resume_step=2)
+    write_steps(tmp_path, [], first_step=3)
     assert path.read_text() == whole
 
 
 def test_resuming_leaves_no_other_file(tmp_path):
     write_steps(tmp_path, [1, 2])
-    write_steps(tmp_path, [2], resume_step=1)
+    write_steps(tmp_path, [2], first_step=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
@@ -107,13 +107,13 @@ def test_last_value(tmp_path):
         writer.write(2, {"loss": 2.0})
         writer.write(3, {"loss": 1.0})
         assert (writer.last("loss"), writer.last("rare")) == (1.0, 7.0)
-    with MetricsWriter(tmp_path, resume_step=2) as writer:
+    with MetricsWriter(tmp_path, first_step=3) as writer:
         assert (writer.last("loss"), writer.last("rare")) == (2.0, 7.0)
 
 
 def test_steps_must_increase(tmp_path):
     write_steps(tmp_path, [1, 2])
-    with MetricsWriter(tmp_path, resume_step=2) as writer:
+    with MetricsWriter(tmp_path, first_step=3) as writer:
         with pytest.raises(ValueError, match="expected a step after 2, found 2"):
             writer.write(2, {"loss": 0.0})
         with pytest.raises(ValueError, match="step"):
@@ -130,7 +130,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 def test_tensorboard_discards_repeated_steps(tmp_path):
     write_steps(tmp_path, [1, 2, 3])
-    write_steps(tmp_path, [3], resume_step=2)
+    write_steps(tmp_path, [3], first_step=3)
     restarts = [e.step for e in events(tmp_path) if e.session_log.status == event_pb2.SessionLog.START]
     assert restarts == [0, 3]
     assert [step for step, _, _ in scalars(tmp_path)] == [1, 2, 3, 3]
@@ -147,9 +147,9 @@ def shown(workdir):
 
 
 def test_a_killed_run_leaves_its_reported_steps_in_tensorboard(tmp_path):
-    for resume_step in (0, 2):
-        writer = MetricsWriter(tmp_path, resume_step=resume_step)  # which is never closed
-        for step in range(resume_step + 1, resume_step + 4):
+    for first_step in (0, 3):
+        writer = MetricsWriter(tmp_path, first_step=first_step)  # which is never closed
+        for step in range(first_step or 1, (first_step or 1) + 3):
             writer.write(step, {"loss": 1.0})
             assert shown(tmp_path) == [line["step"] for line in metrics_file.read(writer.path)]
     assert shown(tmp_path) == [1, 2, 3, 4, 5]
@@ -160,8 +160,8 @@ def test_the_clock_may_be_set_back_between_two_starts(tmp_path, monkeypatch, bac
     write_steps(tmp_path, [1, 2, 3])
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - back)
-    write_steps(tmp_path, [3, 4], resume_step=2)
-    write_steps(tmp_path, [4, 5], resume_step=3)
+    write_steps(tmp_path, [3, 4], first_step=3)
+    write_steps(tmp_path, [4, 5], first_step=4)
     assert shown(tmp_path) == [1, 2, 3, 4, 5]
 
 
@@ -181,7 +181,7 @@ def test_no_file(tmp_path):
     with pytest.raises(RecordError, match="no such file"):
         metrics_file.read(tmp_path / "metrics.jsonl")
     with pytest.raises(RecordError, match="no such file"):
-        MetricsWriter(tmp_path, resume_step=5)
+        MetricsWriter(tmp_path, first_step=6)
 
 
 def test_every_line_is_json(tmp_path):

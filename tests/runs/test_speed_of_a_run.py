@@ -3,11 +3,13 @@
 import types
 
 import jax
+import ml_collections
 import numpy as np
 
 from instructjax import accelerators, batch
 from instructjax.runs import speed as speed_lib
 from instructjax.runs.speed import Matmuls, Speed
+from instructjax.training import parallel
 
 
 class Clock:
@@ -84,6 +86,10 @@ class TestPeak:
     def test_a_cpu_counts_once_at_the_rate_that_it_reaches(self):
         found = speed_lib.peak_flops.__wrapped__("float32")
         assert 1e8 < found < 1e14
+
+    def test_it_is_measured_within_the_mesh_of_a_run(self):
+        with parallel.on_mesh(ml_collections.ConfigDict({"mode": "jit", "data": 2, "fsdp": 2, "tensor": 2})):
+            assert speed_lib.peak_flops.__wrapped__("bfloat16") > 0
 
     def test_every_kind_of_device_belongs_to_one_chip(self):
         kinds = [kind for chip in accelerators.CHIPS.values() for kind in chip.kinds]

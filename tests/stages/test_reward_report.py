@@ -8,7 +8,7 @@ import pytest
 from instructjax.evaluation import reward_models
 from instructjax.records import Ranking
 from instructjax.reporting import watch
-from instructjax.runs import checkpoint
+from instructjax.runs import checkpoint_files
 from instructjax.stages import ranking_report, reward
 from instructjax.stages.run import Run
 from tests.recipes import LINES, RECORDS, changed, recipe, save_stage
@@ -39,7 +39,7 @@ def test_the_candidate_with_the_least_validation_loss_is_kept(finished):
     kept = finished.load_reward_model()
     measure = reward_models.held_out_metrics(kept.model, finished.validation_rankings())
     assert measure(kept.params)["validation_loss"] == pytest.approx(losses[candidates["step"]], abs=1e-6)
-    assert checkpoint.saved_steps(finished.checkpoints("reward"))[-1] == 5
+    assert checkpoint_files.saved_steps(finished.checkpoints("reward"))[-1] == 5
 
 
 def test_the_report_measures_the_kept_model_on_test_rankings(finished):

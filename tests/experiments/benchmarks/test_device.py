@@ -47,6 +47,13 @@ def test_a_program_runs_on_the_mesh_of_all_devices_and_is_measured():
     assert found["phases"]["gradients"]["flops"] > found["phases"]["update"]["flops"] == 0
 
 
+def test_attention_is_compared_with_float32():
+    found = list(device_parts.attention_parity(TASK))
+    assert [one["attention"] for one in found] == ["packed rows", "answers to one prompt"]
+    for one in found:
+        assert one["kernel"] == "einsums" and 0 < one["error"] <= 2 * one["error_of_einsums"] < 0.05
+
+
 def test_batches_have_the_shapes_of_the_programs():
     config = device_recipes.recipe("1.3B", rehearse=True)
     for name in device_recipes.PROGRAMS:
@@ -126,7 +133,7 @@ def test_the_whole_benchmark_is_rehearsed(tmp_path):
     ],
 )
 def test_impossible_choices_are_named(given, message, monkeypatch):
-    for name, value in {"ALONE": None, "RESULTS": None, "PARTS": list(device_parts.PARTS), **given}.items():
+    for name, value in {"ONLY": None, "FOLDER": None, "PARTS": list(device_parts.PARTS), **given}.items():
         monkeypatch.setattr(device, f"_{name}", types.SimpleNamespace(value=value))
     with pytest.raises(app.UsageError, match=message):
         device.main([])
