@@ -29,7 +29,12 @@ def run(script, *arguments, stdin=b""):
 def end_of(program, main, arguments, stdin=b""):
     """Returns the output of `main` with these arguments; raises Left if the exit code is not 0."""
     printed, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(told),
+        without_flags_of_benchmarks(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(sys, "argv", [program, *arguments])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         patch.setattr(sys, "dont_write_bytecode", True)  # which is taken for that of another recipe of the same second
@@ -47,3 +52,18 @@ def end_of(program, main, arguments, stdin=b""):
             for name in ("config", "workdir"):
                 flags.FLAGS[name].unparse()
     return printed.getvalue()
+
+
+@contextlib.contextmanager
+def without_flags_of_benchmarks():
+    """Sets flags aside that tests of benchmarks have defined by importing them: a script may have the same names."""
+    modules = {name: flags.FLAGS.find_module_defining_flag(name) for name in flags.FLAGS}
+    aside = {name: flags.FLAGS[name] for name, module in modules.items() if module.startswith("benchmarks.")}
+    for name in aside:
+        delattr(flags.FLAGS, name)
+    try:
+        yield
+    finally:
+        for name, flag in aside.items():
+            flags.FLAGS[name] = flag
+            flags.FLAGS.register_flag_by_module(modules[name], flag)
