@@ -22,6 +22,10 @@ class DataError(InputError):
     """A prepared data set is missing, empty, or does not fit the model."""
 
 
+class SampleSizeError(DataError):
+    """There are too few values for an interval."""
+
+
 class TokenizerError(InputError):
     """A tokenizer cannot be trained or read, or is not the checkpoint's."""
 

@@ -7,6 +7,7 @@ import datetime
 import threading
 from collections.abc import Iterator
 
+import jax
 from etils import epath
 
 from instructjax import files
@@ -21,11 +22,12 @@ _lock = threading.Lock()  # reward functions warn from their own threads
 def warn(message: str) -> None:
     """Prints "warning: MESSAGE", and appends the message with its time (UTC) to the log of the current run, if any.
 
-    A log that cannot be written is no reason to stop a run: the warning is printed in any case.
+    Of several processes, only the first appends. A log that cannot be written is no reason to stop a run: the warning
+    is printed in any case.
     """
     print(f"warning: {message}")
     with _lock, contextlib.suppress(OSError, WorkdirError):
-        if _folders:
+        if _folders and jax.process_index() == 0:  # all processes of a run write to one folder
             now = datetime.datetime.now(datetime.UTC)
             _append(_folders[-1] / NAME, f"{now:%Y-%m-%d %H:%M:%S} {' '.join(message.split())}\n")
 

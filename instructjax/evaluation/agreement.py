@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from instructjax.errors import DataError
+from instructjax.errors import DataError, SampleSizeError
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.records import Ranking
 
@@ -108,7 +108,7 @@ def pairwise_agreement(rankings: Sequence[Ranking]) -> Estimate:
             agreed.extend(product[product != 0] > 0)
             prompts.extend([prompt] * np.count_nonzero(product))
     if len(set(prompts)) < 2:
-        raise DataError(
+        raise SampleSizeError(
             f"labeler agreement: expected at least 2 prompts with pairs that two labelers ranked and neither tied, "
             f"found {len(set(prompts))}"
         )

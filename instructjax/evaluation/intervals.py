@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from instructjax.errors import DataError
+from instructjax.errors import DataError, SampleSizeError
 
 LEVEL = 0.95
 
@@ -86,7 +86,7 @@ def clustered_error(values: Sequence[float] | np.ndarray, clusters: Sequence[Has
     number: dict[Hashable, int] = {}
     index = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
     if len(number) < 2:
-        raise DataError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")
+        raise SampleSizeError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")
     groups = len(number)
     residuals = np.bincount(index, weights=x - x.mean(), minlength=groups)
     return float(np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / len(x))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-from instructjax.errors import DataError
+from instructjax.errors import SampleSizeError
 from instructjax.evaluation import agreement, baselines
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.records import Ranking
@@ -170,7 +170,7 @@ def _if_enough(estimate: Any, *arguments: Any) -> Estimate | None:
     """Returns an estimate; None if fewer than two prompts have what it needs."""
     try:
         return estimate(*arguments)
-    except DataError:
+    except SampleSizeError:
         return None
 
 

@@ -17,7 +17,7 @@ from instructjax.data import pipeline
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
-from instructjax.records import Demonstration, Prompt, Text
+from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
@@ -128,7 +128,7 @@ def _make_score(stage: Stage) -> scoring.Score | None:
     if not name:
         return None
     if section != "ppo":  # that of PPO was tried out when the records were prepared
-        scoring.try_out(stage.config, section, run.records(Prompt, "train"), run.records(Demonstration, "train"))
+        scoring.try_out(stage.config, section, run.records(Prompt, "train"))
     return scoring.make_score(reward_function.load(name, f"{section}.reward_function"), stage.section)
 
 

@@ -55,9 +55,8 @@ def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
 
     layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
-    folder = run.prepared_folder
-    if run.config.ppo.reward_function and _has_train(folder, Prompt) and _has_train(folder, Demonstration):
-        scoring.try_out(run.config, "ppo", load(run, Prompt, "train"), load(run, Demonstration, "train"))
+    if run.config.ppo.reward_function and _has_train(run.prepared_folder, Prompt):
+        scoring.try_out(run.config, "ppo", load(run, Prompt, "train"))
     return layout
 
 

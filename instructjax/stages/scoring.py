@@ -14,7 +14,7 @@ import numpy as np
 from instructjax.algorithms.ppo import Iteration, PPOState
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.errors import RewardFunctionError
-from instructjax.records import Demonstration, Prompt
+from instructjax.records import Prompt
 from instructjax.rollout import reward_function, samplers
 from instructjax.rollout.reward_call import Call, Limits
 from instructjax.rollout.reward_function import RewardFunction
@@ -72,16 +72,13 @@ def _outcome(call: Call | None) -> str:
         return json.dumps({"error": str(error)})
 
 
-def try_out(
-    config: ml_collections.ConfigDict, section: str, prompts: Sequence[Prompt], shown: Sequence[Demonstration]
-) -> None:
-    """Calls the reward function of a section with two responses to a prompt of the data, one of them empty.
+def try_out(config: ml_collections.ConfigDict, section: str, prompts: Sequence[Prompt]) -> None:
+    """Calls the reward function of a section with two responses to a prompt of the data: the prompt's text, and "".
 
     Args:
       config: a whole recipe.
       section: `ppo`, or the name of a guest's section with the same keys; it has a reward function.
       prompts: of the training split; the first is used.
-      shown: demonstrations, for the response.
 
     Raises:
       ConfigError: the function cannot be imported.
@@ -89,7 +86,7 @@ def try_out(
     """
     key = f"{section}.reward_function"
     score = make_score(reward_function.load(config[section].reward_function, key), config[section])
-    score(key, [prompts[0]] * 2, [shown[0].response, ""])
+    score(key, [prompts[0]] * 2, [prompts[0].prompt, ""])
 
 
 def rollout_and_score(

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from instructjax.errors import DataError
 from instructjax.evaluation import ranking_report
 from instructjax.records import Ranking
 
@@ -41,6 +42,12 @@ def test_the_parts_of_the_report_by_hand():
         "loss": pytest.approx((2 * np.log1p(np.exp(-1)) + np.log1p(np.exp(-2))) / 3),
         "accuracy": {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 12},
     }
+
+
+def test_a_reward_that_is_not_finite_is_an_error_and_not_a_gap():
+    scored = {"train": [np.arange(3.0)] * 4, "validation": REWARDS, "test": [*REWARDS[:-1], np.full(3, np.nan)]}
+    with pytest.raises(DataError, match="expected finite values, found nan"):
+        ranking_report.evaluate_rankings(SPLITS, scored)
 
 
 def test_groups_of_pairs_are_all_pairs():
