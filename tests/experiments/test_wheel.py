@@ -59,7 +59,7 @@ def test_help_lists_the_scripts(tmp_path):
 def test_recipes_are_found_from_any_folder(tmp_path):
     flags = ("sample", "--config=configs/sandbox.py:smoke", "--prompt=a")
     message = refused(instructjax(*flags, cwd=tmp_path, PYTHONPATH=str(ROOT)))
-    assert message == "runs/sandbox-smoke/ppo_ptx: expected the finished stage ppo_ptx, found none"
+    assert message == "runs/sandbox-smoke/ppo_ptx: expected a checkpoint of the stage ppo_ptx, found none"
 
 
 def test_versions_agree():
@@ -127,7 +127,7 @@ def test_an_sdist_has_what_a_wheel_is_built_from(source, wheel):
 @pytest.mark.slow
 def test_a_wheel_gives_the_same_errors_as_the_repository(installed):
     assert refused(installed("sample", "--prompt=a")) == (
-        "runs/sandbox/ppo_ptx: expected the finished stage ppo_ptx, found none"
+        "runs/sandbox/ppo_ptx: expected a checkpoint of the stage ppo_ptx, found none"
     )
 
 

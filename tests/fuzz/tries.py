@@ -16,7 +16,7 @@ from instructjax.errors import InputError
 
 TRIES = int(os.environ.get("INSTRUCTJAX_TRIES", "200"))
 SECONDS = 10.0  # the limit of processor time for one try
-GIB = 1.5  # the limit by which the process may grow in all tries together
+GIB = 1.0  # the limit by which the peak of the process may grow in one try
 
 tries = settings(
     max_examples=TRIES,
@@ -30,18 +30,13 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-_before = None
-
-
 @contextlib.contextmanager
 def only_input_errors():
     """Runs one try. The block may raise an InputError with a message of one line, and no other error.
 
     Processor time and memory are limited by SECONDS and GIB.
     """
-    global _before
-    _before = _before or peak_memory()
-    began = time.process_time()
+    before, began = peak_memory(), time.process_time()
     try:
         yield
         event("accepted")
@@ -51,7 +46,7 @@ def only_input_errors():
         assert len(str(error)) < 8000, str(error)  # an error lists up to 20 faults
     spent = time.process_time() - began
     assert spent < SECONDS, f"{spent:.1f} s"
-    growth = peak_memory() - _before
+    growth = peak_memory() - before
     assert growth < GIB, f"grew by {growth:.1f} GiB"
 
 

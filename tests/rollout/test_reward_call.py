@@ -78,6 +78,6 @@ def test_a_call_beyond_its_limit_is_left_behind():
         asked.scores()
     assert str(error.value) == (
         "judge.py:score: expected a finite number for each of 1 responses within 0.02 s "
-        "(ppo.reward_timeout_seconds), found no answer"
+        "(reward_timeout_seconds), found no answer"
     )
     release.set()
