@@ -25,7 +25,7 @@ def text(rng, most):
     return " ".join(rng.choice(WORDS, size=rng.integers(0, most)))
 
 
-def records(count=23):
+def records(count=203):  # the fewer there are, the longer grain takes to shuffle an index
     """Yields rankings of 2 to 4 answers, of many lengths, with ties. Each prompt ends with its number."""
     rng = np.random.default_rng(0)
     for i in range(count):
