@@ -122,7 +122,7 @@ class Curated:
 
 
 def decide(given: Iterable[Record], rules: Rules) -> Decisions:
-    """Decides which records are kept. Takes 20 bytes of memory per record, and up to 152 more for one with a signature.
+    """Decides which records are kept. Memory grows with their number, not with their lengths; see docs/curation.md.
 
     Args:
       given: the records, of one kind. They are read once.
@@ -141,7 +141,7 @@ def decide(given: Iterable[Record], rules: Rules) -> Decisions:
             users.append(_hash(record.user) if record.user else 0)
             if rules.sign:
                 signatures.frombytes(rules.sign(prompt).tobytes())
-    found, ranks = np.array(reason, np.uint32), np.array(digests, np.uint64)
+    found, ranks = np.frombuffer(reason, np.uint32), np.frombuffer(digests, np.uint64)
     instead_of = np.full(len(found), -1, np.int64)
     places = np.flatnonzero(found == 0)  # of the candidates among the records
     left = np.arange(len(places))  # the candidates that are kept so far
@@ -155,12 +155,12 @@ def decide(given: Iterable[Record], rules: Rules) -> Decisions:
         return left[kept]
 
     if rules.prefix:
-        left = keep_lowest(np.array(prefixes, np.uint64), 1, PREFIX)
+        left = keep_lowest(np.frombuffer(prefixes, np.uint64), 1, PREFIX)
     if rules.sign:
-        bands = np.array(signatures, np.uint64).reshape(-1, near_duplicates.BANDS)
+        bands = np.frombuffer(signatures, np.uint64).reshape(-1, near_duplicates.BANDS)
         left = keep_lowest(near_duplicates.connect(bands[left]), 1, NEAR)
     if rules.per_user:
-        groups = np.array(users, np.uint64)[left]
+        groups = np.frombuffer(users, np.uint64)[left]
         # A group of its own for each record without a user.
         left = keep_lowest(np.where(groups == 0, left.astype(np.uint64), groups), rules.per_user, MANY)
     return Decisions(tuple(codes), found, instead_of, ranks)

@@ -89,6 +89,13 @@ def test_a_user_has_one_split_and_at_most_so_many_prompts(given_records):
     assert all(len(set(splits)) == 1 and len(splits) <= 2 for splits in by_user.values())
 
 
+@given(RECORDS, st.sampled_from([None, sign]))
+def test_no_prompt_is_in_two_splits(given_records, signature):
+    found = kept(given_records, Rules(prefix=100, sign=signature, validation=0.4, test=0.3))
+    prompts = [" ".join(record.prompt.casefold().split()) for record in found]
+    assert len(set(prompts)) == len(prompts)
+
+
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_the_lowest_of_each_group_are_found(groups, limit, rng):
     ranks = rng.sample(range(100), len(groups))
