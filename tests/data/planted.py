@@ -1,12 +1,15 @@
 """Generates records with planted personal data and duplicates, and measures which of them a curation finds.
 
-    PYTHONPATH=. python tests/data/planted.py 20000 planted.jsonl
+    PYTHONPATH=. python tests/data/planted.py generate planted.jsonl 20000
+    PYTHONPATH=. python tests/data/planted.py measure planted.jsonl curated.dropped.jsonl
 
-writes a file of prompts. Each has "planted": "personal", "prefix" or "near" (with the number of its pair), or "".
+The first command writes a file of prompts, the second one measures what `curate.py` dropped of it. Each prompt has
+"planted": "personal", "prefix" or "near" (with the number of its pair), or "".
 The words mean nothing; a quarter of the other prompts have numbers that are not personal data.
 """
 
 import json
+import pathlib
 import random
 import sys
 
@@ -108,5 +111,11 @@ def _luhn(number):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[2], "w") as file:
-        file.writelines(json.dumps(fields) + "\n" for fields in generate(int(sys.argv[1])))
+    command, path, argument = sys.argv[1:]
+    if command == "generate":
+        pathlib.Path(path).write_text("".join(json.dumps(fields) + "\n" for fields in generate(int(argument))))
+    else:
+        given = [json.loads(line) for line in open(path)]
+        why = {line["record"]: line["reason"] for line in map(json.loads, open(argument))}
+        for kind, (recall, precision) in measure(given, [why.get(i + 1, "") for i in range(len(given))]).items():
+            print(f"{kind}: recall {recall:.3f}, precision {precision:.3f}")
