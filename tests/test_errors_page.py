@@ -25,6 +25,7 @@ FILES = [
         "places",
         "environment",
         "tasks",
+        "curation",
     )
 ]
 BEGIN, END = "<!-- the rows: written by tests/test_errors_page.py -->\n", "<!-- the end of the rows -->\n"
