@@ -89,7 +89,7 @@ class Iteration:
 
     @property
     def update(self) -> Update:
-        """The update on a minibatch: `update(state, minibatch, text) -> (state, metrics)`."""
+        """Returns the update on a minibatch: `update(state, minibatch, text) -> (state, metrics)`."""
         return Update(self.policy, self.critic, self.config, self.eos_id, self.axis_name)
 
     @property

@@ -66,7 +66,7 @@ def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: 
 
 
 def read(path: epath.Path) -> dict[str, Any]:
-    """Reads checked.json; {} if there is no such file."""
+    """Reads checked.json; {} if it does not exist."""
     return files.read_json(path) if path.exists() else {}
 
 

@@ -13,7 +13,7 @@ from instructjax.records import MAX_RESPONSES, Ranking
 
 
 def merge_pairs(rankings: Iterable[Ranking]) -> list[Ranking]:
-    """Merges the pairs of each prompt and split into one ranking, if one ranking says what they say.
+    """Merges the pairs of each prompt and split into one ranking, if it states the same preferences as the pairs.
 
     The scores of the merged ranking are levels. It is kept only if each preference in it follows from the pairs; an
     answer of a higher level that was never compared with one of a lower level, even through others, or preferences that

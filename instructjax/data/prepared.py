@@ -208,7 +208,7 @@ def _is_there(directory: epath.PathLike, kind: type[Record]) -> bool:
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
-    """Returns [FOLDER/SET.jsonl] for a kind of records, or [] if there is no such file."""
+    """Returns [FOLDER/SET.jsonl] for a kind of records, or [] if it does not exist."""
     path = folder / f"{SET_NAMES[kind]}.jsonl"
     return [path] if path.exists() else []
 
@@ -217,7 +217,7 @@ def fingerprint(directory: epath.PathLike, name: str) -> str:
     """Returns 16 characters that identify the content of a prepared set, not the names of its files.
 
     Raises:
-      DataError: there is no such set.
+      DataError: the set does not exist.
     """
     return _require_manifest(directory, name)["fingerprint"]
 
@@ -226,7 +226,7 @@ def counts(directory: epath.PathLike, name: str) -> dict[str, Counts]:
     """Returns by split how many records came in, and why some were left out.
 
     Raises:
-      DataError: there is no such set.
+      DataError: the set does not exist.
     """
     return {split: Counts(**found) for split, found in _require_manifest(directory, name)["counts"].items()}
 
@@ -235,7 +235,7 @@ def source_files(directory: epath.PathLike, name: str) -> list[str]:
     """Returns the files that a prepared set was made from.
 
     Raises:
-      DataError: there is no such set.
+      DataError: the set does not exist.
     """
     return _require_manifest(directory, name)["files"]
 
@@ -244,7 +244,7 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     """Opens a split of a prepared set. Records are read and decoded when they are accessed.
 
     Raises:
-      DataError: there is no such set or split, or its records are of another kind.
+      DataError: the set or split does not exist, or its records are of another kind.
     """
     manifest = _require_manifest(directory, name)
     if manifest["kind"] != kind.__name__:
@@ -262,7 +262,7 @@ def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
     """Returns the number of records in each split of a prepared set. Empty splits are left out.
 
     Raises:
-      DataError: there is no such set.
+      DataError: the set does not exist.
     """
     _require_manifest(directory, name)
     with _data_errors(directory, name):

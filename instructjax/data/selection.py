@@ -62,7 +62,7 @@ class Counts:
 
     @property
     def given(self) -> int:
-        """The number of records that came in."""
+        """Returns the number of records that came in."""
         return self.used + sum(self.left_out.values())
 
     def describe(self) -> str:

@@ -80,12 +80,12 @@ class Cell:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the paper's value is in our 95 % interval; None without one."""
+        """Returns whether the paper's value is in our 95 % interval; None if the paper has no value."""
         return self.fits(self.paper)
 
     @property
     def exchanged(self) -> float | None:
-        """The paper's value of the row with which this row seems to be exchanged; None if it is not."""
+        """Returns the paper's value in the row that seems to be exchanged with this one; None for all other rows."""
         task = DATASETS[self.dataset].task
         other = table14.EXCHANGED.get((task, _PROMPTS[self.prompt_type]))
         return None if other is None else table14.paper_value(task, self.metric, other, self.model)

@@ -83,7 +83,7 @@ REWARD = section(
     weight_decay=Key(0.0, AT_LEAST_0, "", "decoupled, as in AdamW", "silent"),
     dropout=Key(0.0, BELOW_1, "", "on residuals", "silent"),
     candidates=Key(
-        1, INTEGER_FROM_1, "checkpoints", "of which the one with the least validation loss is kept; 1: the last", "C.2"
+        1, INTEGER_FROM_1, "checkpoints", "compared by validation loss; the best one is kept. 1: keep the last", "C.2"
     ),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a batch is computed in, one after the other"),
 )

@@ -34,6 +34,8 @@ def training_step(
         made: Loss = bound
         axis_name = parallel.axis_name(config.parallel.mode)
         splits = {"microbatches": config[section].microbatches, "axis_name": axis_name}
-        return train_step(made, adam, random=config[section].get("dropout") != 0, **splits)(state, batch, key)
+        # Without noise, gradients are reduced over devices once. A section without the key may draw in its own loss.
+        draws = "dropout" not in config[section] or config[section].dropout > 0
+        return train_step(made, adam, random=draws, **splits)(state, batch, key)
 
     return step, adam
