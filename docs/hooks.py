@@ -70,6 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here = page.file.src_uri
     if here.startswith(("api/", "source/")):
         return markdown
+    if here == ELSEWHERE["README.md"]:
+        page.meta["hide"] = ["navigation"]  # one entry, which takes the room of the widest table
 
     def link(match: re.Match[str]) -> str:
         return match[1] + _on_site(match[2], here) + match[3]
