@@ -230,13 +230,13 @@ def _without_mark(raw: bytes, where: str) -> bytes:
 
 
 def from_rows(rows: Iterable[tuple[str, Any]], kind: type[R]) -> Iterator[R | RecordError]:
-    """Yields a record for each (place, fields); a RecordError takes the place of what is not a record."""
+    """Yields a record for each (place, fields), or a RecordError if the fields do not make one."""
     for where, fields in rows:
         yield fields if isinstance(fields, RecordError) else _try(from_dict, fields, kind, where)
 
 
 def valid(found: Iterable[T | RecordError]) -> Iterator[T]:
-    """Yields what is not an error, and then raises one error for all that are none.
+    """Yields the records, and then raises one error for all errors found among them.
 
     Raises:
       RecordError: lists the first MAX_FAULTS errors in one line, and how many more there are.

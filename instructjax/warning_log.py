@@ -22,7 +22,7 @@ _lock = threading.Lock()  # reward functions warn from their own threads
 def warn(message: str) -> None:
     """Prints "warning: MESSAGE", and appends the message with its time (UTC) to the log of the current run, if any.
 
-    Of several processes, only the first appends. A log that cannot be written is no reason to stop a run: the warning
+    Of several processes, only the first appends. A log that cannot be written does not stop a run: the warning
     is printed in any case.
     """
     print(f"warning: {message}")

@@ -32,6 +32,6 @@ def unchecked_shapes():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """Frees the programs of a module, of which a worker would otherwise hold gigabytes at the end."""
+    """Frees the programs of a module. Without this, a worker holds gigabytes of them at the end."""
     yield
     jax.clear_caches()

@@ -205,7 +205,7 @@ def _intervals(unit: str, about: str, every: int, save_every: int, evaluate_ever
         evaluate_every=Key(evaluate_every, INTEGER_FROM_1, unit, "between evaluations, a multiple of `every`"),
         keep=Key(2, INTEGER_FROM_1, "checkpoints", "kept, in addition to those that a stage needs later"),
         profile_steps=Key(
-            0, PROFILED, unit, "after the second of each start, of which a profile is written to WORKDIR/STAGE/profile"
+            0, PROFILED, unit, "to profile after the second of each start; the profile is in WORKDIR/STAGE/profile"
         ),
     )
 

@@ -84,7 +84,7 @@ def _planned(directory: epath.Path) -> int | None:
 
 
 def is_finished(workdir: epath.PathLike) -> bool:
-    """Returns whether a run has results that tell of its checkpoints."""
+    """Returns whether a run has results that describe its checkpoints."""
     return files.exists(epath.Path(workdir) / "results.json") and not folder.outdated(workdir, _results(workdir))
 
 
@@ -122,7 +122,7 @@ def _notes(workdir: epath.PathLike, stages: Sequence[Stage]) -> list[Text]:
         notes.append(f"{running[-1].name}, {answers_section.format_step(samples, samples[-1]['step'])}")
     if files.exists(epath.Path(workdir) / "results.json"):
         if stages_outdated := folder.outdated(workdir, _results(workdir)):
-            notes.append(f"results.json tells of earlier weights of {', '.join(stages_outdated)}; evaluate again")
+            notes.append(f"results.json describes earlier weights of {', '.join(stages_outdated)}; evaluate again")
     if lines := warning_log.read(workdir):
         notes.append(f"{len(lines)} warnings in {warning_log.NAME}; the newest: {lines[-1]}")
     return [Text("\n" + note) for note in notes]

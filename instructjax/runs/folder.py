@@ -84,7 +84,7 @@ def read_tasks(workdir: epath.PathLike, stages: Sequence[str]) -> dict[str, list
 
 
 def forget_results(workdir: epath.PathLike, stage: str) -> None:
-    """Removes the results of a run, and says so, if they tell of a stage that is about to be trained.
+    """Removes the results of a run, and says so, if they describe a stage that is about to be trained.
 
     Without them, `watch.py`, `evaluate.py` and `report.md` never show facts of earlier weights.
     """
@@ -102,7 +102,7 @@ def forget_results(workdir: epath.PathLike, stage: str) -> None:
 
 
 def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
-    """Returns the stages whose checkpoints are not those that results tell of.
+    """Returns the stages whose checkpoints are not those that the results describe.
 
     Nothing is known of stages without a folder of checkpoints, as in a copy of what is small.
 

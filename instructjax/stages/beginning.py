@@ -36,7 +36,7 @@ def check(run: Run, declaration: Declaration) -> None:
 
 
 def note(run: Run, declaration: Declaration) -> None:
-    """Notes what a stage is about to train with, and removes the results that tell of its weights before that.
+    """Notes what a stage is about to train with, and removes the results that describe its earlier weights.
 
     A stage that continues keeps the note of what it began with. Its config.json is that of its last start: keys that
     may change may have changed.

@@ -15,7 +15,7 @@ from instructjax.evaluation import text_metrics
         ("cat", ["cat sat", "dog"], 2 / 3, 0.0),
         ("cat cat", ["cat"], 2 / 3, 0.0),  # a bag, not a set
         ("", [""], 1.0, 1.0),
-        ("the", [""], 1.0, 1.0),  # an article is no word
+        ("the", [""], 1.0, 1.0),  # articles are dropped
         ("cat", [""], 0.0, 0.0),
         ("", ["cat"], 0.0, 0.0),
         ("$1,000", ["1000"], 1.0, 1.0),

@@ -17,7 +17,7 @@ from instructjax.rollout import consistency, episode
 PAD, EOS = 0, 1
 B, P, R = 4, 3, 4
 
-misplaced = jax.jit(lambda rows: consistency.mask_mismatches(rows, EOS))
+mismatches = jax.jit(lambda rows: consistency.mask_mismatches(rows, EOS))
 score_read_error = jax.jit(lambda *given: consistency.score_read_error(*given, EOS))
 reward_placement_error = jax.jit(lambda *given: consistency.reward_placement_error(*given, EOS))
 
@@ -47,7 +47,7 @@ cells = st.tuples(st.integers(0, B - 1), st.integers(0, P + R - 1))
 @settings(deadline=None)
 @given(sound(), cells, st.sampled_from(["segments", "response_mask", "positions"]), st.sampled_from([-1, 1, 3]))
 def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
-    assert misplaced(rows) == 0
+    assert mismatches(rows) == 0
     row, column = cell
     wrong = getattr(rows, field).copy()
     column %= wrong.shape[1]
@@ -56,7 +56,7 @@ def test_any_one_wrong_cell_is_counted(rows, cell, field, shift):
         wrong[row, column] += shift
     else:
         wrong[row, column] = 1 - wrong[row, column]
-    assert misplaced(dataclasses.replace(rows, **{field: wrong})) >= 1
+    assert mismatches(dataclasses.replace(rows, **{field: wrong})) >= 1
 
 
 @settings(deadline=None)

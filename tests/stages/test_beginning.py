@@ -17,7 +17,7 @@ RESULTS = ("results.json", "report.md", "evaluate/answers.jsonl")
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """Returns a run whose results tell of its sft and ppo."""
+    """Returns a run whose results describe its sft and ppo."""
     config, workdir = recipe(tmp_path), tmp_path / "run"
     layout = prepare(config, workdir)
     for name in ("sft", "ppo"):
@@ -39,7 +39,7 @@ def left(run):
 
 def test_a_stage_that_is_trained_further_removes_the_results_that_tell_of_it(evaluated, capsys):
     assert watch.is_finished(evaluated.workdir)
-    beginning.note(evaluated, DECLARATIONS["reward"])  # which the results do not tell of
+    beginning.note(evaluated, DECLARATIONS["reward"])  # which the results do not describe
     assert left(evaluated) == list(RESULTS)
     beginning.note(evaluated, DECLARATIONS["ppo"])
     assert left(evaluated) == [] and not watch.is_finished(evaluated.workdir)
