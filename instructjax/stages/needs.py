@@ -64,7 +64,7 @@ def _check_split(run: Run, kind: type[Record], split: str, tokenized: bool) -> N
     if split not in counts:
         sizes = ", ".join(f"{other} ({found.used})" for other, found in counts.items())
         raise DataError(
-            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}; "
+            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}{_of_users(run, kind)}; "
             f'add records with "split": "{split}", or change data.validation or data.test'
         )
     if not counts[split].used:
@@ -73,6 +73,14 @@ def _check_split(run: Run, kind: type[Record], split: str, tokenized: bool) -> N
             f"{place}: expected {kind.__name__} records in the split {split} that can be used, "
             f"found none of {counts[split].given}: {causes}"
         )
+
+
+def _of_users(run: Run, kind: type[Record]) -> str:
+    """Returns how many users a set has, because splits are by user; "" if it names none."""
+    folder, name = run.prepared_folder, prepared.SET_NAMES[kind]
+    splits = [prepared.load(folder, name, kind, split) for split in prepared.split_sizes(folder, name)]
+    users = {record.user for records in splits for record in records if record.user}
+    return f' of {len(users)} users (splits are by "user", who sent the prompt)' if users else ""
 
 
 def _causes(run: Run, counts: Counts, found: Mapping[str, Mapping[str, list[int]]]) -> list[str]:
