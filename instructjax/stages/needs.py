@@ -64,7 +64,8 @@ def _check_split(run: Run, kind: type[Record], split: str, tokenized: bool) -> N
     if split not in counts:
         sizes = ", ".join(f"{other} ({found.used})" for other, found in counts.items())
         raise DataError(
-            f"{place}: expected {kind.__name__} records in the split {split}, found only {sizes}{_of_users(run, kind)}; "
+            f"{place}: expected {kind.__name__} records in the split {split}, "
+            f"found only {sizes}{_of_users(run, kind)}; "
             f'add records with "split": "{split}", or change data.validation or data.test'
         )
     if not counts[split].used:

@@ -1,4 +1,4 @@
-"""Files with the shape of faults that people report about other systems: each is read, counted, or refused by a line."""
+"""Files with the shape of faults that people report about other systems: they are read, counted or refused."""
 
 import json
 
@@ -100,5 +100,7 @@ def test_a_split_that_is_lost_is_an_error_with_its_count_and_key(tmp_path):
 
 
 def test_one_test_prompt_is_not_enough_for_an_evaluation(tmp_path):
-    with pytest.raises(DataError, match="expected at least 2 different prompts in the split test for evaluate, found 1;"):
+    with pytest.raises(
+        DataError, match="expected at least 2 different prompts in the split test for evaluate, found 1;"
+    ):
         prepared(tmp_path, prompts="one_test_prompt.jsonl", stage="evaluate")
