@@ -123,6 +123,8 @@ def _notes(workdir: epath.PathLike, stages: Sequence[Stage]) -> list[Text]:
     if files.exists(epath.Path(workdir) / "results.json"):
         if stages_outdated := folder.outdated(workdir, _results(workdir)):
             notes.append(f"results.json describes earlier weights of {', '.join(stages_outdated)}; evaluate again")
+    if warning := folder.outdated_comparisons(workdir):
+        notes.append(warning)
     if lines := warning_log.read(workdir):
         notes.append(f"{len(lines)} warnings in {warning_log.NAME}; the newest: {lines[-1]}")
     return [Text("\n" + note) for note in notes]

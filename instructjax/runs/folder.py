@@ -92,13 +92,13 @@ def forget_results(workdir: epath.PathLike, stage: str) -> None:
     tasks = tasks_directory(workdir, stage)
     if files.exists(tasks):
         tasks.rmtree()
-        print(f"{tasks} told of earlier weights of {stage} and is removed; measure the public tasks again")
+        print(f"{tasks} described earlier weights of {stage} and is removed; measure the public tasks again")
     results = workdir / "results.json"
     if not files.exists(results) or stage not in files.read_json(results).get("checkpoints", {stage: ""}):
         return
     for path in (results, workdir / "report.md", workdir / "evaluate" / "answers.jsonl"):
         path.unlink(missing_ok=True)
-    print(f"{results} and report.md told of earlier weights of {stage} and are removed; evaluate again")
+    print(f"{results} and report.md described earlier weights of {stage} and are removed; evaluate again")
 
 
 def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
@@ -108,7 +108,7 @@ def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
 
     Args:
       workdir: the run's folder.
-      results: the content of results.json.
+      results: the content of results.json, or of another file with fingerprints in "checkpoints".
     """
     known = {name: stage_directory(workdir, name) for name in results.get("checkpoints", {})}
     return [
@@ -118,6 +118,20 @@ def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
         or files.exists(directory / "checkpoints")
         and _fingerprint(directory) != results["checkpoints"][name]
     ]
+
+
+def outdated_comparisons(workdir: epath.PathLike) -> str:
+    """Returns a warning if the collected rankings rank answers of earlier weights of SFT; "" if not.
+
+    A reward model that learns from them is right when steps 2 and 3 are iterated, and otherwise a mistake.
+    """
+    path = epath.Path(workdir) / "data" / "comparisons.json"
+    if not files.exists(path) or not outdated(workdir, files.read_json(path)):
+        return ""
+    return (
+        f"{path.parent}/rankings.jsonl ranks answers of earlier weights of sft; "
+        "start in a new folder to rank answers of the new ones"
+    )
 
 
 def _fingerprint(directory: epath.Path) -> str:

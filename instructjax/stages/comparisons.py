@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from instructjax import records
+from instructjax import files, records, warning_log
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
-from instructjax.runs import cost, processes, progress
+from instructjax.runs import checkpoint, cost, folder, processes, progress
 from instructjax.sources.sandbox import HELDOUT_RANKINGS
 from instructjax.stages import prepare, trained
 from instructjax.stages.run import Run
@@ -24,20 +24,28 @@ def collect(run: Run) -> None:
 
         WORKDIR/data/rankings.jsonl           training labelers, splits train and validation
         WORKDIR/data/heldout_rankings.jsonl   held-out labelers, split validation
+        WORKDIR/data/comparisons.json         the fingerprint of the SFT checkpoint
+
+    Warns if the rankings that are there rank answers of earlier weights.
 
     Raises:
       DataError: the source has no labelers.
     """
     if run.has(Ranking):
+        if warning := folder.outdated_comparisons(run.workdir):
+            warning_log.warn(warning)
         return
     with cost.timed(run.workdir, "comparisons"), parallel.on_mesh(run.config.parallel):
         # If reward models have a size of their own, reward.init_from is not a policy of this run's.
         start = run.checkpoints("sft", "" if run.config.reward.size else run.config.reward.init_from)
         policy = trained.load_policy(start, run.policy_config, run.layout.tokenizer)
-        folder = run.data_folder
-        rankings, heldout = run.source.collect_rankings(folder, functools.partial(sample_answers, run, policy))
+        data = run.data_folder
+        rankings, heldout = run.source.collect_rankings(data, functools.partial(sample_answers, run, policy))
         # The mark of a finished collection is the set of rankings, which is written last.
-        processes.first(lambda: records.write(folder / HELDOUT_RANKINGS, heldout))
+        own = start == run.checkpoints("sft")
+        answered = {"checkpoints": {"sft": checkpoint.fingerprint(start)} if own else {}}
+        processes.first(lambda: files.write_json(data / "comparisons.json", answered))
+        processes.first(lambda: records.write(data / HELDOUT_RANKINGS, heldout))
         prepare.add_rankings(run, rankings)
 
 

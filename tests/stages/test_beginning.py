@@ -43,7 +43,7 @@ def test_a_stage_that_is_trained_further_removes_the_results_that_tell_of_it(eva
     assert left(evaluated) == list(RESULTS)
     beginning.note(evaluated, DECLARATIONS["ppo"])
     assert left(evaluated) == [] and not watch.is_finished(evaluated.workdir)
-    assert capsys.readouterr().out.endswith("told of earlier weights of ppo and are removed; evaluate again\n")
+    assert capsys.readouterr().out.endswith("described earlier weights of ppo and are removed; evaluate again\n")
 
 
 def test_a_stage_that_is_trained_further_removes_what_it_gave_on_public_tasks(evaluated):
