@@ -1,6 +1,7 @@
 """The smoke recipe, whole and in parts: its results, and what happens when it is started again."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from instructjax.records import Demonstration
 from instructjax.runs import cost, metrics_file, speed
 from instructjax.stages import few_shot, trained
 from instructjax.stages.run import Run, policy_config
+from tests import scripts
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = "configs/sandbox.py:smoke"
@@ -214,3 +216,20 @@ def test_a_model_answers_from_the_command_line(run):
     assert all("\n  -> " in block for block in blocks)
     lines = "\n\n".join(prompts) + "\n"
     assert script("sample.py", run[0], "--stage=ppo_ptx", stdin=lines) == printed
+
+
+def test_over_optimization_is_measured(run):
+    workdir = run[0]
+    printed = scripts.run(
+        "overoptimization.py", f"--config={ROOT / RECIPE}", f"--workdir={workdir}", "--samples=8", "--prompts=8"
+    )
+    results = json.loads((workdir / "overoptimization.json").read_text())
+    rows = results["curves"]["best of n"]
+    assert [row["n"] for row in rows] == [1, 2, 4, 8]
+    for before, after in itertools.pairwise(rows):
+        assert after["kl"] > before["kl"] and after["proxy"]["mean"] >= before["proxy"]["mean"]
+    assert all(0 <= row["gold"]["mean"] <= 1 and row["gold"]["n"] == 8 for row in rows)
+    evaluated = [line for line in metrics_file.read(workdir / "ppo" / "metrics.jsonl") if "true_quality" in line]
+    found = [(row["step"], row["gold"]["mean"]) for row in results["curves"]["ppo"]]
+    assert found == [(line["step"], line["true_quality"]) for line in evaluated]
+    assert printed.count("R^2") == sum(fit is not None for fit in results["fits"].values()) > 0
