@@ -78,6 +78,7 @@ def test_metrics_of_the_policy_are_left_out_while_it_waits(warmed):
     assert {"policy_loss", "ptx_loss", "gradient_norm"} <= set(metrics[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices_wait_like_one(warmed, mode):
     config = ml_collections.ConfigDict(ppo.PARALLEL | {"mode": mode})

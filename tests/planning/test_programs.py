@@ -55,16 +55,14 @@ def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
     keys = {"ppo.reward_function": "math:fsum", "ppo.advantages": "rloo", "ppo.samples_per_prompt": 4}
     changed = plan.override(config, keys)
     shape, _ = programs.model_configs(changed)
-    rollout, scoring, update, learn = (
-        programs.build(f"ppo {part}", changed) for part in ("rollout", "scoring", "update", "iteration")
-    )
-    for program in (rollout, scoring, update, learn):  # the policy, its average and two moments; the reference
+    scoring, update, learn = (programs.build(f"ppo {part}", changed) for part in ("scoring", "update", "iteration"))
+    for program in (scoring, update, learn):  # the policy, its average and two moments; the reference
         held = sum(leaf.size for leaf in jax.tree.leaves((program.state, program.constants)))
         assert held == pytest.approx(5 * count_parameters(shape), rel=0.01)
-    assert scoring.work.flops == pytest.approx(built("ppo scoring").work.flops / 2, rel=0.1)
+    assert 0.5 < scoring.work.flops / built("ppo_ptx scoring").work.flops < 0.6  # two of four; these have logits
     updates = config.ppo.batch_size // config.ppo.minibatch_size
     assert learn.work.flops == pytest.approx(scoring.work.flops + updates * update.work.flops)
-    assert learn.cache == 0 < rollout.cache
+    assert learn.cache == 0
 
 
 def test_every_part_of_an_iteration_holds_all_of_its_weights(config):

@@ -5,8 +5,10 @@ import json
 import pytest
 from etils import epath
 
+from configs import arithmetic, gsm8k
 from instructjax.recipe import check
 from instructjax.runs import provenance
+from instructjax.sources.registry import make_source
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe
 from tests.scripts import run
@@ -309,7 +311,32 @@ def test_no_e2e(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/e2e.py:smoke", script="pretrain.py")
 
 
-@fault("two sources of records", "expected one of the sections files, sandbox, e2e, found files and sandbox")
+@fault(
+    "no folder of GSM8K",
+    "gsm8k.directory: expected the folder with train.jsonl and test.jsonl, found none; see docs/verifiable_rewards.md",
+)
+def test_no_gsm8k(tmp_path):
+    make_source(gsm8k.get_config()).write(epath.Path(tmp_path))
+
+
+@fault("a folder without GSM8K", "PATH: expected the GSM8K file train.jsonl or train.jsonl.gz, found neither")
+def test_no_file_of_gsm8k(tmp_path):
+    make_source(changed(gsm8k.get_config(), gsm8k__directory=str(tmp_path))).write(epath.Path(tmp_path))
+
+
+@fault(
+    "more demonstrations than sums",
+    "arithmetic.demonstrations: expected at most the N sums of numbers up to arithmetic.largest (9) in the split train, "
+    "found 3000",
+)
+def test_few_sums(tmp_path):
+    make_source(changed(arithmetic.get_config(), arithmetic__largest=9)).write(epath.Path(tmp_path))
+
+
+@fault(
+    "two sources of records",
+    "expected one of the sections files, sandbox, e2e, gsm8k, arithmetic, found files and sandbox",
+)
 def test_two_sources(tmp_path):
     config = recipe(tmp_path).unlock()
     config.sandbox = {}
