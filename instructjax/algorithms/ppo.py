@@ -164,32 +164,35 @@ class Iteration:
     def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
         """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
 
-        A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors.
+        A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors. Responses to
+        a prompt share its prefill, unless idle rows are refilled.
 
         Returns:
           Episodes, with the responses to a prompt next to each other, and the number of decoded tokens, including
           those of idle rows.
         """
-        config = self.config
-        if self.samples_per_prompt > 1:
-            prompts = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, self.samples_per_prompt, axis=0), prompts))
-        size = prompts.tokens.shape[0]
+        config, samples = self.config, self.samples_per_prompt
+        size = prompts.tokens.shape[0] * samples
         first = rows.first_row(size, self.axis_name)
         keys = sampling.row_keys(key, size, first)
-        choose, at_once = sampling.categorical(config.temperature), size // config.rollout_parts
+        choose = sampling.categorical(config.temperature)
         ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
             prompts, keys = constrain_rows(part)
-            return sampling.sample(self.policy.model, policy, prompts, keys, choose, **ends)
+            episodes, decoded = sampling.sample(self.policy.model, policy, prompts, keys.reshape(-1), choose, **ends)
+            return jax.tree.map(lambda x: x.reshape(-1, samples, *x.shape[1:]), episodes), decoded
 
-        if config.rollout_refill:
-            at_a_time = {"rows": at_once, "refill": config.rollout_refill}
-            episodes, decoded = refilling.sample(self.policy.model, policy, prompts, keys, choose, **at_a_time, **ends)
+        if config.rollout_refill:  # each row has a prefill of its own
+            repeated = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prompts))
+            at_a_time = {"rows": size // config.rollout_parts, "refill": config.rollout_refill}
+            episodes, decoded = refilling.sample(self.policy.model, policy, repeated, keys, choose, **at_a_time, **ends)
         else:
-            episodes, decoded = jax.lax.map(sample, split_interleaved((prompts, keys), config.rollout_parts))
-            episodes, decoded = merge_interleaved(episodes), decoded.sum()
-        group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
+            groups = prompts, keys.reshape(-1, samples)
+            episodes, decoded = jax.lax.map(sample, split_interleaved(groups, config.rollout_parts))
+            episodes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), merge_interleaved(episodes))
+            decoded = decoded.sum()
+        group = (first + jnp.arange(size, dtype=jnp.int32)) // samples
         return episodes.replace(group=group), decoded
 
     def _adapt_kl_coefficient(self, state: PPOState, kl: Metric) -> tuple[PPOState, Metrics]:

@@ -269,7 +269,8 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
     turns, rounds = refills(section, _devices(config)) if section.rollout_refill else (None, section.rollout_parts)
-    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns)
+    samples = 1 if section.rollout_refill else section.samples_per_prompt
+    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns, samples)
 
     def forward(rows: int) -> tuple[float, float]:
         return (

@@ -212,7 +212,8 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
     _estimator(ppo, name)
     parallel.check_batch_size(ppo.batch_size, f"{name}.batch_size", config.parallel, ppo.rollout_parts)
     prompts = f"{name}.batch_size / {name}.samples_per_prompt"
-    parallel.check_batch_size(ppo.batch_size // ppo.samples_per_prompt, prompts, config.parallel)
+    parts = 1 if ppo.rollout_refill else ppo.rollout_parts  # without refilling, a part has whole groups
+    parallel.check_batch_size(ppo.batch_size // ppo.samples_per_prompt, prompts, config.parallel, parts)
     at_once = ppo.batch_size // ppo.rollout_parts
     _require(
         config,

@@ -140,8 +140,8 @@ def test_the_key_names_the_estimator(name, needs_critic, compare):
         np.testing.assert_allclose(found[:, 0], compare(rewards[:, 0], groups), rtol=1e-5)
 
 
-def without_critic(compare, samples, axis_name=None, config=ppo.PPO):
-    policy, scalar = ppo.FAKE
+def without_critic(compare, samples, axis_name=None, config=ppo.PPO, models=ppo.FAKE):
+    policy, scalar = models
     return make_iteration(
         Learner(policy, ppo.SGD),
         scalar,
@@ -178,6 +178,26 @@ def test_an_iteration_needs_no_critic(compare):
     assert after.value is None and ppo.distance(after.policy.params, state.policy.params) > 1e-4
     assert not {name for name in values if name.startswith("value") or name in ("return", "explained_variance")}
     assert values["first_ratio_deviation"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rollout_parts": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"rollout_parts": 2, "rollout_refill": 3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_responses_that_share_a_prefill_are_those_of_prompts_that_do_not(keys):
+    models, (policy, _) = ppo.REAL, ppo.real_params()
+    shared = without_critic(advantages.leave_one_out, 4, config=ppo.changed(**keys), models=models)
+    found, _ = jax.jit(shared.rollout)(policy, few_prompts(4), ppo.KEY)
+    repeated = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), few_prompts(4))
+    expected, _ = jax.jit(ppo.make(models=models).rollout)(policy, repeated, ppo.KEY)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    ppo.assert_close(found.replace(group=expected.group), expected, rtol=1e-5, atol=1e-5)
+    assert found.group.tolist() == [row // 4 for row in range(ppo.BATCH)]
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

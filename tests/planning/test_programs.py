@@ -43,6 +43,14 @@ def test_executed_flops_are_the_formula_plus_recomputation(name):
         assert 1 < ratio < (1.6 if name == "reward" else 1.34)
 
 
+def test_responses_to_a_prompt_share_its_prefill(config):
+    one, four = (programs.build("ppo rollout", plan.override(config, {"ppo.samples_per_prompt": k})) for k in (1, 4))
+    assert plan.count_executed_flops(four) == four.work.flops
+    # The logits after the prompt are computed once, too.
+    assert four.phases["prefill"].flops == pytest.approx(one.phases["prefill"].flops / 4)
+    assert four.phases["decode"].flops == one.phases["decode"].flops
+
+
 def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):
     rollout, scoring, update, whole = (
         built(f"ppo_ptx {part}").work.flops for part in ("rollout", "scoring", "update", "iteration")

@@ -326,8 +326,8 @@ def test_no_file_of_gsm8k(tmp_path):
 
 @fault(
     "more demonstrations than sums",
-    "arithmetic.demonstrations: expected at most the N sums of numbers up to arithmetic.largest (9) in the split train, "
-    "found 3000",
+    "arithmetic.demonstrations: expected at most the N sums of numbers up to arithmetic.largest (9) in the split "
+    "train, found 3000",
 )
 def test_few_sums(tmp_path):
     make_source(changed(arithmetic.get_config(), arithmetic__largest=9)).write(epath.Path(tmp_path))
