@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         kl_coefficient=0.01,  # the reward is at most 1
         missing_eos_penalty=0.0,  # such an answer is wrong
         value_warmup_iterations=4,
-        validation_prompts=400,
+        validation_prompts=500,
     )
     if variant:
         config.ppo.update(advantages=variant, samples_per_prompt=4, value_warmup_iterations=0)
