@@ -103,9 +103,9 @@ GSM8K = section(
 )
 
 ARITHMETIC = section(
-    "sums of two numbers, with an answer to each",
-    largest=Key(99, INTEGER_FROM_1, "", "number that is added"),
-    demonstrations=Key(3_000, INTEGER_FROM_1, "demonstrations", "answers of people, which are also the text"),
+    "sums of a number and a digit, with the answer to each",
+    largest=Key(99, INTEGER_FROM_1, "", "number to which a digit is added"),
+    demonstrations=Key(6_000, INTEGER_FROM_1, "demonstrations", "of drawn sums, which are also the text"),
     wrong=Key(0.3, UP_TO_1, "share of demonstrations", "that are wrong by 1 to 9"),
 )
 

@@ -101,7 +101,7 @@ class GSM8K(FinalAnswers):
 
 
 class Arithmetic(FinalAnswers):
-    """Sums of two numbers, for models that learn them in minutes. Some demonstrations are wrong."""
+    """Sums of a number and a digit, for models that learn them in minutes. Some demonstrations are wrong."""
 
     name = "arithmetic"
 
@@ -110,25 +110,15 @@ class Arithmetic(FinalAnswers):
         self._section, self._data, self._seed = config.arithmetic, config.data, config.seed
 
     def write(self, folder: epath.Path) -> None:
-        """Writes each sum once as a prompt, and a part of the training sums with answers as demonstrations and text.
+        """Writes each sum once as a prompt, and demonstrations of drawn sums, which are also the text.
 
-        Raises:
-          ConfigError: there are fewer sums for training than demonstrations.
+        A sum may be demonstrated several times, with other errors.
         """
         section, rng = self._section, np.random.default_rng([self._seed, 6])
-        numbers = np.stack(np.meshgrid(*[np.arange(section.largest + 1)] * 2), axis=-1).reshape(-1, 2)
-        sums = [_sum(int(a), int(b), self._data) for a, b in rng.permutation(numbers)]
-        train = [record for record in sums if record.split == "train"]
-        if section.demonstrations > len(train):
-            raise ConfigError(
-                f"arithmetic.demonstrations: expected at most the {len(train)} sums of numbers up to "
-                f"arithmetic.largest ({section.largest}) in the split train, found {section.demonstrations}"
-            )
-        held_out = [record for record in sums if record.split == "validation"]
-        shown = [
-            _demonstration(record, self._answer(record, rng))
-            for record in [*train[: section.demonstrations], *held_out]
-        ]
+        sums = [_sum(int(a), b, self._data) for a in rng.permutation(section.largest + 1) for b in range(10)]
+        known = [record for record in sums if record.split != "test"]
+        drawn = [known[i] for i in rng.integers(len(known), size=section.demonstrations)]
+        shown = [_demonstration(record, self._answer(record, rng)) for record in drawn]
         lines = [f"{record.prompt}\n{record.response}" for record in shown if record.split == "train"]
         records.write(folder / "text.jsonl", _documents(lines))
         records.write(folder / "demonstrations.jsonl", shown)

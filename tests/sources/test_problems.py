@@ -8,7 +8,7 @@ from etils import epath
 
 from configs import arithmetic, gsm8k
 from instructjax import records
-from instructjax.errors import ConfigError, DataError
+from instructjax.errors import DataError
 from instructjax.evaluation.final_answers import exact_match, final_answer
 from instructjax.records import Demonstration, Prompt, Text
 from instructjax.sources.registry import make_source
@@ -75,31 +75,25 @@ def test_the_release_has_7473_and_1319_problems_that_its_own_solutions_solve(tmp
 def test_each_sum_is_in_one_split_and_a_share_of_the_demonstrations_is_wrong(tmp_path):
     config = arithmetic.get_config()
     prompts, demonstrations = written(config, tmp_path)
-    assert len({record.prompt for record in prompts}) == len(prompts) == 10_000
-    for record in prompts[:100]:
+    assert len({record.prompt for record in prompts}) == len(prompts) == 1_000
+    for record in prompts:
         a, b = (int(number) for number in record.prompt.removesuffix(" =").split(" + "))
         assert record.extra["answer"] == f"#### {a + b}"
     right = {record.prompt: (record.split, record.extra["answer"]) for record in prompts}
-    train = [record for record in demonstrations if record.split == "train"]
-    assert len(train) == config.arithmetic.demonstrations and {r.split for r in demonstrations} == {
-        "train",
-        "validation",
-    }
+    assert len(demonstrations) == config.arithmetic.demonstrations
+    assert {record.split for record in demonstrations} == {"train", "validation"}
     assert all(right[record.prompt][0] == record.split for record in demonstrations)
-    wrong = np.mean([right[record.prompt][1] != record.response for record in train])
-    assert wrong == pytest.approx(config.arithmetic.wrong, abs=0.03)
-    (lines,) = {text.text.count("\n") for text in records.read(tmp_path / "text.jsonl", Text)}
-    assert lines == 19  # ten sums, each in two lines
+    wrong = np.mean([right[record.prompt][1] != record.response for record in demonstrations])
+    assert wrong == pytest.approx(config.arithmetic.wrong, abs=0.02)
+    texts = records.read(tmp_path / "text.jsonl", Text)
+    assert {text.split for text in texts} == {"train", "validation"}
+    lines = [line for text in texts for line in text.text.split("\n")]
+    shown = [line for record in demonstrations if record.split == "train" for line in (record.prompt, record.response)]
+    assert lines == shown
     again = tmp_path / "again"
     again.mkdir()
     assert written(config, again) == [prompts, demonstrations]
     assert written(changed(config, seed=1), again) != [prompts, demonstrations]
-
-
-def test_there_must_be_enough_sums_to_demonstrate(tmp_path):
-    config = changed(arithmetic.get_config(), arithmetic__largest=9)
-    with pytest.raises(ConfigError, match="^arithmetic.demonstrations: expected at most the .. sums of numbers up to"):
-        written(config, tmp_path)
 
 
 def test_the_share_of_right_answers_of_each_model_is_reported():

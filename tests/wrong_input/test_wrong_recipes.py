@@ -5,13 +5,14 @@ import json
 import pytest
 from etils import epath
 
-from configs import arithmetic, gsm8k
+from configs import gsm8k
 from instructjax.recipe import check
 from instructjax.runs import provenance
 from instructjax.sources.registry import make_source
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe
 from tests.scripts import run
+from tests.sources.test_problems import release
 from tests.wrong_input.fault import fault
 
 
@@ -325,12 +326,11 @@ def test_no_file_of_gsm8k(tmp_path):
 
 
 @fault(
-    "more demonstrations than sums",
-    "arithmetic.demonstrations: expected at most the N sums of numbers up to arithmetic.largest (9) in the split "
-    "train, found 3000",
+    "a stage whose records the source does not have",
+    "ppo_ptx: expected Text records, found none; this source has none",
 )
-def test_few_sums(tmp_path):
-    make_source(changed(arithmetic.get_config(), arithmetic__largest=9)).write(epath.Path(tmp_path))
+def test_no_text_of_gsm8k(tmp_path):
+    Run(release(tmp_path), tmp_path / "run").require("ppo_ptx")
 
 
 @fault(
