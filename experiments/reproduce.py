@@ -24,7 +24,7 @@ def main(run: Run) -> None:
         "ppo_ptx": ppo.run_with_text,
         "evaluate": evaluate.evaluate,
     }
-    if run.config.ppo.reward_from:  # the reward model is another run's
+    if run.config.ppo.reward_from or run.config.ppo.reward_function:  # another run's reward model, or none
         del stages["comparisons"], stages["reward"]
     run.require(*stages)
     at_least = {} if folder.began(run.workdir, "ppo_ptx") else {"ppo_ptx": "ppo"}

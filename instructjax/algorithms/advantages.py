@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from instructjax import losses
 from instructjax.training.rows import gather_rows
@@ -63,9 +64,21 @@ def per_response(compare: Callable[[Array, Array, AxisName], Array]) -> Estimato
 
     def estimate(rewards: Array, mask: Array, values: None, group: Array, axis_name: AxisName) -> tuple[Array, None]:
         del values
-        return compare(rewards.sum(axis=1), group, axis_name)[:, None] * mask, None
+        total = jnp.where(mask > 0, rewards, 0).sum(axis=1)
+        return compare(total, group, axis_name)[:, None] * mask, None
 
     return Estimator(estimate, needs_groups=True)
+
+
+def named(section: ml_collections.ConfigDict) -> Estimator:
+    """Returns the estimator that the key `advantages` of a section names.
+
+    Args:
+      section: the section `ppo` of a recipe, or one with the same keys.
+    """
+    if section.advantages == "gae":
+        return gae(section.discount, section.gae_lambda)
+    return per_response({"rloo": leave_one_out, "grpo": group_relative}[section.advantages])
 
 
 def leave_one_out(rewards: Array, group: Array, axis_name: AxisName = None) -> Array:
@@ -95,8 +108,11 @@ def group_relative(rewards: Array, group: Array, axis_name: AxisName = None) -> 
 
       A_i = (r_i - mean(r)) / (std(r) + 1e-6), over the K responses to a prompt
 
-    The standard deviation divides by K. Shao et al. put the KL penalty into the loss; here it is in the reward,
-    as in InstructGPT. They average the loss over each response first; here it is a mean over all tokens.
+    The standard deviation divides by K. Of the published variants this is the one with the standard deviation and
+    with a mean over all tokens of a minibatch in the loss, as in DAPO (Yu et al. 2025, arXiv 2503.14476, section 3.3).
+    Shao et al. take the mean over the tokens of each response first, which weighs tokens of short responses more. They
+    put the KL penalty into the loss; here it is in the reward, as in InstructGPT. Without the standard deviation
+    (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783) the advantages would be `leave_one_out` times (K - 1) / K.
     Arguments and return value are those of `leave_one_out`.
     """
     same, others = _peers(rewards, group, axis_name)

@@ -17,7 +17,8 @@ second term; gamma is a config key.
     7. average    the policy's weights
 
 Steps 2 to 5 are in `ppo_observe.py`, and step 6 is in `ppo_update.py`. The critic and the advantage estimator are
-arguments: without a critic and with `per_response(leave_one_out)`, the same function is RLOO.
+arguments: without a critic and with `per_response(leave_one_out)`, the same function is RLOO. In the first
+`value_warmup_iterations` only the critic learns: the policy, its average and beta stay as they are.
 
 If a Python function gives the scores, an iteration is two programs, and the host scores the
 responses in between: `Iteration.sample` is step 1, and `Iteration.learn` the others.
@@ -119,9 +120,9 @@ class Iteration:
         # 2. to 5. Episodes are read once; log-probabilities, values and advantages are then fixed.
         experience, metrics = self.observe(state, frozen, episodes)
         metrics = metrics_lib.reduce(metrics | ppo_metrics.decoding(episodes, decoded), self.axis_name)
+        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
         # 6. and 7.
         state, updates = self._update_all(state, experience, text, shuffle_key)
-        state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
         return state, metrics | updates | adapted
 
     def sample(self, state: PPOState, prompts: PromptBatch, key: Array) -> tuple[Episodes, Metrics]:
@@ -151,8 +152,8 @@ class Iteration:
         _, shuffle_key = self._keys(state, key)
         experience, metrics = self.observe(state, frozen, episodes, scores)
         metrics = metrics_lib.reduce(metrics, self.axis_name)
-        state, updates = self._update_all(state, experience, text, shuffle_key)
         state, adapted = self._adapt_kl_coefficient(state, metrics["kl"])
+        state, updates = self._update_all(state, experience, text, shuffle_key)
         return state, metrics | updates | adapted
 
     def _keys(self, state: PPOState, key: Array) -> tuple[Array, Array]:
@@ -163,32 +164,35 @@ class Iteration:
     def rollout(self, policy: Params, prompts: PromptBatch, key: Array) -> tuple[Episodes, Array]:
         """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
 
-        A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors.
+        A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors. Responses to
+        a prompt share its prefill, unless idle rows are refilled.
 
         Returns:
           Episodes, with the responses to a prompt next to each other, and the number of decoded tokens, including
           those of idle rows.
         """
-        config = self.config
-        if self.samples_per_prompt > 1:
-            prompts = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, self.samples_per_prompt, axis=0), prompts))
-        size = prompts.tokens.shape[0]
+        config, samples = self.config, self.samples_per_prompt
+        size = prompts.tokens.shape[0] * samples
         first = rows.first_row(size, self.axis_name)
         keys = sampling.row_keys(key, size, first)
-        choose, at_once = sampling.categorical(config.temperature), size // config.rollout_parts
+        choose = sampling.categorical(config.temperature)
         ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
             prompts, keys = constrain_rows(part)
-            return sampling.sample(self.policy.model, policy, prompts, keys, choose, **ends)
+            episodes, decoded = sampling.sample(self.policy.model, policy, prompts, keys.reshape(-1), choose, **ends)
+            return jax.tree.map(lambda x: x.reshape(-1, samples, *x.shape[1:]), episodes), decoded
 
-        if config.rollout_refill:
-            at_a_time = {"rows": at_once, "refill": config.rollout_refill}
-            episodes, decoded = refilling.sample(self.policy.model, policy, prompts, keys, choose, **at_a_time, **ends)
+        if config.rollout_refill:  # each row has a prefill of its own
+            repeated = constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prompts))
+            at_a_time = {"rows": size // config.rollout_parts, "refill": config.rollout_refill}
+            episodes, decoded = refilling.sample(self.policy.model, policy, repeated, keys, choose, **at_a_time, **ends)
         else:
-            episodes, decoded = jax.lax.map(sample, split_interleaved((prompts, keys), config.rollout_parts))
-            episodes, decoded = merge_interleaved(episodes), decoded.sum()
-        group = (first + jnp.arange(size, dtype=jnp.int32)) // self.samples_per_prompt
+            groups = prompts, keys.reshape(-1, samples)
+            episodes, decoded = jax.lax.map(sample, split_interleaved(groups, config.rollout_parts))
+            episodes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), merge_interleaved(episodes))
+            decoded = decoded.sum()
+        group = (first + jnp.arange(size, dtype=jnp.int32)) // samples
         return episodes.replace(group=group), decoded
 
     def _adapt_kl_coefficient(self, state: PPOState, kl: Metric) -> tuple[PPOState, Metrics]:
@@ -200,7 +204,13 @@ class Iteration:
         found, share = kl.total / kl.weight, config.batch_size / config.kl_horizon
         adapted = losses.adapted_kl_coefficient(beta, found, config.kl_target, share)
         adapted = jnp.where(jnp.isfinite(found), adapted, beta)  # the updates of such an iteration are skipped, too
+        adapted = self._after_warmup(state, adapted, beta)
         return state.replace(kl_coefficient=adapted), {"kl_coefficient": Mean(beta, jnp.ones_like(beta))}
+
+    def _after_warmup(self, state: PPOState, usual: Any, before: Any) -> Any:
+        """Returns `usual`, but `before` while only the critic learns; without such iterations no choice is compiled."""
+        warmup = self.config.value_warmup_iterations
+        return jnp.where(state.step < warmup, before, usual) if warmup else usual
 
     def _update_all(
         self, state: PPOState, experience: Experience, text: LMBatch | None, shuffle_key: Array
@@ -210,7 +220,7 @@ class Iteration:
         experience = rows.gather_rows(experience, self.axis_name)
         state, updates = self._epochs(state, experience, text, shuffle_key)
         # 7. The average is what is evaluated (appendix C.4: decay 0.992), one step per iteration.
-        policy = train_state.update_average(state.policy, self.config.ema_decay)
+        policy = train_state.update_average(state.policy, self._after_warmup(state, self.config.ema_decay, 1.0))
         return state.replace(step=state.step + 1, policy=policy), ppo_metrics.updates(updates)
 
     def _epochs(

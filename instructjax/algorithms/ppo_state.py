@@ -20,7 +20,7 @@ class PPOState(flax.struct.PyTreeNode):
     Attributes:
       step: int32 scalar, the number of iterations done.
       policy: the policy, with the moving average that is evaluated and exported.
-      value: the critic, started from the reward model; None without a critic.
+      value: the critic, started from the reward model or, if there is none, from the policy; None without a critic.
       kl_coefficient: float32 scalar, β of the next iteration if it is adapted to a target; None if it is fixed.
     """
 
@@ -35,11 +35,11 @@ class Frozen(flax.struct.PyTreeNode):
 
     Attributes:
       reference: of the initial policy, against which the KL penalty is computed.
-      reward: of the reward model, including its offset.
+      reward: of the reward model, including its offset; None if the host gives the scores.
     """
 
     reference: Params
-    reward: Params
+    reward: Params | None
 
 
 @dataclasses.dataclass(frozen=True)

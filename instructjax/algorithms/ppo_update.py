@@ -43,7 +43,15 @@ class Update:
 
     def __call__(self, state: PPOState, batch: Experience, text: LMBatch | None) -> tuple[PPOState, Metrics]:
         """Updates the policy and the critic once."""
-        policy, metrics = self._update_policy(state.policy, batch, text)
+
+        def learn(policy: TrainState) -> tuple[TrainState, Metrics]:
+            return self._update_policy(policy, batch, text)
+
+        if warmup := self.config.value_warmup_iterations:  # the critic learns alone
+            nothing = metrics_lib.empty(jax.eval_shape(learn, state.policy)[1])
+            policy, metrics = jax.lax.cond(state.step < warmup, lambda policy: (policy, nothing), learn, state.policy)
+        else:
+            policy, metrics = learn(state.policy)
         metrics["policy_loss"] = metrics.pop("loss")
         if self.critic is None or state.value is None:
             return state.replace(policy=policy), metrics

@@ -57,6 +57,21 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
     )
 
 
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """Repeats each row, with its copies next to each other: responses to one prompt share its prefill."""
+
+    def heads(x: Array) -> Array:
+        return _cached(jnp.repeat(x, times, axis=x.ndim - 4))
+
+    return dataclasses.replace(
+        cache,
+        keys=jax.tree.map(heads, cache.keys),
+        values=jax.tree.map(heads, cache.values),
+        segments=jnp.repeat(cache.segments, times, axis=0),
+        positions=jnp.repeat(cache.positions, times, axis=0),
+    )
+
+
 def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], others: Cache) -> Cache:
     """Scatters `others` into the given rows and slots of `cache`.
 

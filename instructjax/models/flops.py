@@ -168,7 +168,13 @@ def adam_work(config: TransformerConfig) -> Work:
 
 
 def decode_work(
-    config: TransformerConfig, rows: int, width: int, response: int, parts: int = 1, turns: int | None = None
+    config: TransformerConfig,
+    rows: int,
+    width: int,
+    response: int,
+    parts: int = 1,
+    turns: int | None = None,
+    samples: int = 1,
 ) -> tuple[Work, Work]:
     """Returns the work of sampling: (prefill, decode).
 
@@ -182,15 +188,16 @@ def decode_work(
       parts: the number of batches of rows that a device decodes, one after the other.
       turns: with continuous batching, the number of prefills on a device, whose queries see the
         slots of the prompt only. None: one prefill per part, with all slots of the cache.
+      samples: responses to a prompt, which share its prefill.
     """
     slots = width + response
     seen, passes = (slots, parts) if turns is None else (width, turns)
 
-    def work(tokens: int, slots: int, passes: int) -> Work:
+    def work(rows: int, tokens: int, slots: int, passes: int) -> Work:
         read = passes * weight_bytes(config)
         return Work(forward_flops(config, rows, tokens, 1, slots=slots), read, cache_bytes(config, rows, slots))
 
-    prefill, token = work(width, seen, passes), work(1, slots, parts)
+    prefill, token = work(rows // samples, width, seen, passes), work(rows, 1, slots, parts)
     return prefill, (response - 1) * token
 
 

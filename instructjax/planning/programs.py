@@ -71,9 +71,9 @@ class Program:
 
 
 def model_configs(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
-    """Returns the shape of the policy, and that of reward model and value network."""
+    """Returns the shape of the policy, and that of reward model and value network; see `ppo.uses_reward_model`."""
     shape = policy_config(config, config.tokenizer.vocab_size)
-    return shape, sizes.resized(shape, config.reward.size)
+    return shape, sizes.resized(shape, config.reward.size if ppo.uses_reward_model(config.ppo) else "")
 
 
 def build(name: str, config: ml_collections.ConfigDict) -> Program:
@@ -151,20 +151,22 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     section, data = config.ppo, config.data
     shape, scalar_shape = model_configs(config)
     policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
-    learners = ppo.make_learners(config, section, policy, scalar)
-    estimator = advantages.gae(section.discount, section.gae_lambda)
+    estimator, by_function = advantages.named(section), bool(section.reward_function)
+    learners = ppo.make_learners(config, section, policy, scalar if estimator.needs_critic else None)
     iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
-    weights = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
-    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), *weights)
-    frozen = jax.eval_shape(functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype), *weights)
+    initial, value = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
+    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), initial, value)
+    freeze = functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype)
+    frozen = jax.eval_shape(freeze, initial, None if by_function else value)
     tokens = _array((section.batch_size // section.samples_per_prompt, data.max_prompt), jnp.int32)
     prompts = PromptBatch(tokens, tokens)
     minibatches = section.batch_size // section.minibatch_size
     windows = section.ptx_examples_per_episode * section.minibatch_size
     text = _lm_batch(windows * minibatches, section.ptx_length) if with_text else None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    episodes, _ = jax.eval_shape(iteration.rollout, weights[0], prompts, key)
-    experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes)
+    episodes, _ = jax.eval_shape(iteration.rollout, initial, prompts, key)
+    scores = _array((section.batch_size,), jnp.float32) if by_function else None
+    experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes, scores)
     rollout, scoring, update = _ppo_phases(config, with_text)
     part = name.rpartition(" ")[2]
     parts: dict[str, tuple[Callable[..., Any], Tree, dict[str, Work]]] = {
@@ -173,7 +175,11 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             prompts,
             rollout,
         ),
-        "scoring": (lambda state, episodes, _, frozen: iteration.observe(state, frozen, episodes), episodes, scoring),
+        "scoring": (
+            lambda state, batch, _, frozen: iteration.observe(state, frozen, *batch),
+            (episodes, scores),
+            scoring,
+        ),
         "update": (
             lambda state, batch, *_: iteration.update(state, *batch),
             (
@@ -183,10 +189,10 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             update,
         ),
         "iteration": (
-            iteration.step,
-            (prompts, text),
+            iteration.learn if by_function else iteration.step,
+            (episodes, scores, text) if by_function else (prompts, text),
             {
-                **rollout,
+                **({} if by_function else rollout),  # then rollout and learning are two programs
                 **scoring,
                 **{f"{minibatches * section.epochs} updates": section.epochs * minibatches * _total(update)},
                 "average": Work(0.0, 0.0, 3 * 4 * flops.count_parameters(shape)),
@@ -210,7 +216,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         donated=part in ("update", "iteration"),
         phases=phases,
         rows=rows,
-        cache=_cache(config, shape) if part in ("rollout", "iteration") else 0.0,
+        cache=_cache(config, shape) if part == "rollout" or part == "iteration" and not by_function else 0.0,
         trips=_trips(section, data.max_response),
     )
 
@@ -263,7 +269,8 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
     turns, rounds = refills(section, _devices(config)) if section.rollout_refill else (None, section.rollout_parts)
-    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns)
+    samples = 1 if section.rollout_refill else section.samples_per_prompt
+    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns, samples)
 
     def forward(rows: int) -> tuple[float, float]:
         return (
@@ -274,12 +281,16 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     language, scalar = forward(section.minibatch_size)
     parts = minibatches * section.microbatches
     scoring = 2 * parts * flops.forward_work(shape, language / section.microbatches)
-    scoring += 2 * parts * flops.forward_work(scalar_shape, scalar / section.microbatches)
+    has_critic = advantages.named(section).needs_critic
+    scalars = has_critic + (not section.reward_function)  # value network and reward model
+    scoring += scalars * parts * flops.forward_work(scalar_shape, scalar / section.microbatches)
     update = {
         "policy": flops.update_work(shape, language, section.minibatch_size, length, section.microbatches),
-        "value": flops.update_work(scalar_shape, scalar, section.minibatch_size, length, section.microbatches),
-        "adam": flops.adam_work(shape) + flops.adam_work(scalar_shape),
+        "adam": flops.adam_work(shape),
     }
+    if has_critic:
+        update["value"] = flops.update_work(scalar_shape, scalar, section.minibatch_size, length, section.microbatches)
+        update["adam"] += flops.adam_work(scalar_shape)
     if with_text:
         windows = section.minibatch_size * section.ptx_examples_per_episode
         ptx = flops.forward_flops(shape, windows, section.ptx_length, section.ptx_length)

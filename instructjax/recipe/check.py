@@ -26,6 +26,8 @@ from instructjax.training import parallel
 # The buckets that keys with some names may be in, by scheme; all others may be in any.
 _SCHEMES = {"init_from": files.RUN_SCHEMES, "reward_from": files.RUN_SCHEMES, "prepared": ()}
 
+_OF_THE_CRITIC = ("value_warmup_iterations", "discount", "gae_lambda", "clip_value")
+
 
 def keys(config: ml_collections.ConfigDict) -> None:
     """Checks that a recipe has the declared keys and no others, and that each value is in its range.
@@ -207,9 +209,11 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
         )
     divides = f"a divisor of {name}.batch_size ({ppo.batch_size})"
     _require(config, f"{name}.samples_per_prompt", lambda samples: ppo.batch_size % samples == 0, divides)
+    _estimator(ppo, name)
     parallel.check_batch_size(ppo.batch_size, f"{name}.batch_size", config.parallel, ppo.rollout_parts)
     prompts = f"{name}.batch_size / {name}.samples_per_prompt"
-    parallel.check_batch_size(ppo.batch_size // ppo.samples_per_prompt, prompts, config.parallel)
+    parts = 1 if ppo.rollout_refill else ppo.rollout_parts  # without refilling, a part has whole groups
+    parallel.check_batch_size(ppo.batch_size // ppo.samples_per_prompt, prompts, config.parallel, parts)
     at_once = ppo.batch_size // ppo.rollout_parts
     _require(
         config,
@@ -224,6 +228,32 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
         config.parallel,
         ppo.ptx_microbatches,
     )
+
+
+def _estimator(ppo: ml_collections.ConfigDict, name: str) -> None:
+    """Checks that the estimator of advantages has what it compares with, and that no key is without effect."""
+    if ppo.value_warmup_iterations >= ppo.iterations:
+        raise ConfigError(
+            f"{name}.value_warmup_iterations: expected less than {name}.iterations ({ppo.iterations}), "
+            f"found {ppo.value_warmup_iterations}"
+        )
+    if ppo.advantages == "gae":
+        return
+    if ppo.samples_per_prompt < 2:
+        raise ConfigError(
+            f"{name}.samples_per_prompt: expected at least 2 with {name}.advantages={ppo.advantages}, found 1"
+        )
+    for key in _OF_THE_CRITIC:  # `value_learning_rate` is left alone: every recipe sets it
+        if ppo[key] != (value := SECTIONS["ppo"].keys[key].value):
+            raise ConfigError(
+                f"{name}.{key}: expected {value}, its default, because {name}.advantages={ppo.advantages} has no value "
+                f"network, found {ppo[key]}"
+            )
+    if ppo.reward_function and ppo.reward_from:
+        raise ConfigError(
+            f"{name}.reward_from: expected no reward model, because {name}.reward_function gives the rewards and "
+            f"{name}.advantages={ppo.advantages} has no value network, found {ppo.reward_from}"
+        )
 
 
 def _labelers(config: ml_collections.ConfigDict) -> None:

@@ -12,7 +12,8 @@ from instructjax.errors import ConfigError
 from instructjax.recipe import run_keys, stage_keys
 from instructjax.recipe.key import Key, Section
 
-SOURCES = ("files", "sandbox", "e2e")  # where records come from: a recipe declares exactly one of these sections
+# Where records come from: a recipe declares exactly one of these sections.
+SOURCES = ("files", "sandbox", "e2e", "gsm8k", "arithmetic")
 
 # Sections that every recipe has, in the order in which they are shown.
 REQUIRED: Mapping[str, Section] = {
@@ -37,6 +38,8 @@ OPTIONAL: Mapping[str, Section] = {
     "files": run_keys.FILES,
     "sandbox": run_keys.SANDBOX,
     "e2e": run_keys.E2E,
+    "gsm8k": run_keys.GSM8K,
+    "arithmetic": run_keys.ARITHMETIC,
     "dpo": stage_keys.DPO,
 }
 SECTIONS: Mapping[str, Section] = {**REQUIRED, **OPTIONAL}

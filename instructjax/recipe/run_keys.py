@@ -94,6 +94,21 @@ E2E = section(
     aspects=Key(("quality",), NAMES, "aspects", "used as scores; naturalness prefers the shorter text"),
 )
 
+GSM8K = section(
+    "grade-school math problems with solutions by people (Cobbe et al. 2021); docs/verifiable_rewards.md",
+    directory=Key("", TEXT, "path", "the folder with train.jsonl and test.jsonl, or .jsonl.gz; it has no default"),
+    instruction=Key(
+        'Let\'s think step by step and output the final answer after "####".', TEXT, "", "behind each question", "verl"
+    ),
+)
+
+ARITHMETIC = section(
+    "sums of a number and a digit, with the answer to each",
+    largest=Key(99, INTEGER_FROM_1, "", "number to which a digit is added"),
+    demonstrations=Key(6_000, INTEGER_FROM_1, "demonstrations", "of drawn sums, which are also the text"),
+    wrong=Key(0.3, UP_TO_1, "share of demonstrations", "that are wrong by 1 to 9"),
+)
+
 DATA = section(
     "prompts, responses and splits",
     separator=Key("\n\n", TEXT, "", "stands between prompt and response", "silent"),

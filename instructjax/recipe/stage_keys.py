@@ -28,6 +28,7 @@ from instructjax.recipe.key import (
 )
 from instructjax.records import MAX_RESPONSES
 
+ESTIMATORS = ("gae", "rloo", "grpo")  # of advantages; see algorithms/advantages.py
 ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 
 PRETRAIN = section(
@@ -105,7 +106,13 @@ PPO_INIT = section(
 PPO = section(
     "PPO and PPO-ptx (3.5, C.4)",
     init_from=Key("", TEXT, "path", 'a checkpoint folder, start and reference; "": WORKDIR/ppo_init', "C.3"),
-    reward_from=Key("", TEXT, "path", 'a checkpoint folder of a reward model; "": WORKDIR/reward'),
+    reward_from=Key(
+        "",
+        TEXT,
+        "path",
+        'a checkpoint folder of a reward model; "": WORKDIR/reward, or none with a reward_function. With one, it only '
+        "starts the value network",
+    ),
     reward_function=Key(
         "", TEXT, "", '"MODULE:FUNCTION" of (prompts, responses) gives the rewards instead; see docs/own_reward.md'
     ),
@@ -121,8 +128,15 @@ PPO = section(
     ),
     iterations=Key(500, INTEGER_FROM_1, "iterations", "", "C.4: 256k episodes"),
     batch_size=Key(512, INTEGER_FROM_1, "episodes", "of an iteration", "C.4"),
+    advantages=Key(
+        "gae",
+        one_of(*ESTIMATORS),
+        "",
+        "gae: PPO's, from a value network; rloo, grpo: from the other responses to a prompt, without one",
+        "C.4",
+    ),
     samples_per_prompt=Key(
-        1, INTEGER_FROM_1, "samples", "of each prompt, in a group; several for RLOO and GRPO", "3.5: 1"
+        1, INTEGER_FROM_1, "samples", "of each prompt, in a group; several for rloo and grpo", "3.5: 1"
     ),
     minibatch_size=Key(64, INTEGER_FROM_1, "episodes", "of an update", "C.4"),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a minibatch is scored and updated in, one after the other"),
@@ -136,7 +150,10 @@ PPO = section(
     ),
     temperature=Key(1.0, POSITIVE, "", "of the rollout", "C.4"),
     learning_rate=Key(8.06e-6, AT_LEAST_0, "", "of the policy, constant", "silent; E.9: 2.55e-6 to 2.55e-5"),
-    value_learning_rate=Key(9e-6, AT_LEAST_0, "", "of the value network", "C.4"),
+    value_learning_rate=Key(9e-6, AT_LEAST_0, "", "of the value network, if there is one", "C.4"),
+    value_warmup_iterations=Key(
+        0, INTEGER_FROM_0, "iterations", "first ones, in which only the value network learns", "C.4: none"
+    ),
     warmup_iterations=Key(10, INTEGER_FROM_0, "iterations", "from a tenth of the rate", "C.4"),
     weight_decay=Key(0.0, AT_LEAST_0, "", "decoupled, as in AdamW", "silent"),
     kl_coefficient=Key(0.02, AT_LEAST_0, "reward per nat", "beta, penalizes divergence from the start", "C.4"),

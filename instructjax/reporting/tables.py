@@ -54,11 +54,13 @@ COLUMNS = (
         ".3f",
         "share of the prompt's facts that the answer states, from 0 to 1",
     ),
+    Column("exact match", ("exact_match", "MODEL"), ".3f", "share of the answers that end in the right number"),
     Column(
         "reward",
         ("models", "MODEL", "reward"),
         ".2f",
-        "score by the reward model; training demonstrations score 0 on average, unless it was imported",
+        "score by the reward model, of which training demonstrations score 0 on average unless it was imported, or by "
+        "the reward function",
     ),
     Column("Likert", ("models", "MODEL", "likert"), ".2f", "mean score by held-out labelers, from 1 to 7"),
     Column(

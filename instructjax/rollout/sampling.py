@@ -12,7 +12,8 @@ from jaxtyping import Float, Int, Key
 
 from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
-from instructjax.models.cache import Cache, init_cache
+from instructjax.models.cache import Cache, init_cache, repeat_rows
+from instructjax.models.partitioning import constrain_rows
 from instructjax.typing import AnyArray, Array, Index, Model, Params
 
 AnyCache = TypeVar("AnyCache")  # any pytree
@@ -134,23 +135,25 @@ def generate(
     max_response: int,
     eos_id: Index,
     pad_id: int,
+    repeat: Callable[[AnyCache, int], AnyCache] | None = None,
 ) -> tuple[Episodes, Int[Array, ""]]:
-    """Continues each prompt until EOS or `max_response` tokens.
+    """Continues each prompt until EOS or `max_response` tokens, once or several times.
 
     Args:
       forward: the model with its cache; see `Forward`.
-      cache: an empty cache for P + max_response tokens.
+      cache: an empty cache for P + max_response tokens of each prompt.
       prompts: padded on the left.
-      keys: one key per row.
+      keys: one key per response: K times as many as prompts, and those of a prompt next to each other.
       choose: picks a token from the logits.
       max_response: R, the most tokens a response may have, EOS included.
       eos_id: ends a response; it belongs to the response.
       pad_id: fills a row after its end.
+      repeat: `repeat(cache, K)` repeats each row of the cache after the prefill; only needed if K > 1.
 
     Returns:
       Episodes with T = P + R, and the number of decoded tokens, including those of idle rows.
     """
-    batch = prompts.tokens.shape[0]
+    batch = keys.shape[0]
 
     def chosen(logits: Array, step: Array) -> tuple[Array, Array]:
         return choose(logits, keys, jnp.full(batch, step))
@@ -158,6 +161,12 @@ def generate(
     positions = positions_of(prompts.segments)
     lengths = positions[:, -1] + 1
     logits, cache = forward(prompts.tokens, prompts.segments, positions, cache)
+    if (samples := batch // prompts.tokens.shape[0]) > 1:
+        assert repeat is not None
+        cache = repeat(cache, samples)
+        logits, lengths, prompts = jax.tree.map(
+            lambda x: constrain_rows(jnp.repeat(x, samples, axis=0)), (logits, lengths, prompts)
+        )
     token, log_prob = chosen(logits, jnp.zeros((), jnp.int32))
     tokens = jnp.full((batch, max_response), pad_id, jnp.int32).at[:, 0].set(token)
     log_probs = jnp.zeros((batch, max_response), log_prob.dtype).at[:, 0].set(log_prob)
@@ -212,7 +221,10 @@ def sample(
     eos_id: int,
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
-    """Calls `generate` with a `LanguageModel`, and computes logits only where they are needed."""
+    """Calls `generate` with a `LanguageModel`, and computes logits only where they are needed.
+
+    With K keys per prompt, its K responses share one prefill.
+    """
     batch, width = prompts.tokens.shape
     params = model.decoding_params(params)
 
@@ -221,4 +233,5 @@ def sample(
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
     cache = init_cache(model.config, batch, width + max_response)
-    return generate(forward, cache, prompts, keys, choose, max_response=max_response, eos_id=eos_id, pad_id=pad_id)
+    ends = {"max_response": max_response, "eos_id": eos_id, "pad_id": pad_id}
+    return generate(forward, cache, prompts, keys, choose, **ends, repeat=repeat_rows)

@@ -8,10 +8,17 @@ import ml_collections
 
 from instructjax.sources.e2e import E2E
 from instructjax.sources.files import Files
+from instructjax.sources.final_answers import GSM8K, Arithmetic
 from instructjax.sources.sandbox import Sandbox
 from instructjax.sources.source import Source
 
-SOURCES: Mapping[str, Callable[[ml_collections.ConfigDict], Source]] = {"files": Files, "sandbox": Sandbox, "e2e": E2E}
+SOURCES: Mapping[str, Callable[[ml_collections.ConfigDict], Source]] = {
+    "files": Files,
+    "sandbox": Sandbox,
+    "e2e": E2E,
+    "gsm8k": GSM8K,
+    "arithmetic": Arithmetic,
+}
 
 
 def make_source(config: ml_collections.ConfigDict) -> Source:

@@ -1,8 +1,10 @@
 """The interface of a source, which provides a recipe's records and judges answers to its prompts.
 
-    files     the user's own files of JSON lines
-    sandbox   a simulated world with simulated labelers
-    e2e       human references and ratings of the E2E NLG Challenge, and public texts
+    files       the user's own files of JSON lines
+    sandbox     a simulated world with simulated labelers
+    e2e         human references and ratings of the E2E NLG Challenge, and public texts
+    gsm8k       math problems whose answers a rule checks
+    arithmetic  sums, checked by the same rule
 
 A recipe declares exactly one of these sections. All sources write their records to WORKDIR/data
 in the same form, so the stages do not depend on the source.

@@ -14,14 +14,15 @@ import numpy as np
 from instructjax import files, warning_log
 from instructjax.evaluation.intervals import clustered_error, clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
 from instructjax.runs import alarms, checkpoint, cost, folder, metrics_file, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.sources.source import Answers, Judgement
-from instructjax.stages import few_shot, prepare, ranking_report, selection
+from instructjax.stages import few_shot, prepare, ranking_report, rewards, selection
+from instructjax.stages.rewards import Rewards
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -36,7 +37,7 @@ class ModelAnswers:
 
     Attributes:
       texts: one answer to each prompt.
-      rewards: float[n], the reward model's.
+      rewards: float[n], by the reward model or the reward function.
       tokens: float[n], the length of each answer, EOS included.
       kl: float[n], the log-ratio of each answer to PPO's initial policy, in nats; None if the model did not see the
         plain prompt, or there is no randomness in its answers (evaluate.temperature = 0).
@@ -70,17 +71,18 @@ def _evaluate(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     run.require("evaluate")
     chosen = selection.selection(run)
-    reward = run.load_reward_model(run.config.ppo.reward_from)
+    given, elsewhere = rewards.load(run, "evaluate"), run.config.ppo.reward_from or run.config.ppo.reward_function
     steps = _steps(run)
     policies = {model: run.load_policy(POLICIES[model], step) for model, step in steps.items()}
     guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
-    stages = [*(POLICIES[model] for model in policies), *guests, *([] if run.config.ppo.reward_from else ["reward"])]
+    stages = [*(POLICIES[model] for model in policies), *guests, *([] if elsewhere else ["reward"])]
     trained = [*folder.PAPER, *guests]
-    prompts = [record.prompt for record in run.records(Prompt, "test")[: run.config.evaluate.prompts]]
-    prefix = few_shot.choose_prefix(run, policies["gpt"], reward)
+    records = run.records(Prompt, "test")[: run.config.evaluate.prompts]
+    prompts = [record.prompt for record in records]
+    prefix = few_shot.choose_prefix(run, policies["gpt"], given)
     count = len(policies) + len(guests) + 1 + (prefix is not None)
     with progress.Bar("evaluate: answers", count * len(prompts), "answer") as bar:
-        answered, baseline = _answer_all(run, policies, guests, reward, prompts, prefix, bar)
+        answered, baseline = _answer_all(run, policies, guests, given, records, prefix, bar)
     processes.first(lambda: _write_answers(run, prompts, answered))
     losses = _text_losses(run, policies | guests)
     params = sum(leaf.size for leaf in jax.tree.leaves(policies["gpt"].params))
@@ -90,7 +92,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
             texts={model: answered[model].texts for model in (*figures.MODELS, *guests) if model in answered},
             baseline=baseline.texts,
             load=run.records,
-            rewards=lambda rankings: ranking_report.ranking_rewards(run, reward, rankings),
+            rewards=given.of_rankings,
             folder=run.data_folder,
         )
     )
@@ -130,8 +132,8 @@ def _answer_all(
     run: Run,
     policies: Mapping[str, Trained[LanguageModel]],
     guests: Mapping[str, Trained[LanguageModel]],
-    reward: Trained[ScalarModel],
-    prompts: Sequence[str],
+    given: Rewards,
+    records: Sequence[Prompt],
     prefix: str | None,
     bar: progress.Bar,
 ) -> tuple[dict[str, ModelAnswers], ModelAnswers]:
@@ -140,19 +142,20 @@ def _answer_all(
     reference = Trained(LanguageModel(run.policy_config), run.load_start("ppo_init", config.ppo.init_from), tokenizer)
 
     def answer(policy: Trained[LanguageModel], seed: int) -> ModelAnswers:
-        return sample_answers(run, policy, reward, reference, prompts, seed, bar)
+        return sample_answers(run, policy, given, reference, records, seed, bar)
 
     # A model has the same samples with others and without.
     answered = {model: answer(policies[model], seed) for seed, model in enumerate(POLICIES) if model in policies}
     if prefix is not None:
+        prompts = [record.prompt for record in records]
         texts = few_shot.sample_with_prefix(run, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
         answered["gpt_prompted"] = ModelAnswers(
             texts,
-            few_shot.score_texts(run, reward, prompts, [[text] for text in texts])[:, 0],
+            given.of_texts(records, [[text] for text in texts])[:, 0],
             np.array([len(tokenizer.encode(text)) + 1 for text in texts], np.float64),
             None,
         )
-        bar.add(len(prompts))
+        bar.add(len(records))
     baseline = answer(policies["sft"], len(POLICIES))
     for seed, (guest, policy) in enumerate(guests.items(), start=len(POLICIES) + 1):
         answered[guest] = answer(policy, seed)
@@ -162,9 +165,9 @@ def _answer_all(
 def sample_answers(
     run: Run,
     policy: Trained[LanguageModel],
-    reward: Trained[ScalarModel],
+    given: Rewards,
     reference: Trained[LanguageModel],
-    prompts: Sequence[str],
+    records: Sequence[Prompt],
     seed: int,
     bar: progress.Bar,
 ) -> ModelAnswers:
@@ -173,20 +176,20 @@ def sample_answers(
     sampler = samplers.make_sampler(
         policy.model, run.layout, temperature=section.temperature, batch_size=section.batch_size
     )
-    scorer = samplers.make_scorer(reward.model)
     divergence = samplers.make_divergence(policy.model, section.temperature)
     texts: list[str] = []
     columns: list[list[np.ndarray]] = []
     key = jax.random.fold_in(jax.random.key(run.config.seed), seed)
-    for episodes, batch in sampler(policy.params, prompts, key):
+    for episodes, batch in sampler(policy.params, [record.prompt for record in records], key):
+        asked = records[len(texts) : len(texts) + len(batch)]
         texts += batch
-        measured = [scorer(reward.params, episodes), episodes.response_mask.sum(axis=1)]
+        measured = [given.of_episodes(asked, episodes, batch), episodes.response_mask.sum(axis=1)]
         if divergence is not None:
             measured.append(divergence(policy.params, reference.params, episodes))
         columns.append([np.asarray(column, np.float64)[: len(batch)] for column in measured])
         bar.add(len(batch))
-    rewards, tokens, *kl = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return ModelAnswers(texts, rewards, tokens, kl[0] if kl else None)
+    scores, tokens, *kl = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return ModelAnswers(texts, scores, tokens, kl[0] if kl else None)
 
 
 def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:

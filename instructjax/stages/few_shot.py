@@ -8,19 +8,18 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from instructjax.data.layouts import TokenizedRanking
-from instructjax.evaluation import reward_models
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import samplers
 from instructjax.runs import progress
+from instructjax.stages.rewards import Rewards
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 
 STOP = "\n"  # ends each example of a prefix, and so the answer
 
 
-def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
-    """Writes several prefixes and takes the one whose answers the reward model scores highest.
+def choose_prefix(run: Run, policy: Trained, rewards: Rewards) -> str | None:
+    """Writes several prefixes and takes the one whose answers have the highest rewards.
 
     Two of the paper's authors wrote theirs by hand; here examples are drawn from the
     training demonstrations whose response is a single line, because a line break ends the
@@ -52,13 +51,13 @@ def choose_prefix(run: Run, policy: Trained, reward: Trained) -> str | None:
             f"(evaluate.few_shot) in addition to prompt and response, found {room} tokens"
         )
         return None
-    found = run.records(Prompt, "validation")
-    prompts = [record.prompt for record in found[: config.evaluate.few_shot_prompts]]
+    asked = run.records(Prompt, "validation")[: config.evaluate.few_shot_prompts]
+    prompts = [record.prompt for record in asked]
     key = jax.random.key(config.seed)
     with progress.Bar("evaluate: few-shot prefixes", len(candidates) * len(prompts), "answer") as bar:
         sampled = (sample_with_prefix(run, policy, prefix, prompts, key) for prefix in candidates)
         answered = list(bar.over(sampled))
-    scores = score_texts(run, reward, prompts, list(zip(*answered, strict=True)))
+    scores = rewards.of_texts(asked, list(zip(*answered, strict=True)))
     return candidates[int(np.argmax(scores.mean(axis=0)))]
 
 
@@ -69,25 +68,3 @@ def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence
     sampler = samplers.make_sampler(policy.model, wide, temperature=section.temperature, batch_size=section.batch_size)
     batches = sampler(policy.params, [prefix + prompt for prompt in prompts], key)
     return [text.partition(STOP)[0] for _, batch in batches for text in batch]
-
-
-def score_texts(run: Run, reward: Trained, prompts: Sequence[str], answered: Sequence[Sequence[str]]) -> np.ndarray:
-    """Scores K texts as answers to each plain prompt with the reward model, float64[n, K].
-
-    A text that the tokenizer makes longer than it was sampled is cut; see `Layout.truncate`.
-    """
-    layout = run.layout
-    rankings = [
-        TokenizedRanking(
-            layout.encode_prompt(prompt), [layout.encode_response(layout.truncate(text)) for text in texts]
-        )
-        for prompt, texts in zip(prompts, answered, strict=True)
-    ]
-    scores = reward_models.rewards(
-        reward.model,
-        reward.params,
-        rankings,
-        pad_id=layout.tokenizer.pad_id,
-        batch_size=run.config.evaluate.batch_size,
-    )
-    return np.stack(scores)

@@ -47,9 +47,13 @@ def check(run: Run, stages: Iterable[str], *, tokenized: bool = True) -> None:
         if stage in ("pretrain", "reward") and run.config[stage].import_from:
             continue
         for kind, splits in NEEDS.get(stage, {}).items():
+            if kind is Text and stage == "ppo_init" and not run.config.ppo_init.text_share:
+                continue
             name = prepared.SET_NAMES[kind]
             if "files" in run.config and not (run.prepared_folder / name).exists():
                 raise ConfigError(f"files.{name}: expected a file of {kind.__name__} records for {stage}, found none")
+            if kind is not Ranking and not (run.prepared_folder / name).exists():
+                raise DataError(f"{stage}: expected {kind.__name__} records, found none; this source has none")
             for split in splits:
                 _check_split(run, kind, split, tokenized)
 

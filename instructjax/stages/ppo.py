@@ -1,4 +1,8 @@
-"""The stages ppo (gamma = 0) and ppo_ptx, from the initial policy and the reward model (appendix C.4)."""
+"""The stages ppo (gamma = 0) and ppo_ptx, from the initial policy and the reward model (appendix C.4).
+
+Rewards come from the reward model, or from a function of texts; then no reward model is needed. Advantages come from a
+value network (PPO), or from several responses to a prompt (RLOO, GRPO).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
 from instructjax.recipe import check
 from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function
@@ -24,11 +28,13 @@ from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.stages import ppo_validation, scoring
 from instructjax.stages.stage import Stage, stage
+from instructjax.stages.trained import initial_params
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
 
 _AFTER = ("ppo_init", "reward")
+_HEAD = 2**31 - 1  # folded into the stage's key for a fresh value head; no iteration has this number
 # The learning rates do not depend on `iterations`, so a finished run can be continued with more.
 MAY_CHANGE = (
     "iterations",
@@ -43,7 +49,7 @@ MAY_CHANGE = (
 @stage("ppo", after=_AFTER, uses=("prompts",), policy="policy/ema", may_change=MAY_CHANGE)
 def run(stage: Stage) -> None:
     """Trains PPO without pretraining text."""
-    train(stage, prompt_batches(stage), gae(stage))
+    train(stage, prompt_batches(stage), advantages.named(stage.section))
 
 
 @stage(
@@ -56,12 +62,7 @@ def run(stage: Stage) -> None:
 )
 def run_with_text(stage: Stage) -> None:
     """Trains PPO with the ptx term: the paper's InstructGPT."""
-    train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)), gae(stage))
-
-
-def gae(stage: Stage) -> Estimator:
-    """Returns the paper's advantages, from a value network (appendix C.4)."""
-    return advantages.gae(stage.section.discount, stage.section.gae_lambda)
+    train(stage, lambda: pipeline.zip_batches(_prompts(stage), _text(stage)), advantages.named(stage.section))
 
 
 def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Estimator) -> None:
@@ -70,7 +71,8 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     Args:
       stage: its section is `ppo`, or has the same keys.
       batches: makes the grain dataset of pairs of prompts, as in `prompt_batches`, and an `LMBatch` or None.
-      estimator: of advantages. If it needs a critic, a value network is trained too, from the reward model's weights.
+      estimator: of advantages. If it needs a critic, a value network is trained too: from the reward model's weights,
+        or if there is none, from the policy's below a fresh head.
     """
     run, section = stage.run, stage.section
     check.ppo_section(stage.config, stage.declaration.section)
@@ -79,10 +81,13 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             f"{stage.declaration.section}.samples_per_prompt: expected at least 2 for this estimator of advantages, "
             f"found {section.samples_per_prompt}"
         )
-    policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     score = _make_score(stage)
+    policy, scalar = LanguageModel(run.policy_config), _scalar_model(stage)
     initial = run.load_start("ppo_init", section.init_from)
-    reward = run.load_reward_model(section.reward_from).params
+    reward = run.load_reward_model(section.reward_from).params if uses_reward_model(section) else None
+    value = critic_start(stage, scalar, initial, reward) if estimator.needs_critic else None
+    if score is not None:
+        reward = None
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
     tokenizer = run.layout.tokenizer
     iterate = make_programs(
@@ -93,16 +98,16 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         records = run.records(Prompt, "train")
         prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, stage.config.parallel)
 
-    def begin(initial: Params, reward: Params) -> PPOState:
+    def begin(initial: Params, value: Params | None) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
-        initial, reward = jax.tree.map(jnp.copy, (initial, reward))
-        return initial_state(initial, reward, learners, section)
+        initial, value = jax.tree.map(jnp.copy, (initial, value))
+        return initial_state(initial, value, learners, section)
 
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
-    state = parallel.build(begin, initial, reward, shard_optimizer_state=shard_optimizer_state)
+    state = parallel.build(begin, initial, value, shard_optimizer_state=shard_optimizer_state)
     dtype = section.frozen_dtype or policy.config.param_dtype
     frozen = parallel.build(functools.partial(freeze, dtype=dtype), initial, reward)
-    del initial, reward  # on a mesh, or in another type, the frozen weights are others
+    del initial, reward, value  # on a mesh, or in another type, the frozen weights are others
     stage.train_with(
         iterate.learn if prepare else iterate,
         state,
@@ -120,6 +125,35 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             best=best.METRICS[0],
         ),
     )
+
+
+def uses_reward_model(section: ml_collections.ConfigDict) -> bool:
+    """Returns whether a reward model is loaded: always, except with a reward function and without `reward_from`.
+
+    Args:
+      section: the section `ppo` of a recipe, or one with the same keys.
+    """
+    return bool(section.reward_from or not section.reward_function)
+
+
+def _scalar_model(stage: Stage) -> ScalarModel:
+    """Returns the network of reward model and critic; without a reward model, the critic is of the policy's size."""
+    run = stage.run
+    return ScalarModel(run.reward_config if uses_reward_model(stage.section) else run.policy_config)
+
+
+def critic_start(stage: Stage, critic: ScalarModel, policy: Params, reward: Params | None) -> Params:
+    """Returns the reward model's weights (appendix C.4), or without one, the policy's below a fresh scalar head.
+
+    Args:
+      stage: its seed draws the head.
+      critic: the value network.
+      policy: the initial policy's weights, of the same trunk if there is no reward model.
+      reward: the reward model's weights, or None.
+    """
+    if reward is not None:
+        return reward
+    return graft_trunk(initial_params(critic, jax.random.fold_in(stage.key, _HEAD)), policy)
 
 
 def _make_score(stage: Stage) -> scoring.Score | None:
@@ -225,7 +259,7 @@ def make_programs(
     )
 
 
-def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
+def freeze(reference: Params, reward: Params | None, dtype: str) -> Frozen:
     """Returns the weights that an iteration only reads, in the type that they are held in; the head keeps its own."""
 
     def held(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
@@ -235,7 +269,7 @@ def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
 
 
 def initial_state(
-    policy: Params, value: Params, learners: tuple[Learner, Learner | None], section: ml_collections.ConfigDict
+    policy: Params, value: Params | None, learners: tuple[Learner, Learner | None], section: ml_collections.ConfigDict
 ) -> PPOState:
     """Returns the state before the first iteration, from weights that it takes over."""
     actor, critic = learners

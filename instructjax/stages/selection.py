@@ -11,14 +11,12 @@ import numpy as np
 from etils import epath
 
 from instructjax import files
-from instructjax.data.layouts import TokenizedRanking
 from instructjax.errors import CheckpointError
-from instructjax.evaluation import reward_models
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
-from instructjax.runs import checkpoint, cost, processes, progress
-from instructjax.stages import trained
+from instructjax.runs import cost, processes, progress
+from instructjax.stages import rewards, trained
 from instructjax.stages.run import Run
 from instructjax.training import parallel
 
@@ -37,16 +35,16 @@ def candidates(config: ml_collections.ConfigDict, steps: int, stage: str = "sft"
 
 
 def select(run: Run) -> int:
-    """Chooses the SFT checkpoint whose answers the reward model scores highest.
+    """Chooses the SFT checkpoint whose answers have the highest rewards, by the reward model or the reward function.
 
     Samples an answer to each of `sft.selection_prompts` validation prompts from each candidate and writes the mean
-    scores to WORKDIR/sft/selected.json, unless this reward model has chosen among these candidates already.
+    rewards to WORKDIR/sft/selected.json, unless the same model or function has chosen among these candidates already.
 
     Returns:
       The step of the chosen checkpoint.
     """
     run.require("select")
-    reward_model = _reward_model(run)
+    reward_model = rewards.identify(run)
     run.checkpoints("sft")
     steps = candidates(run.config, files.read_json(run.directory("sft") / "summary.json")["steps"])
     if files.exists(_selected(run)):
@@ -63,14 +61,14 @@ def select(run: Run) -> int:
 
 
 def selection(run: Run) -> dict[str, Any]:
-    """Reads what `select` wrote: {"step": the chosen, "reward": {step: mean score}, "reward_model": a fingerprint}.
+    """Reads what `select` wrote: {"step": the chosen, "reward": {step: mean}, "reward_model": see `identify`}.
 
     Raises:
       CheckpointError: nothing was chosen yet, or another reward model has chosen.
     """
     if not files.exists(_selected(run)):
         raise CheckpointError(f"{_selected(run)}: expected the choice among the checkpoints of sft, found none")
-    found, reward_model = files.read_json(_selected(run)), _reward_model(run)
+    found, reward_model = files.read_json(_selected(run)), rewards.identify(run)
     if found.get("reward_model") != reward_model:
         raise CheckpointError(
             f"{_selected(run)}: expected the choice of the reward model {reward_model}, found that of "
@@ -85,41 +83,26 @@ def forget(run: Run) -> None:
 
 
 def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
-    """Returns the mean score of the answers of each candidate."""
+    """Returns the mean reward of the answers of each candidate."""
     config, layout = run.config, run.layout
-    reward = run.load_reward_model(config.ppo.reward_from)
+    given = rewards.load(run, "select")
+    size = config.evaluate.batch_size
     sampler = samplers.make_sampler(
-        LanguageModel(run.policy_config),
-        layout,
-        temperature=config.evaluate.temperature,
-        batch_size=config.evaluate.batch_size,
+        LanguageModel(run.policy_config), layout, temperature=config.evaluate.temperature, batch_size=size
     )
-    records = run.records(Prompt, "validation")
-    prompts = [records[i].prompt for i in range(min(len(records), config.sft.selection_prompts))]
-    answered = []  # by candidate
+    records = run.records(Prompt, "validation")[: config.sft.selection_prompts]
+    prompts = [record.prompt for record in records]
+    means = {}
     with progress.Bar("select: answers", len(steps) * len(prompts), "answer") as bar:
         for step in steps:
             policy = trained.load_policy(run.checkpoints("sft"), run.policy_config, layout.tokenizer, step=step)
-            sampled = sampler(policy.params, prompts, jax.random.key(config.seed))
-            batches = bar.over(samplers.responses(episodes)[: len(texts)] for episodes, texts in sampled)
-            answered.append([tokens for batch in batches for tokens in batch])
-    rankings = [
-        TokenizedRanking(layout.encode_prompt(prompt), responses)
-        for prompt, *responses in zip(prompts, *answered, strict=True)
-    ]
-    scores = reward_models.rewards(
-        reward.model,
-        reward.params,
-        rankings,
-        pad_id=layout.tokenizer.pad_id,
-        batch_size=config.evaluate.batch_size,
-    )
-    return dict(zip(steps, np.mean(scores, axis=0).tolist(), strict=True))
-
-
-def _reward_model(run: Run) -> str:
-    """Returns the fingerprint of the reward model that chooses."""
-    return checkpoint.fingerprint(run.checkpoints("reward", run.config.ppo.reward_from))
+            scores: list[float] = []
+            for episodes, texts in sampler(policy.params, prompts, jax.random.key(config.seed)):
+                asked = records[len(scores) : len(scores) + len(texts)]
+                scores += given.of_episodes(asked, episodes, texts).tolist()
+                bar.add(len(texts))
+            means[step] = float(np.mean(scores))
+    return means
 
 
 def _selected(run: Run) -> epath.Path:

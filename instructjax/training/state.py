@@ -74,7 +74,7 @@ def apply_gradients(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
 
 
-def update_average(state: TrainState, decay: float) -> TrainState:
+def update_average(state: TrainState, decay: float | Array) -> TrainState:
     """Updates the moving average: ema <- decay * ema + (1 - decay) * params."""
     ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, state.params)
     return state.replace(ema=ema)

@@ -101,8 +101,47 @@ def test_all_tokens_of_a_response_share_its_advantage_and_padding_has_none():
     assert returns is None
 
 
-def without_critic(compare, samples, axis_name=None, config=ppo.PPO):
-    policy, scalar = ppo.FAKE
+@pytest.mark.parametrize(
+    ("compare", "loop"), [(advantages.leave_one_out, leave_one_out), (advantages.group_relative, group_relative)]
+)
+def test_whole_episodes_equal_a_slow_loop_and_nan_behind_the_mask_changes_nothing(compare, loop):
+    rng = np.random.default_rng(3)
+    rewards, groups = rng.normal(size=(9, 6)), np.array([0, 2, 0, 1, 2, 0, 1, 2, 5], np.int32)
+    lengths = rng.integers(1, 7, size=9)
+    mask = (np.arange(6) < lengths[:, None]).astype(np.float64)
+    totals = [sum(row[:length]) for row, length in zip(rewards, lengths, strict=True)]
+    expected = np.where(mask > 0, loop(totals, groups)[:, None], 0)
+    with jax.enable_x64(True):
+        estimator = advantages.per_response(compare)
+        hidden = np.where(mask > 0, rewards, np.nan)
+        found, _ = estimator.estimate(jnp.asarray(hidden), jnp.asarray(mask), None, jnp.asarray(groups), None)
+        assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+def test_better_responses_to_a_prompt_have_larger_advantages_and_ties_equal_ones(compare):
+    rewards, groups = jnp.array([3.0, 1.0, 3.0, 2.0, -5.0, 7.0]), jnp.array([0, 0, 0, 0, 1, 1])
+    found = compare(rewards, groups)
+    assert found[0] == found[2] > found[3] > found[1] and found[5] > 0 > found[4]
+    np.testing.assert_allclose([found[:4].sum(), found[4:].sum()], 0, atol=1e-5)  # Σ A = 0 in each group
+
+
+@pytest.mark.parametrize(
+    ("name", "needs_critic", "compare"),
+    [("gae", True, None), ("rloo", False, leave_one_out), ("grpo", False, group_relative)],
+)
+def test_the_key_names_the_estimator(name, needs_critic, compare):
+    estimator = advantages.named(ppo.changed(advantages=name))
+    assert (estimator.needs_critic, estimator.needs_groups) == (needs_critic, not needs_critic)
+    if compare:
+        rewards, groups = np.array([[1.0], [3.0], [4.0]]), np.zeros(3, np.int32)
+        found, _ = estimator.estimate(jnp.asarray(rewards), jnp.ones((3, 1)), None, jnp.asarray(groups), None)
+        np.testing.assert_allclose(found[:, 0], compare(rewards[:, 0], groups), rtol=1e-5)
+
+
+def without_critic(compare, samples, axis_name=None, config=ppo.PPO, models=ppo.FAKE):
+    policy, scalar = models
     return make_iteration(
         Learner(policy, ppo.SGD),
         scalar,
@@ -139,6 +178,26 @@ def test_an_iteration_needs_no_critic(compare):
     assert after.value is None and ppo.distance(after.policy.params, state.policy.params) > 1e-4
     assert not {name for name in values if name.startswith("value") or name in ("return", "explained_variance")}
     assert values["first_ratio_deviation"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rollout_parts": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"rollout_parts": 2, "rollout_refill": 3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_responses_that_share_a_prefill_are_those_of_prompts_that_do_not(keys):
+    models, (policy, _) = ppo.REAL, ppo.real_params()
+    shared = without_critic(advantages.leave_one_out, 4, config=ppo.changed(**keys), models=models)
+    found, _ = jax.jit(shared.rollout)(policy, few_prompts(4), ppo.KEY)
+    repeated = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), few_prompts(4))
+    expected, _ = jax.jit(ppo.make(models=models).rollout)(policy, repeated, ppo.KEY)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    ppo.assert_close(found.replace(group=expected.group), expected, rtol=1e-5, atol=1e-5)
+    assert found.group.tolist() == [row // 4 for row in range(ppo.BATCH)]
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

@@ -22,8 +22,14 @@ RECIPES = [
     ("gpt2", "124m"),
     ("gpt2", "1p5b"),
     ("gpt2", "tiny"),
+    ("gsm8k", "ppo"),
+    ("gsm8k", "rloo"),
+    ("gsm8k", "grpo"),
+    ("arithmetic", ""),
+    ("arithmetic", "rloo"),
+    ("arithmetic", "grpo"),
 ]
-SOURCES = {"files", "sandbox", "e2e"}
+SOURCES = {"files", "sandbox", "e2e", "gsm8k", "arithmetic"}
 
 
 def recipe(name, variant):
@@ -68,7 +74,7 @@ class TestEveryRecipe:
         assert 4 <= config.comparisons.min_answers <= config.comparisons.max_answers <= 9
 
 
-@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo", "gpt2"])
+@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo", "gpt2", "gsm8k", "arithmetic"])
 def test_an_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match=r"^configs/\w+.py: expected .*, found 'smok'$"):
         recipe(name, "smok")

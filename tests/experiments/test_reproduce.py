@@ -13,9 +13,9 @@ import sys
 import pytest
 
 from configs import sandbox
-from instructjax.records import Demonstration
+from instructjax.records import Demonstration, Prompt
 from instructjax.runs import cost, metrics_file, speed
-from instructjax.stages import few_shot, trained
+from instructjax.stages import rewards, trained
 from instructjax.stages.run import Run, policy_config
 from tests import scripts
 
@@ -130,8 +130,8 @@ class TestResults:
         shape = policy_config(config, run.layout.tokenizer.vocab_size)
         model = trained.load_reward_model(workdir / "reward" / "checkpoints", shape, run.layout.tokenizer)
         records = run.records(Demonstration, "train")
-        prompts, responses = zip(*((record.prompt, record.response) for record in records), strict=True)
-        scores = few_shot.score_texts(run, model, prompts, [[text] for text in responses])
+        prompts = [Prompt(prompt=record.prompt) for record in records]
+        scores = rewards.of_model(run, model).of_texts(prompts, [[record.response] for record in records])
         assert abs(scores.mean()) < 1e-4 < scores.std()
 
 

@@ -43,12 +43,34 @@ def test_executed_flops_are_the_formula_plus_recomputation(name):
         assert 1 < ratio < (1.6 if name == "reward" else 1.34)
 
 
+def test_responses_to_a_prompt_share_its_prefill(config):
+    one, four = (programs.build("ppo rollout", plan.override(config, {"ppo.samples_per_prompt": k})) for k in (1, 4))
+    assert plan.count_executed_flops(four) == four.work.flops
+    # The logits after the prompt are computed once, too.
+    assert four.phases["prefill"].flops == pytest.approx(one.phases["prefill"].flops / 4)
+    assert four.phases["decode"].flops == one.phases["decode"].flops
+
+
 def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):
     rollout, scoring, update, whole = (
         built(f"ppo_ptx {part}").work.flops for part in ("rollout", "scoring", "update", "iteration")
     )
     updates = config.ppo.epochs * config.ppo.batch_size // config.ppo.minibatch_size
     assert whole == pytest.approx(rollout + scoring + updates * update)
+
+
+def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
+    keys = {"ppo.reward_function": "math:fsum", "ppo.advantages": "rloo", "ppo.samples_per_prompt": 4}
+    changed = plan.override(config, keys)
+    shape, _ = programs.model_configs(changed)
+    scoring, update, learn = (programs.build(f"ppo {part}", changed) for part in ("scoring", "update", "iteration"))
+    for program in (scoring, update, learn):  # the policy, its average and two moments; the reference
+        held = sum(leaf.size for leaf in jax.tree.leaves((program.state, program.constants)))
+        assert held == pytest.approx(5 * count_parameters(shape), rel=0.01)
+    assert 0.5 < scoring.work.flops / built("ppo_ptx scoring").work.flops < 0.6  # two of four; these have logits
+    updates = config.ppo.batch_size // config.ppo.minibatch_size
+    assert learn.work.flops == pytest.approx(scoring.work.flops + updates * update.work.flops)
+    assert learn.cache == 0
 
 
 def test_every_part_of_an_iteration_holds_all_of_its_weights(config):

@@ -1,4 +1,4 @@
-"""PPO with a function of texts as the reward."""
+"""PPO with a function of texts as the reward, and without a reward model: no run here has rankings or one."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,9 +17,10 @@ from instructjax.models.transformer import ScalarModel
 from instructjax.runs import checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages import ppo
-from instructjax.stages.run import Run, policy_config
+from instructjax.stages.run import Run
+from instructjax.stages.stage import Stage
 from tests import fakes
-from tests.recipes import LINES, changed, recipe, save_checkpoint, save_stage
+from tests.recipes import LINES, changed, recipe, save_stage
 
 ITERATIONS = 4
 # The calls of a run: before any work, before the first iteration, and then as below.
@@ -49,9 +51,6 @@ def before(tmp_path_factory):
         plant(patch, lengths)
         tokenizer = Run(config, workdir).layout.tokenizer
     save_stage(config, workdir, "ppo_init", tokenizer)
-    shape = policy_config(config, tokenizer.vocab_size)
-    save_checkpoint(config, workdir, "reward", tokenizer, shape, {"params": fakes.params(ScalarModel(shape))})
-    (workdir / "reward" / "summary.json").write_text('{"steps": 1}')
     return config, workdir
 
 
@@ -127,6 +126,58 @@ def test_it_gets_the_prompts_and_fields_of_the_records(whole):
     for (prompts, _, records), name in zip(calls, ["train", "validation", *["train"] * 2], strict=False):
         for prompt, fields in zip(prompts, records, strict=True):
             assert split(fields["answer"]) == name and LINES[fields["answer"]] == prompt and len(fields) == 1
+
+
+def test_the_critic_starts_from_the_policy_below_a_fresh_head(before, monkeypatch):
+    config, workdir = before
+    plant(monkeypatch, lengths)
+    opened = Stage(Run(config, workdir), ppo.run.declaration)
+    policy, critic = opened.run.load_start("ppo_init"), ScalarModel(opened.run.policy_config)
+    started, again = (ppo.critic_start(opened, critic, policy, None) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, started["trunk"], policy["trunk"])
+    jax.tree.map(np.testing.assert_array_equal, started, again)
+    assert np.abs(started["head"]["kernel"]).max() > 0
+    reward = fakes.params(critic)
+    assert ppo.critic_start(opened, critic, policy, reward) is reward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"advantages": "gae", "value_warmup_iterations": 2},
+        {"advantages": "rloo", "samples_per_prompt": 2},
+        {"advantages": "grpo", "samples_per_prompt": 4},
+    ],
+    ids=["PPO", "RLOO", "GRPO"],
+)
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, before, tmp_path, monkeypatch, keys):
+    config, workdir = before
+    keys = {f"ppo__{name}": value for name, value in keys.items()} | {
+        "ppo__batch_size": 32,  # eight prompts or more, for eight devices
+        "ppo__minibatch_size": 16,
+        "ppo_log__evaluate_every": 4,
+    }
+    plant(monkeypatch, lengths)
+    shutil.copytree(workdir, tmp_path / "whole")
+    ppo.run(Run(changed(config, **keys), tmp_path / "whole"))
+
+    def fail(responses):
+        raise ValueError("HTTP 400: bad request")
+
+    calls = plant(monkeypatch, lengths, ITERATION_3 - 1, fail)  # without the validation after iteration 2
+    with pytest.raises(RewardFunctionError, match="; step 2 is saved$"):
+        run(**keys)
+    for prompts, _, records in calls[2:]:  # the samples of a prompt are next to each other, with its record
+        size = keys.get("ppo__samples_per_prompt", 1)
+        for first in range(0, len(prompts), size):
+            assert len(set(prompts[first : first + size])) == 1
+            assert {LINES[record["answer"]] for record in records[first : first + size]} == {prompts[first]}
+    plant(monkeypatch, lengths)
+    found, (expected, lines) = ended(run(**keys)), ended(tmp_path / "whole")
+    assert found == (expected, lines)
+    values = [name for name in lines[-1] if name.startswith("value")]
+    assert bool(values) == (keys["ppo__advantages"] == "gae")
 
 
 @pytest.mark.slow

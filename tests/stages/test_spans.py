@@ -9,6 +9,7 @@ from instructjax.records import Prompt
 from instructjax.rollout import samplers
 from instructjax.runs import progress
 from instructjax.stages import comparisons, evaluate, few_shot
+from instructjax.stages.rewards import Rewards
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe
 
@@ -44,6 +45,13 @@ def bars(monkeypatch):
     return opened
 
 
+ZEROS = Rewards(
+    of_episodes=lambda prompts, episodes, texts: np.zeros(len(texts)),
+    of_texts=lambda prompts, answered: np.zeros((len(prompts), 2)),
+    of_rankings=lambda rankings: [],
+)
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run with four prompts to a batch, whose models answer each prompt with "a"."""
@@ -57,9 +65,7 @@ def run(tmp_path, monkeypatch):
         return sampler
 
     monkeypatch.setattr(samplers, "make_sampler", make_sampler)
-    for name in ("make_scorer", "make_divergence"):
-        monkeypatch.setattr(samplers, name, lambda model, *_: lambda *arguments: np.zeros(4))
-    monkeypatch.setattr(few_shot, "score_texts", lambda run, reward, prompts, texts: np.zeros((len(prompts), 2)))
+    monkeypatch.setattr(samplers, "make_divergence", lambda model, *_: lambda *arguments: np.zeros(4))
     config = changed(recipe(tmp_path), model__max_length=64, evaluate__few_shot_candidates=2)
     config = changed(config, evaluate__few_shot_prompts=4, evaluate__batch_size=4)
     run = Run(config, tmp_path / "run")
@@ -82,11 +88,11 @@ def test_comparisons_count_the_answers(run, bars):
 
 
 def test_the_search_for_a_prefix_counts_the_answers(run, bars):
-    assert few_shot.choose_prefix(run, model(run), model(run))
+    assert few_shot.choose_prefix(run, model(run), ZEROS)
     assert [(bar.label, bar.n, bar.total) for bar in bars] == [("evaluate: few-shot prefixes", 8, 8)]
 
 
 def test_the_evaluation_counts_the_answers_of_a_model(run):
-    bar, prompts = Counted("answers", 10, "answer"), ["the fox"] * 10
-    found = evaluate.sample_answers(run, model(run), model(run), model(run), prompts, 0, bar)
+    bar, prompts = Counted("answers", 10, "answer"), [Prompt(prompt="the fox")] * 10
+    found = evaluate.sample_answers(run, model(run), ZEROS, model(run), prompts, 0, bar)
     assert bar.n == len(found.texts) == 10

@@ -199,6 +199,7 @@ PPO = ml_collections.ConfigDict(
         "entropy_coefficient": 0.0,
         "whiten_rewards": False,
         "missing_eos_penalty": 0.5,
+        "value_warmup_iterations": 0,
         "ema_decay": 0.9,
         "ptx_coefficient": 2.0,
         "ptx_microbatches": 2,

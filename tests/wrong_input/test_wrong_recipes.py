@@ -5,11 +5,14 @@ import json
 import pytest
 from etils import epath
 
+from configs import gsm8k
 from instructjax.recipe import check
 from instructjax.runs import provenance
+from instructjax.sources.registry import make_source
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe
 from tests.scripts import run
+from tests.sources.test_problems import release
 from tests.wrong_input.fault import fault
 
 
@@ -197,6 +200,58 @@ def test_samples_per_prompt(tmp_path):
 
 
 @fault(
+    "RLOO with one response to each prompt",
+    "ppo.samples_per_prompt: expected at least 2 with ppo.advantages=rloo, found 1",
+)
+def test_a_group_of_one(tmp_path):
+    run_with(tmp_path, ppo__advantages="rloo")
+
+
+@fault(
+    "a warm-up of a value network that there is not",
+    "ppo.value_warmup_iterations: expected 0, its default, because ppo.advantages=grpo has no value network, found 3",
+)
+def test_warmup_without_a_critic(tmp_path):
+    run_with(tmp_path, ppo__advantages="grpo", ppo__samples_per_prompt=2, ppo__value_warmup_iterations=3)
+
+
+@fault(
+    "a key of GAE without a value network",
+    "ppo.gae_lambda: expected 0.95, its default, because ppo.advantages=rloo has no value network, found 0.9",
+)
+def test_gae_without_a_critic(tmp_path):
+    run_with(tmp_path, ppo__advantages="rloo", ppo__samples_per_prompt=2, ppo__gae_lambda=0.9)
+
+
+@fault(
+    "a warm-up of the value network as long as the run",
+    "ppo.value_warmup_iterations: expected less than ppo.iterations (500), found 500",
+)
+def test_warmup_of_the_whole_run(tmp_path):
+    run_with(tmp_path, ppo__value_warmup_iterations=500)
+
+
+@fault(
+    "a reward model that nothing would read",
+    "ppo.reward_from: expected no reward model, because ppo.reward_function gives the rewards and ppo.advantages=rloo "
+    "has no value network, found runs/other/reward/checkpoints",
+)
+def test_a_reward_model_without_use(tmp_path):
+    keys = {"reward_function": "math:fsum", "reward_from": "runs/other/reward/checkpoints"}
+    run_with(
+        tmp_path,
+        ppo__advantages="rloo",
+        ppo__samples_per_prompt=2,
+        **{f"ppo__{name}": value for name, value in keys.items()},
+    )
+
+
+@fault("an unknown estimator of advantages", "ppo.advantages: expected one of gae, rloo, grpo, found 'ppo'")
+def test_unknown_estimator(tmp_path):
+    run_with(tmp_path, ppo__advantages="ppo")
+
+
+@fault(
     "text instead of a number, on the command line",
     "flag --config.sft.batch_size=many: invalid literal for int() with base 10: 'many'",
 )
@@ -257,7 +312,31 @@ def test_no_e2e(tmp_path):
     begin(f"--workdir={tmp_path}", config="configs/e2e.py:smoke", script="pretrain.py")
 
 
-@fault("two sources of records", "expected one of the sections files, sandbox, e2e, found files and sandbox")
+@fault(
+    "no folder of GSM8K",
+    "gsm8k.directory: expected the folder with train.jsonl and test.jsonl, found none; see docs/verifiable_rewards.md",
+)
+def test_no_gsm8k(tmp_path):
+    make_source(gsm8k.get_config()).write(epath.Path(tmp_path))
+
+
+@fault("a folder without GSM8K", "PATH: expected the GSM8K file train.jsonl or train.jsonl.gz, found neither")
+def test_no_file_of_gsm8k(tmp_path):
+    make_source(changed(gsm8k.get_config(), gsm8k__directory=str(tmp_path))).write(epath.Path(tmp_path))
+
+
+@fault(
+    "a stage whose records the source does not have",
+    "ppo_ptx: expected Text records, found none; this source has none",
+)
+def test_no_text_of_gsm8k(tmp_path):
+    Run(release(tmp_path), tmp_path / "run").require("ppo_ptx")
+
+
+@fault(
+    "two sources of records",
+    "expected one of the sections files, sandbox, e2e, gsm8k, arithmetic, found files and sandbox",
+)
 def test_two_sources(tmp_path):
     config = recipe(tmp_path).unlock()
     config.sandbox = {}
