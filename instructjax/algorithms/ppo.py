@@ -49,6 +49,7 @@ from instructjax.training import state as train_state
 from instructjax.training.metrics import Mean, Metric, Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.training.state import Params
+from instructjax.typing import TokenIds
 
 Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
@@ -77,7 +78,7 @@ class Iteration:
     advantages: Estimator
     config: ml_collections.ConfigDict
     max_response: int
-    eos_id: int
+    eos_id: TokenIds
     pad_id: int
     samples_per_prompt: int
     axis_name: str | None
@@ -241,7 +242,7 @@ def make_iteration(
     config: ml_collections.ConfigDict,
     *,
     max_response: int,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
     samples_per_prompt: int = 1,
     axis_name: str | None = None,

@@ -27,6 +27,7 @@ from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
+from instructjax.typing import TokenIds
 
 _AFTER = ("ppo_init", "reward")
 # The learning rates do not depend on `iterations`, so a finished run can be continued with more.
@@ -84,14 +85,14 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     initial = run.load_start("ppo_init", section.init_from)
     reward = run.load_reward_model(section.reward_from).params
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
-    tokenizer = run.layout.tokenizer
+    layout = run.layout
     iterate = make_programs(
-        stage.config, section, learners, scalar, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
+        stage.config, section, learners, scalar, estimator, eos_id=layout.eos_ids, pad_id=layout.tokenizer.pad_id
     )
     prepare = None
     if score is not None:
         records = run.records(Prompt, "train")
-        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, stage.config.parallel)
+        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, layout, stage.config.parallel)
 
     def begin(initial: Params, reward: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
@@ -196,7 +197,7 @@ def make_programs(
     scorer: ScalarModel,
     estimator: Estimator,
     *,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
 ) -> Iteration:
     """Returns the iteration of a recipe.

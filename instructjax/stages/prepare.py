@@ -23,6 +23,7 @@ from instructjax.runs import lock, processes, progress, provenance
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.templates import SEPARATOR
 from instructjax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -105,9 +106,11 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
             max_prompt=config.data.max_prompt,
             max_response=config.data.max_response,
             cut_prompts=config.data.cut_prompts,
+            kind=config.data.template,
+            every_answer=config.data.every_answer,
         )
         bar.update()
-        _check_separator(layout)
+        _check_template(layout)
         _check_records(run, layout)
         check_needs(run, stages)
         bar.update()
@@ -235,14 +238,13 @@ def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
     return (folder / name).exists() and "train" in prepared.split_sizes(folder, name)
 
 
-def _check_separator(layout: Layout) -> None:
-    """Raises ConfigError if the separator leaves no room for a prompt, and warns of one without a line break."""
-    if not layout.separator.endswith("\n"):
+def _check_template(layout: Layout) -> None:
+    """Raises ConfigError if the template leaves no room for a prompt, and warns of a separator without a line break."""
+    if layout.kind == SEPARATOR and not layout.separator.endswith("\n"):
         warning_log.warn(f"data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
+    of = "data.separator" if layout.kind == SEPARATOR else "the chat template"
     if (least := layout.count_prompt("")) >= layout.max_prompt:
-        raise ConfigError(
-            f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"
-        )
+        raise ConfigError(f"data.max_prompt: expected more than the {least} tokens of {of}, found {layout.max_prompt}")
 
 
 def _check_records(run: Run, layout: Layout) -> None:

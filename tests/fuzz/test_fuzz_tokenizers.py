@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructjax.text import tokenizer_files
-from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.special_tokens import END_OF_TEXT
 from tests.fuzz import tries
 from tests.recipes import LINES
 

@@ -17,8 +17,8 @@ from instructjax.rollout import episode
 from instructjax.stages import exported, pretrain, reward, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text import export, tokenizer_files
-from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.special_tokens import END_OF_TEXT
 from tests import fakes
 from tests.recipes import LINES, changed, recipe, save_checkpoint
 

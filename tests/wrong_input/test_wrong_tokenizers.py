@@ -6,8 +6,8 @@ import json
 import sentencepiece
 
 from instructjax.text import tokenizer_files
-from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES, changed, prepare, recipe
 from tests.wrong_input.fault import fault
 
@@ -74,19 +74,19 @@ def test_normalizing_pieces(tmp_path):
     load(tmp_path, pieces(normalization_rule_name="nmt_nfkc"))
 
 
-@fault("a truncated tokenizer.json", "PATH: expected a tokenizer.json of a byte-level BPE, found JSONDecodeError(TEXT)")
+@fault("a truncated tokenizer.json", "PATH: expected a tokenizer.json, found JSONDecodeError(TEXT)")
 def test_cut_json(tmp_path):
     load(tmp_path, json.dumps(pairs()).encode()[:-100], "tokenizer.json")
 
 
-@fault("a tokenizer.json of another kind", "PATH: expected a byte-level BPE, found model Unigram with decoder None")
-def test_unigram(tmp_path):
+@fault("a tokenizer.json without a vocabulary", "PATH: expected a tokenizer.json, found KeyError('vocab')")
+def test_no_vocabulary(tmp_path):
     load(tmp_path, {"model": {"type": "Unigram"}}, "tokenizer.json")
 
 
 @fault(
-    "a BPE without an end-of-text token",
-    "PATH: expected a vocabulary with <|endoftext|> and all bytes, found none of ['<|endoftext|>']",
+    "a tokenizer.json without a token that ends a text",
+    "PATH: expected a token for EOS, such as <|endoftext|>, <|end_of_text|>, </s>, <eos>, found none",
 )
 def test_no_end_of_text(tmp_path):
     described = pairs()
@@ -94,21 +94,95 @@ def test_no_end_of_text(tmp_path):
     load(tmp_path, described, "tokenizer.json")
 
 
-@fault("a BPE with a gap in its ids", "PATH: expected N tokens with the ids from 0, each once, found others")
+@fault("a tokenizer.json with a gap in its ids", "PATH: expected N tokens with different ids from 0, found others")
 def test_gap(tmp_path):
     described = pairs()
     described["model"]["vocab"]["new"] = 10**9
     load(tmp_path, described, "tokenizer.json")
 
 
-@fault("a BPE that changes text", "PATH: expected a BPE that gives back every text, found one that alters TEXT")
-def test_normalizing_pairs(tmp_path):
-    load(tmp_path, pairs() | {"normalizer": {"type": "Lowercase"}}, "tokenizer.json")
+@fault(
+    "a tokenizer.json without a token for PAD",
+    "PATH: expected a special token for PAD that is not EOS, found none",
+)
+def test_no_pad(tmp_path):
+    load(tmp_path, pairs() | {"decoder": None}, "tokenizer.json")
 
 
-@fault("a vocab.json that is not a vocabulary", "PATH: expected the id of each token, found ['the', 'fox']")
+@fault(
+    "a tokenizer in which text is encoded to EOS",
+    "PATH: expected a tokenizer in which no text is encoded to EOS or PAD, found TEXT",
+)
+def test_reached_end(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    load(tmp_path, pairs(), "tokenizer.json")
+    tokenizer_files.load(tmp_path)
+
+
+@fault("an EOS that the tokenizer does not have", "PATH: expected the token 99999, which is EOS elsewhere, found none")
+def test_unknown_end(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 99999}')
+    load(tmp_path, pairs(), "tokenizer.json")
+    tokenizer_files.load(tmp_path)
+
+
+@fault("an EOS that is not an id", "PATH: eos_token_id: expected an id or a list of ids, found [True]")
+def test_no_end(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [true]}')
+    load(tmp_path, pairs(), "tokenizer.json")
+    tokenizer_files.load(tmp_path)
+
+
+@fault("special tokens that are not text", "PATH: bos_token: expected text, found 1")
+def test_token_names(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": 1}')
+    tokenizer_files.load(tmp_path)
+
+
+@fault("a chat template that is not text", "PATH: chat_template: expected text, found 1")
+def test_template_text(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 1}')
+    tokenizer_files.load(tmp_path)
+
+
+def gguf_file(tmp_path, pre="gpt-2", tokens=("a", "b")):
+    """Returns a GGUF file with a tokenizer only."""
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(list(tokens))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return tmp_path / "a.gguf"
+
+
+@fault(
+    "a GGUF file whose tokenizer splits text in another way",
+    "PATH: tokenizer.ggml.pre: expected one of gpt-2, smollm, llama-bpe, qwen2 of a gpt2, found 'new' of a 'gpt2'; "
+    "set tokenizer.path to the model's tokenizer.json",
+)
+def test_other_splits(tmp_path):
+    tokenizer_files.load(gguf_file(tmp_path, "new"))
+
+
+@fault(
+    "a GGUF file without merges", "PATH: tokenizer.ggml.tokens: expected tokens, their kinds and merges, found others"
+)
+def test_no_merges(tmp_path):
+    tokenizer_files.load(gguf_file(tmp_path))
+
+
+@fault("a tokenizer in a damaged GGUF file", "PATH: expected a GGUF file, found TEXT")
+def test_damaged_gguf(tmp_path):
+    load(tmp_path, b"GGUF", "a.gguf")
+
+
+@fault("a vocab.json that is not a vocabulary", "PATH: expected the id of each token, found {'the': 'fox'}")
 def test_vocab(tmp_path):
-    (tmp_path / "vocab.json").write_text('["the", "fox"]')
+    (tmp_path / "vocab.json").write_text('{"the": "fox"}')
     (tmp_path / "merges.txt").write_text("")
     tokenizer_files.load(tmp_path)
 
