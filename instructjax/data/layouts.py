@@ -163,8 +163,7 @@ def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
 
     the fox runs  ->  the fox runs $
     """
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return np.array([*bos, *tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
+    return np.array([*tokenizer.bos, *tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
 
 
 def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:

@@ -30,7 +30,7 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
         shape,
         eos_id=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
-        bos_id=tokenizer.bos_id,
+        bos_id=tokenizer.bos[0] if tokenizer.bos else None,
         is_reward_model=is_reward_model,
     )
     if is_reward_model:

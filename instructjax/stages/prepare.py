@@ -23,7 +23,7 @@ from instructjax.runs import lock, processes, progress, provenance
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from instructjax.text.templates import SEPARATOR
+from instructjax.text.templates import CHAT, SEPARATOR, ChatTemplate
 from instructjax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
+    if given and config.data.template == CHAT:
+        ChatTemplate(given)  # raises an error before any work if it cannot be used
     with progress.Bar("prepare records", len(prepared.SET_NAMES) + 3, "part") as bar:
         if not is_prepared:
             _claim(folder)

@@ -5,7 +5,7 @@ the token (`templates.py`). Tokens that were added to a vocabulary keep their id
 runs of spaces, are matched in text as their model has learned them.
 
 Prompt and response are tokenized apart. For a byte-level BPE like GPT-2's this gives the tokens of one document if the
-prompt ends with a line break and the response begins without white space; see `encode_opening`. For other tokenizers,
+prompt ends with a line break and the response begins without white space; see `encode_followed`. For other tokenizers,
 it may not: after a line break, some merge digits or spaces. The tokens of a response are those that a policy samples
 and those that it is trained on, so nothing depends on it.
 
@@ -44,16 +44,16 @@ class HuggingFaceTokenizer:
 
     `decode(encode(text)) == text` holds for a byte-level BPE with all bytes and without a normalizer, such as GPT-2's.
     How GPT-2 splits white space depends on what follows, so the tokens of a prompt depend on the text after it. That
-    is why there is `encode_opening`: for every text a that ends with a line break, and every b that does not begin
+    is why there is `encode_followed`: for every text a that ends with a line break, and every b that does not begin
     with white space,
 
-        encode(a + b) == encode_opening(a) + encode(b)
+        encode(a + b) == encode_followed(a) + encode(b)
 
     Attributes:
       eos_id: ends every document, and a response without a chat template.
       eos_ids: all tokens that end a response; the first is `eos_id`.
       pad_id: a special token that neither text nor the chat template reaches; see `special_tokens`.
-      bos_id: what the tokenizer puts before a text, or None.
+      bos: what the tokenizer puts before a text: one token, or none.
       special: the special tokens by text, with the fields of tokenizer.json.
       chat_template: the jinja template of the model, or "".
       names: the texts of special tokens that a chat template may use, such as "bos_token".
@@ -79,7 +79,7 @@ class HuggingFaceTokenizer:
         )
         self._encoder.encode_special_tokens = True  # as plain text
         first = self._encoder.encode("", add_special_tokens=True).ids
-        self.bos_id: int | None = first[0] if first and first[0] not in self.eos_ids else None
+        self.bos = tuple(token for token in first[:1] if token not in self.eos_ids)
         self._lost_bytes = _lost_bytes(described)
         self._leaves_out = _leaves_out(described)
 
@@ -168,6 +168,10 @@ class HuggingFaceTokenizer:
         return self._encoder.encode(text, add_special_tokens=False).ids
 
     def encode_opening(self, text: str) -> list[int]:
+        """Encodes BOS, if there is one, and a text that another follows; see `encode_followed`."""
+        return [*self.bos, *self.encode_followed(text)]
+
+    def encode_followed(self, text: str) -> list[int]:
         """Encodes a text that ends with a line break and is followed by a text that begins without white space.
 
         For example, in GPT-2 two line breaks are two tokens before a word, and one token at the end of a text.
@@ -184,7 +188,7 @@ class HuggingFaceTokenizer:
 
         Bytes that are not valid UTF-8, which a sampled sequence may contain, become U+FFFD.
         """
-        nothing = {self.pad_id, self.bos_id, *self.eos_ids}
+        nothing = {self.pad_id, *self.bos, *self.eos_ids}
         return self._encoder.decode([int(i) for i in ids if int(i) not in nothing], skip_special_tokens=False)
 
     def lost(self, text: str) -> str:

@@ -48,14 +48,14 @@ class SentencePieceTokenizer:
       pad_id: fills rows; never produced by `encode`.
       eos_id: ends every document and every response.
       unk_id: required by SentencePiece; never produced.
-      eos_ids, bos_id, chat_template, altered: see `tokenizer.Tokenizer`.
+      eos_ids, bos, chat_template, altered: see `tokenizer.Tokenizer`.
     """
 
     pad_id = 0
     eos_id = 1
     unk_id = 2
     eos_ids: tuple[int, ...] = (1,)
-    bos_id: int | None = None
+    bos: tuple[int, ...] = ()
     chat_template = ""
     altered: tuple[str, str] | None = None
 

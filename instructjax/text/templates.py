@@ -25,7 +25,7 @@ from instructjax.text.tokenizer import Tokenizer
 
 SEPARATOR, CHAT = KINDS = ("separator", "chat")
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters, which no text needs
-_PROBE = "a"  # the content of a message that a template is tried with
+_PROBE = "answer"  # the content of a message that a template is tried with
 
 
 class PromptTokens(NamedTuple):
@@ -67,8 +67,7 @@ class SeparatorTemplate:
 
     def encode(self, prompt: str) -> PromptTokens:
         """Encodes BOS, if the tokenizer has one, the prompt and the separator. No earlier answers are told apart."""
-        bos = [] if self._tokenizer.bos_id is None else [self._tokenizer.bos_id]
-        tokens = [*bos, *self._tokenizer.encode_opening(prompt + self._separator)]
+        tokens = self._tokenizer.encode_opening(prompt + self._separator)
         return PromptTokens(tokens, [False] * len(tokens))
 
 
@@ -97,6 +96,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         try:
             self._write = _compiled(tokenizer.chat_template)
+        except ConfigError:
+            raise
         except Exception as error:  # jinja's errors, and any that a template causes
             found = " ".join(str(error).split())[:200]
             raise ConfigError(f"data.template: expected a jinja template, found {found}") from None
@@ -142,7 +143,7 @@ class ChatTemplate:
                 plain = part.lstrip() if stripped else part
                 if place + 1 < len(parts) and self._tokenizer.special[parts[place + 1]]["lstrip"]:
                     plain = plain.rstrip()
-                encode = self._tokenizer.encode if place + 1 < len(parts) else self._tokenizer.encode_opening
+                encode = self._tokenizer.encode if place + 1 < len(parts) else self._tokenizer.encode_followed
                 ids = encode(plain.replace(mark, "")) if plain else []
             tokens += ids
             answered += [in_answer] * len(ids)
@@ -174,12 +175,14 @@ class ChatTemplate:
             before, whole = self._render([asked]), self._render([asked, answer], is_open=False)
         except DataError as error:
             raise ConfigError(f"data.template: {error}") from None
-        if not whole.startswith(before):
+        place = whole.find(_PROBE, len(before))
+        opened = self._special.search(whole, len(before), max(place, 0))
+        if not whole.startswith(before) or place < 0 or opened:
             raise ConfigError(
                 "data.template: expected a chat template that opens an answer as it begins one, "
                 f"found {before[-30:]!a} and {whole[-60:]!a}"
             )
-        found = self._special.search(whole, len(before))
+        found = self._special.search(whole, place)
         return self._tokenizer.special[found[1]]["id"] if found else self._tokenizer.eos_id
 
 

@@ -17,7 +17,7 @@ class Tokenizer(Protocol):
         the tokens and never computed from this id.
       eos_id: ends every document, and every response without a chat template; no text is encoded to it.
       eos_ids: all tokens at which a sampled response ends; the first is `eos_id`.
-      bos_id: begins every document, and every prompt without a chat template; None if the model has none.
+      bos: begins every document, and every prompt without a chat template: one token, or none.
       chat_template: the jinja template that came with the model, or "".
       altered: a text, and what it becomes when it is encoded and decoded; None if no text is known that changes.
     """
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
     pad_id: int
     eos_id: int
     eos_ids: tuple[int, ...]
-    bos_id: int | None
+    bos: tuple[int, ...]
     chat_template: str
 
     @property
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
         """Encodes a text, without BOS and EOS."""
 
     def encode_opening(self, text: str) -> list[int]:
-        """Encodes a text that another follows, such as prompt and separator before a response."""
+        """Encodes BOS, and a text that another follows, such as prompt and separator before a response."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids. PAD, BOS and EOS are skipped."""

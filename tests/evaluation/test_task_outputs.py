@@ -20,7 +20,7 @@ class Letters:
     """A tokenizer with a token per letter, and merged tokens that cross the border of a prompt."""
 
     pad_id, eos_id, vocab_size, fingerprint = 0, 1, 16, "letters"
-    eos_ids, bos_id, chat_template, altered = (1,), None, "", None
+    eos_ids, bos, chat_template, altered = (1,), (), "", None
 
     def encode(self, text):
         return [2 + LETTERS.index(letter) for letter in text.replace("ab", "l")]

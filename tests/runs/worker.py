@@ -35,7 +35,7 @@ ADAM = optax.adam(1e-2, eps=1e-3)
 class Letters:
     """A tokenizer of sixteen letters."""
 
-    vocab_size, pad_id, eos_id, bos_id = 16, 0, 1, None
+    vocab_size, pad_id, eos_id, bos = 16, 0, 1, ()
 
     def encode(self, text):
         return [2 + ord(letter) % 14 for letter in text]

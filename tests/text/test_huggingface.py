@@ -208,7 +208,7 @@ def test_a_tokenizer_of_llama_2s_kind(capsys, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(spaced())
     found = tokenizer_files.load(tmp_path / "tokenizer.json")
     ids = special_tokens.ids_of(json.loads(spaced()))
-    assert (found.bos_id, found.eos_ids, found.pad_id) == (1, (2,), ids["<0xFF>"])
+    assert (found.bos, found.eos_ids, found.pad_id) == ((1,), (2,), ids["<0xFF>"])
     assert found.encode("the fox") == [ids[token] for token in ("▁the", "▁", "f", "o", "x")]
     assert not {0, 1, 2, found.pad_id} & set(found.encode("<s>the</s> <unk> <0xFF>"))
     assert found.decode([1, *found.encode("the fox"), 2]) == "the fox"
@@ -261,7 +261,7 @@ def test_what_a_folder_says_about_special_tokens(tmp_path, config, generation, e
     found = tokenizer_files.load(folder)
     plain = tokenizers.Tokenizer.from_str(content.decode())
     assert [plain.id_to_token(i) for i in found.eos_ids] == ends and plain.id_to_token(found.pad_id) == pad
-    assert found.eos_id == found.eos_ids[0] and found.bos_id is None
+    assert found.eos_id == found.eos_ids[0] and found.bos == ()
     assert found.vocab_size == plain.get_vocab_size() and found.chat_template == config.get("chat_template", "")
     assert tokenizer_files.from_bytes(found.to_bytes()).fingerprint == found.fingerprint
     written = export.pretrained_files(found, 64)

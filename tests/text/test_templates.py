@@ -77,9 +77,7 @@ def test_tokens_are_those_of_the_rendered_text(template, found):
     plain, _ = TOKENIZERS[template]
     prompt = talk(*found)
     messages = [message._asdict() for message in messages_of(prompt)]
-    rendered = RENDER[template](
-        messages=messages, add_generation_prompt=True, bos_token="<s>", raise_exception=None
-    )
+    rendered = RENDER[template](messages=messages, add_generation_prompt=True, bos_token="<s>", raise_exception=None)
     assert layout_of(template).encode_prompt(prompt) == plain.encode(rendered).ids
 
 
@@ -156,7 +154,7 @@ def test_bos_begins_prompts_and_documents():
         "special_tokens": {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}},
     }
     found = HuggingFaceTokenizer.from_bytes(json.dumps(described).encode())
-    assert found.bos_id == bos and found.encode("a") == CHAT.encode("a")
+    assert found.bos == (bos,) and found.encode("a") == CHAT.encode("a")
     assert Layout(found, "\n", 9, 9).encode_prompt("a") == [bos, *CHAT.encode("a\n")]
     assert layouts.document_tokens(layouts.Text(text="a"), found).tolist() == [bos, *CHAT.encode("a"), found.eos_id]
 
@@ -172,6 +170,10 @@ def test_bos_begins_prompts_and_documents():
         ("{{ 1 // 0 }}", "data.template: expected messages that the chat template can write, found those of user"),
         ("{{ messages.__class__.__mro__ }}", "data.template: expected messages that the chat template can write"),
         ("{{ messages.append(1) }}", "data.template: expected messages that the chat template can write"),
+        (
+            CHATML.replace("add_generation_prompt", "false"),
+            "data.template: expected a chat template that opens an answer",
+        ),
         ("{{ messages | length }}", "data.template: expected a chat template that opens an answer as it begins one"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import sentencepiece
 
@@ -211,3 +212,118 @@ def test_large_vocabulary():
 )
 def test_small_vocabulary():
     SentencePieceTokenizer.train(LINES, 100)
+
+
+def chat(tmp_path, template, **changes):
+    """Prepares records with a chat template."""
+    content = {"eos_token": END_OF_TEXT, "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pairs()))
+    given = {"tokenizer__path": str(tmp_path), "data__template": "chat", "data__max_prompt": 20}
+    prepare(changed(recipe(tmp_path), **(given | changes)), tmp_path / "run")
+
+
+@fault(
+    "a chat template without a tokenizer that has one",
+    "tokenizer.path: expected a tokenizer with a chat template for data.template=chat, found none",
+)
+def test_no_template(tmp_path):
+    chat(tmp_path, "", tokenizer__path="")
+
+
+@fault(
+    "a tokenizer without a chat template",
+    "data.template: expected a tokenizer with a chat template, found one without; set data.template=separator",
+)
+def test_tokenizer_without_template(tmp_path):
+    chat(tmp_path, "")
+
+
+@fault("a chat template that is not jinja", "data.template: expected a jinja template, found TEXT")
+def test_jinja(tmp_path):
+    chat(tmp_path, "{% for")
+
+
+@fault(
+    "a chat template that fails",
+    "data.template: expected messages that the chat template can write, found those of user (roles)",
+)
+def test_failing_template(tmp_path):
+    chat(tmp_path, "{{ raise_exception('roles') }}")
+
+
+@fault(
+    "a chat template that opens an answer in another way than it writes one",
+    "data.template: expected a chat template that opens an answer as it begins one, found '1' and '2'",
+)
+def test_template_without_beginning(tmp_path):
+    chat(tmp_path, "{{ messages | length }}")
+
+
+@fault(
+    "a chat template that leaves no room for a prompt",
+    "data.max_prompt: expected more than the N tokens of the chat template, found 2",
+)
+def test_no_room(tmp_path):
+    chat(tmp_path, "{% for m in messages %}the fox{{ m.content }}{% endfor %}", data__max_prompt=2)
+
+
+@fault(
+    "every answer to be learned, without a chat template",
+    "data.every_answer: expected False with data.template=separator, which does not tell answers apart, found True",
+)
+def test_every_answer(tmp_path):
+    chat(tmp_path, "", data__template="separator", data__every_answer=True)
+
+
+@fault(
+    "a missing package for chat templates",
+    "data.template: expected the package jinja2 to write chats, found none; pip install 'instructjax[huggingface]'",
+)
+def test_no_jinja(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    chat(tmp_path, "{{ messages }} and no jinja2")
+
+
+@fault(
+    "a missing package for tokenizers in GGUF files",
+    "tokenizer: expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'",
+)
+def test_no_gguf(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    load(tmp_path, b"GGUF", "a.gguf")
+
+
+CONVERSATION = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+CONVERSATION += "{{ m.content + '\n' }}{% endfor %}"
+
+
+@fault(
+    "messages that the chat template refuses",
+    "PATH:N: prompt: expected messages that the chat template can write, found those of system, user (no system)",
+)
+def test_refused_messages(tmp_path):
+    record = {"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "response": "c"}
+    lines = [json.dumps({**record, "split": split}) for split in ("train", "validation", "test")]
+    plain = [json.dumps({"prompt": "a", "response": "c", "split": split}) for split in ("train", "validation", "test")]
+    config = recipe(tmp_path, demonstrations=[lines[0], *plain])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CONVERSATION}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pairs()))
+    prepare(
+        changed(config, tokenizer__path=str(tmp_path), data__template="chat", data__max_prompt=20), tmp_path / "run"
+    )
+
+
+@fault(
+    "a text with a character that the tokenizer would leave out",
+    "PATH:N: response: expected characters that the tokenizer has tokens for, found '\\x04'",
+)
+def test_lost_characters(tmp_path):
+    described = pairs()
+    del described["model"]["vocab"]["\u0104"]  # the symbol of the byte 4
+    load(tmp_path, described, "tokenizer.json")
+    record = {"prompt": "a", "response": "c", "split": "train"}
+    lines = [json.dumps({**record, "response": "b\x04c"})]
+    lines += [json.dumps({**record, "split": split}) for split in ("train", "validation", "test")]
+    config = recipe(tmp_path, demonstrations=lines)
+    prepare(changed(config, tokenizer__path=str(tmp_path / "tokenizer.json")), tmp_path / "run")
