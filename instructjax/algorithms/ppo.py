@@ -177,7 +177,7 @@ class Iteration:
         first = rows.first_row(size, self.axis_name)
         keys = sampling.row_keys(key, size, first)
         choose, at_once = sampling.categorical(config.temperature), size // config.rollout_parts
-        ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        ends: dict[str, Any] = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
             prompts, keys = constrain_rows(part)

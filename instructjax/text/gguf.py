@@ -49,7 +49,7 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       TokenizerError: the file is damaged, or its tokenizer is of a kind that is not in the table.
     """
     found = _fields(path)
-    kind, split = found.get("model"), found.get("pre")
+    kind, split = found.get("model"), str(found.get("pre"))
     if kind != "gpt2" or split not in _SPLITS:
         raise TokenizerError(
             f"{path}: tokenizer.ggml.pre: expected one of {', '.join(_SPLITS)} of a gpt2, found "
@@ -121,8 +121,8 @@ def _fields(path: epath.Path) -> dict[str, Any]:
         raise TokenizerError(
             "tokenizer: expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'"
         ) from None
-    names = ("model", "pre", "tokens", "token_type", "merges", "add_bos_token")
-    names += ("bos_token_id", "eos_token_id", "padding_token_id")
+    names = ["model", "pre", "tokens", "token_type", "merges", "add_bos_token"]
+    names += ["bos_token_id", "eos_token_id", "padding_token_id"]
     full = {f"tokenizer.ggml.{name}": name for name in names} | {"tokenizer.chat_template": "chat_template"}
     try:
         fields = gguf.GGUFReader(path).fields

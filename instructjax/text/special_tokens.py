@@ -49,8 +49,8 @@ FLAGS: Mapping[str, bool] = {
 def settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a complete tokenizer.json: "eos" (texts), "pad", and "bos", "chat_template" if given."""
     special = {token["content"] for token in described["added_tokens"] if token["special"]}
-    usual = {"eos": [name for name in _ENDS if name in special][:1]}
-    usual |= {"pad": next((name for name in _PADS if name in special), None)}
+    eos = [name for name in _ENDS if name in special][:1]
+    usual = {"eos": eos, "pad": next((name for name in _PADS if name in special), None)}
     return usual | described.get(SETTINGS, {})
 
 
