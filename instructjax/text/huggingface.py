@@ -74,10 +74,7 @@ class HuggingFaceTokenizer:
         self.names = {"eos_token": settings["eos"][0], "pad_token": settings["pad"]}
         self.names |= {"bos_token": settings["bos"]} if "bos" in settings else {}
         described.pop(SETTINGS, None)
-        self._encoder = package().Tokenizer.from_str(
-            json.dumps({**described, "truncation": None, "padding": None}, ensure_ascii=False)
-        )
-        self._encoder.encode_special_tokens = True  # as plain text
+        self._encoder, self._inner = _encoder(described), _encoder(_without_first_space(described))
         first = self._encoder.encode("", add_special_tokens=True).ids
         self.bos = tuple(token for token in first[:1] if token not in self.eos_ids)
         self._lost_bytes = _lost_bytes(described)
@@ -176,12 +173,22 @@ class HuggingFaceTokenizer:
 
         For example, in GPT-2 two line breaks are two tokens before a word, and one token at the end of a text.
         """
-        if not text.endswith("\n"):
-            return self.encode(text)
-        found = self._encoder.encode(f"{text}{_NEXT}", add_special_tokens=False)
-        if not found.offsets or found.offsets[-1] != (len(text), len(text) + 1):
-            return self.encode(text)
-        return found.ids[:-1]
+        return self.encode_part(text, is_first=True, is_followed=True)
+
+    def encode_part(self, text: str, *, is_first: bool, is_followed: bool) -> list[int]:
+        """Encodes a part of a text between special tokens.
+
+        Args:
+          text: the part.
+          is_first: whether no other tokens precede it. Some tokenizers put a space in front of a first part only.
+          is_followed: whether an answer follows; see `encode_followed`.
+        """
+        encoder = self._encoder if is_first else self._inner
+        if is_followed and text.endswith("\n"):
+            found = encoder.encode(f"{text}{_NEXT}", add_special_tokens=False)
+            if found.offsets and found.offsets[-1] == (len(text), len(text) + 1):
+                return found.ids[:-1]
+        return encoder.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids (a list or a one-dimensional array). PAD, BOS and EOS are skipped, and do not end the text.
@@ -215,6 +222,22 @@ class HuggingFaceTokenizer:
     def fingerprint(self) -> str:
         """Sixteen characters that differ between different vocabularies: the start of a SHA-256."""
         return hashlib.sha256(self._content).hexdigest()[:16]
+
+
+def _encoder(described: Mapping[str, Any]) -> Any:
+    """Builds the package's tokenizer, for which special tokens in a text are text."""
+    found = package().Tokenizer.from_str(
+        json.dumps({**described, "truncation": None, "padding": None}, ensure_ascii=False)
+    )
+    found.encode_special_tokens = True
+    return found
+
+
+def _without_first_space(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a tokenizer.json without the space that some put in front of the first part of a text only."""
+    splits = json.dumps(described.get("pre_tokenizer"), ensure_ascii=False)
+    never = splits.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+    return {**described, "pre_tokenizer": json.loads(never)}
 
 
 def dump(described: Mapping[str, Any]) -> bytes:

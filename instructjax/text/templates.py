@@ -143,8 +143,8 @@ class ChatTemplate:
                 plain = part.lstrip() if stripped else part
                 if place + 1 < len(parts) and self._tokenizer.special[parts[place + 1]]["lstrip"]:
                     plain = plain.rstrip()
-                encode = self._tokenizer.encode if place + 1 < len(parts) else self._tokenizer.encode_followed
-                ids = encode(plain.replace(mark, "")) if plain else []
+                is_last = place + 1 == len(parts)
+                ids = self._tokenizer.encode_part(plain.replace(mark, ""), is_first=not tokens, is_followed=is_last)
             tokens += ids
             answered += [in_answer] * len(ids)
             in_answer = in_answer and not (place % 2 and ids[0] in (self.eos_id, *self._tokenizer.eos_ids))

@@ -18,6 +18,7 @@ from instructjax.records import Demonstration
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES
+from tests.text.test_huggingface import spaced
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
@@ -88,6 +89,21 @@ def test_special_tokens_in_messages_are_text(text):
     assert [i for i in ids if i in (start, end)] == [start, end] * 3 + [start]
     assert not {PLAIN.token_to_id(token) for token in ("<|eot|>", "<s>", END_OF_TEXT)} & set(ids)
     assert f"user\n{text}" in PLAIN.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_tokenizers_that_put_a_space_before_a_text(scheme):
+    template = "{{ bos_token }}{% for m in messages %}{{ '[INST]' + m.content + '[/INST]' if m.role == 'user' }}"
+    template += "{{ ' ' + m.content + eos_token if m.role == 'assistant' }}{% endfor %}"
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    content = spaced(pre_tokenizer=metaspace)
+    given = {"eos": ["</s>"], "bos": "<s>", "chat_template": template}
+    layout = Layout(HuggingFaceTokenizer.from_bytes(content, "FILE", given), "", 99, 9, kind="chat")
+    expected = tokenizers.Tokenizer.from_str(content.decode()).encode(
+        "<s>[INST]the fox[/INST] the</s>[INST] fox[/INST]", add_special_tokens=False
+    )
+    assert layout.encode_prompt(talk("the fox", "the", " fox")) == expected.ids
+    assert layout.eos_ids == (2,)
 
 
 def test_which_token_ends_an_answer():
