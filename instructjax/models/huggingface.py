@@ -20,7 +20,7 @@ from instructjax.models.config import TransformerConfig
 from instructjax.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, qwen2, qwen3
 from instructjax.models.families.family import ONE_ROW, SAME, Described, Family, Table
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.typing import AnyArray, Params, TokenIds
+from instructjax.typing import AnyArray, Params
 
 Tensors: TypeAlias = Mapping[str, AnyArray]  # by their names in a safetensors file
 
@@ -79,7 +79,7 @@ def family_of(config: TransformerConfig) -> Family:
 def describe(
     config: TransformerConfig,
     *,
-    eos_id: TokenIds,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     bos_id: int | None = None,
     is_reward_model: bool = False,

@@ -60,6 +60,9 @@ def counted(prompts, eos_id):
     return generate(count_up, prompts, eos_id=eos_id)
 
 
+mask_mismatches, ended = jax.jit(consistency.mask_mismatches), jax.jit(episode.ended)
+
+
 class TestWithAModelThatCounts:
     def test_a_response_ends_with_eos(self):
         episodes = counted(prompts_of([[3], [9, 5], [1, 1, 7]]), 8)
@@ -129,9 +132,9 @@ class TestWithAModelThatCounts:
             size = next((k + 1 for k, one in enumerate(response) if one in ends), R)
             np.testing.assert_array_equal(episodes.tokens[i, P:], response[:size] + [PAD] * (R - size))
             np.testing.assert_array_equal(episodes.response_mask[i], [1] * size + [0] * (R - size))
-        assert consistency.mask_mismatches(episodes, tuple(ends)) == 0
+        assert mask_mismatches(episodes, tuple(ends)) == 0
         expected = [any((token + 1 + k) % V in ends for k in range(R)) for token in last]
-        np.testing.assert_array_equal(episode.ended(episodes, tuple(ends)), expected)
+        np.testing.assert_array_equal(ended(episodes, tuple(ends)), expected)
 
     def test_eos_in_the_prompt_does_not_end_the_response(self):
         episodes = counted(prompts_of([[8, 5], [8]]), 8)
