@@ -126,10 +126,11 @@ def read_folder(folder: epath.Path) -> dict[str, Any]:
 def _template(folder: epath.Path, config: Mapping[str, Any]) -> str:
     """Returns the chat template of a folder, or ""."""
     if (path := folder / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    given = config.get("chat_template", "")
+        return path.read_bytes().decode("utf-8", "replace")
+    given = config.get("chat_template") or ""
     if isinstance(given, list):  # several by name
-        given = next((entry.get("template") for entry in given if entry.get("name") == "default"), "")
+        entries = (entry for entry in given if isinstance(entry, dict))
+        given = next((entry.get("template") for entry in entries if entry.get("name") == "default"), "")
     if not isinstance(given, str):
         raise TokenizerError(f"{folder}: chat_template: expected text, found {reprlib.repr(given)}")
     return given

@@ -271,6 +271,16 @@ def test_what_a_folder_says_about_special_tokens(tmp_path, config, generation, e
     assert tokenizer_files.load(again).fingerprint == found.fingerprint
 
 
+@pytest.mark.parametrize("place", ["text", "by name", "jinja", "null"])
+def test_where_a_folder_may_have_its_chat_template(tmp_path, place):
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
+    given = {"text": CHATML, "by name": named, "jinja": "x", "null": None}[place]
+    folder = folder_of(tmp_path / "model", chat_tokens(TURNS), tokenizer_config={"chat_template": given})
+    if place == "jinja":
+        (folder / "chat_template.jinja").write_text(CHATML)
+    assert tokenizer_files.load(folder).chat_template == ("" if place == "null" else CHATML)
+
+
 @given(st.lists(words | st.sampled_from(TURNS) | st.text(max_size=3)).map("".join))
 def test_special_tokens_in_a_text_are_text(text):
     found = HuggingFaceTokenizer.from_bytes(CHAT)
