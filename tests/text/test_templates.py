@@ -15,6 +15,7 @@ from instructjax.data import layouts
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration
+from instructjax.text import export
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES
@@ -205,6 +206,21 @@ def test_a_template_that_rewrites_earlier_messages_is_a_fault_of_the_record():
     assert len(found.encode_prompt("a")) > 5
     with pytest.raises(DataError, match="prompt: expected messages before which the chat template writes the same"):
         found.encode_prompt(talk("a", "b", "c"))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("template", TOKENIZERS, ids=["chatml", "trimmed", "strict"])
+def test_an_exported_tokenizer_writes_the_same_chats(tmp_path, template):
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    for name, content in export.pretrained_files(TOKENIZERS[template][1], 64).items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    prompt = talk("the fox", "owl 3", "by night")
+    messages = [message._asdict() for message in messages_of(prompt)]
+    text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    found = layout_of(template).encode_prompt(prompt)
+    assert found == theirs(text, add_special_tokens=False)["input_ids"]
+    assert theirs.decode(found) == text
 
 
 class TestConversation:
