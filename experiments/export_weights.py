@@ -3,9 +3,9 @@
 python experiments/export_weights.py --workdir=runs/sandbox --stage=ppo_ptx --output=my-policy
 python experiments/export_weights.py --workdir=runs/sandbox --stage=reward --output=my-reward-model
 
-A policy is for AutoModelForCausalLM. Its input is the prompt and the separator (`data.separator` of the recipe).
-The reward model is for AutoModelForSequenceClassification, with one label. Its input is the prompt, the separator,
-the response and EOS, and its logit is the score. The folder includes the tokenizer, for AutoTokenizer.
+A policy is for AutoModelForCausalLM. Its input is the prompt and the separator (`data.separator` of the recipe), or the
+prompt in the chat template. The reward model is for AutoModelForSequenceClassification, with one label. Its input is
+the same, then the response and EOS, and its logit is the score. The folder includes the tokenizer, for AutoTokenizer.
 """
 
 import command_line

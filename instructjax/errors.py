@@ -5,6 +5,19 @@ field, flag or config key), what was expected there, and what was found. The scr
 print it without a traceback and exit with code 2.
 """
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+_BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
+
+
+def show(value: Any) -> str:
+    """Returns a value for an error, in at most 60 characters."""
+    text = ascii(value) if isinstance(value, str) else _BRIEF.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 class InputError(ValueError):
     """An input is missing or invalid. The base class of the errors below, up to `WorkdirError`."""

@@ -7,6 +7,7 @@ A record is one JSON object on one line of a UTF-8 file, `.jsonl` or `.jsonl.gz`
     Prompt         {"prompt": "..."}
     Ranking        {"prompt": "...", "responses": [K texts], "scores": [K numbers]}
 
+A prompt is a text or a list of messages, {"role": "user", "content": "..."}; see `conversation.py`.
 Higher scores are better, equal scores are a tie. A ranking may carry "metadata",
 one object per response with the fields of the paper's Table 3. Every record may
 carry "user", "use_case", "labeler", "split" and "source". Fields that are not
@@ -31,8 +32,9 @@ from typing import Any, NoReturn, TypeVar
 
 from etils import epath
 
-from instructjax import files
+from instructjax import conversation, files
 from instructjax.errors import RecordError
+from instructjax.errors import show as show  # other modules read it here
 
 SPLITS = ("train", "validation", "test")
 MAX_RESPONSES = 32  # the paper ranks K = 4 to 9 (section 3.5); comparisons.max_answers limits them
@@ -154,6 +156,8 @@ def from_dict(fields: Mapping[str, Any], kind: type[R], where: str = "record") -
         if name not in known:
             found = textwrap.shorten(", ".join(sorted(fields)), 200, placeholder="...") or "no fields"
             raise RecordError(f"{where}: {name}: expected in a {kind.__name__}, found only {found}")
+    if isinstance(known.get("prompt"), list):
+        known["prompt"] = conversation.as_prompt(conversation.parse(known["prompt"], f"{where}: prompt"))
     for name in ("text", "prompt", "response"):
         if name in known:
             _check_text(known[name], f"{where}: {name}")
@@ -175,6 +179,8 @@ def to_json(record: Record) -> str:
     """Writes a record as one JSON line without the line break; `parse` inverts it."""
     own = {name: getattr(record, name) for name in _FIELDS[type(record)]}
     kept = {name: value for name, value in own.items() if value is not None}
+    if "prompt" in kept:
+        kept["prompt"] = conversation.to_json(kept["prompt"])
     return _ENCODER.encode({**kept, **record.extra})
 
 
@@ -371,15 +377,8 @@ def _check_ranking(fields: Mapping[str, Any], where: str) -> None:
         raise RecordError(f"{where}: metadata: expected {len(responses)} objects, found {show(metadata)}")
 
 
-def show(value: Any) -> str:
-    """Returns a value for an error, in at most 60 characters."""
-    text = ascii(value) if isinstance(value, str) else _BRIEF.repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 _FIELDS: Mapping[type[Record], list[str]] = {
     kind: _field_names(kind) for kind in (Text, Demonstration, Prompt, Ranking)
 }
-_BRIEF = reprlib.Repr()  # bounded in depth and length, so that no value is too large to show
 DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)

@@ -27,6 +27,7 @@ Array: TypeAlias = jax.Array
 AnyArray: TypeAlias = jax.Array | np.ndarray  # NumPy on the host, JAX on a device
 Leaf: TypeAlias = Any  # an array of either kind; anything else under `jax.eval_shape`, `jax.vmap` and `jax.tree.map`
 Index: TypeAlias = Int[Array, ""] | int
+TokenIds: TypeAlias = Index | tuple[Index, ...]  # one, or any of several
 Scalar: TypeAlias = Num[Array, ""] | float
 
 Tree: TypeAlias = Any  # a pytree of arrays

@@ -50,6 +50,7 @@ from instructjax.training import state as train_state
 from instructjax.training.metrics import Mean, Metric, Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.training.state import Params
+from instructjax.typing import TokenIds
 
 Array = jax.Array
 Batch = tuple[PromptBatch, LMBatch | None]
@@ -78,7 +79,7 @@ class Iteration:
     advantages: Estimator
     config: ml_collections.ConfigDict
     max_response: int
-    eos_id: int
+    eos_id: TokenIds
     pad_id: int
     samples_per_prompt: int
     axis_name: str | None
@@ -176,7 +177,7 @@ class Iteration:
         first = rows.first_row(size, self.axis_name)
         keys = sampling.row_keys(key, size, first)
         choose = sampling.categorical(config.temperature)
-        ends = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        ends: dict[str, Any] = {"max_response": self.max_response, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
             prompts, keys = constrain_rows(part)
@@ -251,7 +252,7 @@ def make_iteration(
     config: ml_collections.ConfigDict,
     *,
     max_response: int,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
     samples_per_prompt: int = 1,
     axis_name: str | None = None,

@@ -17,6 +17,7 @@ from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
 from instructjax.training import objectives
 from instructjax.training.metrics import Maximum, Mean, Metrics
+from instructjax.typing import TokenIds
 
 Array = jax.Array
 
@@ -39,7 +40,9 @@ class Readings(flax.struct.PyTreeNode):
     rewards: Array
 
 
-def rollout(experience: Experience, readings: Readings, outcome: Array, eos_id: int, axis_name: str | None) -> Metrics:
+def rollout(
+    experience: Experience, readings: Readings, outcome: Array, eos_id: TokenIds, axis_name: str | None
+) -> Metrics:
     """Measures the episodes of an iteration: reward, KL, entropy, lengths, and the critic if there is one.
 
     docs/metrics.md describes each metric. Arguments are those of `checks`.
@@ -91,7 +94,7 @@ def checks(
     outcome: Array,
     *,
     beta: float | Array,
-    eos_id: int,
+    eos_id: TokenIds,
     first: Array,
 ) -> Metrics:
     """Measures whether sampler, networks, scores and rewards of a rollout agree with each other.
@@ -120,7 +123,7 @@ def checks(
     }
 
 
-def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair], eos_id: int) -> Metrics:
+def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair], eos_id: TokenIds) -> Metrics:
     """Adds the checks of ratio and masks to the metrics of `losses.policy_loss`.
 
     Args:

@@ -20,6 +20,7 @@ from instructjax.rollout import consistency, episode
 from instructjax.rollout.episode import Experience
 from instructjax.training.metrics import Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
+from instructjax.typing import TokenIds
 
 Array = jax.Array
 
@@ -44,7 +45,7 @@ class Observe:
     critic: Learner | None
     advantages: Estimator
     config: ml_collections.ConfigDict
-    eos_id: int
+    eos_id: TokenIds
     axis_name: str | None
     parts: int
 

@@ -19,6 +19,7 @@ from instructjax.training import objectives
 from instructjax.training.metrics import Mean, Metrics
 from instructjax.training.state import Params, TrainState
 from instructjax.training.step import Loss, finite_update, summed_gradient
+from instructjax.typing import TokenIds
 
 Array = jax.Array
 
@@ -38,7 +39,7 @@ class Update:
     policy: Learner
     critic: Learner | None
     config: ml_collections.ConfigDict
-    eos_id: int
+    eos_id: TokenIds
     axis_name: str | None
 
     def __call__(self, state: PPOState, batch: Experience, text: LMBatch | None) -> tuple[PPOState, Metrics]:

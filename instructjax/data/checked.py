@@ -47,9 +47,10 @@ def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: 
         if not (folder / name).exists():
             continue
         what: dict[str, Any] = {"records": prepared.fingerprint(folder, name)}
+        what |= {"tokenizer": layout.tokenizer.fingerprint}
         if kind is not Text:
             limits = [layout.max_prompt, layout.max_response, layout.cut_prompts]
-            what |= {"tokenizer": layout.tokenizer.fingerprint, "separator": layout.separator, "limits": limits}
+            what |= {"template": layout.kind, "separator": layout.separator, "limits": limits}
         if kind is Ranking:
             what["max_answers"] = max_answers
         known = read(path)
@@ -116,7 +117,7 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
     for index, record in enumerate(records):
         choice, prompt, responses = selection.choose_by_length(record, layout, max_answers)
         counts.add(choice)
-        if not isinstance(record, Text):
+        if prompt:
             lengths["prompt"].append(prompt)
             lengths["response"] += responses
         if choice.reason and len(faults) < MAX_FAULTS:

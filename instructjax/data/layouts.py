@@ -7,6 +7,7 @@ The drawings show the prompt "name a color" with the response "dark red", with o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.text.templates import CHAT, SEPARATOR, ChatTemplate, PromptTokens, SeparatorTemplate, Template
 from instructjax.text.tokenizer import Tokenizer
 
 
@@ -21,18 +23,23 @@ from instructjax.text.tokenizer import Tokenizer
 class Layout:
     """Turns prompts and responses into tokens, in the same way for SFT, RM, PPO and evaluation.
 
-        prompt tokens    encode_opening(prompt + separator)    name a color ¶    at most max_prompt
-        response tokens  encode(response) + [EOS]              dark red $        at most max_response
+        prompt tokens    template.encode(prompt)     name a color ¶    at most max_prompt
+        response tokens  encode(response) + [EOS]    dark red $        at most max_response
+
+    Prompt and response are tokenized apart; see `text/templates.py`.
 
     Attributes:
       tokenizer: encodes the text.
       separator: text between prompt and response. It should end with a line break, so that prompt and response have the
-        same tokens separately as in one document; see `tokenizer.py` and `byte_pairs.py`.
+        same tokens separately as in one document; see `sentencepiece.py` and `huggingface.py`. A chat template does not
+        use it.
       max_prompt: the maximum number of tokens of a prompt, including the separator. The paper filters out prompts over
         1k tokens (appendix C).
       max_response: the maximum number of tokens of a response, including EOS. The paper caps responses at 1k tokens
         (appendix C).
       cut_prompts: whether a longer prompt loses its first tokens, instead of being an error.
+      kind: "separator" or "chat", the template that came with the tokenizer.
+      every_answer: whether demonstrations teach earlier answers in their prompts too.
     """
 
     tokenizer: Tokenizer
@@ -40,11 +47,27 @@ class Layout:
     max_prompt: int
     max_response: int
     cut_prompts: bool = False
+    kind: str = SEPARATOR
+    every_answer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_prompt", "max_response"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}: expected at least 1 token, found {getattr(self, name)}")
+
+    @functools.cached_property
+    def template(self) -> Template:
+        """Turns a prompt into tokens.
+
+        Raises:
+          ConfigError: it is to be a chat template, and the tokenizer has none that can be used.
+        """
+        return ChatTemplate(self.tokenizer) if self.kind == CHAT else SeparatorTemplate(self.tokenizer, self.separator)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a sampled response, first the one that ends those that are learned from."""
+        return tuple(dict.fromkeys((self.template.eos_id, *self.tokenizer.eos_ids)))
 
     @property
     def length(self) -> int:
@@ -52,23 +75,32 @@ class Layout:
         return self.max_prompt + self.max_response
 
     def encode_prompt(self, text: str, where: str = "prompt") -> list[int]:
-        """Encodes a prompt and the separator.
+        """Encodes a prompt up to where its response begins; see `tokenize_prompt`."""
+        return self.tokenize_prompt(text, where).tokens
+
+    def tokenize_prompt(self, text: str, where: str = "prompt") -> PromptTokens:
+        """Encodes a prompt up to where its response begins, and tells which tokens are of earlier answers.
 
         Args:
-          text: the prompt.
+          text: the prompt, a text or a `Conversation`.
           where: the place to name in an error, such as "data.jsonl:17".
 
         Raises:
-          DataError: there are more than `max_prompt` tokens, unless `cut_prompts`.
+          DataError: there are more than `max_prompt` tokens, unless `cut_prompts`; or it has a character without a
+            token, or messages that the template cannot write.
         """
-        tokens = self.tokenizer.encode_opening(text + self.separator)
+        self._check_text(text, where, "prompt")
+        try:
+            tokens, answered = self.template.encode(text)
+        except DataError as error:
+            raise DataError(f"{where}: prompt: {error}") from None
         if len(tokens) > self.max_prompt and self.cut_prompts:
-            return tokens[-self.max_prompt :]
+            return PromptTokens(tokens[-self.max_prompt :], answered[-self.max_prompt :])
         if len(tokens) > self.max_prompt:
             raise DataError(
                 f"{where}: prompt: expected at most {self.max_prompt} tokens (data.max_prompt), found {len(tokens)}"
             )
-        return tokens
+        return PromptTokens(tokens, answered)
 
     def encode_response(self, text: str, where: str = "record", field: str = "response") -> list[int]:
         """Encodes a response and EOS.
@@ -79,9 +111,10 @@ class Layout:
           field: the field to name in an error.
 
         Raises:
-          DataError: there are more than `max_response` tokens.
+          DataError: there are more than `max_response` tokens, or a character without a token.
         """
-        tokens = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+        self._check_text(text, where, field)
+        tokens = [*self.tokenizer.encode(text), self.template.eos_id]
         if len(tokens) > self.max_response:
             raise DataError(
                 f"{where}: {field}: expected at most {self.max_response} tokens (data.max_response),"
@@ -100,20 +133,37 @@ class Layout:
         return text
 
     def count_prompt(self, text: str) -> int:
-        """Returns the number of tokens of a prompt and the separator, which `max_prompt` limits."""
-        return len(self.tokenizer.encode_opening(text + self.separator))
+        """Returns the number of tokens of a prompt up to its response, which `max_prompt` limits.
+
+        Raises:
+          DataError: the template cannot write its messages.
+        """
+        return len(self.template.encode(text).tokens)
 
     def count_response(self, text: str) -> int:
         """Returns the number of tokens of a response and EOS, which `max_response` limits."""
         return len(self.tokenizer.encode(text)) + 1
 
+    def decode(self, response: Sequence[int]) -> str:
+        """Decodes a response, without EOS."""
+        return self.tokenizer.decode([token for token in response if token not in self.eos_ids])
+
+    def _check_text(self, text: str, where: str, field: str) -> None:
+        if char := self.tokenizer.lost(text):
+            raise DataError(lost_fault(where, field, char))
+
+
+def lost_fault(where: str, field: str, char: str) -> str:
+    """Returns the text of an error: the tokenizer would leave out a character."""
+    return f"{where}: {field}: expected characters that the tokenizer has tokens for, found {char!a}"
+
 
 def document_tokens(record: Text, tokenizer: Tokenizer) -> np.ndarray:
-    """Encodes a document as [n] int32: its text, then EOS, which is part of the document.
+    """Encodes a document as [n] int32: BOS, if the tokenizer has one, its text, EOS. Both are part of the document.
 
     the fox runs  ->  the fox runs $
     """
-    return np.array([*tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
+    return np.array([*tokenizer.bos, *tokenizer.encode(record.text), tokenizer.eos_id], np.int32)
 
 
 def window_row(tokens: np.ndarray, inside: np.ndarray, eos_id: int) -> LMBatch:
@@ -152,6 +202,8 @@ def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_w
         positions     0  1       2  3     4    5  6   0  1      2  3  0
         weights       0  w       w  w     1    1  1   0  w      1  1  0
 
+    If the layout has `every_answer`, earlier answers in a prompt have weight 1 as well.
+
     Args:
       records: the demonstrations of the row, possibly none. Their lengths add up to at most T.
       layout: the lengths; T = layout.length.
@@ -169,13 +221,15 @@ def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_w
     weights = np.zeros(layout.length, np.float32)
     start = 0
     for number, record in enumerate(records):
-        prompt = layout.encode_prompt(record.prompt, record.where)
+        prompt, earlier = layout.tokenize_prompt(record.prompt, record.where)
         response = layout.encode_response(record.response, record.where)
         answered, end = start + len(prompt), start + len(prompt) + len(response)
         tokens[start:end] = [*prompt, *response]
         segments[start:end] = number + 1
         positions[start:end] = np.arange(end - start)
         weights[start + 1 : answered] = prompt_weight
+        if layout.every_answer:
+            weights[start:answered][np.array(earlier, bool)] = 1.0
         weights[max(start + 1, answered) : end] = 1.0
         start = end
     return LMBatch(tokens, segments, positions, weights)

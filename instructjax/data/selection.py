@@ -17,7 +17,8 @@ from typing import Any, Generic, overload
 
 import numpy as np
 
-from instructjax.data.layouts import Layout
+from instructjax.data.layouts import Layout, lost_fault
+from instructjax.errors import DataError
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 
 # Why a record is left out.
@@ -26,6 +27,8 @@ TIED = "all answers tie"
 REPEATED = "equal answers with different scores"
 LONG_PROMPT = "prompt over data.max_prompt"
 LONG_RESPONSE = "response over data.max_response"
+LOST = "a character without a token"
+REFUSED = "messages that the chat template cannot write"
 MANY_ANSWERS = "more answers than comparisons.max_answers"
 
 
@@ -117,7 +120,7 @@ def choose_by_content(record: R, *, merge_equal_answers: bool = True) -> Choice[
 
 
 def choose_by_length(record: R, layout: Layout, max_answers: int) -> tuple[Choice[R], int, tuple[int, ...]]:
-    """Returns what of a record fits into the limits, which takes tokenizing it.
+    """Returns what of a record can be tokenized and fits into the limits.
 
     Args:
       record: any record; texts have no limit.
@@ -128,14 +131,27 @@ def choose_by_length(record: R, layout: Layout, max_answers: int) -> tuple[Choic
       The choice, and the numbers of tokens of the prompt, separator included, and of each response, EOS included.
     """
     if isinstance(record, Text):
-        return Choice(record), 0, ()
+        return _without_lost(record, {"text": record.text}, layout) or Choice(record), 0, ()
     assert isinstance(record, Prompt | Demonstration | Ranking)
-    prompt = layout.count_prompt(record.prompt)
-    texts = {Prompt: (), Demonstration: ("response",), Ranking: ("responses",)}[type(record)]
-    given = [getattr(record, name) for name in texts]
-    answers = [text for value in given for text in ([value] if isinstance(value, str) else value)]
-    lengths = tuple(map(layout.count_response, answers))
+    answers = {}
+    if isinstance(record, Demonstration):
+        answers = {"response": record.response}
+    if isinstance(record, Ranking):
+        answers = {f"responses[{i}]": text for i, text in enumerate(record.responses)}
+    if found := _without_lost(record, {"prompt": record.prompt, **answers}, layout):
+        return found, 0, ()
+    try:
+        prompt = layout.count_prompt(record.prompt)
+    except DataError as error:
+        return Choice(None, REFUSED, f"{record.where}: prompt: {error}"), 0, ()
+    lengths = tuple(map(layout.count_response, answers.values()))
     return _fitting(record, prompt, lengths, layout, max_answers), prompt, lengths
+
+
+def _without_lost(record: Any, texts: Mapping[str, str], layout: Layout) -> Choice | None:
+    """Returns that a record is left out, if the tokenizer would leave out a character of one of its texts."""
+    lost = ((field, layout.tokenizer.lost(text)) for field, text in texts.items())
+    return next((Choice(None, LOST, lost_fault(record.where, field, char)) for field, char in lost if char), None)
 
 
 def _fitting(record: Any, prompt: int, lengths: Sequence[int], layout: Layout, max_answers: int) -> Choice:

@@ -2,7 +2,7 @@
 
 By the fields of a row, for each kind of record, the first that fits:
 
-    Ranking         responses, scores             as they are
+    Ranking         responses, scores             as they are; the prompt may be messages
                     responses, ranks              1 is the best rank
                     chosen, rejected              two answers: texts with a prompt, messages, dialogues as in HH
     Demonstration   prompt, response              as they are
@@ -15,34 +15,24 @@ By the fields of a row, for each kind of record, the first that fits:
     Text            text
                     messages                      the whole conversation
 
-A prompt may be a list of messages everywhere. Messages have "role" and "content" (or "from" and "value"). They become
-text by one template: a single message of the user is its content; a longer conversation is
-
-    Human: CONTENT
-
-    Assistant: CONTENT
-
-    Human: CONTENT
-
-    Assistant:
+A prompt may be a list of messages everywhere. Messages have "role" and "content" (or "from" and "value"). A single
+message of the user is a prompt of its content; several are a `Conversation`, which keeps them for a chat template, and
+is a transcript as text (`conversation.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from instructjax.conversation import ROLES, Message, as_prompt, parse, transcript
 from instructjax.errors import ConfigError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Record, Text, show
 
-_ROLES = {"user": "Human", "human": "Human", "prompter": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-_ROLES |= {"system": "System"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of Anthropic's HH dialogues
 _INPUTS = ("input", "context")  # what an instruction is about
 _OUTPUTS = ("output", "response", "completion")
-
-Messages = list[tuple[str, str]]  # pairs of role, such as "Human", and content
 
 
 def parse_names(text: str, where: str) -> dict[str, str]:
@@ -82,21 +72,8 @@ def to_fields(row: Mapping[str, Any], kind: type[Record], names: Mapping[str, st
     if kind is Prompt:
         return _prompt(fields, where)
     if kind is Text and "text" not in fields and "messages" in fields:
-        return _without(fields, "messages", text=render(_messages(fields["messages"], f"{where}: messages")))
+        return _without(fields, "messages", text=transcript(parse(fields["messages"], f"{where}: messages")))
     return fields
-
-
-def render(messages: Sequence[tuple[str, str]], *, answered: bool = True) -> str:
-    """Returns a conversation as text; see the template above.
-
-    Args:
-      messages: pairs of role and content.
-      answered: False if the assistant's next message is to follow.
-    """
-    if len(messages) == 1 and not answered and messages[0][0] == "Human":
-        return messages[0][1]
-    turns = [f"{role}: {content}" for role, content in messages]
-    return "\n\n".join([*turns, *([] if answered else ["Assistant:"])])
 
 
 def _ranking(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -106,7 +83,7 @@ def _ranking(fields: dict[str, Any], where: str) -> dict[str, Any]:
             raise RecordError(f"{where}: ranks: expected a list of numbers, 1 for the best, found {show(ranks)}")
         fields = _without(fields, "ranks", scores=[-rank for rank in ranks])
     if "responses" in fields or not {"chosen", "rejected"} <= fields.keys():
-        return _with_text_prompt(fields, where)
+        return _with_prompt(fields, where)
     (before, chosen), (other, rejected) = (_answer(fields, name, where) for name in ("chosen", "rejected"))
     if before != other:
         raise RecordError(
@@ -119,37 +96,37 @@ def _answer(fields: Mapping[str, Any], name: str, where: str) -> tuple[str, str]
     """Returns the prompt and the answer of `chosen` or `rejected`."""
     value, prompt = fields[name], fields.get("prompt")
     place = f"{where}: {name}"
-    before = _messages(prompt, f"{where}: prompt") if isinstance(prompt, list) else []
+    before = parse(prompt, f"{where}: prompt") if isinstance(prompt, list) else []
     if isinstance(value, str) and isinstance(prompt, str):
         return prompt, value
     if isinstance(value, str) and before:
-        return render(before, answered=False), value
-    messages = _dialogue(value, place) if isinstance(value, str) else _messages(value, place)
+        return as_prompt(before), value
+    messages = _dialogue(value, place) if isinstance(value, str) else parse(value, place)
     *earlier, (role, answer) = messages
-    if role != "Assistant":
+    if role != "assistant":
         raise RecordError(f"{place}: expected a last message by the assistant, found one of role {role}")
     if not earlier and isinstance(prompt, str):
         return prompt, answer
     if not (earlier or before):
         raise RecordError(f"{place}: expected a message before the assistant's, or a prompt, found neither")
-    return render(earlier if earlier[: len(before)] == before else [*before, *earlier], answered=False), answer
+    return as_prompt(earlier if earlier[: len(before)] == before else [*before, *earlier]), answer
 
 
 def _demonstration(fields: dict[str, Any], where: str) -> dict[str, Any]:
     if "prompt" not in fields and "instruction" in fields:
         fields = _instruction(fields)
     if "prompt" not in fields and "messages" in fields:
-        *earlier, (role, answer) = _messages(fields["messages"], f"{where}: messages")
-        if role != "Assistant" or not earlier:
+        *earlier, (role, answer) = parse(fields["messages"], f"{where}: messages")
+        if role != "assistant" or not earlier:
             raise RecordError(f"{where}: messages: expected a last one by the assistant, after others, found {role}")
-        return _without(fields, "messages", prompt=render(earlier, answered=False), response=answer)
-    fields = _with_text_prompt(fields, where)
+        return _without(fields, "messages", prompt=as_prompt(earlier), response=answer)
+    fields = _with_prompt(fields, where)
     output = next((name for name in _OUTPUTS if name in fields), None)
     if "response" not in fields and output:
         fields = _without(fields, output, response=fields[output])
     if isinstance(fields.get("response"), list):  # a completion of messages
-        found = _messages(fields["response"], f"{where}: response")
-        fields["response"] = found[0][1] if len(found) == 1 else render(found)
+        found = parse(fields["response"], f"{where}: response")
+        fields["response"] = found[0].content if len(found) == 1 else transcript(found)
     return fields
 
 
@@ -157,10 +134,10 @@ def _prompt(fields: dict[str, Any], where: str) -> dict[str, Any]:
     if "prompt" not in fields and "instruction" in fields:
         return _instruction(fields)
     if "prompt" not in fields and "messages" in fields:
-        found = _messages(fields["messages"], f"{where}: messages")
-        found = found[:-1] if found[-1][0] == "Assistant" and len(found) > 1 else found
-        return _without(fields, "messages", prompt=render(found, answered=False))
-    return _with_text_prompt(fields, where)
+        found = parse(fields["messages"], f"{where}: messages")
+        found = found[:-1] if found[-1].role == "assistant" and len(found) > 1 else found
+        return _without(fields, "messages", prompt=as_prompt(found))
+    return _with_prompt(fields, where)
 
 
 def _instruction(fields: dict[str, Any]) -> dict[str, Any]:
@@ -172,34 +149,21 @@ def _instruction(fields: dict[str, Any]) -> dict[str, Any]:
     return _without(fields, "instruction", *([about] if about else []), prompt="\n\n".join(given))
 
 
-def _with_text_prompt(fields: dict[str, Any], where: str) -> dict[str, Any]:
+def _with_prompt(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    if "prompt" not in fields and "messages" in fields:  # before the responses of a ranking
+        return _without(fields, "messages", prompt=as_prompt(parse(fields["messages"], f"{where}: messages")))
     if isinstance(fields.get("prompt"), list):
-        return {**fields, "prompt": render(_messages(fields["prompt"], f"{where}: prompt"), answered=False)}
+        return {**fields, "prompt": as_prompt(parse(fields["prompt"], f"{where}: prompt"))}
     return fields
 
 
-def _messages(value: Any, place: str) -> Messages:
-    """Returns (role, content) of each message."""
-    if not isinstance(value, list) or not value:
-        raise RecordError(f"{place}: expected a list of messages, found {show(value)}")
-    found = []
-    for i, message in enumerate(value):
-        given = message if isinstance(message, dict) else {}
-        role, content = given.get("role", given.get("from")), given.get("content", given.get("value"))
-        if not isinstance(role, str) or role.lower() not in _ROLES or not isinstance(content, str):
-            raise RecordError(
-                f'{place}[{i}]: expected {{"role": user, assistant or system, "content": text}}, found {show(message)}'
-            )
-        found.append((_ROLES[role.lower()], content))
-    return found
-
-
-def _dialogue(text: str, place: str) -> Messages:
+def _dialogue(text: str, place: str) -> list[Message]:
     """Returns the messages of a dialogue as Anthropic's HH has them."""
     parts = _TURN.split(text)
     if len(parts) < 3 or parts[0].strip():
         raise RecordError(f'{place}: expected a prompt, or a text that begins with "Human:", found {show(text)}')
-    return [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [Message(ROLES[role.lower()], content.strip()) for role, content in turns]
 
 
 def _without(fields: Mapping[str, Any], *names: str, **others: Any) -> dict[str, Any]:

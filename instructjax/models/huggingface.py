@@ -76,19 +76,33 @@ def family_of(config: TransformerConfig) -> Family:
     raise CheckpointError(nearest[1])
 
 
-def describe(config: TransformerConfig, *, eos_id: int, pad_id: int, is_reward_model: bool = False) -> dict[str, Any]:
+def describe(
+    config: TransformerConfig,
+    *,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    bos_id: int | None = None,
+    is_reward_model: bool = False,
+) -> dict[str, Any]:
     """Converts the config of a model to a config.json; the inverse of `config_of`.
+
+    Args:
+      config: of the model.
+      eos_id: of the tokens that end a response, the tokenizer's first.
+      pad_id: the tokenizer's.
+      bos_id: the tokenizer's; None for the first EOS, as in GPT-2.
+      is_reward_model: a sequence classifier with one label, and not a causal language model.
 
     Raises:
       CheckpointError: see `family_of`.
     """
-    family = family_of(config)
+    family, ends = family_of(config), eos_id if isinstance(eos_id, tuple) else (eos_id,)
     described = {
         "architectures": [family.classifier if is_reward_model else family.language_model],
         "model_type": family.model_type,
         **family.described(config),
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
+        "bos_token_id": ends[0] if bos_id is None else bos_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
         "pad_token_id": pad_id,
         "torch_dtype": "float32",
     }

@@ -99,6 +99,15 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     for stage in ("pretrain", "reward"):
         if config[stage].import_from and not config.tokenizer.path:
             raise ConfigError(f"tokenizer.path: expected the tokenizer that {stage}.import_from comes with, found none")
+    if config.data.template == "chat" and not config.tokenizer.path:
+        raise ConfigError(
+            "tokenizer.path: expected a tokenizer with a chat template for data.template=chat, found none"
+        )
+    if config.data.every_answer and config.data.template != "chat":
+        raise ConfigError(
+            "data.every_answer: expected False with data.template=separator, which does not tell answers apart, "
+            "found True"
+        )
     intervals(config.log, "log")
     intervals(config.ppo_log, "ppo_log")
     _param_dtype(config)

@@ -112,6 +112,12 @@ ARITHMETIC = section(
 DATA = section(
     "prompts, responses and splits",
     separator=Key("\n\n", TEXT, "", "stands between prompt and response", "silent"),
+    template=Key(
+        "separator", one_of("separator", "chat"), "", '"chat": prompts through the chat template of tokenizer.path'
+    ),
+    every_answer=Key(
+        False, TRUE_OR_FALSE, "", "demonstrations teach all answers of a chat, not only the last; needs a chat template"
+    ),
     max_prompt=Key(
         1024, INTEGER_FROM_1, "tokens", "longest prompt, including the separator", "C: prompts above 1k filtered"
     ),
@@ -134,7 +140,7 @@ DATA = section(
 
 TOKENIZER = section(
     "read from a file, or trained on the pretraining text",
-    path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),
+    path=Key("", TEXT, "path", 'a SentencePiece model, tokenizer.json, GGUF file or folder; "" trains the first'),
     vocab_size=Key(50257, INTEGER_FROM_1, "pieces", "of a tokenizer that is trained", "GPT-3's BPE"),
     character_coverage=Key(
         1.0, ABOVE_0_UP_TO_1, "of the text", "whose characters get pieces; the rarest others become bytes"

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from instructjax.batch import Episodes
 from instructjax.errors import InvariantError
 from instructjax.rollout import episode
-from instructjax.typing import AnyArray, Array
+from instructjax.typing import AnyArray, Array, TokenIds
 
 
 def require_floating(**arrays: Shaped[AnyArray, "..."]) -> None:
@@ -29,15 +29,15 @@ def require_floating(**arrays: Shaped[AnyArray, "..."]) -> None:
             raise InvariantError(f"{name}: expected floating-point numbers, found {array.dtype}")
 
 
-def last_columns(episodes: Episodes, eos_id: int) -> Int[Array, "B"]:
+def last_columns(episodes: Episodes, eos_id: TokenIds) -> Int[Array, "B"]:
     """Returns the column of the last token that the policy produced: its first EOS, or else the last column."""
-    is_eos = episode.response_tokens(episodes) == eos_id
+    is_eos = jnp.isin(episode.response_tokens(episodes), jnp.asarray(eos_id))
     size = is_eos.shape[1]
     last = jnp.where(is_eos.any(axis=1), jnp.argmax(is_eos, axis=1), size - 1)
     return episodes.tokens.shape[1] - size + last
 
 
-def mask_mismatches(episodes: Episodes, eos_id: int) -> Float[Array, ""]:
+def mask_mismatches(episodes: Episodes, eos_id: TokenIds) -> Float[Array, ""]:
     """Counts the cells of masks, segments and positions that disagree with the tokens, or with each other.
 
     A response goes from the first column after the prompt to its first EOS. A row is one
@@ -61,7 +61,7 @@ def mask_mismatches(episodes: Episodes, eos_id: int) -> Float[Array, ""]:
 
 
 def score_read_error(
-    scores: Float[AnyArray, "B"], outputs: Float[AnyArray, "B T"], episodes: Episodes, eos_id: int
+    scores: Float[AnyArray, "B"], outputs: Float[AnyArray, "B T"], episodes: Episodes, eos_id: TokenIds
 ) -> Float[Array, ""]:
     """Returns the largest difference between the scores and the reward model's output at the last produced token.
 
@@ -69,7 +69,7 @@ def score_read_error(
       scores: the scores as read.
       outputs: of the reward model, for the text up to each token.
       episodes: what was scored.
-      eos_id: ends a response.
+      eos_id: ends a response, or several that do.
     """
     last = last_columns(episodes, eos_id)
     return jnp.abs(scores - outputs[jnp.arange(last.shape[0]), last]).max()
@@ -80,7 +80,7 @@ def reward_placement_error(
     scores: Float[AnyArray, "B"],
     penalties: Float[AnyArray, "B R"],
     episodes: Episodes,
-    eos_id: int,
+    eos_id: TokenIds,
 ) -> Float[Array, ""]:
     """Returns the largest difference, in units of reward, between the rewards and what they should be.
 
@@ -91,7 +91,7 @@ def reward_placement_error(
       scores: of the reward model.
       penalties: beta times the log-ratio of each token.
       episodes: what was scored.
-      eos_id: ends a response.
+      eos_id: ends a response, or several that do.
     """
     size = rewards.shape[1]
     last = last_columns(episodes, eos_id)[:, None] - (episodes.tokens.shape[1] - size)

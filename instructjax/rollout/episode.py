@@ -18,7 +18,7 @@ from instructjax import losses
 from instructjax.batch import Episodes
 from instructjax.models import unembedding
 from instructjax.models.unembedding import Read
-from instructjax.typing import AnyArray, Array, Model, Params
+from instructjax.typing import AnyArray, Array, Model, Params, TokenIds
 
 
 @runtime_checkable
@@ -131,6 +131,6 @@ def at_last_token(outputs: Float[AnyArray, "B T"], segments: Int[AnyArray, "B T"
     return jnp.take_along_axis(outputs, last_token(segments)[:, None], axis=1)[:, 0]
 
 
-def ended(episodes: Episodes, eos_id: int) -> Bool[Array, "B"]:
+def ended(episodes: Episodes, eos_id: TokenIds) -> Bool[Array, "B"]:
     """Returns whether each response ends with EOS."""
-    return jnp.any((response_tokens(episodes) == eos_id) & (episodes.response_mask > 0), axis=1)
+    return jnp.any(jnp.isin(response_tokens(episodes), jnp.asarray(eos_id)) & (episodes.response_mask > 0), axis=1)

@@ -20,7 +20,7 @@ from instructjax.models import partitioning
 from instructjax.models.cache import Cache, init_cache, scatter_rows
 from instructjax.rollout import sampling
 from instructjax.rollout.sampling import Choose
-from instructjax.typing import AnyArray, Array, Model, Params
+from instructjax.typing import AnyArray, Array, Model, Params, TokenIds
 
 NOBODY = -1  # the prompt of an idle row
 
@@ -61,7 +61,7 @@ def sample(
     rows: int,
     refill: int,
     max_response: int,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
     """Samples the same tokens as `sampling.sample`, with fewer rows than prompts.
@@ -142,7 +142,7 @@ def sample(
         )
 
     def _ends(token: Array, count: Array) -> Array:
-        return (token == eos_id) | (count + 1 == max_response)
+        return jnp.isin(token, jnp.asarray(eos_id)) | (count + 1 == max_response)
 
     def decode(state: _Rows) -> _Rows:
         running = state.prompt != NOBODY

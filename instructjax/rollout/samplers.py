@@ -15,7 +15,6 @@ from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, sampling
-from instructjax.text.tokenizer import Tokenizer
 
 Params = Any
 # sampler(params, prompts, key) -> batches of (Episodes with B rows, n <= B texts)
@@ -58,7 +57,7 @@ def make_sampler(
             keys,
             choose,
             max_response=layout.max_response,
-            eos_id=layout.tokenizer.eos_id,
+            eos_id=layout.eos_ids,
             pad_id=layout.tokenizer.pad_id,
         )
         return replicate(episodes)
@@ -68,7 +67,7 @@ def make_sampler(
         for number, batch in enumerate(pipeline.ordered_batches(rows, batch_size=batch_size)):
             first = number * batch_size
             episodes = sample(params, batch, sampling.row_keys(key, batch_size, first))
-            yield episodes, texts(layout.tokenizer, episodes)[: len(prompts) - first]
+            yield episodes, texts(layout, episodes)[: len(prompts) - first]
 
     return sampler
 
@@ -79,11 +78,9 @@ def responses(episodes: Episodes) -> list[list[int]]:
     return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
 
 
-def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
+def texts(layout: Layout, episodes: Episodes) -> list[str]:
     """Returns each row's response as text, without EOS."""
-    return [
-        tokenizer.decode([token for token in response if token != tokenizer.eos_id]) for response in responses(episodes)
-    ]
+    return [layout.decode(response) for response in responses(episodes)]
 
 
 def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:

@@ -14,7 +14,7 @@ from instructjax import losses
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models.cache import Cache, init_cache, repeat_rows
 from instructjax.models.partitioning import constrain_rows
-from instructjax.typing import AnyArray, Array, Index, Model, Params
+from instructjax.typing import AnyArray, Array, Index, Model, Params, TokenIds
 
 AnyCache = TypeVar("AnyCache")  # any pytree
 _Carry: TypeAlias = tuple[Array, Array, Array, Array, Array, AnyCache]  # step, tokens, log_probs, token, done, cache
@@ -133,7 +133,7 @@ def generate(
     choose: Choose,
     *,
     max_response: int,
-    eos_id: Index,
+    eos_id: TokenIds,
     pad_id: int,
     repeat: Callable[[AnyCache, int], AnyCache] | None = None,
 ) -> tuple[Episodes, Int[Array, ""]]:
@@ -146,7 +146,7 @@ def generate(
       keys: one key per response: K times as many as prompts, and those of a prompt next to each other.
       choose: picks a token from the logits.
       max_response: R, the most tokens a response may have, EOS included.
-      eos_id: ends a response; it belongs to the response.
+      eos_id: ends a response, or several that do; it belongs to the response.
       pad_id: fills a row after its end.
       repeat: `repeat(cache, K)` repeats each row of the cache after the prefill; only needed if K > 1.
 
@@ -184,19 +184,19 @@ def generate(
         token, log_prob = jnp.where(done, pad_id, token), jnp.where(done, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob[:, None], step, axis=1)
-        return step + 1, tokens, log_probs, token, done | (token == eos_id), cache
+        return step + 1, tokens, log_probs, token, done | jnp.isin(token, jnp.asarray(eos_id)), cache
 
-    start = (jnp.ones((), jnp.int32), tokens, log_probs, token, token == eos_id, cache)
+    start = (jnp.ones((), jnp.int32), tokens, log_probs, token, jnp.isin(token, jnp.asarray(eos_id)), cache)
     steps, tokens, log_probs, *_ = jax.lax.while_loop(running, advance, start)
     return episodes(prompts, tokens, log_probs, eos_id), (steps - 1) * batch
 
 
 def episodes(
-    prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: Index
+    prompts: PromptBatch, tokens: Int[AnyArray, "B R"], log_probs: Float[AnyArray, "B R"], eos_id: TokenIds
 ) -> Episodes:
     """Combines prompts and sampled tokens into episodes. Tokens after the first EOS must be padding."""
-    ended = jnp.cumsum(tokens == eos_id, axis=1)
-    before = ended - (tokens == eos_id)  # EOS tokens strictly before each position
+    is_last = jnp.isin(tokens, jnp.asarray(eos_id))
+    before = jnp.cumsum(is_last, axis=1) - is_last  # EOS tokens strictly before each position
     # A row without EOS fills all R columns, so all padding comes after the first EOS.
     response_mask = before == 0
     segments = jnp.concatenate([prompts.segments, response_mask.astype(jnp.int32)], axis=1)
@@ -218,7 +218,7 @@ def sample(
     choose: Choose,
     *,
     max_response: int,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
     """Calls `generate` with a `LanguageModel`, and computes logits only where they are needed.

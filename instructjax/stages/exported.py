@@ -27,7 +27,11 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
     trained, layout = run.open_reward_model() if is_reward_model else run.open_policy(stage)
     shape, tokenizer = trained.model.config, layout.tokenizer
     described = huggingface.describe(
-        shape, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, is_reward_model=is_reward_model
+        shape,
+        eos_id=tokenizer.eos_ids,
+        pad_id=tokenizer.pad_id,
+        bos_id=tokenizer.bos[0] if tokenizer.bos else None,
+        is_reward_model=is_reward_model,
     )
     if is_reward_model:
         described |= huggingface.score_offset(trained.params, shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from instructjax import files
 from instructjax.errors import CheckpointError, TokenizerError
@@ -81,12 +81,7 @@ def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) 
     described = pretrained.read_config(source)
     found = huggingface.config_of(described, f"{source}/config.json")
     huggingface.check_fit(found, model.config, source)
-    ends = described.get("eos_token_id", tokenizer.eos_id)
-    if tokenizer.eos_id not in (ends if isinstance(ends, list) else [ends]):
-        raise TokenizerError(
-            f"tokenizer.path: expected the tokenizer of {source}, in which eos_token_id is {ends}, "
-            f"found one in which it is {tokenizer.eos_id}"
-        )
+    _check_end(described, tokenizer, source)
     params = huggingface.params_of(pretrained.read_tensors(source), model.config, source)
     params = huggingface.with_score_offset(params, described, f"{source}/config.json")
     if ("head" in params) != isinstance(model, ScalarModel):
@@ -94,3 +89,16 @@ def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) 
         expected, other = kinds if isinstance(model, ScalarModel) else kinds[::-1]
         raise CheckpointError(f"{source}: expected {expected}, found {other}")
     return params
+
+
+def _check_end(described: Mapping[str, Any], tokenizer: Tokenizer, source: str) -> None:
+    """Raises TokenizerError if config.json names no EOS of the tokenizer; it may name several, or none."""
+    value = described.get("eos_token_id")
+    numbers = [end for end in (value if isinstance(value, list) else [value]) if isinstance(end, int)]
+    if not numbers or set(numbers) & set(tokenizer.eos_ids):
+        return
+    ours = ", ".join(map(str, tokenizer.eos_ids))
+    raise TokenizerError(
+        f"tokenizer.path: expected the tokenizer of {source}, in which eos_token_id is {value!r:.60}, "
+        f"found one in which it is {ours}"
+    )

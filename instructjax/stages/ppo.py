@@ -32,6 +32,7 @@ from instructjax.stages.trained import initial_params
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params
+from instructjax.typing import TokenIds
 
 _AFTER = ("ppo_init", "reward")
 _HEAD = 2**31 - 1  # folded into the stage's key for a fresh value head; no iteration has this number
@@ -89,14 +90,14 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     if score is not None:
         reward = None
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
-    tokenizer = run.layout.tokenizer
+    layout = run.layout
     iterate = make_programs(
-        stage.config, section, learners, scalar, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
+        stage.config, section, learners, scalar, estimator, eos_id=layout.eos_ids, pad_id=layout.tokenizer.pad_id
     )
     prepare = None
     if score is not None:
         records = run.records(Prompt, "train")
-        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, stage.config.parallel)
+        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, layout, stage.config.parallel)
 
     def begin(initial: Params, value: Params | None) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
@@ -230,7 +231,7 @@ def make_programs(
     scorer: ScalarModel,
     estimator: Estimator,
     *,
-    eos_id: int,
+    eos_id: TokenIds,
     pad_id: int,
 ) -> Iteration:
     """Returns the iteration of a recipe.

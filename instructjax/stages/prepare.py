@@ -23,6 +23,7 @@ from instructjax.runs import lock, processes, progress, provenance
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.templates import CHAT, SEPARATOR, ChatTemplate
 from instructjax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
+    if given and config.data.template == CHAT:
+        ChatTemplate(given)  # raises an error before any work if it cannot be used
     with progress.Bar("prepare records", len(prepared.SET_NAMES) + 3, "part") as bar:
         if not is_prepared:
             _claim(folder)
@@ -105,9 +108,11 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
             max_prompt=config.data.max_prompt,
             max_response=config.data.max_response,
             cut_prompts=config.data.cut_prompts,
+            kind=config.data.template,
+            every_answer=config.data.every_answer,
         )
         bar.update()
-        _check_separator(layout)
+        _check_template(layout)
         _check_records(run, layout)
         check_needs(run, stages)
         bar.update()
@@ -235,14 +240,13 @@ def _has_train(folder: epath.Path, kind: type[records.Record]) -> bool:
     return (folder / name).exists() and "train" in prepared.split_sizes(folder, name)
 
 
-def _check_separator(layout: Layout) -> None:
-    """Raises ConfigError if the separator leaves no room for a prompt, and warns of one without a line break."""
-    if not layout.separator.endswith("\n"):
+def _check_template(layout: Layout) -> None:
+    """Raises ConfigError if the template leaves no room for a prompt, and warns of a separator without a line break."""
+    if layout.kind == SEPARATOR and not layout.separator.endswith("\n"):
         warning_log.warn(f"data.separator: expected a line break at its end, found {layout.separator!r}; see Layout")
+    of = "data.separator" if layout.kind == SEPARATOR else "the chat template"
     if (least := layout.count_prompt("")) >= layout.max_prompt:
-        raise ConfigError(
-            f"data.max_prompt: expected more than the {least} tokens of data.separator, found {layout.max_prompt}"
-        )
+        raise ConfigError(f"data.max_prompt: expected more than the {least} tokens of {of}, found {layout.max_prompt}")
 
 
 def _check_records(run: Run, layout: Layout) -> None:

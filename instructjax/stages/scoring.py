@@ -13,6 +13,7 @@ import numpy as np
 
 from instructjax.algorithms.ppo import Iteration, PPOState
 from instructjax.batch import Episodes, PromptBatch
+from instructjax.data.layouts import Layout
 from instructjax.errors import RewardFunctionError
 from instructjax.records import Prompt
 from instructjax.rollout import reward_function, samplers
@@ -20,7 +21,6 @@ from instructjax.rollout.reward_call import Call, Limits
 from instructjax.rollout.reward_function import RewardFunction
 from instructjax.runs import interruption, processes
 from instructjax.runs.loop import Prepare
-from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import parallel
 from instructjax.training.metrics import Mean, Metrics
 
@@ -94,7 +94,7 @@ def rollout_and_score(
     iterate: Iteration,
     score: Score,
     records: Sequence[Prompt],
-    tokenizer: Tokenizer,
+    layout: Layout,
     config: ml_collections.ConfigDict,
 ) -> Prepare:
     """Builds what precedes `Iteration.learn` if a function gives the rewards; see `loop.Callbacks.prepare`.
@@ -104,7 +104,7 @@ def rollout_and_score(
       iterate: the iteration.
       score: see `make_score`.
       records: of the prompts. A batch has the indices in it as its `numbers`.
-      tokenizer: of the responses.
+      layout: of the responses.
       config: the `parallel` section of a recipe.
 
     Returns:
@@ -124,7 +124,7 @@ def rollout_and_score(
         prompts, text = batch
         (episodes, numbers), metrics = compiled(state, prompts, key)
         asked = [records[number] for number in np.repeat(numbers, iterate.samples_per_prompt).tolist()]
-        scores = score(f"{name}, iteration {step}", asked, samplers.texts(tokenizer, episodes))
+        scores = score(f"{name}, iteration {step}", asked, samplers.texts(layout, episodes))
         own = parallel.share_of_rows().rows(len(scores))
         episodes, own_scores = jax.tree.map(lambda x: x[own], (episodes, scores))
         return (episodes, own_scores, text), metrics | spread(scores)

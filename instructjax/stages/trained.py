@@ -17,6 +17,7 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import declared
 from instructjax.runs import checkpoint
 from instructjax.text import tokenizer_files
+from instructjax.text.templates import SEPARATOR
 from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import parallel
 from instructjax.training.state import Params
@@ -133,4 +134,5 @@ def describe(directory: epath.PathLike, step: int | None = None) -> tuple[Transf
     data = meta["config"]["data"]
     tokenizer = tokenizer_files.from_bytes(checkpoint.tokenizer_bytes(meta))
     layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
+    layout = dataclasses.replace(layout, kind=data.get("template", SEPARATOR))  # older ones had a separator only
     return TransformerConfig(**meta["model"]), layout

@@ -6,7 +6,7 @@ import json
 
 import sentencepiece
 
-from instructjax.text.byte_pairs import END_OF_TEXT, PAD, BytePairTokenizer
+from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.sentencepiece import PIECES, SentencePieceTokenizer
 from instructjax.text.tokenizer import Tokenizer
 
@@ -20,9 +20,11 @@ def pretrained_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
     """
     settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
     settings["clean_up_tokenization_spaces"] = False
-    if isinstance(tokenizer, BytePairTokenizer):
-        files = {"tokenizer.json": tokenizer.to_bytes()}
-        settings |= {"eos_token": END_OF_TEXT, "pad_token": PAD}
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        files = {"tokenizer.json": tokenizer.without_settings()}
+        settings |= tokenizer.names
+        if tokenizer.chat_template:
+            settings["chat_template"] = tokenizer.chat_template
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer)
         files = {"tokenizer.json": tokenizer_json(tokenizer), PIECES: tokenizer.to_bytes()}

@@ -48,11 +48,16 @@ class SentencePieceTokenizer:
       pad_id: fills rows; never produced by `encode`.
       eos_id: ends every document and every response.
       unk_id: required by SentencePiece; never produced.
+      eos_ids, bos, chat_template, altered: see `tokenizer.Tokenizer`.
     """
 
     pad_id = 0
     eos_id = 1
     unk_id = 2
+    eos_ids: tuple[int, ...] = (1,)
+    bos: tuple[int, ...] = ()
+    chat_template = ""
+    altered: tuple[str, str] | None = None
 
     def __init__(self, model: bytes):
         """Takes a trained model; see `train`, `load` and `from_bytes`."""
@@ -150,6 +155,15 @@ class SentencePieceTokenizer:
                 )
         return tokenizer
 
+    @classmethod
+    def has_our_ids(cls, path: epath.Path) -> bool:
+        """Returns whether a file is a SentencePiece model with our special ids; those of others have others."""
+        try:
+            pieces = cls(path.read_bytes() or b"empty")._pieces
+        except Exception:  # see `_check`
+            return False
+        return (pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) == (cls.pad_id, cls.eos_id, cls.unk_id)
+
     def to_bytes(self) -> bytes:
         """Returns the whole model, to be saved in a checkpoint."""
         return self._model
@@ -177,6 +191,10 @@ class SentencePieceTokenizer:
         Bytes that are not valid UTF-8, which a sampled sequence may contain, become U+FFFD.
         """
         return self._pieces.decode([int(token) for token in ids])
+
+    def lost(self, text: str) -> str:
+        """Returns "": every text is encoded, by bytes if need be."""
+        return ""
 
     @property
     def vocab_size(self) -> int:

@@ -20,11 +20,15 @@ class Words:
     """A tokenizer with one token per word, as in the drawings."""
 
     pad_id, eos_id = SentencePieceTokenizer.pad_id, SentencePieceTokenizer.eos_id
+    eos_ids, bos = (eos_id,), ()
 
     def encode(self, text):
         return [(["\n", *WORDS].index(word) + 3) for word in text.replace("\n", " \n ").split(" ") if word]
 
     encode_opening = encode
+
+    def lost(self, text):
+        return ""
 
 
 BREAK, NAME, A, COLOR, DARK, RED, FOX, B, C, D, E, F, G = range(3, 16)

@@ -20,11 +20,15 @@ class Letters:
     """A tokenizer with a token per letter, and merged tokens that cross the border of a prompt."""
 
     pad_id, eos_id, vocab_size, fingerprint = 0, 1, 16, "letters"
+    eos_ids, bos, chat_template, altered = (1,), (), "", None
 
     def encode(self, text):
         return [2 + LETTERS.index(letter) for letter in text.replace("ab", "l")]
 
     encode_opening = encode
+
+    def lost(self, text):
+        return ""
 
     def decode(self, ids):
         return "".join(LETTERS[i - 2] if 2 <= i < 14 else "\n" for i in ids if i > 1)

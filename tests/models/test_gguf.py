@@ -22,8 +22,11 @@ NAMES = {theirs: ours for ours, theirs in {
 }.items()}  # fmt: skip
 
 
-def write(path, tensors, kind="llama", groups=2, **metadata):
-    """Writes a file as llama.cpp's converter does: the pairs of a head's rotation next to each other."""
+def write(path, tensors, kind="llama", groups=2, add=lambda writer: writer.add_eos_token_id(2), **metadata):
+    """Writes a file as llama.cpp's converter does: the pairs of a head's rotation next to each other.
+
+    `add(writer)` adds what is known of the tokenizer.
+    """
     writer = gguf.GGUFWriter(path, kind)
     writer.add_block_count(2)
     writer.add_context_length(32)
@@ -35,7 +38,7 @@ def write(path, tensors, kind="llama", groups=2, **metadata):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
     writer.add_key_length(4)
-    writer.add_eos_token_id(2)
+    add(writer)
     for name, value in metadata.items():
         writer.add_string(name.replace("__", "."), value)
     for name, tensor in tensors.items():

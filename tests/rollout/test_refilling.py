@@ -82,6 +82,17 @@ def test_decoded_tokens_are_those_needed_and_those_of_idle_rows(seed):
     assert int(refilled) == 4 * steps
 
 
+def test_any_of_several_tokens_ends_a_response():
+    (expected, _), (found, _) = both(fakes.CONFIG, 4, 1, (EOS, EOS + 1))(
+        prompts(0), sampling.row_keys(jax.random.key(0), N)
+    )
+    for name in ("tokens", "segments", "response_mask"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    sizes = np.asarray(expected.response_mask.sum(1)).astype(int)
+    last = np.asarray(expected.tokens)[np.arange(N), P + sizes - 1]
+    assert {EOS, EOS + 1} <= set(last[sizes < R].tolist()) <= {EOS, EOS + 1}
+
+
 def test_responses_that_never_end_are_truncated_and_waste_nothing():
     (expected, plain), (found, refilled) = both(fakes.CONFIG, 4, 4, -1)(
         prompts(0), sampling.row_keys(jax.random.key(0), N)

@@ -66,7 +66,7 @@ def test_a_text_is_the_response_without_eos_and_padding():
     tokens, mask = jnp.array(tokens), jnp.array(mask, jnp.float32)
     segments = jnp.concatenate([jnp.ones((2, 1), jnp.int32), mask.astype(jnp.int32)], axis=1)
     episodes = Episodes(tokens, segments, segments, mask, log_probs=0.0 * mask, group=np.arange(2))
-    assert samplers.texts(TOKENIZER, episodes) == ["the fox", "the fox" + TOKENIZER.decode(fox[:2])]
+    assert samplers.texts(LAYOUT, episodes) == ["the fox", "the fox" + TOKENIZER.decode(fox[:2])]
 
 
 def test_scores_and_divergences_are_of_the_sampled_tokens(batches):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from instructjax.batch import PromptBatch
 from instructjax.models.transformer import LanguageModel
-from instructjax.rollout import episode, sampling
+from instructjax.rollout import consistency, episode, sampling
 from tests import fakes
 
 V = 12  # of the fake model, which counts modulo V
@@ -58,6 +58,9 @@ def generate(forward, prompts, choose=sampling.greedy, *, max_response=R, eos_id
 @jax.jit
 def counted(prompts, eos_id):
     return generate(count_up, prompts, eos_id=eos_id)
+
+
+mask_mismatches, ended = jax.jit(consistency.mask_mismatches), jax.jit(episode.ended)
 
 
 class TestWithAModelThatCounts:
@@ -119,6 +122,19 @@ class TestWithAModelThatCounts:
         assert [row[1][1, 0] for row in later] == [1, 1, 1]
         assert (later[0][0][0, 0], later[0][1][0, 0], later[0][2][0, 0]) == (7, 1, 2)
         assert [row[1][0, 0] for row in later] == [1, 0, 0]
+
+    @given(st.lists(st.integers(1, V - 1), min_size=4, max_size=4), st.sets(st.integers(0, V), min_size=1, max_size=3))
+    @settings(max_examples=20, deadline=None)
+    def test_any_of_several_tokens_ends_a_response(self, last, ends):
+        episodes = counted(prompts_of([[token] for token in last]), tuple(sorted(ends)))
+        for i, token in enumerate(last):
+            response = [(token + 1 + k) % V for k in range(R)]
+            size = next((k + 1 for k, one in enumerate(response) if one in ends), R)
+            np.testing.assert_array_equal(episodes.tokens[i, P:], response[:size] + [PAD] * (R - size))
+            np.testing.assert_array_equal(episodes.response_mask[i], [1] * size + [0] * (R - size))
+        assert mask_mismatches(episodes, tuple(ends)) == 0
+        expected = [any((token + 1 + k) % V in ends for k in range(R)) for token in last]
+        np.testing.assert_array_equal(ended(episodes, tuple(ends)), expected)
 
     def test_eos_in_the_prompt_does_not_end_the_response(self):
         episodes = counted(prompts_of([[8, 5], [8]]), 8)

@@ -35,12 +35,15 @@ ADAM = optax.adam(1e-2, eps=1e-3)
 class Letters:
     """A tokenizer of sixteen letters."""
 
-    vocab_size, pad_id, eos_id = 16, 0, 1
+    vocab_size, pad_id, eos_id, bos = 16, 0, 1, ()
 
     def encode(self, text):
         return [2 + ord(letter) % 14 for letter in text]
 
     encode_opening = encode
+
+    def lost(self, text):
+        return ""
 
     def encode_all(self, texts):
         return [self.encode(text) for text in texts]

@@ -17,8 +17,8 @@ from instructjax.rollout import episode
 from instructjax.stages import exported, pretrain, reward, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text import export, tokenizer_files
-from instructjax.text.byte_pairs import END_OF_TEXT
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.text.special_tokens import END_OF_TEXT
 from tests import fakes
 from tests.recipes import LINES, changed, recipe, save_checkpoint
 
@@ -97,6 +97,34 @@ def test_a_llama_goes_through_a_stage_unchanged(tmp_path):
         trained.load_policy(
             tmp_path / "run" / "pretrain" / "checkpoints", other, tokenizer_files.load(config.tokenizer.path)
         )
+
+
+def test_a_gguf_file_gives_weights_tokenizer_and_chat_template(tmp_path):
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    from tests.models import test_gguf as weights
+    from tests.text import test_gguf as text
+
+    tokenizer = text.KINDS["smollm"]
+    shape = dataclasses.replace(weights.CONFIG, vocab_size=tokenizer.get_vocab_size())
+    params = fakes.params(LanguageModel(shape), noise=0.2)
+    file = tmp_path / "model.gguf"
+    tensors = huggingface.tensors_of(params, shape)
+    weights.write(file, tensors, add=lambda writer: text.add_tokenizer(writer, "smollm", eos=2))
+    config = changed(recipe(tmp_path), data__template="chat", data__strict=False, data__max_prompt=20, parallel__fsdp=1)
+    config = changed(
+        config, **{f"model__{name}": getattr(shape, name) for name in config.model if hasattr(shape, name)}
+    )
+    config = importing(config, "pretrain", file)
+    pretrain.run(Run(config, tmp_path / "run"))
+    found, layout = trained.open_policy(tmp_path / "run" / "pretrain" / "checkpoints")
+    assert_identical(found.params, params)
+    start, end = tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>")
+    words = tokenizer_files.load(file).encode("owl <|im_end|>")
+    assert layout.encode_prompt("owl <|im_end|>") == [start, *words, end, start]
+    assert layout.eos_ids == (end, tokenizer.token_to_id(END_OF_TEXT))
+    exported.export(Run(config, tmp_path / "run"), "pretrain", tmp_path / "out")
+    assert tokenizer_files.load(tmp_path / "out").fingerprint == layout.tokenizer.fingerprint
+    assert pretrained.read_config(tmp_path / "out")["eos_token_id"] == [0, end]
 
 
 def test_an_interrupted_import_resumes(run):

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from instructjax.data.layouts import Layout
 from instructjax.records import Prompt
 from instructjax.rollout import episode, samplers
 from instructjax.rollout.reward_function import RewardFunction
@@ -24,7 +25,8 @@ from tests.algorithms import test_ppo as ppo
 
 LIMITS = ml_collections.ConfigDict({"reward_retries": 0, "reward_retry_seconds": 0.0, "reward_timeout_seconds": 0.0})
 RECORDS = [Prompt(prompt=f"prompt {i}") for i in range(ppo.BATCH)]
-LETTERS = mock.create_autospec(Tokenizer, instance=True, eos_id=ppo.EOS)
+LETTERS = mock.create_autospec(Tokenizer, instance=True, eos_id=ppo.EOS, eos_ids=(ppo.EOS,))
+LAYOUT = Layout(LETTERS, "", max_prompt=1, max_response=1)
 LETTERS.decode = lambda tokens: "".join(chr(97 + token) for token in tokens)
 
 
@@ -33,7 +35,7 @@ def judged(function, config, text=None, **keys):
     iterate = ppo.make(ppo.changed(**keys), axis_name=parallel.axis_name(config.mode))
     state, frozen = ppo.initial(ppo.fake_params())
     score = scoring.make_score(RewardFunction(function, "judge.py:score", "", False), LIMITS)
-    prepare = scoring.rollout_and_score("ppo", iterate, score, RECORDS, LETTERS, config)
+    prepare = scoring.rollout_and_score("ppo", iterate, score, RECORDS, LAYOUT, config)
     given = (ppo.prompts(), np.arange(ppo.BATCH, dtype=np.int32)), text
     batch, found = prepare(1, state, given, ppo.KEY)
     state, metrics = parallel.compile_step(iterate.learn, config)(state, batch, ppo.KEY, frozen)
@@ -52,7 +54,7 @@ def expected():
     episodes, _ = jax.jit(iterate.sample)(state, ppo.prompts(), ppo.KEY)
     scores = episode.score(ppo.FAKE[1], frozen.reward, episodes.tokens, episodes.segments, episodes.positions)
     prompts = [record.prompt for record in RECORDS]
-    known = dict(zip(zip(prompts, samplers.texts(LETTERS, episodes), strict=True), scores.tolist(), strict=True))
+    known = dict(zip(zip(prompts, samplers.texts(LAYOUT, episodes), strict=True), scores.tolist(), strict=True))
     state, metrics = jax.jit(iterate)(state, (ppo.prompts(), ppo.text()), ppo.KEY, frozen)
     return known, jax.device_get(state), ppo.numbers(metrics)
 

@@ -223,8 +223,9 @@ def test_no_family(tmp_path):
 
 
 @fault(
-    "a missing package for BPE tokenizers",
-    "tokenizer: expected the package tokenizers to read a BPE, found none; pip install 'instructjax[huggingface]'",
+    "a missing package for tokenizers of others",
+    "tokenizer: expected the package tokenizers to read tokenizer.json, found none; "
+    "pip install 'instructjax[huggingface]'",
 )
 def test_no_tokenizers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)

@@ -38,7 +38,8 @@ def tokenize_choices(
 ) -> list[TokenizedRanking]:
     """Tokenizes prompts with their choices. The prompt is what all choices share, so it is computed once.
 
-    Prompt and choice are tokenized together, as one text. If the choices share no token, EOS is the prompt.
+    Prompt and choice are tokenized together, as one text. If the choices share no token, BOS is the
+    prompt, or else EOS.
 
     Args:
       tokenizer: the model's.
@@ -52,7 +53,7 @@ def tokenize_choices(
     """
     found = []
     for prompt, example in zip(prompts, examples, strict=True):
-        whole = [tokenizer.encode(prompt + choice) for choice in example.choices]
+        whole = [[*tokenizer.bos, *tokenizer.encode(prompt + choice)] for choice in example.choices]
         opening = [tokenizer.encode_opening(prompt)] if prompt else []
         shared = min(_shared(whole + opening), min(map(len, whole)) - 1)
         start, choices = whole[0][:shared] or [tokenizer.eos_id], [tokens[shared:] for tokens in whole]
