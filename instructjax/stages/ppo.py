@@ -15,6 +15,7 @@ from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
+from instructjax.models import lora
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
 from instructjax.records import Prompt, Text
@@ -22,10 +23,11 @@ from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import ppo_validation, scoring
+from instructjax.stages import ppo_validation, ppo_weights, scoring
 from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
+from instructjax.training.metrics import Metrics
 from instructjax.training.state import Params
 
 _AFTER = ("ppo_init", "reward")
@@ -81,30 +83,37 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         )
     policy, scalar = LanguageModel(run.policy_config), ScalarModel(run.reward_config)
     score = _make_score(stage)
-    initial = run.load_start("ppo_init", section.init_from)
-    reward = run.load_reward_model(section.reward_from).params
+    start = ppo_weights.load(stage, policy.config, scalar.config)
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
     tokenizer = run.layout.tokenizer
     iterate = make_programs(
         stage.config, section, learners, scalar, estimator, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
+    dtype = section.frozen_dtype or policy.config.param_dtype
+    frozen, bases = parallel.build(functools.partial(freeze, dtype=dtype), start.policy, start.reward, start.bases)
     prepare = None
     if score is not None:
         records = run.records(Prompt, "train")
-        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, stage.config.parallel)
+        parallelism = stage.config.parallel
+        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, tokenizer, parallelism, bases)
 
-    def begin(initial: Params, reward: Params) -> PPOState:
+    def begin(initial: Params, value: Params) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
-        initial, reward = jax.tree.map(jnp.copy, (initial, reward))
-        return initial_state(initial, reward, learners, section)
+        initial, value = jax.tree.map(jnp.copy, (initial, value))
+        return initial_state(initial, value, learners, section)
 
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
-    state = parallel.build(begin, initial, reward, shard_optimizer_state=shard_optimizer_state)
-    dtype = section.frozen_dtype or policy.config.param_dtype
-    frozen = parallel.build(functools.partial(freeze, dtype=dtype), initial, reward)
-    del initial, reward  # on a mesh, or in another type, the frozen weights are others
+    state = parallel.build(begin, start.policy, start.value, shard_optimizer_state=shard_optimizer_state)
+    base = start.base
+    del start  # on a mesh, or in another type, the frozen weights are others
+    measure = ppo_validation.make_measure(stage, policy, scalar, score, ppo_weights.attached(frozen, bases))
+
+    def step(state: PPOState, batch: Any, key: jax.Array, frozen: Frozen, *bases: Params) -> tuple[PPOState, Metrics]:
+        on_bases = iterate.on(bases)
+        return (on_bases.learn if prepare else on_bases.step)(state, batch, key, frozen)
+
     stage.train_with(
-        iterate.learn if prepare else iterate,
+        step,
         state,
         batches,
         schedule=Schedule.from_config(
@@ -113,12 +122,13 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             section="ppo_log",
             key=f"{stage.declaration.section}.iterations",
         ),
-        constants=(frozen,),
+        constants=(frozen, *bases),
         callbacks=Callbacks(
             prepare=prepare,
-            evaluate=ppo_validation.make_measure(stage, policy, scalar, score, frozen),
+            evaluate=lambda state: measure(ppo_weights.with_whole_average(state, bases)),
             best=best.METRICS[0],
         ),
+        base=base,
     )
 
 
@@ -225,13 +235,25 @@ def make_programs(
     )
 
 
-def freeze(reference: Params, reward: Params, dtype: str) -> Frozen:
-    """Returns the weights that an iteration only reads, in the type that they are held in; the head keeps its own."""
+def freeze(
+    reference: Params, reward: Params, bases: tuple[Params, ...], dtype: str
+) -> tuple[Frozen, tuple[Params, ...]]:
+    """Returns the weights that an iteration only reads, in the type that they are held in.
 
-    def held(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return x if path[0] == jax.tree_util.DictKey("head") else x.astype(dtype)
+    Heads and adapters keep their own.
 
-    return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
+    Args:
+      reference: of the initial policy.
+      reward: of the reward model.
+      bases: see `ppo_weights.Start`.
+      dtype: of the weights.
+    """
+
+    def held(params: Params) -> Params:
+        base, learned = lora.split(params)
+        return lora.attach(jax.tree.map(lambda x: x.astype(dtype), base), learned)
+
+    return Frozen(held(reference), held(reward)), tuple(held(base) for base in bases)
 
 
 def initial_state(
