@@ -147,8 +147,6 @@ def test_a_stage_that_starts_from_adapters_trains_them_on_the_same_base(further,
     )
     start = content(further, "sft")["arrays"]
     assert all(saved[name] != start[name] for name in learned if "lora" in name)
-    line = metrics_file.read(further.directory(stage) / "metrics.jsonl")[-1]
-    assert line.get("frozen_changes", 0) == 0
 
 
 @pytest.mark.slow
@@ -211,10 +209,9 @@ def test_four_networks_of_ppo_share_one_base(iterated):
     weights = [name for name in saved if not name.endswith(("count", "step", "skipped", "kl_coefficient"))]
     assert {name.rpartition("/")[2] for name in weights} == {"lora_a", "lora_b", "kernel", "bias"}
     assert all(name.startswith("value/") and "/head/" in name for name in weights if "lora" not in name)
-    start, *_, last = metrics_file.read(iterated.directory("ppo_ptx") / "metrics.jsonl")
-    first = metrics_file.read(iterated.directory("ppo_ptx") / "metrics.jsonl")[1]
+    start, first, last = metrics_file.read(iterated.directory("ppo_ptx") / "metrics.jsonl")
     assert start["validation_kl"] == 0 and first["initial_kl"] == 0 and first["first_ratio_deviation"] == 0
-    assert last["frozen_changes"] == 0 and last["validation_kl"] != 0 and last["sampler_kl"] < 1e-8
+    assert last["validation_kl"] != 0 and last["sampler_kl"] < 1e-8
     base, after = iterated.load_start("pretrain"), iterated.load_policy("ppo_ptx").params
     assert jax.tree.structure(base) == jax.tree.structure(after)
     np.testing.assert_array_equal(base["trunk"]["token_embedding"], after["trunk"]["token_embedding"])
@@ -260,4 +257,4 @@ def test_a_reward_model_with_its_own_trunk_shares_no_base(iterated, tmp_path):
     two = Run(changed(moved.config, lora__one_base=False, ppo__iterations=1), moved.workdir)
     ppo.run(two)
     line = metrics_file.read(two.directory("ppo") / "metrics.jsonl")[-1]
-    assert line["frozen_changes"] == 0 and line["initial_kl"] == 0
+    assert line["initial_kl"] == 0
