@@ -67,4 +67,5 @@ def with_whole_average(state: PPOState, bases: tuple[Params, ...]) -> PPOState:
     """Returns the state with the whole weights of the average; no array is copied."""
     if not bases:
         return state
+    assert state.policy.ema is not None
     return state.replace(policy=state.policy.replace(ema=lora.attach(bases[0], state.policy.ema)))

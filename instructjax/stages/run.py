@@ -237,6 +237,6 @@ def policy_config(config: ml_collections.ConfigDict, vocab_size: int) -> Transfo
     Raises:
       ConfigError: a value of `model` is impossible.
     """
+    network = TransformerConfig(vocab_size=vocab_size, **config.model.to_dict())
     lora = lora_config(config)
-    adapters = {} if lora is None else {"lora_alpha": lora.alpha}
-    return TransformerConfig(vocab_size=vocab_size, **config.model.to_dict(), **adapters)
+    return network if lora is None else dataclasses.replace(network, lora_alpha=lora.alpha)
