@@ -143,6 +143,7 @@ def test_no_product_of_a_gradient_has_the_shape_of_a_kernel():
     assert products(lambda params: loss(model, params), base()) >= shapes
 
 
+@pytest.mark.slow
 def test_with_its_base_a_model_takes_adapters_as_its_weights():
     config = dataclasses.replace(CONFIG, tied=False, matmul_dtype="bfloat16")
     adapters, params, model = random_adapters(config), base(config), LanguageModel(config)
@@ -160,6 +161,7 @@ def test_with_its_base_a_model_takes_adapters_as_its_weights():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient(True)))
 
 
+@pytest.mark.slow
 def test_merged_weights_decode():
     config = dataclasses.replace(CONFIG, matmul_dtype="bfloat16")
     whole, model = lora.attach(base(), random_adapters()), LanguageModel(config)
@@ -177,6 +179,7 @@ def test_merged_weights_decode():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_the_input_of_adapters_alone():
     config = dataclasses.replace(CONFIG, lora_dropout=0.5)
     run = fakes.compiled(LanguageModel(config), deterministic=False)

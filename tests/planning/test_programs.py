@@ -64,7 +64,7 @@ def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
         assert floats == numbers
 
 
-@pytest.mark.parametrize("one_base", [True, False])
+@pytest.mark.parametrize("one_base", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_adapters_the_networks_of_an_iteration_hold_one_base_or_two(config, one_base):
     shape, _ = programs.model_configs(config)
     rank = 4
@@ -76,7 +76,7 @@ def test_with_adapters_the_networks_of_an_iteration_hold_one_base_or_two(config,
     assert sum(leaf.size for leaf in leaves if leaf.dtype == "float32") == numbers
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo update"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("ppo update", marks=pytest.mark.slow)])
 def test_adapters_save_the_gradients_of_kernels(name):
     full, program = built(name), built(name, rank=2)
     # Of three products per kernel one is left out; attention and adapters have all three.

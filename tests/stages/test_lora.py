@@ -108,6 +108,7 @@ def test_a_run_resumes_bit_for_bit_in_a_folder_that_was_moved(run, tmp_path):
     assert content(moved, "sft", 4)["arrays"] != content(run, "sft", 5)["arrays"] == content(moved, "sft", 5)["arrays"]
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(run, tmp_path):
     moved = copied(run, tmp_path)
     shutil.rmtree(moved.directory("pretrain"))
