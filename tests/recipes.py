@@ -61,6 +61,17 @@ def save_stage(config, workdir, stage, tokenizer, seed=0):
     (workdir / stage / "summary.json").write_text('{"steps": 1}')
 
 
+def save_adapters(config, workdir, stage):
+    """Saves a checkpoint of fresh adapters on the pretrained base, and marks the stage as finished."""
+    run = Run(config, workdir)
+    opened = Stage(run, DECLARATIONS[stage])
+    base, learned = opened.with_adapters(run.load_start("pretrain"), run.policy_config)
+    meta = opened.meta(run.policy_config, run.layout.tokenizer, opened.describe_base(base))
+    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"params": learned}, meta=meta)
+    (workdir / stage / "summary.json").write_text('{"steps": 1}')
+
+
 def save_run(run):
     """Makes all of the paper's stages look finished, with random weights and a chosen SFT checkpoint."""
     for seed, stage in enumerate(folder.PAPER):

@@ -12,11 +12,12 @@ from instructjax.algorithms import advantages
 from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
-from instructjax.models import flops
+from instructjax.models import flops, lora
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import sampling
 from instructjax.stages import trained
+from instructjax.stages.base import lora_config
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step
@@ -80,9 +81,24 @@ def ranking_batch(shape, rows, answers, length):
 def training(loss, model, config, batch):
     """Returns (step, state): optimizer updates on one batch."""
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
-    state = train_state.create(trained.initial_params(model, jax.random.key(0)), adam)
-    step = jax.jit(train_step(loss, adam), donate_argnums=0)
-    return lambda state: step(state, batch, jax.random.key(1))[0], state
+    bases, learned = with_adapters(trained.initial_params(model, jax.random.key(0)), model.config, config)
+
+    def update(state, batch, key, *bases):
+        def of_learned(learned, *given):
+            return loss(lora.attach(bases[0], learned) if bases else learned, *given)
+
+        return train_step(of_learned, adam)(state, batch, key)
+
+    step = jax.jit(update, donate_argnums=0)
+    return lambda state: step(state, batch, jax.random.key(1), *bases)[0], train_state.create(learned, adam)
+
+
+def with_adapters(params, shape, config):
+    """Returns the base, or () if all weights learn, and what learns: with `lora.rank`, fresh adapters and the head."""
+    if (adapters := lora_config(config)) is None:
+        return (), params
+    base, learned = lora.split(lora.attach(params, lora.init(jax.random.key(2), adapters, shape)))
+    return (base,), learned
 
 
 def generation(shape, config, size):
@@ -126,6 +142,10 @@ def ppo_iteration(shape, config, rows, minibatch, response):
     prompts = prompt_batch(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
     policy, scalar = LanguageModel(shape), ScalarModel(shape)
     params, head = (trained.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
+    (bases, params), (own, head) = (with_adapters(whole, shape, config) for whole in (params, head))
+    if not config.lora.one_base:
+        bases += own
+    del own
     adam = optimizer.adam(config.optimizer, lambda _: 1e-5, 0.0)
     # Copies: the state is donated.
     state = PPOState(
@@ -136,7 +156,11 @@ def ppo_iteration(shape, config, rows, minibatch, response):
     parts = Learner(policy, adam), scalar, Learner(scalar, adam), advantages.gae(1.0, 0.95)
     iterate = make_iteration(*parts, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
     frozen = Frozen(reference=params, reward=head)
-    return jax.jit(iterate.step, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen)
+
+    def step(state, batch, key, frozen, *bases):
+        return iterate.on(bases).step(state, batch, key, frozen)
+
+    return jax.jit(step, donate_argnums=0), state, ((prompts, None), jax.random.key(2), frozen, *bases)
 
 
 def matmul(shape, config, size):

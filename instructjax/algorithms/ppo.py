@@ -27,6 +27,7 @@ responses in between: `Iteration.sample` is step 1, and `Iteration.learn` the ot
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
 from instructjax.algorithms.ppo_update import Update
 from instructjax.batch import Episodes, LMBatch, PromptBatch
 from instructjax.errors import ConfigError
+from instructjax.models.lora import WithBase
 from instructjax.models.partitioning import constrain_rows
 from instructjax.rollout import refilling, sampling
 from instructjax.rollout.episode import Experience
@@ -99,6 +101,26 @@ class Iteration:
         """Steps 2 to 5: `observe(state, frozen, episodes, scores=None) -> (experience, metrics)`."""
         parts = self.policy, self.scorer, self.critic, self.advantages, self.config, self.eos_id, self.axis_name
         return Observe(*parts, parts=self.minibatches * self.config.microbatches)
+
+    def on(self, bases: Sequence[Params]) -> Iteration:
+        """Returns the iteration of networks of which only adapters and heads learn; see models/lora.py.
+
+        States and frozen weights then have only these.
+
+        Args:
+          bases: arguments of the compiled program: the base of the policy and the reference, and that of scorer and
+            critic if it is another. Without any, all weights learn.
+        """
+        if not bases:
+            return self
+        policy, scalar = bases[0], bases[-1]
+        critic = self.critic and dataclasses.replace(self.critic, model=WithBase(self.critic.model, scalar))
+        return dataclasses.replace(
+            self,
+            policy=dataclasses.replace(self.policy, model=WithBase(self.policy.model, policy)),
+            scorer=WithBase(self.scorer, scalar),
+            critic=critic,
+        )
 
     def __call__(self, state: PPOState, batch: Batch, key: Array, frozen: Frozen) -> tuple[PPOState, Metrics]:
         """Runs one iteration; see `step`."""

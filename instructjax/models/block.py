@@ -16,6 +16,7 @@ from instructjax.models import matmul
 from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
+from instructjax.models.lora import LORA_A, LORA_B
 from instructjax.models.partitioning import constrain, mesh_of_context
 from instructjax.models.rotary import Rotations, rotate
 from instructjax.typing import Array, Index
@@ -34,12 +35,13 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class Dense(nn.Module):
-    """Computes x W + b over the last axis, or x W.
+    """Computes x W + b over the last axis, or x W; with adapters, also (alpha / r) (x A) B, see lora.py.
 
     Attributes:
       axis: the name of the axis of features, by which the result is sharded on a mesh; see `partitioning.RULES`.
       scale: standard deviation of the initial kernel, in units of `config.init_std`; the bias starts at 0.
       has_bias: whether there is a b.
+      deterministic: False applies dropout to the input of adapters.
     """
 
     config: TransformerConfig
@@ -47,6 +49,7 @@ class Dense(nn.Module):
     axis: str | None = None
     scale: float = 1.0
     has_bias: bool = True
+    deterministic: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T features"]:
@@ -65,6 +68,8 @@ class Dense(nn.Module):
         else:
             spec = spec.replace("t", "bt")
         y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+        if self.has_variable("params", LORA_A):
+            y += self._low_rank(flat)
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
             # Broadcast before it is rounded, so that the bias's gradient is summed in its own dtype, not in bfloat16.
@@ -72,11 +77,23 @@ class Dense(nn.Module):
         y = checkpoint_name(y, DENSE).reshape(*x.shape[:-1], self.features)
         return y if self.axis is None else constrain(y, "batch", None, self.axis)
 
+    def _low_rank(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape features"]:
+        """Computes (alpha / r) (x A) B, without the product of A and B."""
+        config = self.config
+        x = nn.Dropout(config.lora_dropout, deterministic=self.deterministic)(x)
+        a: Array = self.get_variable("params", LORA_A)
+        b: Array = self.get_variable("params", LORA_B)
+        dtypes = config.resolved_matmul_dtype, config.dtype
+        rows = "bt"[-x.ndim + 1 :]
+        low = matmul.einsum(f"{rows}d,dr->{rows}r", x, a, *dtypes) * (config.lora_alpha / a.shape[-1])
+        return matmul.einsum(f"{rows}r,rf->{rows}f", low, b, *dtypes)
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention of one layer."""
 
     config: TransformerConfig
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
@@ -93,7 +110,8 @@ class SelfAttention(nn.Module):
 
         def project(name: str, heads: int, normed: str = "none") -> Float[Array, "B heads T D"]:
             has_bias = config.biases != "none"
-            flat = Dense(config, heads * config.d_head, "heads", has_bias=has_bias, name=name)(x)
+            features, deterministic = heads * config.d_head, self.deterministic
+            flat = Dense(config, features, "heads", has_bias=has_bias, deterministic=deterministic, name=name)(x)
             if normed == "width":
                 flat = norm(config, f"{name}_norm")(flat)
             split = flat.reshape(*x.shape[:2], heads, config.d_head)
@@ -128,13 +146,14 @@ class SelfAttention(nn.Module):
             .reshape(*x.shape[:2], -1)
         )
         mixed = constrain(mixed, "batch", None, "heads")
-        return _dense_out(config)(mixed), keys, values
+        return _dense_out(config, self.deterministic)(mixed), keys, values
 
 
 class FeedForward(nn.Module):
     """Two dense layers with an activation between them, which a third may gate."""
 
     config: TransformerConfig
+    deterministic: bool = True
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
@@ -142,10 +161,11 @@ class FeedForward(nn.Module):
         activation = _ACTIVATIONS[config.activation]
 
         def dense(name: str) -> Float[Array, "B T hidden"]:
-            return Dense(config, config.d_ff, "hidden", has_bias=config.biases == "all", name=name)(x)
+            has_bias, deterministic = config.biases == "all", self.deterministic
+            return Dense(config, config.d_ff, "hidden", has_bias=has_bias, deterministic=deterministic, name=name)(x)
 
         hidden = activation(dense("gate")) * dense("in") if config.gated else activation(dense("in"))
-        return _dense_out(config)(hidden)
+        return _dense_out(config, self.deterministic)(hidden)
 
 
 class Block(nn.Module):
@@ -172,12 +192,12 @@ class Block(nn.Module):
         config = self.config
         dropout = nn.Dropout(config.dropout, deterministic=deterministic)
         normed = self._before("attention_norm", x)
-        update, keys, values = SelfAttention(config, name="attention")(
+        update, keys, values = SelfAttention(config, deterministic, name="attention")(
             normed, keys, values, layer, start, visible, rotations
         )
         y = between_blocks(config, x + dropout(self._after("attention_out_norm", update)))
         normed = self._before("feed_forward_norm", x if config.parallel_residual else y)
-        update = FeedForward(config, name="feed_forward")(normed)
+        update = FeedForward(config, deterministic, name="feed_forward")(normed)
         y = y + dropout(self._after("feed_forward_out_norm", update))
         return (between_blocks(config, y), keys, values), None
 
@@ -222,8 +242,9 @@ def norm(config: TransformerConfig, name: str | None) -> nn.LayerNorm | RMSNorm:
     return RMSNorm(config, name=name)
 
 
-def _dense_out(config: TransformerConfig) -> Dense:
+def _dense_out(config: TransformerConfig, deterministic: bool) -> Dense:
     # Layers that add to the residual stream start with smaller weights, so that its variance does not grow with
     # depth (Radford et al. 2019, section 2.3).
     scale = (2 * config.num_layers) ** -0.5
-    return Dense(config, config.d_model, scale=scale, has_bias=config.biases == "all", name="out")
+    has_bias = config.biases == "all"
+    return Dense(config, config.d_model, None, scale, has_bias, deterministic, name="out")

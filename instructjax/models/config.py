@@ -20,7 +20,8 @@ QUERY_KEY_NORMS = ("none", "head", "width")
 
 # Fields that have no part in the function that a model computes: its arithmetic, and how it is run and started.
 _EXECUTION = frozenset(
-    "dropout dtype matmul_dtype param_dtype remat unroll cache_by_layer shard_length logits_chunk init_std".split()
+    "dropout dtype matmul_dtype param_dtype remat unroll cache_by_layer shard_length logits_chunk init_std "
+    "lora_alpha lora_dropout".split()
 )
 _ROTARY = ("rotary_base", "rotary_fraction", "rotary_scaling", "rotary_local_base", "rotary_amplitude")
 _SCALING = ("rotary_factor", "rotary_original_length", "rotary_slow", "rotary_fast")
@@ -93,6 +94,8 @@ class TransformerConfig:
         few hundred on a CPU and a few thousand on an accelerator are enough.
       init_std: standard deviation of the initial kernels and embeddings (0.02 in Radford et al.
         2018, section 4.1). Narrow models need more: 0.02 is 1 / sqrt(2500).
+      lora_alpha: adapters of rank r are multiplied by lora_alpha / r, if the weights have adapters; see lora.py.
+      lora_dropout: rate of dropout on the input of adapters.
     """
 
     vocab_size: int
@@ -138,17 +141,20 @@ class TransformerConfig:
     shard_length: bool = True
     logits_chunk: int = 512
     init_std: float = 0.02
+    lora_alpha: float = 1.0
+    lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "num_layers", "d_model", "num_heads", "d_head", "d_ff", "max_length")
         for name in (*sizes, "unroll", "logits_chunk"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "dropout", 0.0 <= self.dropout < 1.0, "a rate from 0 to below 1")
+        for name in ("dropout", "lora_dropout"):
+            _require(self, name, 0.0 <= getattr(self, name) < 1.0, "a rate from 0 to below 1")
         for name in ("local_window", "num_kv_heads", "rotary_original_length"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "None or at least 1")
         for name in ("rotary_local_base", "query_scalar"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "None or more than 0")
-        for name in ("norm_epsilon", "rotary_base", "rotary_amplitude"):
+        for name in ("norm_epsilon", "rotary_base", "rotary_amplitude", "lora_alpha"):
             _require(self, name, getattr(self, name) > 0, "more than 0")
         for name in ("score_cap", "logits_cap"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
@@ -165,6 +171,11 @@ class TransformerConfig:
     def resolved_matmul_dtype(self) -> str:
         """Returns `matmul_dtype`, or `dtype` if that is empty."""
         return self.matmul_dtype or self.dtype
+
+    @property
+    def has_dropout(self) -> bool:
+        """Returns whether training draws random numbers."""
+        return self.dropout > 0 or self.lora_dropout > 0
 
     @property
     def kv_heads(self) -> int:

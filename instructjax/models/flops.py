@@ -23,9 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from instructjax.batch import LMBatch, RankingBatch
+from instructjax.models import lora
 from instructjax.models.config import TransformerConfig
+from instructjax.models.lora import LoraConfig
 from instructjax.models.sizes import count_parameters, matrix_parameters
 
 FLOPS_PER_PETAFLOP_DAY = 1e15 * 86_400  # the unit of the paper's section 5
@@ -96,7 +99,9 @@ def ranking_flops(config: TransformerConfig, rows: int, prompt: int, answers: in
     return scalar_flops(config, rows, prompt) + branches + head
 
 
-def training_flops(config: TransformerConfig, batch: Any, *, logits: bool, frozen: int = 0) -> float:
+def training_flops(
+    config: TransformerConfig, batch: Any, *, logits: bool, frozen: int = 0, adapters: LoraConfig | None = None
+) -> float:
     """Computes the FLOPs of a training step on these rows: of each token with the tokens that it sees.
 
     Padding and masked pairs are not counted. In a row, a token sees as many tokens as its position says.
@@ -106,6 +111,7 @@ def training_flops(config: TransformerConfig, batch: Any, *, logits: bool, froze
       batch: an `LMBatch` or a `RankingBatch`; anything else counts as 0.
       logits: whether the model is a language model, which computes logits of the tokens that the loss reads.
       frozen: the number of models of the same shape that only read the rows, such as a reference policy.
+      adapters: what learns, if not all weights do.
     """
     if not isinstance(batch, (LMBatch, RankingBatch)):
         return 0.0
@@ -115,8 +121,30 @@ def training_flops(config: TransformerConfig, batch: Any, *, logits: bool, froze
         return 0.0
     read = np.asarray(batch.weights if isinstance(batch, LMBatch) else batch.branches) > 0
     seen = (np.asarray(batch.positions)[real] + 1.0).mean()
-    forward = forward_flops(config, 1, tokens, int(read.sum()) if logits else 0, slots=float(seen))
-    return (3 + frozen) * forward
+    outputs = int(read.sum()) if logits else 0
+    forward = forward_flops(config, 1, tokens, outputs, slots=float(seen))
+    return gradient_flops(config, forward, tokens, outputs, adapters) + frozen * forward
+
+
+def gradient_flops(
+    config: TransformerConfig, forward: float, tokens: float, outputs: float, adapters: LoraConfig | None = None
+) -> float:
+    """Computes the FLOPs of a forward and a backward pass.
+
+    The backward pass has two products for each product of the forward pass: one for the gradient of either factor. With
+    adapters, the factors that are weights have none, but each adapter has three products.
+
+    Args:
+      config: the model.
+      forward: FLOPs of the forward pass, without adapters.
+      tokens: tokens of all rows.
+      outputs: tokens of all rows for which logits are computed.
+      adapters: what learns, if not all weights do.
+    """
+    if adapters is None:
+        return 3 * forward
+    weights = tokens * config.num_layers * matrix_parameters(config) + outputs * config.d_model * config.vocab_size
+    return 3 * forward - 2 * weights + 6 * tokens * lora.count_parameters(adapters, config)
 
 
 def weight_bytes(config: TransformerConfig) -> float:
@@ -141,7 +169,21 @@ def forward_work(config: TransformerConfig, flops: float) -> Work:
     return Work(flops, weight_bytes(config), 0.0)
 
 
-def update_work(config: TransformerConfig, flops: float, rows: int, length: int, microbatches: int = 1) -> Work:
+def learned_parameters(config: TransformerConfig, adapters: LoraConfig | None) -> int:
+    """Counts the parameters of a `LanguageModel` that learn; a `ScalarModel` has d_model + 1 more."""
+    return count_parameters(config) if adapters is None else lora.count_parameters(adapters, config)
+
+
+def update_work(
+    config: TransformerConfig,
+    flops: float,
+    rows: int,
+    length: int,
+    microbatches: int = 1,
+    *,
+    outputs: int = 0,
+    adapters: LoraConfig | None = None,
+) -> Work:
     """Returns the work of a gradient.
 
     Each microbatch reads the weights in its forward and its backward pass, and once more if
@@ -153,18 +195,21 @@ def update_work(config: TransformerConfig, flops: float, rows: int, length: int,
       rows: B.
       length: T.
       microbatches: the number of parts in which the rows are computed.
+      outputs: tokens per row for which logits are computed.
+      adapters: what learns, if not all weights do.
     """
     passes = microbatches * (3 if config.remat else 2)
-    gradient = 2 * microbatches * 4 * count_parameters(config)
-    return Work(3 * flops, passes * weight_bytes(config), 2 * activation_bytes(config, rows, length) + gradient)
+    gradient = 2 * microbatches * 4 * learned_parameters(config, adapters)
+    executed = gradient_flops(config, flops, rows * length, rows * outputs, adapters)
+    return Work(executed, passes * weight_bytes(config), 2 * activation_bytes(config, rows, length) + gradient)
 
 
-def adam_work(config: TransformerConfig) -> Work:
+def adam_work(config: TransformerConfig, adapters: LoraConfig | None = None) -> Work:
     """Returns the work of one Adam update.
 
-    Weights, gradient and two moments are read, and all but the gradient written, in float32.
+    Weights that learn, gradient and two moments are read, and all but the gradient written, in float32.
     """
-    return Work(0.0, 0.0, 7 * 4 * count_parameters(config))
+    return Work(0.0, 0.0, 7 * 4 * learned_parameters(config, adapters))
 
 
 def decode_work(
@@ -209,7 +254,9 @@ def itemsize(dtype: str) -> int:
 def count_matmul_flops(closed: core.ClosedJaxpr, trips: Sequence[float] = ()) -> float:
     """Counts the FLOPs of all matmuls that a traced program executes.
 
-    The body of a loop is counted once per iteration, and a condition as its most expensive branch.
+    Matmuls that no output depends on are not counted, because compilers remove them: of a rounded matmul (matmul.py),
+    the gradient of a factor that does not learn. The body of a loop is counted once per iteration, and a condition as
+    its most expensive branch.
 
     Args:
       closed: a traced program, from `jax.make_jaxpr` or `jax.jit(f).trace(...).jaxpr`.
@@ -217,7 +264,8 @@ def count_matmul_flops(closed: core.ClosedJaxpr, trips: Sequence[float] = ()) ->
         the outermost loop, then that of the loop within it per outer iteration, and so on; 1 for
         deeper loops. The loop of `sampling.sample` runs at most max_response - 1 times.
     """
-    return _jaxpr_flops(closed.jaxpr, trips)
+    used, _ = partial_eval.dce_jaxpr(closed.jaxpr, True)
+    return _jaxpr_flops(used, trips)
 
 
 def _jaxpr_flops(jaxpr: Any, trips: Sequence[float]) -> float:

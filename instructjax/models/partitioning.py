@@ -37,24 +37,26 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "slot_width": ("fsdp", "data"),  # of the optimizer's moments, if they are sharded over all devices (ZeRO-1)
 }
 
+# The axes of each kernel of a block, [L, in, out], by the end of its path.
+_KERNELS: Mapping[str, tuple[str, str]] = {
+    "attention/query": ("width", "heads"),
+    "attention/key": ("width", "heads"),
+    "attention/value": ("width", "heads"),
+    "attention/out": ("heads", "width"),
+    "feed_forward/in": ("width", "hidden"),
+    "feed_forward/gate": ("width", "hidden"),
+    "feed_forward/out": ("hidden", "width"),
+}
 # The axes of each weight, by the end of its path. Those of blocks are stacked over layers. All others are small and
-# replicated.
+# replicated. The adapters of a kernel, [L, in, r] and [L, r, out], are sharded as its sides are.
 WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
     "token_embedding": ("vocabulary", "width"),
     "unembedding": ("vocabulary", "width"),
     "position_embedding": (None, "width"),
-    "attention/query/kernel": (None, "width", "heads"),
-    "attention/key/kernel": (None, "width", "heads"),
-    "attention/value/kernel": (None, "width", "heads"),
-    "attention/query/bias": (None, "heads"),
-    "attention/key/bias": (None, "heads"),
-    "attention/value/bias": (None, "heads"),
-    "attention/out/kernel": (None, "heads", "width"),
-    "feed_forward/in/kernel": (None, "width", "hidden"),
-    "feed_forward/in/bias": (None, "hidden"),
-    "feed_forward/gate/kernel": (None, "width", "hidden"),
-    "feed_forward/gate/bias": (None, "hidden"),
-    "feed_forward/out/kernel": (None, "hidden", "width"),
+    **{f"{name}/kernel": (None, *sides) for name, sides in _KERNELS.items()},
+    **{f"{name}/bias": (None, out) for name, (_, out) in _KERNELS.items() if out != "width"},
+    **{f"{name}/lora_a": (None, sides[0], None) for name, sides in _KERNELS.items()},
+    **{f"{name}/lora_b": (None, None, sides[1]) for name, sides in _KERNELS.items()},
 }
 
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from instructjax.errors import CheckpointError
-from instructjax.models import matmul, partitioning
+from instructjax.models import lora, matmul, partitioning
 from instructjax.models.block import TRANSPOSED, Hidden
 from instructjax.models.cache import Cache
 from instructjax.models.config import TransformerConfig
@@ -98,8 +98,10 @@ class LanguageModel(_Model):
         """Rounds and gathers the weights once, instead of in each step that reads them; changes no result.
 
         Rounded kernels are also transposed, which makes products of few tokens faster on a CPU. On a mesh, all weights
-        are gathered over "fsdp" after they are rounded, and stay sharded over "tensor".
+        are gathered over "fsdp" after they are rounded, and stay sharded over "tensor". Adapters are merged, which
+        changes results by rounding.
         """
+        params = lora.merge(params, self.config.lora_alpha)
         decoding: dict[tuple[str, ...], Array] = {}
         for path, leaf in flax.traverse_util.flatten_dict(params).items():
             name, dtype = path[-1], self._decoding_dtype(path[-1], leaf)
@@ -195,7 +197,7 @@ def graft_trunk(target_params: Params, source_params: Params) -> Params:
 
     Args:
       target_params: a tree with "trunk", such as `init(...)["params"]`.
-      source_params: a tree whose trunk has the same structure, shapes and dtypes.
+      source_params: a tree whose trunk has the same structure, shapes and dtypes. It may also have adapters.
 
     Returns:
       `target_params` with a copy of the trunk of `source_params`. Because it is a copy, a
@@ -204,7 +206,7 @@ def graft_trunk(target_params: Params, source_params: Params) -> Params:
     Raises:
       CheckpointError: the trunks differ; the message names the parameters on both sides.
     """
-    target, source = (_shapes(params["trunk"]) for params in (target_params, source_params))
+    target, source = (_shapes(lora.split(params)[0]["trunk"]) for params in (target_params, source_params))
     if differing := sorted(name for name in target.keys() | source.keys() if target.get(name) != source.get(name)):
         expected = ", ".join(f"{name} {target.get(name, 'absent')}" for name in differing)
         found = ", ".join(f"{name} {source.get(name, 'absent')}" for name in differing)

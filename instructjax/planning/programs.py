@@ -15,16 +15,19 @@ import jax.numpy as jnp
 import ml_collections
 
 from instructjax.algorithms import advantages
+from instructjax.algorithms.ppo import PPOState
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
-from instructjax.models import flops, sizes
+from instructjax.models import flops, lora, sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.flops import Work
+from instructjax.models.lora import LoraConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.stages import ppo
+from instructjax.stages import ppo, ppo_weights
+from instructjax.stages.base import lora_config
 from instructjax.stages.run import policy_config
 from instructjax.stages.trained import random_params
-from instructjax.stages.training_step import training_step
+from instructjax.stages.training_step import training_step, with_dropout
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import Loss
@@ -71,9 +74,9 @@ class Program:
 
 
 def model_configs(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
-    """Returns the shape of the policy, and that of reward model and value network; see `ppo.uses_reward_model`."""
+    """Returns the shape of the policy, and that of reward model and value network; see `ppo_weights.uses_reward_model`."""
     shape = policy_config(config, config.tokenizer.vocab_size)
-    return shape, sizes.resized(shape, config.reward.size if ppo.uses_reward_model(config.ppo) else "")
+    return shape, sizes.resized(shape, config.reward.size if ppo_weights.uses_reward_model(config.ppo) else "")
 
 
 def build(name: str, config: ml_collections.ConfigDict) -> Program:
@@ -92,21 +95,23 @@ def build(name: str, config: ml_collections.ConfigDict) -> Program:
 
 
 def _language_model(stage: str, config: ml_collections.ConfigDict) -> Program:
-    section = config[stage]
+    section, adapters = config[stage], None if stage == "pretrain" else lora_config(config)
     shape, _ = model_configs(config)
     length = section.length if stage == "pretrain" else config.data.max_prompt + config.data.max_response
-    model = LanguageModel(dataclasses.replace(shape, dropout=section.dropout))
-    step, adam = _training_step(config, stage, objectives.language_model_loss(model))
+    model = LanguageModel(with_dropout(shape, config, stage))
+    step, adam = _training_step(config, stage, objectives.language_model_loss(model), adapters)
+    base, learned = _learned(LanguageModel(shape), adapters)
     forward = flops.forward_flops(shape, section.batch_size, length, length)
-    work = flops.update_work(shape, forward, section.batch_size, length, section.microbatches)
+    rows = section.batch_size, length, section.microbatches
+    work = flops.update_work(shape, forward, *rows, outputs=length, adapters=adapters)
     return Program(
         name=stage,
         function=step,
-        state=jax.eval_shape(lambda: train_state.create(_initial(LanguageModel(shape)), adam)),
+        state=jax.eval_shape(lambda params: train_state.create(params, adam), learned),
         batch=_lm_batch(section.batch_size, length),
-        constants=(),
+        constants=base,
         donated=True,
-        phases={"gradients": work, "update": flops.adam_work(shape)},
+        phases={"gradients": work, "update": flops.adam_work(shape, adapters)},
         rows=_microbatch(stage, section),
     )
 
@@ -116,29 +121,28 @@ def _reward(name: str, config: ml_collections.ConfigDict) -> Program:
 
     Shorter rankings need less.
     """
-    section = config.reward
+    section, adapters = config.reward, lora_config(config)
     _, shape = model_configs(config)
     answers = config.comparisons.max_answers
     length = config.data.max_prompt + answers * config.data.max_response
-    model = ScalarModel(dataclasses.replace(shape, dropout=section.dropout))
-    step, adam = _training_step(config, "reward", objectives.ranking_loss(model))
+    model = ScalarModel(with_dropout(shape, config, "reward"))
+    step, adam = _training_step(config, "reward", objectives.ranking_loss(model), adapters)
+    base, learned = _learned(ScalarModel(shape), adapters)
     unit = _devices(config) * section.microbatches
     rows = -(-section.batch_size // unit) * unit  # the stage pads a batch until it divides
     tokens, ends = _array((rows, length), jnp.int32), _array((rows, 1, answers), jnp.int32)
     forward = flops.ranking_flops(shape, section.batch_size, config.data.max_prompt, answers, config.data.max_response)
+    work = flops.update_work(shape, forward, section.batch_size, length, section.microbatches, adapters=adapters)
     return Program(
         name=name,
         function=step,
-        state=jax.eval_shape(lambda: train_state.create(_initial(ScalarModel(shape)), adam)),
+        state=jax.eval_shape(lambda params: train_state.create(params, adam), learned),
         batch=RankingBatch(
             *(tokens, tokens, tokens, tokens, ends), _array(ends.shape, jnp.float32), _array(ends.shape, bool)
         ),
-        constants=(),
+        constants=base,
         donated=True,
-        phases={
-            "gradients": flops.update_work(shape, forward, section.batch_size, length, section.microbatches),
-            "update": flops.adam_work(shape),
-        },
+        phases={"gradients": work, "update": flops.adam_work(shape, adapters)},
         rows={},
     )
 
@@ -148,40 +152,49 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
 
     Each part holds all weights and optimizer state of an iteration.
     """
-    section, data = config.ppo, config.data
+    section, data, adapters = config.ppo, config.data, lora_config(config)
     shape, scalar_shape = model_configs(config)
     policy, scalar = LanguageModel(shape), ScalarModel(scalar_shape)
     estimator, by_function = advantages.named(section), bool(section.reward_function)
     learners = ppo.make_learners(config, section, policy, scalar if estimator.needs_critic else None)
     iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
-    initial, value = jax.eval_shape(lambda: (_initial(policy), _initial(scalar)))
-    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), initial, value)
+    (base, learned), (scalar_base, scalar_learned) = (_learned(model, adapters) for model in (policy, scalar))
+    weights = learned, scalar_learned
+    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), *weights)
     freeze = functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype)
-    frozen = jax.eval_shape(freeze, initial, None if by_function else value)
+    one_base = config.lora.one_base or not ppo_weights.uses_reward_model(section)
+    both = base if one_base else (*base, *scalar_base)
+    frozen, bases = jax.eval_shape(freeze, learned, None if by_function else scalar_learned, both)
     tokens = _array((section.batch_size // section.samples_per_prompt, data.max_prompt), jnp.int32)
     prompts = PromptBatch(tokens, tokens)
     minibatches = section.batch_size // section.minibatch_size
     windows = section.ptx_examples_per_episode * section.minibatch_size
     text = _lm_batch(windows * minibatches, section.ptx_length) if with_text else None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    episodes, _ = jax.eval_shape(iteration.rollout, initial, prompts, key)
     scores = _array((section.batch_size,), jnp.float32) if by_function else None
-    experience, _ = jax.eval_shape(iteration.observe, state, frozen, episodes, scores)
+
+    def rollout_of(state: PPOState, prompts: PromptBatch, key: Any, _: Any, *bases: Tree) -> Any:
+        return iteration.on(bases).rollout(state.policy.params, prompts, key)[0]
+
+    def observe(state: PPOState, batch: Any, _: Any, frozen: Any, *bases: Tree) -> Any:
+        return iteration.on(bases).observe(state, frozen, *batch)
+
+    def update_of(state: PPOState, batch: Any, *given: Any) -> Any:
+        return iteration.on(given[2:]).update(state, *batch)
+
+    def step(state: PPOState, batch: Any, key: Any, frozen: Any, *bases: Tree) -> Any:
+        on_bases = iteration.on(bases)
+        return (on_bases.learn if by_function else on_bases.step)(state, batch, key, frozen)
+
+    episodes = jax.eval_shape(rollout_of, state, prompts, key, frozen, *bases)
+    experience, _ = jax.eval_shape(observe, state, (episodes, scores), key, frozen, *bases)
     rollout, scoring, update = _ppo_phases(config, with_text)
     part = name.rpartition(" ")[2]
     parts: dict[str, tuple[Callable[..., Any], Tree, dict[str, Work]]] = {
-        "rollout": (
-            lambda state, prompts, key, _: iteration.rollout(state.policy.params, prompts, key)[0],
-            prompts,
-            rollout,
-        ),
-        "scoring": (
-            lambda state, batch, _, frozen: iteration.observe(state, frozen, *batch),
-            (episodes, scores),
-            scoring,
-        ),
+        "rollout": (rollout_of, prompts, rollout),
+        "scoring": (observe, (episodes, scores), scoring),
         "update": (
-            lambda state, batch, *_: iteration.update(state, *batch),
+            update_of,
             (
                 _first_rows(experience, section.minibatch_size),
                 _lm_batch(windows, section.ptx_length) if with_text else None,
@@ -189,13 +202,13 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             update,
         ),
         "iteration": (
-            iteration.learn if by_function else iteration.step,
+            step,
             (episodes, scores, text) if by_function else (prompts, text),
             {
                 **({} if by_function else rollout),  # then rollout and learning are two programs
                 **scoring,
                 **{f"{minibatches * section.epochs} updates": section.epochs * minibatches * _total(update)},
-                "average": Work(0.0, 0.0, 3 * 4 * flops.count_parameters(shape)),
+                "average": Work(0.0, 0.0, 3 * 4 * flops.learned_parameters(shape, adapters)),
             },
         ),
     }
@@ -212,7 +225,7 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
         function=function,
         state=state,
         batch=batch,
-        constants=(frozen,),
+        constants=(frozen, *bases),
         donated=part in ("update", "iteration"),
         phases=phases,
         rows=rows,
@@ -264,7 +277,7 @@ def _devices(config: ml_collections.ConfigDict) -> int:
 
 
 def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dict[str, Work], ...]:
-    section, data = config.ppo, config.data
+    section, data, adapters = config.ppo, config.data, lora_config(config)
     shape, scalar_shape = model_configs(config)
     rows, length = section.batch_size, data.max_prompt + data.max_response
     minibatches = rows // section.minibatch_size
@@ -284,17 +297,18 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     has_critic = advantages.named(section).needs_critic
     scalars = has_critic + (not section.reward_function)  # value network and reward model
     scoring += scalars * parts * flops.forward_work(scalar_shape, scalar / section.microbatches)
-    update = {
-        "policy": flops.update_work(shape, language, section.minibatch_size, length, section.microbatches),
-        "adam": flops.adam_work(shape),
-    }
+    read = section.minibatch_size, length, section.microbatches
+    update = {"policy": flops.update_work(shape, language, *read, outputs=data.max_response, adapters=adapters)}
+    adam = flops.adam_work(shape, adapters)
     if has_critic:
-        update["value"] = flops.update_work(scalar_shape, scalar, section.minibatch_size, length, section.microbatches)
-        update["adam"] += flops.adam_work(scalar_shape)
+        update["value"] = flops.update_work(scalar_shape, scalar, *read, adapters=adapters)
+        adam += flops.adam_work(scalar_shape, adapters)
+    update["adam"] = adam
     if with_text:
         windows = section.minibatch_size * section.ptx_examples_per_episode
         ptx = flops.forward_flops(shape, windows, section.ptx_length, section.ptx_length)
-        update["ptx"] = flops.update_work(shape, ptx, windows, section.ptx_length, section.ptx_microbatches)
+        read = windows, section.ptx_length, section.ptx_microbatches
+        update["ptx"] = flops.update_work(shape, ptx, *read, outputs=section.ptx_length, adapters=adapters)
     return {"prefill": prefill, "decode": decode}, {"scoring": scoring}, update
 
 
@@ -317,13 +331,23 @@ def _total(phases: dict[str, Work]) -> Work:
     return sum(phases.values(), Work(0.0, 0.0, 0.0))
 
 
-def _training_step(config: ml_collections.ConfigDict, section: str, loss: Loss) -> tuple[Callable, Any]:
+def _training_step(
+    config: ml_collections.ConfigDict, section: str, loss: Loss, adapters: LoraConfig | None
+) -> tuple[Callable, Any]:
     """Returns a stage's step and optimizer; no shape depends on the number of its steps."""
-    return training_step(config, section, loss, optimizer.cosine_schedule(config[section].learning_rate, 100))
+    schedule = optimizer.cosine_schedule(config[section].learning_rate, 100)
+    return training_step(config, section, loss, schedule, has_base=adapters is not None)
 
 
-def _initial(model: Any) -> Tree:
-    return random_params(model, jax.random.key(0))
+def _learned(model: Any, adapters: LoraConfig | None) -> tuple[tuple[Tree, ...], Tree]:
+    """Returns a model's base, or () if all its weights learn, and what learns."""
+    key = jax.random.key(0)
+    whole = jax.eval_shape(lambda: random_params(model, key))
+    if adapters is None:
+        return (), whole
+    added = jax.eval_shape(lambda: lora.init(key, adapters, model.config))
+    base, learned = lora.split(lora.attach(whole, added))
+    return (base,), learned
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

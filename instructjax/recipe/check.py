@@ -15,8 +15,9 @@ import ml_collections
 
 from instructjax import files
 from instructjax.errors import ConfigError
-from instructjax.models import sizes
+from instructjax.models import lora, sizes
 from instructjax.models.config import DTYPES, TransformerConfig
+from instructjax.models.lora import LoraConfig
 from instructjax.recipe import run_keys
 from instructjax.recipe.declared import REQUIRED, SECTIONS, SOURCES, unknown
 from instructjax.recipe.key import Key, Section
@@ -160,6 +161,7 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
     model = TransformerConfig(vocab_size=1, **config.model.to_dict())  # the vocabulary is the tokenizer's
     parallel.check_model(model, "model", config.parallel)
     _reward_model(config, model)
+    _lora(config, model)
     limit = model.max_length
     needed = config.data.max_prompt + config.data.max_response
     if config.data.validation + config.data.test >= 1:
@@ -183,6 +185,21 @@ def _reward_model(config: ml_collections.ConfigDict, model: TransformerConfig) -
                 f"reward.init_from: expected the checkpoints of a policy of reward.size ({size}), or those of a reward "
                 'model in ppo.reward_from, found none; reward.size="" makes reward models of the policy\'s size'
             )
+
+
+def _lora(config: ml_collections.ConfigDict, model: TransformerConfig) -> None:
+    """Checks that each network has the kernels of its adapters, and that networks that share a base have one shape."""
+    settings, size = config.lora, config.reward.size
+    if not settings.rank:
+        return
+    adapters = LoraConfig(settings.rank, settings.alpha, settings.dropout, tuple(settings.matrices))
+    for network in (model, sizes.resized(model, size)):
+        lora.adapted(adapters, network)
+    if size and settings.one_base:
+        raise ConfigError(
+            f'reward.size: expected "", the policy\'s, because the networks of PPO share one base (lora.one_base), '
+            f"found {size!r}"
+        )
 
 
 def _batches(config: ml_collections.ConfigDict) -> None:

@@ -22,6 +22,7 @@ REQUIRED: Mapping[str, Section] = {
     "tokenizer": run_keys.TOKENIZER,
     "model": run_keys.MODEL,
     "optimizer": run_keys.OPTIMIZER,
+    "lora": run_keys.LORA,
     "parallel": run_keys.PARALLEL,
     "log": run_keys.LOG,
     "ppo_log": run_keys.PPO_LOG,

@@ -12,6 +12,7 @@ from instructjax.recipe.key import (
     AT_LEAST_0,
     AT_LEAST_0_OR_INFINITY,
     BELOW_1,
+    INTEGER_FROM_0,
     INTEGER_FROM_1,
     INTEGER_OR_NONE,
     INTEGER_OR_REST,
@@ -206,6 +207,15 @@ OPTIMIZER = section(
     first_moment_dtype=Key(
         "", empty_or_one_of("bfloat16"), "", '"bfloat16" saves 2 bytes per weight; "": that of the weights', "silent"
     ),
+)
+
+LORA = section(
+    "low-rank adapters (Hu et al. 2021) in place of all weights, in the stages after pretraining; docs/lora.md",
+    rank=Key(0, INTEGER_FROM_0, "units", "r; 0: none, all weights learn", "C: all weights"),
+    alpha=Key(16.0, POSITIVE, "", "adapters are multiplied by alpha / rank", "Dettmers et al. 2023: 16"),
+    dropout=Key(0.0, BELOW_1, "", "on the input of adapters, in sft, ppo_init and reward"),
+    matrices=Key(("*",), NAMES, "patterns", 'of names of kernels: "attention/*"', "Dettmers et al. 2023: all"),
+    one_base=Key(True, TRUE_OR_FALSE, "", "four networks of PPO share one base; False: the reward model has its own"),
 )
 
 PARALLEL = section(

@@ -124,7 +124,10 @@ PPO = section(
     reward_scale=Key(1.0, POSITIVE, "", "factor of all rewards, before clipping and the KL penalty"),
     reward_clip=Key(0.0, AT_LEAST_0, "reward", "clips rewards to plus or minus this, after scaling; 0: does not clip"),
     frozen_dtype=Key(
-        "", TEXT, "", 'of the weights of reference and reward model; "": model.param_dtype; bfloat16 halves them'
+        "",
+        TEXT,
+        "",
+        'of the weights of reference and reward model, or of their base; "": model.param_dtype; bfloat16 halves them',
     ),
     iterations=Key(500, INTEGER_FROM_1, "iterations", "", "C.4: 256k episodes"),
     batch_size=Key(512, INTEGER_FROM_1, "episodes", "of an iteration", "C.4"),

@@ -13,6 +13,7 @@ from instructjax.stages.run import Run
 
 # What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
 _SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+_AFTER_OTHERS = ("lora",)  # of stages that start from the weights of others
 
 
 def has_begun(run: Run, declaration: Declaration) -> bool:
@@ -30,6 +31,8 @@ def check(run: Run, declaration: Declaration) -> None:
       DataError: see `provenance.check`.
     """
     directory, sections = run.directory(declaration.name), (*_SHARED, *declaration.sections)
+    if declaration.after:
+        sections += _AFTER_OTHERS
     provenance.check_config(run.config, directory / "config.json", sections, may_change=declaration.may_change)
     functions = _functions(run, declaration)
     provenance.check(directory / "began.json", run.prepared_folder, declaration.uses, functions)

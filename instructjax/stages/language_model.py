@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import optax
@@ -13,6 +12,7 @@ from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel
 from instructjax.runs.loop import Callbacks
 from instructjax.stages.stage import Stage
+from instructjax.stages.training_step import with_dropout
 from instructjax.training import objectives
 from instructjax.training.state import Params, TrainState
 
@@ -45,7 +45,7 @@ def train(
         return {f"{name}_loss": loss(state.params, part) for name, part in held_out.items() if part}
 
     stage.train(
-        objectives.language_model_loss(LanguageModel(dataclasses.replace(network, dropout=stage.section.dropout))),
+        objectives.language_model_loss(LanguageModel(with_dropout(network, stage.config, stage.declaration.section))),
         start,
         batches,
         steps=steps,

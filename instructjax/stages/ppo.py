@@ -19,23 +19,23 @@ from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
-from instructjax.models.transformer import LanguageModel, ScalarModel, graft_trunk
+from instructjax.models import lora
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
 from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import ppo_validation, scoring
+from instructjax.stages import ppo_validation, ppo_weights, scoring
 from instructjax.stages.stage import Stage, stage
-from instructjax.stages.trained import initial_params
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
+from instructjax.training.metrics import Metrics
 from instructjax.training.state import Params
 from instructjax.typing import TokenIds
 
 _AFTER = ("ppo_init", "reward")
-_HEAD = 2**31 - 1  # folded into the stage's key for a fresh value head; no iteration has this number
 # The learning rates do not depend on `iterations`, so a finished run can be continued with more.
 MAY_CHANGE = (
     "iterations",
@@ -83,21 +83,21 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             f"found {section.samples_per_prompt}"
         )
     score = _make_score(stage)
-    policy, scalar = LanguageModel(run.policy_config), _scalar_model(stage)
-    initial = run.load_start("ppo_init", section.init_from)
-    reward = run.load_reward_model(section.reward_from).params if uses_reward_model(section) else None
-    value = critic_start(stage, scalar, initial, reward) if estimator.needs_critic else None
-    if score is not None:
-        reward = None
+    policy = LanguageModel(run.policy_config)
+    scalar = ScalarModel(run.reward_config if ppo_weights.uses_reward_model(section) else run.policy_config)
+    start = ppo_weights.load(stage, policy.config, scalar.config, needs_critic=estimator.needs_critic)
     learners = make_learners(stage.config, section, policy, scalar if estimator.needs_critic else None)
     layout = run.layout
     iterate = make_programs(
         stage.config, section, learners, scalar, estimator, eos_id=layout.eos_ids, pad_id=layout.tokenizer.pad_id
     )
+    dtype = section.frozen_dtype or policy.config.param_dtype
+    frozen, bases = parallel.build(functools.partial(freeze, dtype=dtype), start.policy, start.reward, start.bases)
     prepare = None
     if score is not None:
         records = run.records(Prompt, "train")
-        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, layout, stage.config.parallel)
+        parallelism = stage.config.parallel
+        prepare = scoring.rollout_and_score(stage.name, iterate, score, records, layout, parallelism, bases)
 
     def begin(initial: Params, value: Params | None) -> PPOState:
         # A copy: steps donate the state, and keep the frozen weights.
@@ -105,12 +105,17 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         return initial_state(initial, value, learners, section)
 
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
-    state = parallel.build(begin, initial, value, shard_optimizer_state=shard_optimizer_state)
-    dtype = section.frozen_dtype or policy.config.param_dtype
-    frozen = parallel.build(functools.partial(freeze, dtype=dtype), initial, reward)
-    del initial, reward, value  # on a mesh, or in another type, the frozen weights are others
+    state = parallel.build(begin, start.policy, start.value, shard_optimizer_state=shard_optimizer_state)
+    base = start.base
+    del start  # on a mesh, or in another type, the frozen weights are others
+    measure = ppo_validation.make_measure(stage, policy, scalar, score, ppo_weights.attached(frozen, bases))
+
+    def step(state: PPOState, batch: Any, key: jax.Array, frozen: Frozen, *bases: Params) -> tuple[PPOState, Metrics]:
+        on_bases = iterate.on(bases)
+        return (on_bases.learn if prepare else on_bases.step)(state, batch, key, frozen)
+
     stage.train_with(
-        iterate.learn if prepare else iterate,
+        step,
         state,
         batches,
         schedule=Schedule.from_config(
@@ -119,42 +124,14 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             section="ppo_log",
             key=f"{stage.declaration.section}.iterations",
         ),
-        constants=(frozen,),
+        constants=(frozen, *bases),
         callbacks=Callbacks(
             prepare=prepare,
-            evaluate=ppo_validation.make_measure(stage, policy, scalar, score, frozen),
+            evaluate=lambda state: measure(ppo_weights.with_whole_average(state, bases)),
             best=best.METRICS[0],
         ),
+        base=base,
     )
-
-
-def uses_reward_model(section: ml_collections.ConfigDict) -> bool:
-    """Returns whether a reward model is loaded: always, except with a reward function and without `reward_from`.
-
-    Args:
-      section: the section `ppo` of a recipe, or one with the same keys.
-    """
-    return bool(section.reward_from or not section.reward_function)
-
-
-def _scalar_model(stage: Stage) -> ScalarModel:
-    """Returns the network of reward model and critic; without a reward model, the critic is of the policy's size."""
-    run = stage.run
-    return ScalarModel(run.reward_config if uses_reward_model(stage.section) else run.policy_config)
-
-
-def critic_start(stage: Stage, critic: ScalarModel, policy: Params, reward: Params | None) -> Params:
-    """Returns the reward model's weights (appendix C.4), or without one, the policy's below a fresh scalar head.
-
-    Args:
-      stage: its seed draws the head.
-      critic: the value network.
-      policy: the initial policy's weights, of the same trunk if there is no reward model.
-      reward: the reward model's weights, or None.
-    """
-    if reward is not None:
-        return reward
-    return graft_trunk(initial_params(critic, jax.random.fold_in(stage.key, _HEAD)), policy)
 
 
 def _make_score(stage: Stage) -> scoring.Score | None:
@@ -260,13 +237,25 @@ def make_programs(
     )
 
 
-def freeze(reference: Params, reward: Params | None, dtype: str) -> Frozen:
-    """Returns the weights that an iteration only reads, in the type that they are held in; the head keeps its own."""
+def freeze(
+    reference: Params, reward: Params | None, bases: tuple[Params, ...], dtype: str
+) -> tuple[Frozen, tuple[Params, ...]]:
+    """Returns the weights that an iteration only reads, in the type that they are held in.
 
-    def held(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return x if path[0] == jax.tree_util.DictKey("head") else x.astype(dtype)
+    Heads and adapters keep their own.
 
-    return Frozen(*(jax.tree_util.tree_map_with_path(held, params) for params in (reference, reward)))
+    Args:
+      reference: of the initial policy.
+      reward: of the reward model; None if a function gives the rewards.
+      bases: see `ppo_weights.Start`.
+      dtype: of the weights.
+    """
+
+    def held(params: Params) -> Params:
+        base, learned = lora.split(params)
+        return lora.attach(jax.tree.map(lambda x: x.astype(dtype), base), learned)
+
+    return Frozen(held(reference), None if reward is None else held(reward)), tuple(held(base) for base in bases)
 
 
 def initial_state(

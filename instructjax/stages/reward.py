@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -21,6 +20,7 @@ from instructjax.runs.loop import Callbacks
 from instructjax.stages import imported, ranking_report, selection, trained
 from instructjax.stages.stage import Stage, stage
 from instructjax.stages.trained import initial_params
+from instructjax.stages.training_step import with_dropout
 from instructjax.training import objectives
 from instructjax.training.state import Params, TrainState
 
@@ -58,7 +58,7 @@ def run(stage: Stage) -> None:
         return state.replace(params=_centered(stage, model, best))
 
     stage.train(
-        objectives.ranking_loss(ScalarModel(dataclasses.replace(model.config, dropout=section.dropout))),
+        objectives.ranking_loss(ScalarModel(with_dropout(model.config, stage.config, stage.declaration.section))),
         lambda: _start(stage, model, steps),
         lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
         steps=steps,
@@ -88,8 +88,8 @@ def _best(
         return last
 
     def load(step: int) -> Params:
-        tokenizer = stage.run.layout.tokenizer
-        return trained.load_reward_model(stage.directory / "checkpoints", model.config, tokenizer, step=step).params
+        saved, tokenizer = stage.directory / "checkpoints", stage.run.layout.tokenizer
+        return trained.load_reward_model(saved, model.config, tokenizer, step=step, adapters=stage.run.lora).params
 
     losses = {step: measure(load(step))["validation_loss"] for step in earlier}
     losses[end] = measure(last)["validation_loss"]

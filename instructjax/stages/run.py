@@ -17,12 +17,14 @@ from instructjax.data.layouts import Layout
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
+from instructjax.models.lora import LoraConfig
 from instructjax.records import Demonstration, R, Ranking, Text
 from instructjax.runs import folder
 from instructjax.runs.best import best_step
 from instructjax.sources import registry
 from instructjax.sources.source import Source
 from instructjax.stages import prepare, trained
+from instructjax.stages.base import Base, lora_config
 from instructjax.stages.trained import Trained
 from instructjax.training.state import Params
 
@@ -83,6 +85,11 @@ class Run:
     def reward_config(self) -> TransformerConfig:
         """The network of reward model and value: the policy's, or `reward.size` with the same arithmetic."""
         return sizes.resized(self.policy_config, self.config.reward.size)
+
+    @functools.cached_property
+    def lora(self) -> LoraConfig | None:
+        """The adapters of the recipe; None if all weights learn."""
+        return lora_config(self.config)
 
     @property
     def data_folder(self) -> epath.Path:
@@ -162,11 +169,15 @@ class Run:
           elsewhere: see `checkpoints`.
           network: the policy's shape, if it is not the recipe's.
 
+        Returns:
+          Its weights. If the recipe has adapters, those of the checkpoint are kept next to their kernels, and
+          `Stage.train` trains them further.
+
         Raises:
           CheckpointError, TokenizerError: see `checkpoints` and `trained.load_policy`.
         """
-        start = self.checkpoints(stage, elsewhere)
-        return trained.load_policy(start, network or self.policy_config, self.layout.tokenizer).params
+        start, network = self.checkpoints(stage, elsewhere), network or self.policy_config
+        return trained.load_policy(start, network, self.layout.tokenizer, adapters=self.lora).params
 
     def load_policy(self, stage: str, step: int | None = None) -> Trained:
         """Loads the policy that a stage left: the chosen checkpoint of SFT, the moving average of PPO.
@@ -178,10 +189,22 @@ class Run:
         step = folder.selected_step(self.workdir, stage) if step is None else step
         return trained.load_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
 
-    def load_reward_model(self, elsewhere: str = "") -> Trained:
-        """Loads the reward model of this run, or of the folder in `ppo.reward_from`, its offset included."""
-        start = self.checkpoints("reward", elsewhere)
-        return trained.load_reward_model(start, self.reward_config, self.layout.tokenizer)
+    def load_reward_model(
+        self,
+        elsewhere: str = "",
+        *,
+        adapters: LoraConfig | None = None,
+        shared: tuple[Base, Params] | None = None,
+    ) -> Trained:
+        """Loads the reward model of this run, or of the folder in `ppo.reward_from`, its offset included.
+
+        Args:
+          elsewhere: see `checkpoints`.
+          adapters: see `trained.load_reward_model`.
+          shared: see `trained.load_reward_model`.
+        """
+        start, tokenizer = self.checkpoints("reward", elsewhere), self.layout.tokenizer
+        return trained.load_reward_model(start, self.reward_config, tokenizer, adapters=adapters, shared=shared)
 
     def open_policy(self, stage: str, step: int | Literal["best"] | None = None) -> tuple[Trained, Layout]:
         """Loads a policy with the network and layout that its checkpoint describes. Its stage may be in progress.
@@ -214,4 +237,6 @@ def policy_config(config: ml_collections.ConfigDict, vocab_size: int) -> Transfo
     Raises:
       ConfigError: a value of `model` is impossible.
     """
-    return TransformerConfig(vocab_size=vocab_size, **config.model.to_dict())
+    network = TransformerConfig(vocab_size=vocab_size, **config.model.to_dict())
+    lora = lora_config(config)
+    return network if lora is None else dataclasses.replace(network, lora_alpha=lora.alpha)

@@ -23,6 +23,7 @@ from instructjax.runs import interruption, processes
 from instructjax.runs.loop import Prepare
 from instructjax.training import parallel
 from instructjax.training.metrics import Mean, Metrics
+from instructjax.training.state import Params
 
 # Signals are noticed, and processes hear of each other, that often.
 ROUND_SECONDS = 0.2
@@ -96,6 +97,7 @@ def rollout_and_score(
     records: Sequence[Prompt],
     layout: Layout,
     config: ml_collections.ConfigDict,
+    bases: tuple[Params, ...] = (),
 ) -> Prepare:
     """Builds what precedes `Iteration.learn` if a function gives the rewards; see `loop.Callbacks.prepare`.
 
@@ -106,23 +108,24 @@ def rollout_and_score(
       records: of the prompts. A batch has the indices in it as its `numbers`.
       layout: of the responses.
       config: the `parallel` section of a recipe.
+      bases: see `Iteration.on`.
 
     Returns:
       `prepare(step, state, ((prompts, numbers), text), key) -> ((episodes, scores, text), metrics)`.
     """
 
     def sample(
-        state: PPOState, batch: tuple[PromptBatch, jax.Array], key: jax.Array
+        given: tuple[PPOState, tuple[Params, ...]], batch: tuple[PromptBatch, jax.Array], key: jax.Array
     ) -> tuple[tuple[Episodes, jax.Array], Metrics]:
-        prompts, numbers = batch
-        episodes, metrics = iterate.sample(state, prompts, key)
+        (state, bases), (prompts, numbers) = given, batch
+        episodes, metrics = iterate.on(bases).sample(state, prompts, key)
         return (episodes, numbers), metrics
 
     compiled = parallel.compile_for_host(sample, config)
 
     def prepare(step: int, state: PPOState, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         prompts, text = batch
-        (episodes, numbers), metrics = compiled(state, prompts, key)
+        (episodes, numbers), metrics = compiled((state, bases), prompts, key)
         asked = [records[number] for number in np.repeat(numbers, iterate.samples_per_prompt).tolist()]
         scores = score(f"{name}, iteration {step}", asked, samplers.texts(layout, episodes))
         own = parallel.share_of_rows().rows(len(scores))

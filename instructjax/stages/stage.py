@@ -21,14 +21,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 
 from instructjax import warning_log
 from instructjax.data import pipeline
-from instructjax.errors import ConfigError
-from instructjax.models import flops
+from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models import flops, lora
 from instructjax.models.config import TransformerConfig
+from instructjax.models.lora import LoraConfig
 from instructjax.recipe import check
 from instructjax.recipe.declared import SECTIONS
 from instructjax.recipe.key import Section
@@ -37,7 +39,9 @@ from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder,
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Matmuls
+from instructjax.stages import base as bases
 from instructjax.stages import beginning
+from instructjax.stages.base import Base
 from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
 from instructjax.stages.training_step import training_step
@@ -45,6 +49,8 @@ from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
 from instructjax.training.state import Params, TrainState
+
+_ADAPTERS = 2**32 - 1  # folded into the key of a stage for fresh adapters: no step has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,28 +223,67 @@ class Stage:
         schedule = schedule or optimizer.cosine_schedule(
             section.learning_rate, steps, final_fraction=section.final_fraction
         )
-        step, adam = training_step(self.config, self.declaration.section, loss, schedule)
+        shape, has_base = network or self.run.policy_config, self.lora is not None
+        step, adam = training_step(self.config, self.declaration.section, loss, schedule, has_base=has_base)
 
         def begin(params: Params) -> TrainState:
             # Weights that are also read must be another buffer than those that steps change in place.
             return train_state.create(jax.tree.map(jnp.copy, params) if frozen else params, adam)
 
-        state = parallel.build(begin, start(), shard_optimizer_state=self.config.parallel.shard_optimizer_state)
+        base, learned = self.with_adapters(start(), shape) if has_base else (None, start())
+        state = parallel.build(begin, learned, shard_optimizer_state=self.config.parallel.shard_optimizer_state)
+        del learned
         self.train_with(
             step,
             state,
             batches,
             schedule=Schedule.from_config(self.config.log, steps=steps, keep_steps=keep_steps),
             network=network,
-            constants=frozen,
-            callbacks=callbacks,
-            matmuls=self._matmuls(network or self.run.policy_config, len(frozen)),
+            constants=frozen if base is None else (base, *frozen),
+            callbacks=callbacks if base is None or callbacks is None else _of_whole_weights(callbacks, base),
+            matmuls=self._matmuls(shape, len(frozen)),
+            base=None if base is None else self.describe_base(base),
         )
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that the stage trains; None if all weights learn, as in a stage that comes after no other."""
+        return self.run.lora if self.declaration.after else None
+
+    def with_adapters(self, params: Params, network: TransformerConfig, number: int = 0) -> tuple[Params, Params]:
+        """Returns the base of a network, and what learns: its adapters, or fresh ones if it has none, and its head.
+
+        Args:
+          params: its weights.
+          network: its shape.
+          number: a different one for each network of the stage, for fresh adapters.
+        """
+        assert self.lora is not None
+        if not lora.has_adapters(params):
+            key = jax.random.fold_in(self.key, np.uint32(_ADAPTERS - number))
+            fresh = parallel.build(functools.partial(lora.init, lora=self.lora, config=network), key)
+            params = lora.attach(params, fresh)
+        return lora.split(params)
+
+    def describe_base(self, base: Params) -> Base:
+        """Returns where the base of the stage is saved.
+
+        Raises:
+          CheckpointError: these are not the weights of the stage that this one starts from, or not those that it began
+            with.
+        """
+        start = self.run.checkpoints(self.declaration.after[0], self.section.get("init_from", ""))
+        found, own = bases.of_start(start, base), self.directory / "checkpoints"
+        if checkpoint_files.saved_steps(own):
+            began = bases.read(checkpoint.read_meta(own), own)
+            if began is None or began.arrays != found.arrays:
+                raise CheckpointError(f"{own}: expected the base that the stage began with, found that of {start}")
+        return found
 
     def _matmuls(self, network: TransformerConfig, frozen: int) -> Matmuls:
         """Returns how the matmuls of a step that trains one network are counted."""
         logits = self.declaration.policy is not None
-        count = functools.partial(flops.training_flops, network, logits=logits, frozen=frozen)
+        count = functools.partial(flops.training_flops, network, logits=logits, frozen=frozen, adapters=self.lora)
         return Matmuls(count, network.resolved_matmul_dtype)
 
     def train_with(
@@ -252,6 +297,7 @@ class Stage:
         constants: Sequence[Any] = (),
         callbacks: Callbacks[Any] | None = None,
         matmuls: Matmuls | None = None,
+        base: Base | None = None,
     ) -> None:
         """Trains with a custom step, such as an iteration of PPO; see `loop.run`.
 
@@ -264,6 +310,7 @@ class Stage:
           constants: further arguments of the step.
           callbacks: what to measure. Checks of metrics and curves are added here.
           matmuls: of a step, for MFU; None if they are not known.
+          base: where the rest of the policy's weights is, if its part of the state has only what learns.
         """
         steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
         schedule.check_done(self.directory, steps[-1] if steps else 0)
@@ -281,17 +328,38 @@ class Stage:
             self.key,
             directory=self.directory,
             schedule=schedule,
-            meta=self.meta(network or self.run.policy_config, self.run.layout.tokenizer),
+            meta=self.meta(network or self.run.policy_config, self.run.layout.tokenizer, base),
             constants=constants,
             callbacks=callbacks,
             matmuls=matmuls,
         )
 
-    def meta(self, network: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Returns what is saved with a checkpoint: recipe, network, tokenizer, and what stage made it."""
+    def meta(self, network: TransformerConfig, tokenizer: Tokenizer, base: Base | None = None) -> dict[str, Any]:
+        """Returns what is saved with a checkpoint: recipe, network, tokenizer, what stage made it, and its base."""
         described = checkpoint.describe(self.config.to_dict(), dataclasses.asdict(network), tokenizer)
-        return {**described, "stage": dataclasses.asdict(self.declaration)}
+        described["stage"] = dataclasses.asdict(self.declaration)
+        if base is not None:
+            described["base"] = dataclasses.asdict(base.relative_to(self.run.workdir))
+        return described
 
     def begin(self) -> None:
         """Notes what the stage trains with; see `beginning.note`."""
         processes.first(lambda: beginning.note(self.run, self.declaration))
+
+
+def _of_whole_weights(callbacks: Callbacks[TrainState], base: Params) -> Callbacks[TrainState]:
+    """Returns callbacks of a state of adapters from those of a state of whole weights; no array is copied."""
+    evaluate, finish = callbacks.evaluate, callbacks.finish
+
+    def whole(state: TrainState) -> TrainState:
+        return state.replace(params=lora.attach(base, state.params))
+
+    def finished(state: TrainState) -> TrainState:
+        assert finish is not None
+        return state.replace(params=lora.split(finish(whole(state)).params)[1])
+
+    return dataclasses.replace(
+        callbacks,
+        evaluate=evaluate and (lambda state: evaluate(whole(state))),
+        finish=finish and finished,
+    )

@@ -12,10 +12,14 @@ from etils import epath
 
 from instructjax.data.layouts import Layout
 from instructjax.errors import CheckpointError
+from instructjax.models import lora
 from instructjax.models.config import TransformerConfig
+from instructjax.models.lora import LoraConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import declared
 from instructjax.runs import checkpoint
+from instructjax.stages import base as bases
+from instructjax.stages.base import Base
 from instructjax.text import tokenizer_files
 from instructjax.text.templates import SEPARATOR
 from instructjax.text.tokenizer import Tokenizer
@@ -53,7 +57,12 @@ def initial_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params
 
 
 def load_policy(
-    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
+    directory: epath.PathLike,
+    config: TransformerConfig,
+    tokenizer: Tokenizer,
+    *,
+    step: int | None = None,
+    adapters: LoraConfig | None = None,
 ) -> Trained[LanguageModel]:
     """Loads the policy of a checkpoint, which must have the given network and tokenizer.
 
@@ -64,9 +73,12 @@ def load_policy(
       config: the network that the recipe describes.
       tokenizer: the run's tokenizer.
       step: the checkpoint to read; None for the last.
+      adapters: None merges the adapters of a checkpoint into its kernels. Otherwise they are kept next to them, and
+        must be these.
 
     Raises:
-      CheckpointError: the folder has no checkpoint, or one of another network or of a stage without a policy.
+      CheckpointError: the folder has no checkpoint, or one of another network or of a stage without a policy; or the
+        base of its adapters is not where it was, or another.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
     stage = read_meta(directory, step)["stage"]
@@ -74,15 +86,33 @@ def load_policy(
         raise CheckpointError(
             f"{directory}: expected the checkpoint of a policy, found one of the stage {stage['name']}, which has none"
         )
-    return _load(LanguageModel(config), directory, tokenizer, stage["policy"], step)
+    return _load(LanguageModel(config), directory, tokenizer, stage["policy"], step, adapters)
 
 
 def load_reward_model(
-    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
+    directory: epath.PathLike,
+    config: TransformerConfig,
+    tokenizer: Tokenizer,
+    *,
+    step: int | None = None,
+    adapters: LoraConfig | None = None,
+    shared: tuple[Base, Params] | None = None,
 ) -> Trained[ScalarModel]:
-    """Loads a reward model; see `load_policy`. Only the last checkpoint of its stage has the offset."""
+    """Loads a reward model; see `load_policy`. Only the last checkpoint of its stage has the offset.
+
+    Args:
+      directory: see `load_policy`, also for the next four.
+      config: the reward model's network.
+      tokenizer: the run's tokenizer.
+      step: the checkpoint to read.
+      adapters: what to do with adapters.
+      shared: a base that is loaded already, for adapters on it: the reward model gets its arrays.
+
+    Raises:
+      CheckpointError: see `load_policy`; or the reward model has another base than the shared one.
+    """
     read_meta(directory, step)
-    return _load(ScalarModel(config), directory, tokenizer, "params", step)
+    return _load(ScalarModel(config), directory, tokenizer, "params", step, adapters, shared)
 
 
 def open_policy(directory: epath.PathLike, *, step: int | None = None) -> tuple[Trained[LanguageModel], Layout]:
@@ -113,19 +143,46 @@ def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
     return meta
 
 
-def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained[Model]:
+def _load(
+    model: Model,
+    directory: epath.PathLike,
+    tokenizer: Tokenizer,
+    item: str,
+    step: int | None,
+    adapters: LoraConfig | None,
+    shared: tuple[Base, Params] | None = None,
+) -> Trained[Model]:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
+    meta = read_meta(directory, step)
     # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
-    meta = read_meta(directory, step)["model"] | {"dtype": "float32", "param_dtype": "float32"}
-    found, expected = TransformerConfig(**meta).function(), model.config.function()
+    network = meta["model"] | {"dtype": "float32", "param_dtype": "float32"}
+    found, expected = TransformerConfig(**network).function(), model.config.function()
     for name in found | expected:
         # Arrays' shapes tell the sizes.
         if name not in _SIZES and found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"{directory}: model.{name}: expected {expected.get(name)}, found a model with {found.get(name)}"
             )
-    template = parallel.abstract(jax.eval_shape(lambda: random_params(model, jax.random.key(0))))
-    return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
+    shapes = jax.eval_shape(lambda: random_params(model, jax.random.key(0)))
+    base = bases.read(meta, directory)
+    if shared is not None:
+        bases.check_shared(base, shared[0], directory)
+    if base is None:
+        params = checkpoint.restore_params(directory, parallel.abstract(shapes), item=item, step=step)
+        return Trained(model, params, tokenizer)
+    saved = bases.lora_config(meta["config"])
+    assert saved is not None
+    if adapters is not None:
+        bases.check_adapters(adapters, saved, str(directory))
+    added = jax.eval_shape(lambda: lora.init(jax.random.key(0), saved, model.config))
+    kept, learned = (parallel.abstract(part) for part in lora.split(lora.attach(shapes, added)))
+    params = lora.attach(
+        base.restore(kept) if shared is None else shared[1],
+        checkpoint.restore_params(directory, learned, item=item, step=step),
+    )
+    if adapters is None:
+        params = parallel.build(functools.partial(lora.merge, alpha=saved.alpha), params)
+    return Trained(model, params, tokenizer)
 
 
 def describe(directory: epath.PathLike, step: int | None = None) -> tuple[TransformerConfig, Layout]:

@@ -21,7 +21,7 @@ def language_model_loss(model: Any) -> Loss:
     """Builds the cross-entropy of each token given those before it: pretraining, SFT and the ptx term.
 
     Args:
-      model: a LanguageModel; its dropout is applied if its rate is above 0.
+      model: a LanguageModel; its dropout is applied if a rate is above 0.
 
     Returns:
       A loss of an `LMBatch`, in nats, weighted by `batch.weights`.
@@ -33,7 +33,7 @@ def language_model_loss(model: Any) -> Loss:
             batch.tokens,
             batch.segments,
             batch.positions,
-            deterministic=model.config.dropout == 0,
+            deterministic=not model.config.has_dropout,
             rngs=None if key is None else {"dropout": key},
             method="hidden",
         )
@@ -56,14 +56,14 @@ def ranking_loss(model: Any) -> Loss:
     All answers to a prompt share one forward pass.
 
     Args:
-      model: a ScalarModel; its dropout is applied if its rate is above 0.
+      model: a ScalarModel; its dropout is applied if a rate is above 0.
 
     Returns:
       A loss of a `RankingBatch`; its weight counts prompts.
     """
 
     def loss(params: Params, batch: RankingBatch, key: jax.Array | None) -> tuple[losses.Pair, Metrics]:
-        rewards = rewards_of(model, params, batch, deterministic=model.config.dropout == 0, key=key)
+        rewards = rewards_of(model, params, batch, deterministic=not model.config.has_dropout, key=key)
         ranked = by_prompt(rewards, batch.scores, batch.valid)
         metrics: Metrics = {"accuracy": Mean(*losses.ranking_accuracy(*ranked)), "padding": padding(batch.segments)}
         return losses.ranking_loss(*ranked), metrics

@@ -6,6 +6,7 @@ import jax
 import ml_collections
 import optax
 
+from instructjax.models.lora import LORA_A, LORA_B
 from instructjax.training.state import Params
 
 
@@ -66,9 +67,10 @@ def adam(
 
 
 def decayed(params: Params) -> Params:
-    """Returns a tree that is True on matrices, and False on biases and layer-norm scales.
+    """Returns a tree that is True on matrices, adapters included, and False on biases and layer-norm scales.
 
     The blocks' parameters are stacked over layers, so leaves are recognized by name, not by
     rank.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params)
+    ends = ("kernel", "embedding", LORA_A, LORA_B)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith(ends), params)

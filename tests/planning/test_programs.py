@@ -8,7 +8,8 @@ import pytest
 from configs import sandbox
 from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
-from instructjax.models import flops
+from instructjax.models import flops, lora
+from instructjax.models.lora import LoraConfig
 from instructjax.models.sizes import count_parameters
 from instructjax.models.transformer import LanguageModel
 from instructjax.planning import plan, programs
@@ -22,9 +23,10 @@ def config():
 
 
 @functools.cache
-def built(name):
-    """A program of the smoke recipe, traced once."""
-    return programs.build(name, sandbox.get_config("smoke"))
+def built(name, rank=0, one_base=True):
+    """A program of the smoke recipe, or with adapters, traced once."""
+    changes = {"lora.rank": rank, "lora.one_base": one_base}
+    return programs.build(name, plan.override(sandbox.get_config("smoke"), changes))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,27 @@ def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
         leaves = jax.tree.leaves((program.state, program.constants))
         floats = sum(leaf.size for leaf in leaves if leaf.dtype == "float32")
         assert floats == numbers
+
+
+@pytest.mark.parametrize("one_base", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_with_adapters_the_networks_of_an_iteration_hold_one_base_or_two(config, one_base):
+    shape, _ = programs.model_configs(config)
+    rank = 4
+    adapters = lora.count_parameters(LoraConfig(rank, 1.0, 0.0, ("*",)), shape)
+    # The policy, its average and two moments; the value network and two moments; the frozen two.
+    numbers = 9 * adapters + 4 * (shape.d_model + 1) + (1 if one_base else 2) * count_parameters(shape)
+    program = built("ppo update", rank, one_base)
+    leaves = jax.tree.leaves((program.state, program.constants))
+    assert sum(leaf.size for leaf in leaves if leaf.dtype == "float32") == numbers
+
+
+@pytest.mark.parametrize("name", ["sft", pytest.param("ppo update", marks=pytest.mark.slow)])
+def test_adapters_save_the_gradients_of_kernels(name):
+    full, program = built(name), built(name, rank=2)
+    # Of three products per kernel one is left out; attention and adapters have all three.
+    assert 2 / 3 < program.work.flops / full.work.flops < 0.8
+    executed = [plan.count_executed_flops(found) for found in (program, full)]
+    assert 2 / 3 < executed[0] / executed[1] < 0.85
 
 
 def test_sampling_in_parts_divides_the_cache_and_reads_the_weights_once_per_part(config):

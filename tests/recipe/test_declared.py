@@ -34,9 +34,9 @@ def test_a_key_is_described(key):
 
 
 def test_the_model_has_the_fields_of_its_config():
-    """Excludes the fields that the tokenizer and the stage set."""
+    """Excludes the fields that the tokenizer, the stage and the section `lora` set."""
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
-    assert declared.SECTIONS["model"].keys.keys() == fields - {"vocab_size", "dropout"}
+    assert declared.SECTIONS["model"].keys.keys() == fields - {"vocab_size", "dropout", "lora_alpha", "lora_dropout"}
 
 
 @pytest.mark.parametrize("name", declared.OPTIONAL)

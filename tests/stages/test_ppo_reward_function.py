@@ -16,7 +16,7 @@ from instructjax.errors import ConfigError, RewardFunctionError
 from instructjax.models.transformer import ScalarModel
 from instructjax.runs import checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
-from instructjax.stages import ppo
+from instructjax.stages import ppo, ppo_weights
 from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage
 from tests import fakes
@@ -133,12 +133,12 @@ def test_the_critic_starts_from_the_policy_below_a_fresh_head(before, monkeypatc
     plant(monkeypatch, lengths)
     opened = Stage(Run(config, workdir), ppo.run.declaration)
     policy, critic = opened.run.load_start("ppo_init"), ScalarModel(opened.run.policy_config)
-    started, again = (ppo.critic_start(opened, critic, policy, None) for _ in range(2))
+    started, again = (ppo_weights.critic_start(opened, critic.config, policy, None) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, started["trunk"], policy["trunk"])
     jax.tree.map(np.testing.assert_array_equal, started, again)
     assert np.abs(started["head"]["kernel"]).max() > 0
     reward = fakes.params(critic)
-    assert ppo.critic_start(opened, critic, policy, reward) is reward
+    assert ppo_weights.critic_start(opened, critic.config, policy, reward) is reward
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_frozen_weights_can_be_held_in_half_precision(prepared):
 
 def test_freezing_changes_the_type_only():
     params = {"w": jnp.array([0.5, 1.0 + 2**-12])}
-    frozen = ppo.freeze(params, params, "bfloat16")
+    frozen = ppo.freeze(params, params, (), "bfloat16")[0]
     assert frozen.reference["w"].dtype == frozen.reward["w"].dtype == jnp.bfloat16
     assert frozen.reference["w"].tolist() == [0.5, 1.0]
-    assert ppo.freeze(params, params, "float32").reward["w"].tolist() == params["w"].tolist()
+    assert ppo.freeze(params, params, (), "float32")[0].reward["w"].tolist() == params["w"].tolist()

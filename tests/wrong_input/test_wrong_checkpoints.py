@@ -1,6 +1,7 @@
 """Checkpoints and the folder of a run"""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -13,11 +14,11 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import evaluate, pretrain, sft, trained
+from instructjax.stages import evaluate, ppo, pretrain, reward, sft, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import fakes, small_disks
-from tests.recipes import LINES, changed, recipe, save_checkpoint, save_stage
+from tests.recipes import LINES, changed, recipe, save_adapters, save_checkpoint, save_stage
 from tests.scripts import run
 from tests.wrong_input.fault import fault
 
@@ -386,3 +387,43 @@ def test_two_runs(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+ADAPTERS = {"lora__rank": 2, "lora__alpha": 4.0}
+
+
+@pytest.fixture
+def adapted(pretrained):
+    """Returns (config, workdir) with adapters of rank 2 that look like those of SFT and of PPO's initial policy."""
+    config, workdir = changed(pretrained[0], **ADAPTERS), pretrained[1]
+    for stage in ("sft", "ppo_init"):
+        save_adapters(config, workdir, stage)
+    return config, workdir
+
+
+@fault(
+    "a base of adapters that was trained again",
+    "PATH: TEXT: expected the base of the adapters, TEXT, found TEXT",
+)
+def test_other_base(adapted):
+    config, workdir = adapted
+    shutil.rmtree(workdir / "pretrain" / "checkpoints")
+    save_stage(config, workdir, "pretrain", Run(config, workdir).layout.tokenizer, seed=1)
+    Run(config, workdir).load_start("sft")
+
+
+@fault("adapters of another rank than the recipe's", "PATH: lora.rank: expected 3, found adapters with 2")
+def test_other_rank(adapted):
+    config, workdir = adapted
+    reward.run(Run(changed(config, lora__rank=3), workdir))
+
+
+@fault(
+    "a reward model with its own trunk and networks that share one base",
+    "PATH: lora.one_base: expected a reward model with adapters on the policy's base, PATH, found one without "
+    "adapters; lora.one_base=False holds its trunk, too",
+)
+def test_own_trunk(adapted):
+    config, workdir = adapted
+    save_stage(config, workdir, "reward", Run(config, workdir).layout.tokenizer)
+    ppo.run(Run(config, workdir))

@@ -466,6 +466,32 @@ def test_max_answers(tmp_path):
     run_with(tmp_path, comparisons__max_answers=33)
 
 
+@fault(
+    "a pattern of kernels that matches none",
+    "lora.matrices: expected patterns of attention/query, attention/key, attention/value, attention/out, "
+    "feed_forward/in, feed_forward/out, found 'attention/q'",
+)
+def test_adapted_matrices(tmp_path):
+    run_with(tmp_path, lora__rank=2, lora__matrices=("attention/value", "attention/q"))
+
+
+@fault(
+    "adapters that are wider than their kernel",
+    "lora.rank: expected at most 8, the smaller side of attention/query, found 9",
+)
+def test_rank(tmp_path):
+    run_with(tmp_path, lora__rank=9)
+
+
+@fault(
+    "adapters on one base in networks of different sizes",
+    'reward.size: expected "", the policy\'s, because the networks of PPO share one base (lora.one_base), '
+    "found 'small'",
+)
+def test_one_base_of_two_sizes(tmp_path):
+    run_with(tmp_path, lora__rank=2, reward__size="small", reward__init_from="elsewhere")
+
+
 REWARDS = """
 import sys, time
 def one(prompts, responses): return [1.0]
