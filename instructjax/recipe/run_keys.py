@@ -64,12 +64,13 @@ GUARDS = section(
 )
 
 FILES = section(
-    "records from files, folders or patterns, several separated by commas; docs/formats.md",
+    "records from files, folders, patterns or public:NAME, several separated by commas; docs/formats.md",
     text=Key("", TEXT, "paths", "Text records, to pretrain on"),
     demonstrations=Key("", TEXT, "paths", "Demonstration records"),
     rankings=Key("", TEXT, "paths", "Ranking records"),
     prompts=Key("", TEXT, "paths", "Prompt records, for PPO and evaluation"),
     fields=Key("", TEXT, "", 'names of fields, such as "prompt=question, response=answer"'),
+    public=Key("", TEXT, "path", 'the folder of public sets; "": ~/.cache/instructjax/public'),
 )
 
 SANDBOX = section(
