@@ -4,6 +4,7 @@
     Argilla          {"fields", "responses": {QUESTION: [{"value", "user_id", "status"}]}}    Dataset.records.to_json
                      {FIELD, "QUESTION.responses", "QUESTION.responses.users", "... .status"}    Parquet of the Hub
     Label Studio     {"data", "annotations": [{"completed_by", "result": [...]}]}    export as JSON; Ranker, Pairwise
+    few-shot         {"instruction", "examples": [{"query", "response"}, ...]}    K examples, as in appendix A.1
     one answer       {"prompt", "response", "score"}    rows of one prompt that follow each other
 
 What comes out has the fields that `shapes.py` maps to those of a record. A task that nobody has ranked yet gives a
@@ -12,6 +13,7 @@ ranking without answers, so that it is counted.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,9 +21,11 @@ from typing import Any
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Record, Text, show
 
+FEW_SHOT = "few_shot"  # the field of an example of a few-shot prompt: its number
 _UNRANKED: dict[str, Any] = {"responses": [], "scores": []}
 _ITEM_TEXTS = ("body", "text", "html", "title")  # of an item of Label Studio's List, the first that it has
 _RESPONSES = ".responses"
+_ANSWERS = {"output", "response", "completion", "prompt"}  # fields of rows that are no few-shot prompts
 
 Fields = dict[str, Any]
 
@@ -42,6 +46,8 @@ def expand(row: Fields, kind: type[Record], where: str) -> Iterator[Fields]:
         yield from _tree(root, kind, {"user": str(row["message_tree_id"])})
     elif isinstance(row.get("fields"), dict) and isinstance(row.get("responses"), dict):
         yield from _argilla(row["fields"], row["responses"], kind, where)
+    elif kind in (Demonstration, Prompt) and isinstance(row.get("examples"), list) and not _ANSWERS & row.keys():
+        yield from _few_shot(row, where)
     elif any(name.endswith(f"{_RESPONSES}.users") for name in row):
         yield from _argilla(*_unflatten(row), kind, where)
     elif isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
@@ -67,6 +73,26 @@ def _answered_prompt(row: Fields | RecordError) -> Any:
     """Returns the prompt of a row with one scored answer; None for other rows."""
     is_answer = isinstance(row, dict) and {"response", "score"} <= row.keys() and "responses" not in row
     return row.get("prompt") if is_answer and isinstance(row, dict) else None
+
+
+def _few_shot(row: Fields, where: str) -> Iterator[Fields]:
+    """Yields K examples of a few-shot prompt: each query in turn, after the instruction and the other K - 1 pairs.
+
+    All have the same user, so that they are in one split.
+    """
+    instruction, pairs = row.get("instruction"), row["examples"]
+    for pair in pairs:
+        if not isinstance(pair, dict) or not all(isinstance(pair.get(name), str) for name in ("query", "response")):
+            raise RecordError(f'{where}: examples: expected {{"query": text, "response": text}}, found {show(pair)}')
+    if not isinstance(instruction, str):
+        raise RecordError(f"{where}: instruction: expected text, found {show(instruction)}")
+    common = {name: value for name, value in row.items() if name not in ("instruction", "examples")}
+    labeler = row.get("labeler") or hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    common |= {"user": row.get("user") or labeler, "labeler": labeler}
+    for k, pair in enumerate(pairs):
+        shown = [f"{other['query']}\n{other['response']}" for other in (*pairs[:k], *pairs[k + 1 :])]
+        prompt = "\n\n".join([instruction, *shown, pair["query"]])
+        yield {**common, "prompt": prompt, "response": pair["response"], FEW_SHOT: k}
 
 
 def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields) -> Iterator[Fields]:

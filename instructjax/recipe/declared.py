@@ -18,6 +18,7 @@ SOURCES = ("files", "sandbox", "e2e")  # where records come from: a recipe decla
 REQUIRED: Mapping[str, Section] = {
     "guards": run_keys.GUARDS,
     "data": run_keys.DATA,
+    "mixture": run_keys.MIXTURE,
     "tokenizer": run_keys.TOKENIZER,
     "model": run_keys.MODEL,
     "optimizer": run_keys.OPTIMIZER,

@@ -118,6 +118,15 @@ DATA = section(
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
 )
 
+MIXTURE = section(
+    "how often each source of records is drawn in training; docs/mixtures.md",
+    weights=Key("", TEXT, "", 'shares of the examples, or of the characters of text, such as "hh=2, oasst1=1"'),
+    epochs=Key(
+        "", TEXT, "", 'relative to that of other sources, such as "hh=0.5"; without effect on sources with weights'
+    ),
+    temperature=Key(1.0, POSITIVE, "", "T: shares are (size x epochs)^(1 / T); large T: equal shares"),
+)
+
 TOKENIZER = section(
     "read from a file, or trained on the pretraining text",
     path=Key("", TEXT, "path", 'a SentencePiece model or GPT-2\'s BPE; "" trains the former on the pretraining text'),

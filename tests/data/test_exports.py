@@ -145,6 +145,23 @@ def test_rows_with_one_answer_each_become_a_ranking_of_each_prompt(tmp_path):
     ]
 
 
+FEW_SHOT = {
+    "instruction": "Name the color.",
+    "examples": [
+        {"query": f"Of {name}?", "response": color} for name, color in (("a", "red"), ("b", "blue"), ("c", "green"))
+    ],
+    "use_case": "open qa",
+}
+
+
+def test_a_few_shot_prompt_gives_as_many_examples_as_it_has_pairs(tmp_path):
+    found = read(tmp_path, [FEW_SHOT], Demonstration)
+    assert [record.response for record in found] == ["red", "blue", "green"]
+    assert found[1].prompt == "Name the color.\n\nOf a?\nred\n\nOf c?\ngreen\n\nOf b?"
+    assert len({record.user for record in found}) == 1 and found[0].user == found[0].labeler  # in one split
+    assert [record.prompt for record in read(tmp_path, [FEW_SHOT], Prompt)] == [record.prompt for record in found]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -152,16 +169,22 @@ def test_rows_with_one_answer_each_become_a_ranking_of_each_prompt(tmp_path):
         (label_studio(RANKER | {"value": {}}), "ranker: expected one list of ids, the best first, without buckets"),
         (label_studio(RANKER | {"value": {"ranker": {"rank": ["z"]}}}), "ranker: expected ids of a list in data"),
         (label_studio(PAIRWISE | {"to_name": "text1"}), "pairwise: to_name: expected two fields of data, found"),
+        (FEW_SHOT | {"examples": [{"query": "a"}]}, 'examples: expected {"query": text, "response": text}, found'),
+        (FEW_SHOT | {"instruction": 3}, "instruction: expected text, found 3"),
         (label_studio(PAIRWISE | {"value": {}}), "pairwise: selected: expected left or right, found None"),
     ],
 )
 def test_what_is_not_as_documented_is_named(tmp_path, row, message):
     with pytest.raises(RecordError) as error:
+        if "examples" in row:
+            read(tmp_path, [row], Demonstration)
         read(tmp_path, [row], Ranking, "" if "data" in row else "prompt=instruction")
     assert str(error.value).startswith(f"{tmp_path}/a.json:1: {message}")
 
 
-@pytest.mark.parametrize("row", [TREE, ARGILLA, HUB, label_studio(RANKER, PAIRWISE)], ids=lambda row: min(row))
+@pytest.mark.parametrize(
+    "row", [TREE, ARGILLA, HUB, FEW_SHOT, label_studio(RANKER, PAIRWISE)], ids=lambda row: min(row)
+)
 @pytest.mark.parametrize("kind", [Text, Demonstration, Prompt, Ranking])
 @tries.tries
 @given(data=st.data())
