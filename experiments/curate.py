@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import curation, near_duplicates, personal_data, prepared, shapes
+from instructjax.data import curation, near_duplicates, personal_data, prepared, presidio, shapes
 from instructjax.data.curation import Rules
 from instructjax.errors import InputError
 from instructjax.records import Record
@@ -49,7 +49,9 @@ _SHARE = flags.DEFINE_float(
     "script_share", 0.0, "Minimum share of a script among the letters of a prompt.", lower_bound=0, upper_bound=1
 )
 _PII = flags.DEFINE_string(
-    "pii", "rules", "Find personal data by rules, by MODULE:FUNCTION of a text that returns its kind or '', or none."
+    "pii",
+    "rules",
+    "Find personal data by rules, by presidio, by MODULE:FUNCTION of a text that returns its kind or '', or none.",
 )
 _VALIDATION = flags.DEFINE_float(
     "validation", _DEFAULT.validation, "Share of users in the validation split.", lower_bound=0, upper_bound=1
@@ -116,6 +118,8 @@ def _rules() -> Rules:
 def _find_personal(name: str) -> Callable[[str], str] | None:
     if name in ("rules", "none"):
         return personal_data.find if name == "rules" else None
+    if name == "presidio":
+        return presidio.finder("--pii")
     loaded = reward_function.load(name, "--pii")
 
     def find(text: str) -> str:
