@@ -3,14 +3,11 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from instructjax import records
 from instructjax.data import formats, shapes
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
-from tests.fuzz import tries
 
 
 def message(text, role, *replies, **more):
@@ -180,16 +177,3 @@ def test_what_is_not_as_documented_is_named(tmp_path, row, message):
             read(tmp_path, [row], Demonstration)
         read(tmp_path, [row], Ranking, "" if "data" in row else "prompt=instruction")
     assert str(error.value).startswith(f"{tmp_path}/a.json:1: {message}")
-
-
-@pytest.mark.parametrize(
-    "row", [TREE, ARGILLA, HUB, FEW_SHOT, label_studio(RANKER, PAIRWISE)], ids=lambda row: min(row)
-)
-@pytest.mark.parametrize("kind", [Text, Demonstration, Prompt, Ranking])
-@tries.tries
-@given(data=st.data())
-def test_changed_exports_give_records_or_one_error(tmp_path, row, kind, data):
-    (tmp_path / "a.jsonl").write_bytes(tries.as_json(data.draw(tries.changed_json(row))))
-    with tries.only_input_errors():
-        names = shapes.parse_names("prompt=instruction, score=help", "files.fields")
-        assert list(records.valid(formats.read(tmp_path / "a.jsonl", kind, names))) is not None

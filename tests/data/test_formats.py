@@ -8,15 +8,12 @@ import json
 import pyarrow
 import pytest
 from etils import epath
-from hypothesis import given
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from instructjax import records
 from instructjax.data import formats, shapes
 from instructjax.errors import ConfigError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
-from tests.fuzz import tries
 
 ROWS = [
     {"prompt": "name a color, please", "responses": ["dark\nred", "é, ▁"], "scores": [2, 1], "user": "u"},
@@ -254,12 +251,3 @@ def test_a_folder_and_a_pattern_name_files_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="expected files that hold records, in this folder, found none"):
         formats.expand(folder / "empty")
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if not name.lower().endswith((".gz", ".zst"))])
-@tries.tries
-@given(data=st.data())
-def test_files_of_any_bytes_give_records_or_one_error(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data.draw(tries.any_bytes(FILES[name])))
-    with tries.only_input_errors():
-        assert read(tmp_path / name, Ranking)
