@@ -3,23 +3,27 @@
     python experiments/convert.py --kind=rankings --source=FILES --output=rankings.jsonl.gz
 
 FILES are files, folders or patterns, separated by commas: .jsonl, .json, .csv, .tsv, .parquet and .arrow, with .gz
-or .zst. The fields of most public sets are known; --fields names others. See docs/formats.md.
+or .zst; or public sets such as public:webgpt. Most fields are known; --fields names others. See docs/formats.md.
 """
 
 import command_line
 from absl import flags
 
 from instructjax import files, records
-from instructjax.data import formats, pairs, prepared, selection, shapes
+from instructjax.data import pairs, prepared, selection, shapes
 from instructjax.data.selection import Counts
 from instructjax.errors import InputError, RecordError
 from instructjax.records import Ranking
+from instructjax.sources import public
 from instructjax.stages.run import Run
 
 KINDS = {name: kind for kind, name in prepared.SET_NAMES.items()}
 _KIND = flags.DEFINE_enum("kind", None, list(KINDS), "What the files hold.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Files, folders or patterns, separated by commas.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Files, folders, patterns or public:NAME, separated by commas.", required=True
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, .jsonl or .jsonl.gz.", required=True)
+_PUBLIC = flags.DEFINE_string("public", "", "The folder of public sets; by default ~/.cache/instructjax/public.")
 _FIELDS = flags.DEFINE_string("fields", "", 'Names of fields, such as "prompt=question, response=answer".')
 _MERGE = flags.DEFINE_boolean("merge_pairs", True, "Merge pairs of answers to one prompt into one ranking.")
 _SKIP = flags.DEFINE_boolean("skip_invalid", False, "Leave out and count rows that are not records, and print some.")
@@ -32,12 +36,7 @@ def main(_: Run) -> None:
     output = files.parse(_OUTPUT.value, "--output")
     if not str(output).endswith((".jsonl", ".jsonl.gz")):
         raise InputError(f"--output: expected a file that ends in .jsonl or .jsonl.gz, found {_OUTPUT.value:.200}")
-    found = [
-        record
-        for path in files.split_list(_SOURCE.value)
-        for file in formats.expand(files.parse(path, "--source"))
-        for record in formats.read(file, kind, names)
-    ]
+    found = list(public.read_all(_SOURCE.value, kind, names, "--source", _PUBLIC.value))
     faults = [str(record) for record in found if isinstance(record, RecordError)]
     if faults and not _SKIP.value:
         raise RecordError(records.list_faults(faults, len(faults)))

@@ -17,19 +17,23 @@ from absl import flags
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import curation, formats, near_duplicates, personal_data, prepared, shapes
+from instructjax.data import curation, near_duplicates, personal_data, prepared, presidio, shapes
 from instructjax.data.curation import Rules
 from instructjax.errors import InputError
 from instructjax.records import Record
 from instructjax.rollout import reward_function
+from instructjax.sources import public
 from instructjax.stages.run import Run
 
 KINDS = {name: kind for kind, name in prepared.SET_NAMES.items()}
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _DEFAULT = Rules()
 _KIND = flags.DEFINE_enum("kind", None, list(KINDS), "What the files hold.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Files, folders or patterns, separated by commas.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Files, folders, patterns or public:NAME, separated by commas.", required=True
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, .jsonl or .jsonl.gz.", required=True)
+_PUBLIC = flags.DEFINE_string("public", "", "The folder of public sets; by default ~/.cache/instructjax/public.")
 _FIELDS = flags.DEFINE_string("fields", "", 'Names of fields, such as "prompt=question, response=answer".')
 _PREFIX = flags.DEFINE_integer(
     "prefix", _DEFAULT.prefix, "Characters that duplicates have in common; 0 keeps duplicates.", lower_bound=0
@@ -45,7 +49,9 @@ _SHARE = flags.DEFINE_float(
     "script_share", 0.0, "Minimum share of a script among the letters of a prompt.", lower_bound=0, upper_bound=1
 )
 _PII = flags.DEFINE_string(
-    "pii", "rules", "Find personal data by rules, by MODULE:FUNCTION of a text that returns its kind or '', or none."
+    "pii",
+    "rules",
+    "Find personal data by rules, by presidio, by MODULE:FUNCTION of a text that returns its kind or '', or none.",
 )
 _VALIDATION = flags.DEFINE_float(
     "validation", _DEFAULT.validation, "Share of users in the validation split.", lower_bound=0, upper_bound=1
@@ -63,12 +69,9 @@ def main(_: Run) -> None:
     if suffix is None:
         raise InputError(f"--output: expected a file that ends in .jsonl or .jsonl.gz, found {_OUTPUT.value:.200}")
     dropped = output.parent / f"{output.name.removesuffix(suffix)}.dropped{suffix}"
-    sources = [
-        file for path in files.split_list(_SOURCE.value) for file in formats.expand(files.parse(path, "--source"))
-    ]
 
     def given() -> Iterator[Record]:
-        return records.valid(record for file in sources for record in formats.read(file, kind, names))
+        return records.valid(public.read_all(_SOURCE.value, kind, names, "--source", _PUBLIC.value))
 
     decisions = curation.decide(given(), rules)
     splits, scripts = Counter[str](), Counter[str]()
@@ -115,6 +118,8 @@ def _rules() -> Rules:
 def _find_personal(name: str) -> Callable[[str], str] | None:
     if name in ("rules", "none"):
         return personal_data.find if name == "rules" else None
+    if name == "presidio":
+        return presidio.finder("--pii")
     loaded = reward_function.load(name, "--pii")
 
     def find(text: str) -> str:

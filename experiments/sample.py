@@ -1,6 +1,7 @@
 """Answers prompts with a trained policy, or with one whose stage is in progress.
 
-Prompts are given with --prompt, or one per line on standard input.
+Prompts are given with --prompt, or on standard input: one per line, or one in all with --whole_input. They are taken as
+they are, with their spaces, as in training.
 
 python experiments/sample.py --workdir=runs/sandbox --stage=ppo_ptx --prompt="tell me about the fox ."
 """
@@ -29,6 +30,7 @@ _STEP = flags.DEFINE_string(
     "was chosen for sft.",
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for several.")
+_WHOLE = flags.DEFINE_boolean("whole_input", False, "Read standard input as one prompt, such as a dialogue.")
 _SEED = flags.DEFINE_integer("seed", 0, "The random seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Of the samples; 0 for the most likely tokens. By default evaluate.temperature.", lower_bound=0
@@ -90,13 +92,20 @@ def _step() -> int | str | None:
 def _prompts() -> Iterator[tuple[str, str]]:
     """Yields (where the prompt was given, the prompt)."""
     given = [("--prompt", os.fsencode(prompt)) for prompt in _PROMPT.value]
-    for where, prompt in given or ((f"standard input:{i}", line) for i, line in enumerate(sys.stdin.buffer, start=1)):
+    for where, prompt in given or _input():
         try:
-            text = prompt.decode().strip()
+            text = prompt.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: expected UTF-8, found {error.reason}") from None
-        if text:
+        if text.strip():
             yield where, text
+
+
+def _input() -> Iterator[tuple[str, bytes]]:
+    """Yields the prompts on standard input without the line break at their end."""
+    parts = [sys.stdin.buffer.read()] if _WHOLE.value else sys.stdin.buffer
+    for number, part in enumerate(parts, start=1):
+        yield f"standard input:{number}", part.removesuffix(b"\n").removesuffix(b"\r")
 
 
 if __name__ == "__main__":

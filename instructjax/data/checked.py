@@ -1,11 +1,16 @@
 """Tokenizes the prepared records once, and remembers in a file which of them fit into the limits.
 
     checked.json   {SET: {"what": what was checked, "splits": {SPLIT: ENTRY}}}; an entry has
-                   "counts", "left_out", "answers", "lengths", "users", "use_cases"
+                   "counts", "left_out", "answers", "lengths", "users", "use_cases", "sources",
+                   and for tables as in the paper "annotations", "table9", "table10", "table11"
 
 `left_out` lists indices of records, and `answers` the answers that remain of rankings, by index. `lengths` are the
 quantiles QUANTILES of the tokens of prompts (separator included) and of responses (EOS included). `users` are the
-number of users and of the used records that have one, `use_cases` the used records by use case.
+number of users and of the used records that have one, `use_cases` the used records by use case. `sources` are the used
+records of each source, and their sizes as in `mixtures.py`. `annotations` are the numbers of used records with
+annotations, and with each of them. The tables have STATISTICS of tokens of prompts and responses: of all (Table 9), of
+prompts by use case (Table 10), and by whether a labeler or a customer wrote the prompt (Table 11). A customer is a
+record's `user`.
 """
 
 from __future__ import annotations
@@ -19,14 +24,17 @@ import numpy as np
 from etils import epath
 
 from instructjax import files, warning_log
-from instructjax.data import prepared, selection
+from instructjax.data import mixtures, prepared, selection
 from instructjax.data.layouts import Layout
 from instructjax.data.selection import Chosen, Counts
 from instructjax.errors import DataError
 from instructjax.records import MAX_FAULTS, R, Ranking, Record, Text, list_faults
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+STATISTICS = ("number", "mean", "standard deviation", "minimum", "25 %", "50 %", "75 %", "maximum")
+RECORDS = "records"  # that have annotations
 MANY = 0.1  # a larger share of records that are left out is a warning
+_VERSION = 2  # of what an entry has
 _LIMITS = {"prompt": "data.max_prompt", "response": "data.max_response"}
 
 
@@ -46,8 +54,11 @@ def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: 
     for kind, name in prepared.SET_NAMES.items():
         if not (folder / name).exists():
             continue
-        what: dict[str, Any] = {"records": prepared.fingerprint(folder, name)}
-        what |= {"tokenizer": layout.tokenizer.fingerprint}
+        what: dict[str, Any] = {
+            "records": prepared.fingerprint(folder, name),
+            "version": _VERSION,
+            "tokenizer": layout.tokenizer.fingerprint,
+        }
         if kind is not Text:
             limits = [layout.max_prompt, layout.max_response, layout.cut_prompts]
             what |= {"template": layout.kind, "separator": layout.separator, "limits": limits}
@@ -112,14 +123,18 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
     answers: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {"prompt": [], "response": []}
     faults: list[str] = []
-    users: collections.Counter[str] = collections.Counter()
-    use_cases: collections.Counter[str] = collections.Counter()
+    users, use_cases, sources, sizes, annotations = (collections.Counter[str]() for _ in range(5))
+    groups: dict[tuple[str, str], dict[str, list[int]]] = {}  # lengths of parts by use case and by writer
     for index, record in enumerate(records):
         choice, prompt, responses = selection.choose_by_length(record, layout, max_answers)
         counts.add(choice)
         if prompt:
             lengths["prompt"].append(prompt)
             lengths["response"] += responses
+            for group in _groups(record):
+                found = groups.setdefault(group, {"prompt": [], "response": []})
+                found["prompt"].append(prompt)
+                found["response"] += responses
         if choice.reason and len(faults) < MAX_FAULTS:
             faults.append(choice.fault)
         if choice.record is None:
@@ -129,6 +144,9 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
             answers[str(index)] = list(choice.answers)
         users.update([record.user] if record.user else [])
         use_cases.update([record.use_case] if record.use_case else [])
+        sources[mixtures.source_of(record)] += 1
+        sizes[mixtures.source_of(record)] += mixtures.size_of(record)
+        annotations.update(_annotations(record))
     if strict and faults:
         raise DataError(list_faults(faults, sum(counts.left_out.values()) + sum(counts.changed.values())))
     quantiles = {
@@ -143,6 +161,33 @@ def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, st
         "lengths": quantiles,
         "users": {"users": len(users), "records": users.total()},
         "use_cases": dict(use_cases.most_common()),
+        "sources": {name: {"records": count, "size": sizes[name]} for name, count in sources.most_common()},
+        "annotations": dict(annotations),
+        "table9": _statistics(lengths),
+        "table10": {name: _statistics(found) for (table, name), found in groups.items() if table == "table10"},
+        "table11": {name: _statistics(found) for (table, name), found in groups.items() if table == "table11"},
+    }
+
+
+def _groups(record: Record) -> list[tuple[str, str]]:
+    """Returns the tables of lengths that a record is part of, and its row in each."""
+    found = [("table10", record.use_case)] if record.use_case else []
+    is_customer = record.user and record.user != record.labeler
+    return [*found, ("table11", "customer" if is_customer else "labeler")]
+
+
+def _annotations(record: Record) -> list[str]:
+    """Returns the annotations that are true, and RECORDS; [] if the record has none."""
+    found = record.extra.get("annotations")
+    return [RECORDS, *(name for name, value in found.items() if value is True)] if isinstance(found, dict) else []
+
+
+def _statistics(lengths: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Returns STATISTICS of the lengths of each part that has some."""
+    return {
+        part: [len(found), *map(float, (np.mean(found), np.std(found), *np.quantile(found, (0, 0.25, 0.5, 0.75, 1))))]
+        for part, found in lengths.items()
+        if found
     }
 
 

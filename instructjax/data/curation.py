@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from instructjax import records
-from instructjax.data import near_duplicates, personal_data, selection
+from instructjax.data import exports, near_duplicates, personal_data, selection
 from instructjax.errors import RecordError
 from instructjax.records import Record
 
@@ -137,10 +137,13 @@ def decide(given: Iterable[Record], rules: Rules) -> Decisions:
         digests.append(_hash(records.to_json(record)))
         if not why:
             prompt = _prompt(record)
-            prefixes.append(_hash(_normalize(prompt)[: rules.prefix]))
+            # The examples of a few-shot prompt have each other in their contexts; only the same ones are duplicates.
+            is_example = exports.FEW_SHOT in record.extra
+            prefixes.append(_hash(_normalize(prompt)[: None if is_example else rules.prefix]))
             users.append(_hash(record.user) if record.user else 0)
             if rules.sign:
-                signatures.frombytes(rules.sign(prompt).tobytes())
+                sign = _sign_whole if is_example else rules.sign
+                signatures.frombytes(sign(prompt).tobytes())
     found, ranks = np.frombuffer(reason, np.uint32), np.frombuffer(digests, np.uint64)
     instead_of = np.full(len(found), -1, np.int64)
     places = np.flatnonzero(found == 0)  # of the candidates among the records
@@ -261,6 +264,11 @@ def texts(record: Record) -> list[str]:
 def _prompt(record: Record) -> str:
     """Returns the prompt of a record, or the text of a document."""
     return texts(record)[0]
+
+
+def _sign_whole(prompt: str) -> np.ndarray:
+    """Returns a signature that only the same prompt has."""
+    return np.full(near_duplicates.BANDS, _hash(_normalize(prompt)), np.uint64)
 
 
 def _normalize(text: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import grain
 
 from instructjax.batch import EVERY_ROW, LMBatch, Share
-from instructjax.data import bin_packing, layouts, packed_batches, pipeline
+from instructjax.data import bin_packing, layouts, mixtures, packed_batches, pipeline
 from instructjax.data.layouts import Layout
+from instructjax.data.mixtures import Mixture
 from instructjax.data.pipeline import Batches, Rows
 from instructjax.errors import ConfigError
 from instructjax.records import Demonstration, Text
@@ -41,6 +42,7 @@ def batches(
     prompt_weight: float = 0.0,
     multiple: int = 1,
     share: Share = EVERY_ROW,
+    mixture: Mixture | None = None,
 ) -> Batches:
     """Returns a stream of `LMBatch` for training; see `packed_batches.batches`.
 
@@ -53,6 +55,7 @@ def batches(
       prompt_weight: see `layouts.demonstration_row`.
       multiple: the number of rows per global batch is rounded up to a multiple of this.
       share: the rows that this process reads.
+      mixture: how often each source of demonstrations is drawn; None for every demonstration once per epoch.
     """
 
     def make_row(indices: Sequence[int]) -> LMBatch:
@@ -67,6 +70,7 @@ def batches(
         steps=steps,
         multiple=multiple,
         share=share,
+        mixture=mixture,
     )
 
 
@@ -82,6 +86,8 @@ def mixed_batches(
     prompt_weight: float = 0.0,
     multiple: int = 1,
     share: Share = EVERY_ROW,
+    mixture: Mixture | None = None,
+    text_mixture: Mixture | None = None,
 ) -> Batches:
     """Returns batches of demonstrations and pretraining text, for the model from which PPO starts (appendix C.3).
 
@@ -99,6 +105,8 @@ def mixed_batches(
       prompt_weight: see `layouts.demonstration_row`.
       multiple: the number of rows per global batch is rounded up to a multiple of this.
       share: the rows that this process reads.
+      mixture: see `batches`.
+      text_mixture: the same for the sources of documents.
 
     Returns:
       A stream of `LMBatch`, as in `batches`.
@@ -109,8 +117,8 @@ def mixed_batches(
     if not 0 < text_share < 1:
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     lengths = _lengths(records, layout)
-    order = pipeline.indices(records).seed(seed).shuffle().repeat().to_iter_dataset(pipeline.READ_OPTIONS)
-    documents = pipeline.indices(text).seed(seed).shuffle().repeat()
+    order = mixtures.order(len(records), seed, mixture).to_iter_dataset(pipeline.READ_OPTIONS)
+    documents = mixtures.order(len(text), seed, text_mixture)
 
     def mix(windows: grain.IterDataset) -> grain.IterDataset:
         weights = [1 - text_share, text_share]

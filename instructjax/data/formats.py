@@ -3,8 +3,8 @@
     .jsonl  .json  .csv  .tsv    also with .gz or .zst behind it
     .parquet  .arrow             as Hugging Face's datasets writes them
 
-A file gives rows: a place such as "data.csv:17" and fields by name. `shapes.py` turns these into the fields of a
-record.
+A file gives rows: a place such as "data.csv:17" and fields by name. `exports.py` takes apart rows that hold several
+records, and `shapes.py` turns fields into those of a record.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from typing import Any
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import shapes
+from instructjax.data import exports, shapes
 from instructjax.errors import RecordError
-from instructjax.records import R, Record
+from instructjax.records import R, Ranking, Record
 
-LINES = (".jsonl", ".json", ".csv", ".tsv")
+TABLES = (".csv", ".tsv")
+LINES = (".jsonl", ".json", *TABLES)
 COLUMNS = (".parquet", ".arrow")
 _MAGIC = "*?["  # of patterns
 _ROWS = 1000  # of a batch of a file of columns
-_LISTS = ("[", "{")  # a cell that begins with one of these is read as JSON if it is JSON
+_LISTS = ("responses", "messages", "metadata")  # cells of these fields are read as JSON
+_NUMBERS = ("scores", "ranks", "score", "choice")
 _CELL = 2**26  # characters of a cell at most; the csv module's default is 2**17
 
 Row = tuple[str, "dict[str, Any] | RecordError"]
@@ -39,20 +41,28 @@ def read(path: epath.PathLike, kind: type[R], names: Mapping[str, str]) -> Itera
     Args:
       path: a file with one of the suffixes above, in small letters or capitals.
       kind: the kind of records.
-      names: our names of fields, by the file's; see `shapes.parse_names`.
+      names: paths into the file's fields, by our names; see `shapes.parse_names`.
 
     Raises:
       RecordError: the file is missing, unreadable, empty, or has another suffix.
     """
 
+    has_cells = suffix_of(epath.Path(path)) in TABLES
+
     def mapped() -> Iterator[Row]:
-        for where, fields in rows(path, kind):
+        for where, row in rows(path, kind):
+            if isinstance(row, RecordError):
+                yield where, row
+                continue
             try:
-                yield where, fields if isinstance(fields, RecordError) else shapes.to_fields(fields, kind, names, where)
+                for fields in exports.expand(row, kind, where):
+                    ours = shapes.rename(fields, names)
+                    yield where, shapes.to_fields(_read_cells(ours) if has_cells else ours, kind, where)
             except RecordError as error:
                 yield where, error
 
-    return records.from_rows(mapped(), kind)
+    found = mapped()
+    return records.from_rows(exports.join(found) if kind is Ranking else found, kind)
 
 
 def rows(path: epath.PathLike, kind: type[Record]) -> Iterator[Row]:
@@ -61,7 +71,7 @@ def rows(path: epath.PathLike, kind: type[Record]) -> Iterator[Row]:
     suffix = suffix_of(path)
     if suffix in (".jsonl", ".json"):
         found = _json_rows(path, kind, suffix)
-    elif suffix in (".csv", ".tsv"):
+    elif suffix in TABLES:
         found = _table_rows(path, kind, "," if suffix == ".csv" else "\t")
     elif suffix in COLUMNS:
         found = _column_rows(path, kind, suffix)
@@ -160,20 +170,30 @@ def _table_rows(path: epath.Path, kind: type[Record], delimiter: str) -> Iterato
                     expected = len(reader.fieldnames or ())
                     yield where, RecordError(f"{where}: expected {expected} cells, found more; quote commas")
                 else:
-                    yield where, {name: _cell(cell) for name, cell in cells.items() if cell}
+                    yield where, {name: cell for name, cell in cells.items() if cell}
         except UnicodeDecodeError as error:
             raise RecordError(f"{path}:{reader.line_num}: expected UTF-8, found {error.reason}") from None
         except csv.Error as error:
             raise RecordError(f"{path}:{reader.line_num}: expected a row of a table, found {error}") from None
 
 
-def _cell(text: str) -> Any:
-    if text.lstrip()[:1] not in _LISTS:
-        return text
+def _read_cells(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the cells that are lists or numbers. In a field of text, JSON is text, except for a list of messages."""
+    return {name: _read_cell(name, cell) for name, cell in cells.items()}
+
+
+def _read_cell(name: str, cell: Any) -> Any:
+    if isinstance(cell, list):  # of cells
+        return [_read_cell(name, item) for item in cell] if name in _NUMBERS else cell
+    is_list = cell.lstrip().startswith("[")
+    if not is_list and name not in _NUMBERS:
+        return cell
     try:
-        return records.DECODER.decode(text)
+        found = records.DECODER.decode(cell)
     except (ValueError, RecursionError):
-        return text
+        return cell
+    are_messages = is_list and all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in found)
+    return found if name in (*_LISTS, *_NUMBERS) or (are_messages and found) else cell
 
 
 def _column_rows(path: epath.Path, kind: type[Record], suffix: str) -> Iterator[Row]:

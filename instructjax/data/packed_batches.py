@@ -16,6 +16,7 @@ import numpy as np
 
 from instructjax.batch import EVERY_ROW, Share
 from instructjax.data import bin_packing, pipeline
+from instructjax.data.mixtures import Mixture
 from instructjax.data.pipeline import Batches
 from instructjax.errors import ConfigError
 
@@ -36,6 +37,7 @@ def batches(
     steps: int,
     multiple: int = 1,
     share: Share = EVERY_ROW,
+    mixture: Mixture | None = None,
 ) -> Batches:
     """Returns batches for training: every sequence once per epoch, in a new order each epoch, forever.
 
@@ -48,6 +50,7 @@ def batches(
       steps: number of batches that will be read; see `stream`.
       multiple: see `stream`.
       share: the rows that this process reads.
+      mixture: how often each source of sequences is drawn; None for every sequence once per epoch.
 
     Returns:
       A stream of stacked rows.
@@ -56,7 +59,7 @@ def batches(
       ConfigError: `multiple` is not a multiple of the parts of `share`.
     """
     order = grain.MapDataset.range(len(lengths))
-    indices = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list)
+    indices = pipeline.shuffled_batches(order, batch_size=batch_size, seed=seed, join=list, mixture=mixture)
 
     def pack(batch: Sequence[int]) -> list[list[int]]:
         return pack_batch(lengths, batch, capacity)

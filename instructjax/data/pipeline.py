@@ -26,9 +26,10 @@ import jax
 import numpy as np
 
 from instructjax.batch import EVERY_ROW, LMBatch, PromptBatch, RankingBatch, Share
-from instructjax.data import layouts
+from instructjax.data import layouts, mixtures
 from instructjax.data.bin_packing import Windows
 from instructjax.data.layouts import Layout
+from instructjax.data.mixtures import Mixture
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.text.tokenizer import Tokenizer
@@ -74,6 +75,7 @@ def shuffled_batches(
     seed: int,
     share: Share = EVERY_ROW,
     join: Callable[[Sequence[Any]], Any] | None = None,
+    mixture: Mixture | None = None,
 ) -> Batches:
     """Returns batches for training: every row once per epoch, in a new order each epoch, forever.
 
@@ -85,14 +87,15 @@ def shuffled_batches(
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
       share: the rows that this process reads.
       join: makes a batch from a list of rows; None stacks them.
+      mixture: how often each source of rows is drawn; None for every row once per epoch.
 
     Raises:
       ConfigError: `batch_size` is not a positive multiple of the parts.
     """
     own, join = _own_rows(batch_size, share), join or stack
     # Only numbers are shuffled, so a process makes no rows but its own.
-    order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
-    return order.map(lambda numbers: join([rows[i] for i in numbers[own].tolist()])).to_iter_dataset(READ_OPTIONS)
+    numbers = mixtures.order(len(rows), seed, mixture).batch(batch_size, drop_remainder=True)
+    return numbers.map(lambda batch: join([rows[i] for i in batch[own].tolist()])).to_iter_dataset(READ_OPTIONS)
 
 
 def ordered_batches(rows: Rows, *, batch_size: int, share: Share = EVERY_ROW) -> Batches:
@@ -127,6 +130,7 @@ def text_batches(
     batch_size: int,
     seed: int,
     share: Share = EVERY_ROW,
+    mixture: Mixture | None = None,
 ) -> Batches:
     """Returns batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
 
@@ -141,6 +145,7 @@ def text_batches(
       batch_size: B, windows per global batch.
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
       share: the windows that this process reads.
+      mixture: how often each source of documents is drawn; None for every document once per epoch.
 
     Returns:
       A stream of `LMBatch`, [B, T], or as many rows as `share` has; see `layouts.window_row`.
@@ -148,7 +153,7 @@ def text_batches(
     Raises:
       ConfigError: `batch_size` is not a positive multiple of the parts.
     """
-    own, order = _own_rows(batch_size, share), indices(records).seed(seed).shuffle().repeat()
+    own, order = _own_rows(batch_size, share), mixtures.order(len(records), seed, mixture)
     windows = Windows(records, order, tokenizer, length).batch(batch_size)
     return windows.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
 

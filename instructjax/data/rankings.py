@@ -14,6 +14,7 @@ import grain
 from instructjax.batch import EVERY_ROW, RankingBatch, Share
 from instructjax.data import bin_packing, layouts, packed_batches, pipeline
 from instructjax.data.layouts import Layout, TokenizedRanking
+from instructjax.data.mixtures import Mixture
 from instructjax.data.pipeline import Batches, Rows
 from instructjax.records import Ranking
 
@@ -64,6 +65,7 @@ def ranking_batches(
     steps: int,
     multiple: int = 1,
     share: Share = EVERY_ROW,
+    mixture: Mixture | None = None,
 ) -> Batches:
     """Returns a stream of `RankingBatch` for training; see `packed_batches.batches`.
 
@@ -76,6 +78,7 @@ def ranking_batches(
       multiple: the number of rows per global batch is rounded up to a multiple of this, so that it divides over devices
         and microbatches.
       share: the rows that this process reads.
+      mixture: how often each source of rankings is drawn; None for every ranking once per epoch.
     """
     lengths, size = _measure(rankings)
     prompts = size.length // min(lengths)
@@ -92,6 +95,7 @@ def ranking_batches(
         steps=steps,
         multiple=multiple,
         share=share,
+        mixture=mixture,
     )
 
 

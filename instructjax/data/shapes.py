@@ -4,16 +4,25 @@ By the fields of a row, for each kind of record, the first that fits:
 
     Ranking         responses, scores             as they are; the prompt may be messages
                     responses, ranks              1 is the best rank
+                    responses, choice             the index of the best one, from 0
                     chosen, rejected              two answers: texts with a prompt, messages, dialogues as in HH
     Demonstration   prompt, response              as they are
                     prompt, completion
                     instruction[, input|context], output|response      Alpaca, Dolly
                     messages                      the last one, by the assistant, is the response
     Prompt          prompt
+                    chosen, rejected              the prompt of both
                     instruction[, input|context]
                     messages                      without the assistant's last one
     Text            text
                     messages                      the whole conversation
+
+Names in `parse_names` may be paths into nested fields:
+
+    question.full_text        a field of an object
+    summaries.*.text          that field of each object of a list
+    answer_0+answer_1         a list of two fields
+    r/{info.subreddit}        a text with fields in it
 
 A prompt may be a list of messages everywhere. Messages have "role" and "content" (or "from" and "value"). A single
 message of the user is a prompt of its content; several are a `Conversation`, which keeps them for a chat template, and
@@ -31,12 +40,13 @@ from instructjax.errors import ConfigError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Record, Text, show
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of Anthropic's HH dialogues
+_PLACE = re.compile(r"\{([^{}]+)\}")  # of a field, in a text with fields
 _INPUTS = ("input", "context")  # what an instruction is about
 _OUTPUTS = ("output", "response", "completion")
 
 
 def parse_names(text: str, where: str) -> dict[str, str]:
-    """Reads "prompt=question, response=answer" as {"question": "prompt", "answer": "response"}.
+    """Reads "prompt=question.text, response=answer" as {"prompt": "question.text", "response": "answer"}.
 
     Raises:
       ConfigError: a part is not OURS=THEIRS.
@@ -46,23 +56,60 @@ def parse_names(text: str, where: str) -> dict[str, str]:
         ours, equals, theirs = (side.strip() for side in part.partition("="))
         if not (ours and equals and theirs):
             raise ConfigError(f"{where}: expected OURS=THEIRS, such as prompt=question, found {part!r:.100}")
-        names[theirs] = ours
+        names[ours] = theirs
     return names
 
 
-def to_fields(row: Mapping[str, Any], kind: type[Record], names: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Returns the fields of a record of the given kind; fields that no shape uses are kept as they are.
+def rename(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a row under our names. Fields that were read are not kept under theirs; missing ones are left out.
 
     Args:
       row: the fields of a file's row.
+      names: paths into them, by our names; see `parse_names`.
+    """
+    if not names:
+        return dict(row)
+    found, used = {}, set()
+    for ours, path in names.items():
+        if path in row:  # also if its name has a dot
+            found[ours] = row[path]
+            used.add(path)
+            continue
+        parts = _PLACE.findall(path) or path.split("+")
+        values = [_follow(row, part.split(".")) for part in parts]
+        if any(value is None for value in values):
+            continue
+        used |= {part.split(".")[0] for part in parts}
+        if _PLACE.search(path):
+            between = _PLACE.sub("\0", path).split("\0")
+            found[ours] = "".join(text for pair in zip(between, [*map(str, values), ""], strict=True) for text in pair)
+        else:
+            found[ours] = values if len(values) > 1 else values[0]
+    return {name: value for name, value in row.items() if name not in used} | found
+
+
+def _follow(value: Any, path: Sequence[str]) -> Any:
+    """Returns what is at a path into nested objects and lists; None if it is not there."""
+    for i, name in enumerate(path):
+        if name == "*":
+            found = [_follow(item, path[i + 1 :]) for item in value] if isinstance(value, list) else [None]
+            return None if any(item is None for item in found) else found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def to_fields(row: Mapping[str, Any], kind: type[Record], where: str) -> dict[str, Any]:
+    """Returns the fields of a record of the given kind; fields that no shape uses are kept as they are.
+
+    Args:
+      row: the fields of a file's row, under our names; see `rename`.
       kind: the kind of record.
-      names: our names of fields, by the file's.
       where: the place, for errors.
 
     Raises:
       RecordError: the row has the fields of a shape, but not of the form that it needs.
     """
-    fields = {names.get(name, name): value for name, value in row.items()}
+    fields = dict(row)
     if isinstance(fields.get("user"), int):
         fields["user"] = str(fields["user"])
     if kind is Ranking:
@@ -82,6 +129,11 @@ def _ranking(fields: dict[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(ranks, list) or not all(isinstance(rank, int | float) for rank in ranks):
             raise RecordError(f"{where}: ranks: expected a list of numbers, 1 for the best, found {show(ranks)}")
         fields = _without(fields, "ranks", scores=[-rank for rank in ranks])
+    if "choice" in fields and "scores" not in fields and isinstance(fields.get("responses"), list):
+        choice, count = fields["choice"], len(fields["responses"])
+        if choice not in range(count):
+            raise RecordError(f"{where}: choice: expected a whole number below {count}, found {show(choice)}")
+        fields = _without(fields, "choice", scores=[int(i == choice) for i in range(count)])
     if "responses" in fields or not {"chosen", "rejected"} <= fields.keys():
         return _with_prompt(fields, where)
     (before, chosen), (other, rejected) = (_answer(fields, name, where) for name in ("chosen", "rejected"))
@@ -137,6 +189,8 @@ def _prompt(fields: dict[str, Any], where: str) -> dict[str, Any]:
         found = parse(fields["messages"], f"{where}: messages")
         found = found[:-1] if found[-1].role == "assistant" and len(found) > 1 else found
         return _without(fields, "messages", prompt=as_prompt(found))
+    if "prompt" not in fields and {"chosen", "rejected"} <= fields.keys():
+        return {"prompt": _ranking(fields, where)["prompt"]}
     return _with_prompt(fields, where)
 
 

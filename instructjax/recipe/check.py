@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from instructjax import files
+from instructjax.data import mixtures
 from instructjax.errors import ConfigError
 from instructjax.models import lora, sizes
 from instructjax.models.config import DTYPES, TransformerConfig
@@ -115,6 +116,7 @@ def recipe(config: ml_collections.ConfigDict) -> None:
     _lengths(config)
     _batches(config)
     _labelers(config)
+    mixtures.check_form(config.mixture)
     ppo_section(config, "ppo")
     if config.ppo.reward_function:
         reward_function.load(config.ppo.reward_function)  # which is tried out when prompts are prepared

@@ -19,6 +19,7 @@ SOURCES = ("files", "sandbox", "e2e", "gsm8k", "arithmetic")
 REQUIRED: Mapping[str, Section] = {
     "guards": run_keys.GUARDS,
     "data": run_keys.DATA,
+    "mixture": run_keys.MIXTURE,
     "tokenizer": run_keys.TOKENIZER,
     "model": run_keys.MODEL,
     "optimizer": run_keys.OPTIMIZER,

@@ -65,12 +65,13 @@ GUARDS = section(
 )
 
 FILES = section(
-    "records from files, folders or patterns, several separated by commas; docs/formats.md",
+    "records from files, folders, patterns or public:NAME, several separated by commas; docs/formats.md",
     text=Key("", TEXT, "paths", "Text records, to pretrain on"),
     demonstrations=Key("", TEXT, "paths", "Demonstration records"),
     rankings=Key("", TEXT, "paths", "Ranking records"),
     prompts=Key("", TEXT, "paths", "Prompt records, for PPO and evaluation"),
     fields=Key("", TEXT, "", 'names of fields, such as "prompt=question, response=answer"'),
+    public=Key("", TEXT, "path", 'the folder of public sets; "": ~/.cache/instructjax/public'),
 )
 
 SANDBOX = section(
@@ -137,6 +138,15 @@ DATA = section(
     ),
     validation=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
     test=Key(0.05, BELOW_1, "share of users", 'for records without a "split"', "silent"),
+)
+
+MIXTURE = section(
+    "how often each source of records is drawn in training; docs/mixtures.md",
+    weights=Key("", TEXT, "", 'shares of the examples, or of the characters of text, such as "hh=2, oasst1=1"'),
+    epochs=Key(
+        "", TEXT, "", 'relative to that of other sources, such as "hh=0.5"; without effect on sources with weights'
+    ),
+    temperature=Key(1.0, POSITIVE, "", "T: shares are (size x epochs)^(1 / T); large T: equal shares"),
 )
 
 TOKENIZER = section(

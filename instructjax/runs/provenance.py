@@ -26,7 +26,7 @@ from instructjax.errors import ConfigError, DataError
 from instructjax.recipe import declared
 
 # Keys that name places on a host. What is there decides: the fingerprints of prepared records are compared instead.
-HOSTS_OWN = ("data.prepared", *(f"files.{name}" for name in prepared.SET_NAMES.values()))
+HOSTS_OWN = ("data.prepared", "files.public", *(f"files.{name}" for name in prepared.SET_NAMES.values()))
 
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 

@@ -12,7 +12,7 @@ from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
 
 # What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
-_SHARED = ("seed", "data", "tokenizer", "model", "optimizer", *SOURCES)
+_SHARED = ("seed", "data", "mixture", "tokenizer", "model", "optimizer", *SOURCES)
 _AFTER_OTHERS = ("lora",)  # of stages that start from the weights of others
 
 

@@ -21,7 +21,9 @@ def run(stage: Stage) -> None:
     stage.train(
         functools.partial(dpo_loss, model=LanguageModel(run.policy_config), beta=section.beta),
         start=lambda: reference,
-        batches=lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **batching),
+        batches=lambda: ranking_batches(
+            rankings, run.layout.tokenizer.pad_id, steps=steps, mixture=run.mixture(Ranking), **batching
+        ),
         steps=steps,
         frozen=(reference,),
     )

@@ -162,6 +162,7 @@ def _prompts(stage: Stage) -> pipeline.Batches:
         batch_size=stage.section.batch_size // stage.section.samples_per_prompt,
         seed=stage.config.seed,
         share=parallel.share_of_rows(),
+        mixture=stage.run.mixture(Prompt),
     )
 
 
@@ -174,6 +175,7 @@ def _text(stage: Stage) -> pipeline.Batches:
         batch_size=section.batch_size * section.ptx_examples_per_episode,
         seed=stage.config.seed + 1,  # another order than pretraining's
         share=parallel.share_of_rows(),
+        mixture=stage.run.mixture(Text),
     )
 
 

@@ -23,14 +23,24 @@ def run(stage: Stage) -> None:
     if section.text_share:
         text = run.records(Text, "train")
         batches = functools.partial(
-            demonstrations.mixed_batches, records, text, run.layout, text_share=section.text_share
+            demonstrations.mixed_batches,
+            records,
+            text,
+            run.layout,
+            text_share=section.text_share,
+            text_mixture=run.mixture(Text),
         )
     else:
         batches = functools.partial(demonstrations.batches, records, run.layout)
     language_model.train(
         stage,
         lambda: run.load_start("pretrain", section.init_from),
-        lambda: batches(steps=steps, prompt_weight=section.prompt_weight, **stage.batching()),
+        lambda: batches(
+            steps=steps,
+            prompt_weight=section.prompt_weight,
+            mixture=run.mixture(Demonstration),
+            **stage.batching(),
+        ),
         steps=steps,
         held_out={"demonstration": run.validation_demonstrations(), "text": run.validation_text()},
     )

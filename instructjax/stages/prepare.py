@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from instructjax import files, records, warning_log
-from instructjax.data import checked, prepared, summary
+from instructjax.data import checked, mixtures, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
+from instructjax.reporting import data_report
 from instructjax.runs import lock, processes, progress, provenance
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
@@ -250,11 +251,23 @@ def _check_template(layout: Layout) -> None:
 
 
 def _check_records(run: Run, layout: Layout) -> None:
-    """Checks which records fit, and writes WORKDIR/data/report.md about what came in."""
+    """Checks which records fit, and that they are the mixture's, and writes WORKDIR/data/report.md about what came in.
+
+    Raises:
+      ConfigError: the recipe's mixture names a source that no records have, or not all that it must.
+      DataError: see `checked.check`.
+    """
     folder, config = run.prepared_folder, run.config
     path = run.data_folder / "checked.json"
     checked.check(folder, path, layout, max_answers=config.comparisons.max_answers, strict=config.data.strict)
-    files.write_text(run.data_folder / "report.md", summary.markdown(summarize(run), run.recipe))
+    found = summarize(run)
+    trained = {name: splits.get("train", {}).get("sources", {}) for name, splits in found.items()}
+    mixtures.check(sorted({source for sources in trained.values() for source in sources}), config.mixture)
+    shares = {
+        name: mixtures.shares({source: counted["size"] for source, counted in sources.items()}, config.mixture)
+        for name, sources in trained.items()
+    }
+    data_report.write(run.data_folder, found, run.recipe, shares)
 
 
 def summarize(run: Run) -> dict[str, Any]:

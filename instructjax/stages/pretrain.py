@@ -33,6 +33,7 @@ def run(stage: Stage) -> None:
             batch_size=section.batch_size,
             seed=stage.config.seed,
             share=parallel.share_of_rows(),
+            mixture=stage.run.mixture(Text),
         ),
         steps=section.steps,
         held_out={"text": stage.run.validation_text()},

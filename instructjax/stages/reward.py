@@ -60,7 +60,9 @@ def run(stage: Stage) -> None:
     stage.train(
         objectives.ranking_loss(ScalarModel(with_dropout(model.config, stage.config, stage.declaration.section))),
         lambda: _start(stage, model, steps),
-        lambda: ranking_batches(rankings, run.layout.tokenizer.pad_id, steps=steps, **stage.batching()),
+        lambda: ranking_batches(
+            rankings, run.layout.tokenizer.pad_id, steps=steps, mixture=run.mixture(Ranking), **stage.batching()
+        ),
         steps=steps,
         network=model.config,
         callbacks=Callbacks(evaluate=lambda state: measure(state.params), finish=finish),

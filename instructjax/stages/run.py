@@ -12,13 +12,14 @@ from etils import epath
 
 from instructjax import files
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data import demonstrations, mixtures, pipeline, prepared
 from instructjax.data.layouts import Layout
+from instructjax.data.mixtures import Mixture
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LoraConfig
-from instructjax.records import Demonstration, R, Ranking, Text
+from instructjax.records import Demonstration, R, Ranking, Record, Text
 from instructjax.runs import folder
 from instructjax.runs.best import best_step
 from instructjax.sources import registry
@@ -117,6 +118,10 @@ class Run:
         """Returns the prepared records of a kind and split, without those that are too long."""
         _ = self.layout
         return prepare.load(self, kind, split)
+
+    def mixture(self, kind: type[Record]) -> Mixture | None:
+        """Returns how often each source of the training records of a kind is drawn; None for all records alike."""
+        return mixtures.mix(self.records(kind, "train"), self.config.mixture)
 
     def validation_text(self) -> list[LMBatch]:
         """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""

@@ -21,7 +21,12 @@ def run(stage: Stage) -> None:
         stage,
         lambda: run.load_start("pretrain", section.init_from),
         lambda: demonstrations.batches(
-            records, run.layout, steps=steps, prompt_weight=section.prompt_weight, **stage.batching()
+            records,
+            run.layout,
+            steps=steps,
+            prompt_weight=section.prompt_weight,
+            mixture=run.mixture(Demonstration),
+            **stage.batching(),
         ),
         steps=steps,
         held_out={"demonstration": run.validation_demonstrations(), "text": run.validation_text()},

@@ -9,13 +9,13 @@ The words mean nothing; a quarter of the other prompts have numbers that are not
 """
 
 import json
-import pathlib
 import random
 import sys
 
 from instructjax.data import curation
 
 REASONS = {"personal": curation.PERSONAL, "prefix": curation.PREFIX, "near": curation.NEAR}
+BLOCK = 100_000  # records that are generated at once
 PERSONAL = [
     lambda rng: f"mail me at {rng.choice('abc')}.{rng.randrange(999)}@mail-{rng.randrange(99)}.example.org, please",
     lambda rng: f"({rng.randrange(200, 999)}) {rng.randrange(200, 999)}-{rng.randrange(1000, 9999)}",
@@ -59,12 +59,12 @@ def generate(count, seed=0):
             text.insert(rng.randrange(len(text)), rng.choice(PERSONAL)(rng))
             prompts, planted = [text], "personal"
         elif draw < 0.11:
-            prompts, planted = [text, [*text[:40], *rng.choices(words, k=40)]], f"prefix {len(found)}"
+            prompts, planted = [text, [*text[:40], *rng.choices(words, k=40)]], f"prefix {seed}.{len(found)}"
         elif draw < 0.14:
             copy = list(text)
             for place in (rng.randrange(25), *rng.choices(range(60), k=rng.randrange(5))):  # the first is in the prefix
                 copy[place] = rng.choice(words)
-            prompts, planted = [text, copy], f"near {len(found)}"
+            prompts, planted = [text, copy], f"near {seed}.{len(found)}"
         else:
             if draw < 0.35:
                 text.insert(rng.randrange(len(text)), rng.choice(HARMLESS)(rng))
@@ -113,7 +113,10 @@ def _luhn(number):
 if __name__ == "__main__":
     command, path, argument = sys.argv[1:]
     if command == "generate":
-        pathlib.Path(path).write_text("".join(json.dumps(fields) + "\n" for fields in generate(int(argument))))
+        with open(path, "w") as file:
+            for seed, start in enumerate(range(0, int(argument), BLOCK)):
+                for fields in generate(min(BLOCK, int(argument) - start), seed):
+                    file.write(json.dumps(fields) + "\n")
     else:
         given = [json.loads(line) for line in open(path)]
         why = {line["record"]: line["reason"] for line in map(json.loads, open(argument))}

@@ -116,6 +116,13 @@ def test_prompts_with_a_long_common_prefix_are_duplicates():
     assert not any(found.reason for found in curate(given_records, Rules(prefix=0)))
 
 
+def test_the_examples_of_a_few_shot_prompt_are_no_duplicates_of_each_other():
+    shared = "name the color " * 20
+    given_records = [Prompt(prompt=f"{shared}{query}", extra={"few_shot": i}) for i, query in enumerate("abb")]
+    found = curate(given_records, Rules(prefix=100, sign=lambda _: np.zeros(16, np.uint64)))
+    assert not found[0].reason and sorted(one.reason for one in found[1:]) == ["", curation.PREFIX]
+
+
 def test_near_duplicates_are_connected_through_others():
     given_records = [Prompt(prompt=text) for text in ("a x b", "a y c", "d z c", "e z f")]
     found = curate(given_records, Rules(sign=sign))

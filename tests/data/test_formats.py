@@ -8,15 +8,12 @@ import json
 import pyarrow
 import pytest
 from etils import epath
-from hypothesis import given
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from instructjax import records
 from instructjax.data import formats, shapes
 from instructjax.errors import ConfigError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
-from tests.fuzz import tries
 
 ROWS = [
     {"prompt": "name a color, please", "responses": ["dark\nred", "é, ▁"], "scores": [2, 1], "user": "u"},
@@ -109,6 +106,12 @@ PAIR = {"responses": ["Hello!", "What?"], "scores": [1, 0]}
             {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 3]},
             {"prompt": "p", "responses": ["a", "b", "c"], "scores": [-2, -1, -3]},
         ),
+        (
+            Ranking,
+            {"prompt": "p", "responses": ["a", "b", "c"], "choice": 1},
+            {"prompt": "p", "responses": ["a", "b", "c"], "scores": [0, 1, 0]},
+        ),
+        (Prompt, {"chosen": HH + "Hello!", "rejected": HH + "What?"}, {"prompt": TURNS}),
         (Demonstration, {"prompt": "p", "completion": "c", "user": 3}, {"prompt": "p", "response": "c", "user": "3"}),
         (Demonstration, {"prompt": [HUMAN], "completion": [BOT]}, {"prompt": "Hi.", "response": "Hello!"}),
         (
@@ -139,6 +142,37 @@ def test_every_shape_is_mapped(tmp_path, kind, row, fields):
     assert read(tmp_path / "a.jsonl", kind) == [records.from_dict(fields, kind)]
 
 
+@pytest.mark.parametrize(
+    ("names", "row", "fields"),
+    [
+        ("prompt=q.text", {"q": {"text": "p", "id": 3}, "more": 1}, {"prompt": "p", "more": 1}),
+        ("prompt=q.text", {"q.text": "p", "q": {"text": "other"}}, {"prompt": "p", "q": {"text": "other"}}),
+        ("prompt=r/{q.name}: {t}!", {"q": {"name": "n"}, "t": 3}, {"prompt": "r/n: 3!"}),
+        ("prompt=t, hints=a+b", {"t": "p", "a": 1, "b": 2}, {"prompt": "p", "hints": [1, 2]}),
+        (
+            "prompt=t, hints=list.*.x.y",
+            {"t": "p", "list": [{"x": {"y": i}} for i in "ab"]},
+            {"prompt": "p", "hints": ["a", "b"]},
+        ),
+        ("prompt=t, hints=list.*.x", {"t": "p", "list": [{"x": 1}, {}]}, {"prompt": "p", "list": [{"x": 1}, {}]}),
+    ],
+)
+def test_names_may_be_paths_into_nested_fields(tmp_path, names, row, fields):
+    (tmp_path / "a.jsonl").write_bytes(as_lines([row]))
+    assert read(tmp_path / "a.jsonl", Prompt, names) == [records.from_dict(fields, Prompt)]
+
+
+def test_cells_of_text_stay_text_even_if_they_are_json(tmp_path):
+    rows = [
+        {"prompt": "[1, 2]", "responses": '["{}", "b"]', "a": "1", "b": "0.5", "note": "[3]"},
+        {"prompt": '[{"role": "user", "content": "Hi."}]', "responses": '["c", "d"]', "a": "2", "b": "3", "note": "{}"},
+    ]
+    (tmp_path / "a.csv").write_bytes(as_table(rows, ","))
+    first, second = read(tmp_path / "a.csv", Ranking, "scores=a+b")
+    assert first == Ranking(prompt="[1, 2]", responses=("{}", "b"), scores=(1.0, 0.5), extra={"note": "[3]"})
+    assert second == Ranking(prompt="Hi.", responses=("c", "d"), scores=(2.0, 3.0), extra={"note": "{}"})
+
+
 def test_names_of_fields_can_be_given(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,hint\n2 + 2?,4,count\n")
     (found,) = read(tmp_path / "a.csv", Demonstration, "prompt=question, response=answer,")
@@ -155,6 +189,7 @@ def test_names_of_fields_can_be_given(tmp_path):
         (Ranking, {"chosen": [HUMAN], "rejected": [HUMAN]}, "chosen: expected a last message by the assistant"),
         (Ranking, {"chosen": [BOT], "rejected": [RUDE]}, "chosen: expected a message before the"),
         (Ranking, {"prompt": "p", "responses": ["a"], "ranks": "1"}, "ranks: expected a list of numbers, 1"),
+        (Ranking, {"prompt": "p", "responses": ["a"], "choice": 1}, "choice: expected a whole number below 1, found 1"),
         (Ranking, {"prompt": "p", "chosen": 3, "rejected": "b"}, "chosen: expected a list of messages, found 3"),
         (Demonstration, {"messages": []}, "messages: expected a list of messages, found []"),
         (Demonstration, {"messages": [BOT]}, "messages: expected a last one by the assistant, after others"),
@@ -216,12 +251,3 @@ def test_a_folder_and_a_pattern_name_files_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="expected files that hold records, in this folder, found none"):
         formats.expand(folder / "empty")
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if not name.lower().endswith((".gz", ".zst"))])
-@tries.tries
-@given(data=st.data())
-def test_files_of_any_bytes_give_records_or_one_error(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data.draw(tries.any_bytes(FILES[name])))
-    with tries.only_input_errors():
-        assert read(tmp_path / name, Ranking)

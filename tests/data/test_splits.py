@@ -1,11 +1,16 @@
 """Tests that no prompt is in two splits, over all sets, with users and without."""
 
 import collections
+import contextlib
+import tempfile
 
-from hypothesis import given
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import splits
+from instructjax import records
+from instructjax.data import prepared, splits
+from instructjax.errors import DataError
 from instructjax.records import SPLITS, Demonstration, Prompt, Ranking, Text, split_of
 
 PROMPTS = [f"say {i} things" for i in range(12)]
@@ -36,6 +41,29 @@ def test_no_prompt_is_used_in_two_splits(drawn):
             used[" ".join(record.prompt.casefold().split())].add(split)
     assert all(len(found) == 1 for found in used.values())
     assert used.keys() == {" ".join(record.prompt.casefold().split()) for record in drawn}  # no prompt is lost
+
+
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.lists(records_of_some_kind(), min_size=1, max_size=40))
+def test_prepared_sets_have_no_prompt_in_two_splits(tmp_path, drawn):
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        shares = {"validation": SHARES[0], "test": SHARES[1]}
+        given_files = {}
+        for kind in (Prompt, Demonstration, Ranking):
+            if found := [record for record in drawn if isinstance(record, kind)]:
+                given_files[kind] = [f"{folder}/{kind.__name__}.jsonl"]
+                records.write(given_files[kind][0], found)
+        shared = prepared.shared_prompts(given_files, folder, names={}, **shares)
+        used = collections.defaultdict(set)
+        for kind, paths in given_files.items():
+            name = prepared.SET_NAMES[kind]
+            with contextlib.suppress(DataError):  # all records of this set are left out
+                prepared.prepare(kind, paths, folder, name=name, shared=shared, **shares)
+                for split in prepared.split_sizes(folder, name):
+                    for record in prepared.load(folder, name, kind, split):
+                        used[" ".join(record.prompt.casefold().split())].add(split)
+        assert all(len(splits_of_prompt) == 1 for splits_of_prompt in used.values())
 
 
 @given(st.lists(records_of_some_kind(), max_size=40))

@@ -324,5 +324,37 @@ def test_the_report_has_users_use_cases_and_lengths_beside_the_papers(tmp_path):
     lines = (run.data_folder / "report.md").read_text().splitlines()
     assert "| prompts | train | 4 | 2.00 | 6.01 |" in lines
     assert {"| prompts | Generation | 50.0 | 45.6 |", "| prompts | fables | 25.0 |  |"} <= set(lines)
-    (row,) = (line for line in lines if line.startswith("| prompts | train | prompt | "))
-    assert row.endswith(" | 62 |") and row.count("|") == 10
+    place = next(i for i, line in enumerate(lines) if line.startswith("| prompts | train | prompt | 8 | "))
+    assert lines[place + 1] == "|  |  | the paper's | 31144 | 166 | 278 | 2 | 19 | 62 | 179 | 2044 |"  # Table 9
+    assert any(line.startswith("| prompts | train | Generation | 4 | ") for line in lines)
+    assert "|  |  | the paper's | 21684 | 130 | 223 | 1 | 20 | 52 | 130 | 1999 |" in lines  # Table 10
+    assert any(line.startswith("| prompts | train | customer | prompt | 8 | ") for line in lines)
+    assert not list(run.data_folder.glob("*.png"))  # too few
+
+
+def test_annotations_writers_and_sources_are_reported(tmp_path):
+    rows = [
+        {
+            "prompt": f"dish {i}",
+            "response": "yes",
+            "user": f"u{i % 4}" if i % 2 else None,
+            "annotations": {"ambiguous": i % 4 == 0, "closed domain": True},
+            "source": "left" if i < 6 else "right",
+            "split": "train" if i < 20 else "validation",
+        }
+        for i in range(24)
+    ]
+    config = recipe(tmp_path, demonstrations=[json.dumps(row) for row in rows])
+    run = Run(changed(config, mixture__epochs="left=2"), tmp_path / "run")
+    run.require("sft")
+    lines = (run.data_folder / "report.md").read_text().splitlines()
+    assert {
+        "| demonstrations | train | ambiguous | 25.0 | 5.1 |",  # Table 7
+        "| demonstrations | train | closed domain | 100.0 | 27.4 |",
+        "| demonstrations | train | left | 6 | 0.462 | 1.54 |",  # 12 of 26 examples, in 20 of an epoch
+        "| demonstrations | train | right | 14 | 0.538 | 0.77 |",
+        "|  |  |  | the paper's | 1533 | 88 | 179 | 0 | 15 | 39 | 88 | 2048 |",  # Table 11
+    } <= set(lines)
+    assert any(line.startswith("| demonstrations | train | labeler | response | 10 | ") for line in lines)
+    mixture = run.mixture(Demonstration)
+    assert {name: len(members) for name, members in mixture.members.items()} == {"left": 6, "right": 14}

@@ -10,7 +10,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instructjax import records
 from instructjax.errors import TokenizerError
+from instructjax.records import Text
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest river one two count list".split()
@@ -36,6 +38,21 @@ texts = st.lists(
 @given(texts)
 def test_decode_inverts_encode(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+RANGES = ((0, 0x250), (0, 0xD800), (0xE000, 0x110000))  # of code points: most are Latin, none is a surrogate
+
+
+@pytest.mark.slow
+def test_a_million_random_strings_survive_records_and_tokens(tokenizer):
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        low, high = np.array(RANGES)[rng.integers(len(RANGES), size=(1000, 8))].transpose(2, 0, 1)
+        points, lengths = rng.integers(low, high), rng.integers(1, 9, size=1000)
+        for row, length in zip(points, lengths, strict=True):
+            text = "".join(map(chr, row[:length]))
+            assert records.parse(records.to_json(Text(text=text)), Text).text == text
+            assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(texts, texts)

@@ -42,8 +42,18 @@ def test_without_datasketch(tmp_path, monkeypatch):
     curate(tmp_path, "--near_duplicates")
 
 
-@fault("a `--pii` that is not a function's name", "--pii: expected MODULE:FUNCTION, found 'presidio'")
+@fault("a `--pii` that is not a function's name", "--pii: expected MODULE:FUNCTION, found 'spacy'")
 def test_pii_without_a_function(tmp_path):
+    curate(tmp_path, "--pii=spacy")
+
+
+@fault(
+    "`--pii=presidio` without its package",
+    "--pii: expected the package presidio-analyzer, found none; pip install 'instructjax[presidio]'",
+)
+def test_without_presidio(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    monkeypatch.setitem(sys.modules, "spacy", None)
     curate(tmp_path, "--pii=presidio")
 
 

@@ -1,5 +1,6 @@
 """Records"""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ from instructjax import records
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.sources import e2e_records, texts
+from instructjax.sources.public_sets import SETS
 from instructjax.stages.run import Run
 from tests.recipes import RECORDS, changed, prepare, recipe
 from tests.wrong_input.fault import fault
@@ -54,6 +56,25 @@ def test_file_ending(tmp_path):
 def test_unreadable(tmp_path):
     os.symlink("/proc/self/mem", tmp_path / "a.jsonl")  # even root cannot read its start
     records.read(tmp_path / "a.jsonl", Text)
+
+
+@fault(
+    "a public set without its files and the internet",
+    "PATH: expected this file, or the internet to download it from PATH, found neither: TEXT",
+)
+def test_public_set_without_internet(tmp_path, monkeypatch):
+    nowhere = dataclasses.replace(SETS["dolly"], url=f"file://{tmp_path}/nowhere/")
+    monkeypatch.setitem(SETS, "dolly", nowhere)
+    config = recipe(tmp_path)
+    prepare(changed(config, files__prompts="public:dolly", files__public=str(tmp_path)), tmp_path / "run")
+
+
+@fault(
+    "a public set that is not known",
+    "files.prompts: expected one of TEXT after public:, found 'doly'",
+)
+def test_unknown_public_set(tmp_path):
+    prepare(changed(recipe(tmp_path), files__prompts="public:doly"), tmp_path / "run")
 
 
 @fault("an empty file", "PATH: expected at least one Text record, found none")
