@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from instructjax import files, records, warning_log
-from instructjax.data import checked, prepared, summary
+from instructjax.data import checked, preparation, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
@@ -152,11 +152,11 @@ def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
 
 def _shared_prompts(
     run: Run, found: Mapping[type[records.Record], Sequence[epath.PathLike]]
-) -> prepared.SharedPrompts | None:
+) -> preparation.SharedPrompts | None:
     data = run.config.data
     if data.shared_prompts == "keep":
         return None
-    return prepared.shared_prompts(
+    return preparation.shared_prompts(
         {kind: paths for kind, paths in found.items() if paths},
         run.prepared_folder,
         validation=data.validation,
@@ -169,10 +169,10 @@ def _prepare_set(
     run: Run,
     kind: type[records.Record],
     found: Sequence[epath.PathLike],
-    shared: prepared.SharedPrompts | None,
+    shared: preparation.SharedPrompts | None,
 ) -> None:
     data = run.config.data
-    prepared.prepare(
+    preparation.prepare(
         kind,
         found,
         run.prepared_folder,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from instructjax import records
 from instructjax.batch import Share
-from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data import demonstrations, pipeline, preparation, prepared
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Text
@@ -212,7 +212,7 @@ def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
 
 def test_streams_read_prepared_sets(tmp_path):
     records.write(tmp_path / "a.jsonl", TEXTS)
-    prepared.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
+    preparation.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
     found = prepared.load(tmp_path, "texts", Text, "train")
     batches = pipeline.text_batches(found, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
     assert same(take(batches, 20), take(stream("text"), 20))
