@@ -8,10 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from instructjax.models import flash, matmul
+from instructjax.models import flash, matmul, remat
 from instructjax.typing import Array, Index
 
 MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
@@ -136,14 +137,14 @@ def attention(
     if not cap and _fits_cudnn(query, key):
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
-        return mixed.swapaxes(1, 2)
+        return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if jax.default_backend() == "tpu":
         reason = _why_no_splash(query, key, visible)
         if reason is None and visible.segments is not None:
             return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
         logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
-    return _einsums(query, key, value, mask, factors, scale, cap)
+    return checkpoint_name(_einsums(query, key, value, mask, factors, scale, cap), remat.ATTENTION)
 
 
 def _einsums(

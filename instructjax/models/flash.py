@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Bool, Float, Int
 
-from instructjax.models import partitioning
+from instructjax.models import partitioning, remat
 from instructjax.typing import Array
 
 BLOCK = 128  # the fewest queries and keys of a tile; lengths are multiples of it
@@ -61,7 +61,11 @@ def attention(
             block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
         )
         one_row = splash.make_splash_mha_single_device(
-            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, attn_logits_soft_cap=cap, interpret=interpret
+            masks.MultiHeadMask([mask] * heads),
+            block_sizes=sizes,
+            attn_logits_soft_cap=cap,
+            residual_checkpoint_name=remat.ATTENTION,
+            interpret=interpret,
         )
         return jax.vmap(lambda q, k, v, s: one_row(q, k, v, segment_ids=splash.SegmentIds(s, s)))
 

@@ -154,7 +154,7 @@ def update_work(config: TransformerConfig, flops: float, rows: int, length: int,
       length: T.
       microbatches: the number of parts in which the rows are computed.
     """
-    passes = microbatches * (3 if config.remat else 2)
+    passes = microbatches * (3 if config.remat in ("attention", "all") else 2)
     gradient = 2 * microbatches * 4 * count_parameters(config)
     return Work(3 * flops, passes * weight_bytes(config), 2 * activation_bytes(config, rows, length) + gradient)
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from instructjax.models import partitioning
+from instructjax.models import partitioning, remat
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
-from instructjax.models.block import DENSE, Block, Hidden, between_blocks, norm
+from instructjax.models.block import Block, Hidden, between_blocks, norm
 from instructjax.models.cache import Cache, Slots, write
 from instructjax.models.config import TransformerConfig
 from instructjax.models.rotary import Rotations, rotations
@@ -34,12 +34,10 @@ class Trunk(nn.Module):
             shape = (config.max_length, config.d_model)
             self.position_embedding = self.param("position_embedding", init, shape, config.param_dtype)
         self.dropout = nn.Dropout(config.dropout)
-        policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
         # A scan keeps XLA from merging the two forward passes of remat; unrolled layers need the barrier.
         # Argument 6 of the block is `deterministic`.
         self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,), policy=policy),
+            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,), policy=remat.policy(config.remat)),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, *[nn.broadcast] * 4),

@@ -93,7 +93,7 @@ DATA = {"data": 8, "fsdp": 1, "tensor": 1}
 
 def reductions(mesh, dropout=0.0):
     """Returns the loops around each reduction of weights' gradients on a mesh of data: 4 microbatches, 2 layers."""
-    model = LanguageModel(dataclasses.replace(CONFIG, remat=True, dropout=dropout))
+    model = LanguageModel(dataclasses.replace(CONFIG, remat="all", dropout=dropout))
     key = jax.random.key(0) if dropout else None
 
     def gradient(params, rows):
