@@ -72,9 +72,9 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     if split not in sizes:
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found only {found}")
-    with _data_errors(directory, name):
+    with data_errors(directory, name):
         source = tfds.builder_from_directory(set_directory(directory, name)).as_data_source(split)
-    return Records(source, kind, lambda: _data_errors(directory, name))
+    return Records(source, kind, lambda: data_errors(directory, name))
 
 
 def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
@@ -84,7 +84,7 @@ def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
       DataError: the set does not exist.
     """
     _require_manifest(directory, name)
-    with _data_errors(directory, name):
+    with data_errors(directory, name):
         info = tfds.builder_from_directory(set_directory(directory, name)).info
         return {split: found.num_examples for split, found in info.splits.items()}
 
@@ -158,7 +158,8 @@ def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
+def data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
+    """Turns errors of a block that reads the files of a prepared set into a DataError."""
     try:
         yield
     except Exception as error:  # the libraries raise many kinds if files are cut or missing

@@ -17,7 +17,7 @@ from instructjax.data import pipeline
 from instructjax.errors import ConfigError
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
-from instructjax.records import Prompt, Text
+from instructjax.records import Prompt
 from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
@@ -156,7 +156,7 @@ def _prompts(stage: Stage) -> pipeline.Batches:
 def _text(stage: Stage) -> pipeline.Batches:
     section = stage.section
     return pipeline.text_batches(
-        stage.run.records(Text, "train"),
+        stage.run.documents("train"),
         stage.run.layout.tokenizer,
         length=section.ptx_length,
         batch_size=section.batch_size * section.ptx_examples_per_episode,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from instructjax.data import demonstrations
-from instructjax.records import Demonstration, Text
+from instructjax.records import Demonstration
 from instructjax.stages import language_model
 from instructjax.stages.stage import Stage, stage
 
@@ -21,7 +21,7 @@ def run(stage: Stage) -> None:
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
     stage.check_epochs(steps, records, section.batch_size * (1 - section.text_share))
     if section.text_share:
-        text = run.records(Text, "train")
+        text = run.documents("train")
         batches = functools.partial(
             demonstrations.mixed_batches, records, text, run.layout, text_share=section.text_share
         )

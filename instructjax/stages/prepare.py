@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from instructjax import files, records, warning_log
-from instructjax.data import checked, preparation, prepared, summary
+from instructjax.data import checked, documents, preparation, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
@@ -85,7 +85,7 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
-    with progress.Bar("prepare records", len(prepared.SET_NAMES) + 3, "part") as bar:
+    with progress.Bar("prepare records", len(prepared.SET_NAMES) + 4, "part") as bar:
         if not is_prepared:
             _claim(folder)
             run.source.write(folder)
@@ -110,6 +110,8 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
         _check_separator(layout)
         _check_records(run, layout)
         check_needs(run, stages)
+        bar.update()
+        documents.tokenize(run.prepared_folder, layout.tokenizer)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())

@@ -7,7 +7,6 @@ import jax
 from instructjax.data import pipeline
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel
-from instructjax.records import Text
 from instructjax.stages import imported, language_model
 from instructjax.stages.stage import Stage, stage
 from instructjax.stages.trained import initial_params
@@ -27,7 +26,7 @@ def run(stage: Stage) -> None:
         stage,
         lambda: initial_params(model, jax.random.fold_in(stage.key, section.steps)),
         lambda: pipeline.text_batches(
-            stage.run.records(Text, "train"),
+            stage.run.documents("train"),
             stage.run.layout.tokenizer,
             length=section.length,
             batch_size=section.batch_size,

@@ -12,7 +12,8 @@ from etils import epath
 
 from instructjax import files
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data import demonstrations, documents, pipeline, prepared
+from instructjax.data.documents import Documents
 from instructjax.data.layouts import Layout
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.models import sizes
@@ -111,11 +112,16 @@ class Run:
         _ = self.layout
         return prepare.load(self, kind, split)
 
+    def documents(self, split: str) -> Documents:
+        """Returns the prepared text of a split as token ids."""
+        _ = self.layout
+        return documents.load(self.prepared_folder, split)
+
     def validation_text(self) -> list[LMBatch]:
         """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""
         if not self.has(Text) or "validation" not in prepared.split_sizes(self.prepared_folder, "text"):
             return []
-        rows = pipeline.text_rows(self.records(Text, "validation"), self.layout.tokenizer, self.config.pretrain.length)
+        rows = pipeline.text_rows(self.documents("validation"), self.layout.tokenizer, self.config.pretrain.length)
         rows = rows[: self.config.evaluate.text_windows]
         return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
 
