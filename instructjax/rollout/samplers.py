@@ -1,7 +1,12 @@
-"""Samples answers to prompts as texts, and compares them with a reward model and a reference policy."""
+"""Samples answers to prompts as texts, and compares them with a reward model and a reference policy.
+
+Weights are arguments of the functions that are built here. Functions are kept, so that a program is compiled once
+for all models of a shape.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +27,7 @@ Params = Any
 Sampler = Callable[[Params, Sequence[str], jax.Array], Iterator[tuple[Episodes, list[str]]]]
 
 
+@functools.cache
 def make_sampler(
     model: LanguageModel,
     layout: Layout,
@@ -86,6 +92,7 @@ def texts(tokenizer: Tokenizer, episodes: Episodes) -> list[str]:
     ]
 
 
+@functools.cache
 def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     """Builds a compiled `scorer(params, episodes) -> [B]`: the reward of each response."""
 
@@ -97,6 +104,7 @@ def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     return scorer
 
 
+@functools.cache
 def make_divergence(model: LanguageModel, temperature: float) -> Callable[[Params, Params, Episodes], jax.Array] | None:
     """Builds a compiled `divergence(params, reference, episodes) -> [B]`.
 

@@ -184,6 +184,11 @@ class Run:
         step = folder.selected_step(self.workdir, stage) if step is None else step
         return trained.load_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
 
+    def check_policy(self, stage: str, step: int | None = None) -> None:
+        """Raises the errors of `load_policy` without reading weights."""
+        step = folder.selected_step(self.workdir, stage) if step is None else step
+        trained.check_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
+
     def load_reward_model(self, elsewhere: str = "") -> Trained:
         """Loads the reward model of this run, or of the folder in `ppo.reward_from`, its offset included."""
         start = self.checkpoints("reward", elsewhere)

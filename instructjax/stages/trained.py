@@ -68,12 +68,21 @@ def load_policy(
       CheckpointError: the folder has no checkpoint, or one of another network or of a stage without a policy.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
+    item = check_policy(directory, config, tokenizer, step=step)
+    return _load(LanguageModel(config), directory, tokenizer, item, step)
+
+
+def check_policy(
+    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
+) -> str:
+    """Returns where the policy lies in the saved state, or raises the errors of `load_policy`, without its weights."""
     stage = read_meta(directory, step)["stage"]
     if stage["policy"] is None:
         raise CheckpointError(
             f"{directory}: expected the checkpoint of a policy, found one of the stage {stage['name']}, which has none"
         )
-    return _load(LanguageModel(config), directory, tokenizer, stage["policy"], step)
+    _check(config, directory, tokenizer, step)
+    return stage["policy"]
 
 
 def load_reward_model(
@@ -81,6 +90,7 @@ def load_reward_model(
 ) -> Trained[ScalarModel]:
     """Loads a reward model; see `load_policy`. Only the last checkpoint of its stage has the offset."""
     read_meta(directory, step)
+    _check(config, directory, tokenizer, step)
     return _load(ScalarModel(config), directory, tokenizer, "params", step)
 
 
@@ -112,17 +122,20 @@ def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
     return meta
 
 
-def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained[Model]:
+def _check(config: TransformerConfig, directory: epath.PathLike, tokenizer: Tokenizer, step: int | None) -> None:
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
     # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
     meta = read_meta(directory, step)["model"] | {"dtype": "float32", "param_dtype": "float32"}
-    found, expected = TransformerConfig(**meta).function(), model.config.function()
+    found, expected = TransformerConfig(**meta).function(), config.function()
     for name in found | expected:
         # Arrays' shapes tell the sizes.
         if name not in _SIZES and found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"{directory}: model.{name}: expected {expected.get(name)}, found a model with {found.get(name)}"
             )
+
+
+def _load(model: Model, directory: epath.PathLike, tokenizer: Tokenizer, item: str, step: int | None) -> Trained[Model]:
     template = parallel.abstract(jax.eval_shape(lambda: random_params(model, jax.random.key(0))))
     return Trained(model, checkpoint.restore_params(directory, template, item=item, step=step), tokenizer)
 
