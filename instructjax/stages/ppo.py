@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,8 +13,10 @@ import ml_collections
 from instructjax.algorithms import advantages
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
+from instructjax.batch import PromptBatch, count_tokens
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
+from instructjax.models import flops
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
 from instructjax.records import Prompt
@@ -22,7 +24,9 @@ from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
+from instructjax.runs.speed import Flops, Matmuls
 from instructjax.stages import ppo_validation, scoring
+from instructjax.stages.run import Run
 from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
 from instructjax.training import state as train_state
@@ -114,12 +118,39 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             key=f"{stage.declaration.section}.iterations",
         ),
         constants=(frozen,),
+        matmuls=_matmuls(run, section, uses_scorer=score is None, needs_critic=estimator.needs_critic),
         callbacks=Callbacks(
             prepare=prepare,
             evaluate=ppo_validation.make_measure(stage, policy, scalar, score, frozen),
             best=best.METRICS[0],
         ),
     )
+
+
+def _matmuls(run: Run, section: ml_collections.ConfigDict, *, uses_scorer: bool, needs_critic: bool) -> Matmuls:
+    """Returns how the matmuls of an iteration are counted, in which all responses have the mean length of the line."""
+    policy, scalar = run.policy_config, run.reward_config
+
+    def count(batch: tuple[Any, Any]) -> Flops:
+        given, text = batch
+        prompts = given if isinstance(given, PromptBatch) else given[0]
+        learned = section.epochs * flops.training_flops(policy, text, logits=True)
+        rows, tokens = len(prompts.tokens), count_tokens(prompts)
+
+        def iteration(metrics: Mapping[str, float]) -> float:
+            return learned + flops.iteration_flops(
+                policy,
+                scalar if uses_scorer else None,
+                scalar if needs_critic else None,
+                rows=rows * section.samples_per_prompt,
+                prompt=tokens / rows,
+                response=metrics["response_tokens"],
+                epochs=section.epochs,
+            )
+
+        return iteration
+
+    return Matmuls(count, policy.resolved_matmul_dtype)
 
 
 def _make_score(stage: Stage) -> scoring.Score | None:

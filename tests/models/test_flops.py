@@ -130,6 +130,19 @@ class TestStep:
         logits = 2 * 12 * SHAPE.d_model * SHAPE.vocab_size
         assert flops.training_flops(SHAPE, batch, logits=True) == pytest.approx(3 * (forward + logits))
 
+    @pytest.mark.parametrize("window", [1, 3, 5, 20])
+    def test_local_layers_count_the_keys_of_their_window(self, window):
+        local = dataclasses.replace(SHAPE, num_layers=5, local_window=window, window_pattern="DLL")  # D L L D L
+        columns = np.arange(11)
+        dense = columns[:, None] >= columns
+        banded = dense & (columns[:, None] - columns < window)
+        keys = (2 * dense.sum() + 3 * banded.sum()) / (5 * 11)  # per query and layer
+        forward = flops.forward_flops(dataclasses.replace(SHAPE, num_layers=5), 1, 11, 0, slots=keys)
+        assert flops.forward_flops(local, 1, 11, 0) == pytest.approx(forward)
+        text = np.ones((1, 11), np.int32)
+        batch = LMBatch(text, text, columns[None].astype(np.int32), text.astype(np.float32))
+        assert flops.training_flops(local, batch, logits=False) == pytest.approx(3 * forward)
+
     def test_padding_and_other_objects_count_nothing(self):
         nothing = np.zeros((1, 4), np.int32)
         batch = LMBatch(nothing, nothing, nothing, nothing.astype(np.float32))
