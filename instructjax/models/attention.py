@@ -32,6 +32,7 @@ class Visible(flax.struct.PyTreeNode):
       banded: the mask of the local layers, if those see only a window; else None.
       segments: the segments of a row, if `dense` lets each query see all of its segment up to itself, and `banded`
         the last columns of that; else None. Fused kernels take segments instead of masks.
+      own: with an empty cache, what the queries see of the keys of their own pass; else None. That is all they see.
       window: of `banded`, in tokens.
       pattern: which layers are dense (D) and local (L), repeated over the layers.
     """
@@ -39,6 +40,7 @@ class Visible(flax.struct.PyTreeNode):
     dense: Bool[Array, "B T S"]
     banded: Bool[Array, "B T S"] | None = None
     segments: Int[Array, "B T"] | None = None
+    own: Visible | None = None
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     pattern: str = flax.struct.field(pytree_node=False, default="DL")
 
@@ -134,17 +136,29 @@ def attention(
     if visible.banded is not None:
         local = is_local(visible.pattern, layer)
         mask = jnp.where(local, visible.banded, visible.dense)
-    if not cap and _fits_cudnn(query, key):
+    kernel = fused_kernel(query, key, visible, cap)
+    if kernel == "cudnn":
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
         return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
-    if jax.default_backend() == "tpu":
-        reason = _why_no_splash(query, key, visible)
-        if reason is None and visible.segments is not None:
-            return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
-        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
+    if kernel == "splash" and visible.segments is not None:
+        return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
     return checkpoint_name(_einsums(query, key, value, mask, factors, scale, cap), remat.ATTENTION)
+
+
+def fused_kernel(
+    query: Float[Array, "B H T D"], key: Float[Array, "B G S D"], visible: Visible, cap: float
+) -> str | None:
+    """Returns the fused kernel that `attention` calls for these arrays: "cudnn", "splash" or None."""
+    if not cap and _fits_cudnn(query, key):
+        return "cudnn"
+    if jax.default_backend() != "tpu":
+        return None
+    reason = _why_no_splash(query, key, visible)
+    if reason is not None:
+        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
+    return None if reason else "splash"
 
 
 def _einsums(

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from instructjax.models import matmul, remat
-from instructjax.models.attention import Visible, attention, is_local
+from instructjax.models.attention import Visible, attention, fused_kernel, is_local
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.partitioning import constrain, mesh_of_context
@@ -110,8 +110,12 @@ class SelfAttention(nn.Module):
                 rotation = jax.tree.map(functools.partial(jnp.where, here), rotations.local, rotation)
             query, key = rotate(query, rotation), rotate(key, rotation)
         if keys is not None and values is not None:
-            keys, key = append(keys, key, layer, start)
-            values, value = append(values, value, layer, start)
+            keys, cached_key = append(keys, key, layer, start)
+            values, cached_value = append(values, value, layer, start)
+            if visible.own is not None and fused_kernel(query, key, visible.own, config.score_cap):
+                visible = visible.own
+            else:
+                key, value = cached_key, cached_value
         mixed = (
             attention(
                 query,

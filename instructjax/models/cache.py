@@ -30,6 +30,7 @@ class Cache(flax.struct.PyTreeNode):
       positions: of each token in its segment.
       length: the slot that is written next. This is the number of slots used by tokens and padding, unless
         the caller has wrapped around to the first slot.
+      empty: whether nothing was written, so that the first tokens see only each other.
     """
 
     keys: Slots | tuple[Slots, ...]
@@ -37,6 +38,7 @@ class Cache(flax.struct.PyTreeNode):
     segments: Int[Array, "B S"]
     positions: Int[Array, "B S"]
     length: Int[Array, ""]
+    empty: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
@@ -54,6 +56,7 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
         segments=jnp.zeros((batch_size, max_length), jnp.int32),
         positions=jnp.zeros((batch_size, max_length), jnp.int32),
         length=jnp.zeros((), jnp.int32),
+        empty=True,
     )
 
 

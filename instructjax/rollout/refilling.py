@@ -181,7 +181,7 @@ def sample(
         count=nothing,
         token=nothing,
         length=nothing,
-        cache=dataclasses.replace(cache, length=jnp.asarray(width % slots, jnp.int32)),
+        cache=dataclasses.replace(cache, length=jnp.asarray(width % slots, jnp.int32), empty=False),
         queue=jnp.zeros(groups, jnp.int32),
         tokens=jnp.full((total, max_response), pad_id, jnp.int32),
         log_probs=jnp.zeros((total, max_response)),

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from absl import logging
 from instructjax.models import attention as attention_module
 from instructjax.models import flash
 from instructjax.models.attention import Visible, attention, attention_mask, band_mask
+from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.planning import chips
+from instructjax.rollout import sampling
+from tests import fakes
 
 B, H, T, D, WINDOW = 2, 2, 256, 16, 40
 SCALE = D**-0.5
@@ -85,6 +89,38 @@ def test_continuations_of_one_prefix_are_einsums_and_a_tpu_logs_it(monkeypatch):
     assert lines == ["attention is two einsums: continuations of one prefix"]
 
 
+def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch):
+    """With the kernel, the hidden states and the cache are those of attention over the whole cache."""
+    config = TransformerConfig(
+        vocab_size=16, num_layers=2, d_model=32, num_heads=2, d_head=16, d_ff=64, max_length=160, local_window=40
+    )
+    model = LanguageModel(config)
+    params = fakes.params(model, noise=0.1)
+    segments = jnp.asarray(np.arange(128) >= np.array([[0], [30]]), jnp.int32)
+    prompts = (segments * 3, segments, sampling.positions_of(segments))
+    token = (jnp.full((2, 1), 5), jnp.ones((2, 1), jnp.int32), prompts[2][:, -1:] + 1)
+    calls = []
+
+    def kernel(*arguments, **options):
+        calls.append(arguments)
+        return fused(*arguments, **options, interpret=True)
+
+    def prefill_and_decode():
+        hidden, cache = model.apply({"params": params}, *prompts, init_cache(config, 2, 140), method="hidden")
+        return hidden[:, -1], cache, model.apply({"params": params}, *token, cache, method="hidden")[0]
+
+    expected, fused = prefill_and_decode(), flash.attention
+    monkeypatch.setattr(flash, "attention", kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    found = prefill_and_decode()
+    assert [call[1].shape for call in calls] == [(2, 2, 128, 16)] * 2  # once per layer, and not to decode
+    real = np.asarray(found[1].segments > 0)[:, None, :, None]
+    for one, other in zip(*(jax.tree.leaves((x[1].keys, x[1].values)) for x in (found, expected)), strict=True):
+        np.testing.assert_allclose(np.where(real, one, 0), np.where(real, other, 0), atol=1e-4)
+    for i in (0, 2):
+        np.testing.assert_allclose(found[i], expected[i], atol=1e-4)
+
+
 @pytest.mark.absent_hardware
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
@@ -117,3 +153,30 @@ def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches(mesh, mo
         plain = branched.trace(params, row, row, row, row).lower().compile().as_text()
     assert "splash" in compiled and "tpu_custom_call" in compiled
     assert "splash" not in plain
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_prefill_on_a_tpu_gets_the_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    config = TransformerConfig(
+        **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
+        dtype="bfloat16",
+        cache_by_layer=False,
+    )
+    model = LanguageModel(config)
+    row = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), row, row, row)["params"]
+
+    def prefill(params, *prompts):
+        hidden, cache = model.apply({"params": params}, *prompts, init_cache(config, 4, 200), method="hidden")
+        return hidden[:, -1], cache
+
+    devices = np.array(chips.devices(chips.parse("v5e:2x2"))[:1]).reshape(1, 1, 1)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        compiled = jax.jit(prefill, in_shardings=whole).trace(params, row, row, row).lower().compile().as_text()
+    assert "splash" in compiled
+    assert not re.search(r"\[4,4,128,\d+\]", compiled)  # no scores of queries by keys
