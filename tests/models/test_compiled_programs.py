@@ -17,7 +17,7 @@ from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.planning import chips
-from instructjax.rollout import sampling
+from instructjax.rollout import refilling, sampling
 from instructjax.training import objectives, parallel
 from instructjax.training.step import summed_gradient
 from tests.collectives import collectives
@@ -67,6 +67,21 @@ def test_decoding_gathers_weights_before_its_loops_and_rounded(tied):
     assert len(gathered) >= 6
     assert {one.dtype for one in gathered} == {"f32" if tied else "f16"}
     assert max((one.elements for one in gathers if one.loops), default=0) < KERNEL
+
+
+def test_refilling_stays_on_each_device():
+    model = LanguageModel(dataclasses.replace(CONFIG, cache_by_layer=False))
+
+    def sample(params, prompts):
+        given = sampling.row_keys(jax.random.key(0), 64), sampling.categorical()
+        sizes = {"rows": 32, "refill": 2, "max_response": 8}
+        return refilling.sample(model, params, prompts, *given, **sizes, eos_id=1, pad_id=0)
+
+    with on_mesh(fsdp=8, tensor=1):
+        prompts = PromptBatch(array((64, 8)), array((64, 8)))
+        found = collectives(jax.jit(sample).lower(weights(model), prompts).compile().as_text())
+    # Only whether all rows are done.
+    assert {(one.operation, one.dtype, one.elements) for one in found if one.loops} == {("all-reduce", "pred", 1)}
 
 
 @pytest.mark.parametrize("vocabulary", [96, 97])
