@@ -32,6 +32,7 @@ class Visible(flax.struct.PyTreeNode):
       banded: the mask of the local layers, if those see only a window; else None.
       segments: the segments of a row, if `dense` lets each query see all of its segment up to itself, and `banded`
         the last columns of that; else None. Fused kernels take segments instead of masks.
+      branches: with `segments`, if a query sees only the prefix of its segment and its own branch of it; else None.
       own: with an empty cache, what the queries see of the keys of their own pass; else None. That is all they see.
       window: of `banded`, in tokens.
       pattern: which layers are dense (D) and local (L), repeated over the layers.
@@ -40,6 +41,7 @@ class Visible(flax.struct.PyTreeNode):
     dense: Bool[Array, "B T S"]
     banded: Bool[Array, "B T S"] | None = None
     segments: Int[Array, "B T"] | None = None
+    branches: Int[Array, "B T"] | None = None
     own: Visible | None = None
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     pattern: str = flax.struct.field(pytree_node=False, default="DL")
@@ -143,7 +145,8 @@ def attention(
         return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if kernel == "splash" and visible.segments is not None:
-        return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
+        given = query * scale, key, value, visible.segments
+        return flash.attention(*given, local, visible.window, branches=visible.branches, cap=cap or None)
     return checkpoint_name(_einsums(query, key, value, mask, factors, scale, cap), remat.ATTENTION)
 
 
@@ -195,7 +198,9 @@ def _attend(
 
 def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
     if visible.segments is None:
-        return "continuations of one prefix" if query.shape[2] == key.shape[2] else "queries of a cache"
+        return "queries of a cache"
+    if visible.branches is not None and visible.banded is not None:
+        return "continuations of one prefix with local layers"
     return flash.why_not(query, key)
 
 

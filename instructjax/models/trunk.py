@@ -6,6 +6,8 @@ The layers are one scanned block, so every parameter of a block is stacked: [L, 
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,7 +71,8 @@ class Trunk(nn.Module):
             key_segments = write(cache.segments, segments.astype(jnp.int32), 0, start)
             key_positions = write(cache.positions, positions.astype(jnp.int32), 0, start)
             mask = partitioning.constrain_rows(attention_mask(positions, key_positions, segments, key_segments))
-            visible = self._visible(mask, positions, key_positions, own=own if cache.empty else None)
+            visible = self._visible(mask, positions, key_positions)
+            visible = dataclasses.replace(visible, own=own if cache.empty else None)
         rotated = rotations(config, positions)
         keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys
         values: Slots | tuple[Slots, ...] | None = None if cache is None else cache.values
@@ -91,21 +94,13 @@ class Trunk(nn.Module):
         if branches is not None:
             branches = jnp.asarray(branches)
             mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
-        return self._visible(mask, positions, positions, segments=segments if branches is None else None)
+        return dataclasses.replace(self._visible(mask, positions, positions), segments=segments, branches=branches)
 
-    def _visible(
-        self,
-        mask: Array,
-        positions: Array,
-        key_positions: Array,
-        *,
-        segments: Array | None = None,
-        own: Visible | None = None,
-    ) -> Visible:
+    def _visible(self, mask: Array, positions: Array, key_positions: Array) -> Visible:
         config, banded = self.config, None
         if config.local_window is not None:
             banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
-        return Visible(mask, banded, segments, own, config.local_window, config.window_pattern)
+        return Visible(mask, banded, window=config.local_window, pattern=config.window_pattern)
 
     def _each_block(
         self,

@@ -12,10 +12,10 @@ import ml_collections
 import pytest
 
 from instructjax import losses
-from instructjax.batch import LMBatch, PromptBatch
+from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import chips
 from instructjax.rollout import refilling, sampling
 from instructjax.training import objectives, parallel
@@ -131,6 +131,28 @@ def test_gradients_of_microbatches_are_reduced_once_per_step():
 def test_gradients_with_dropout_are_reduced_in_every_microbatch():
     """A check of the check above. Noise is drawn for the global batch, so that it is the same on every mesh."""
     assert {1, 2} <= set(reductions(on_mesh(**DATA), dropout=0.1))
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loop(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    length, shape = 512, {"d_model": 512, "num_heads": 4, "d_head": 128, "d_ff": 2048, "max_length": 512}
+    model = ScalarModel(dataclasses.replace(CONFIG, **shape, dtype="bfloat16", remat="all"))
+
+    def gradient(params, rows):
+        return summed_gradient(objectives.ranking_loss(model), params, rows, None, microbatches=2)
+
+    mesh = parallel.make_mesh((1, 2, 2), chips.devices(chips.parse("v5e:2x2")))
+    with jax.set_mesh(mesh):
+        rows, ends = array((4, length)), array((4, 1, 4))
+        batch = RankingBatch(rows, rows, rows, rows, ends, array((4, 1, 4), jnp.float32), array((4, 1, 4), bool))
+        text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+    found = collectives(text)
+    assert {one.operation for one in found if one.loops == 2} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert "splash" in text
+    assert not re.search(r"f32\[1,2,\d+,(256|384|512)\]", text)  # scores of a row's queries by keys
 
 
 @pytest.mark.absent_hardware

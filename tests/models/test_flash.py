@@ -13,7 +13,7 @@ from absl import logging
 
 from instructjax.models import attention as attention_module
 from instructjax.models import flash
-from instructjax.models.attention import Visible, attention, attention_mask, band_mask
+from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
 from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
@@ -78,15 +78,46 @@ def test_unsupported_arrays_are_reported_with_a_reason(queries, keys, dtype, rea
     assert flash.why_not(*(jnp.zeros((1, 1, length, 8), dtype) for length in (queries, keys))) == reason
 
 
-def test_continuations_of_one_prefix_are_einsums_and_a_tpu_logs_it(monkeypatch):
+@pytest.mark.parametrize(("groups", "cap"), [(H, 0.0), (1, 2.0)])
+def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(groups, cap):
+    """A row with two prompts and their answers, and one with a prompt without answers and padding."""
+    arrays, _, _, _ = rows(groups)
+    *arrays, weights = arrays
+    lengths = [[(1, 0, 70), (1, 1, 30), (1, 2, 40), (2, 0, 10), (2, 1, 60), (2, 2, 46)], [(1, 0, 200), (0, 0, 56)]]
+    segments, branches = (
+        jnp.asarray([[number for *part, length in row for number in [part[i]] * length] for row in lengths])
+        for i in range(2)
+    )
+    columns = jnp.arange(T)[None]
+    dense = attention_mask(columns, columns, segments, segments) & branch_mask(branches, branches)
+    real = (segments > 0)[:, None, :, None]
+
+    def loss(whole, *arrays):
+        return jnp.sum(jnp.where(real, whole(*arrays), 0) * weights)
+
+    def fused(query, *others):
+        given = query * SCALE, *others, segments, None, None
+        return flash.attention(*given, branches=branches, cap=cap or None, interpret=True)
+
+    einsums = functools.partial(
+        attention_module._einsums, mask=dense, matmul_dtype=jnp.dtype(jnp.float32), scale=SCALE, cap=cap
+    )
+    found, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2)))(*arrays) for whole in (fused, einsums)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, expected)
+
+
+def test_continuations_with_local_layers_are_einsums_and_a_tpu_logs_it(monkeypatch):
     lines = []
     monkeypatch.setattr(logging, "log_first_n", lambda level, text, n, *values, **_: lines.append(text % values))
-    arrays, _, dense, _ = rows()
-    attention(*arrays[:3], Visible(dense))
+    arrays, segments, dense, near = rows()
+    visible = Visible(dense, near, segments=segments, branches=segments * 0, window=WINDOW)
+    attention(*arrays[:3], visible)
     assert not lines
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    attention(*arrays[:3], Visible(dense))
-    assert lines == ["attention is two einsums: continuations of one prefix"]
+    attention(*arrays[:3], visible)
+    assert lines == ["attention is two einsums: continuations of one prefix with local layers"]
 
 
 def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch):
@@ -125,7 +156,7 @@ def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch)
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)])
-def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches(mesh, monkeypatch):
+def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches_with_local_layers(mesh, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     config = TransformerConfig(
         **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
