@@ -17,10 +17,10 @@ from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import chips
+from instructjax.planning.communication import collectives
 from instructjax.rollout import refilling, sampling
 from instructjax.training import objectives, parallel
 from instructjax.training.step import summed_gradient
-from tests.collectives import collectives
 
 # No kernel has as few elements as an activation of a decoded token.
 CONFIG = TransformerConfig(vocab_size=96, num_layers=2, d_model=64, num_heads=4, d_head=16, d_ff=128, max_length=48)
