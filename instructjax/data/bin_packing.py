@@ -89,7 +89,7 @@ class _WindowIterator(grain.DatasetIterator):
     def __init__(self, documents: Sequence[np.ndarray], order: grain.MapDataset, length: int):
         super().__init__()
         self._documents, self._order, self._length = documents, order, length
-        self.set_state({"document": 0, "offset": 0})
+        self._number, self._offset = 0, 0
 
     def __next__(self) -> Window:
         parts, missing = [], self._length
