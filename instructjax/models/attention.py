@@ -199,8 +199,6 @@ def _attend(
 def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
     if visible.segments is None:
         return "queries of a cache"
-    if visible.branches is not None and visible.banded is not None:
-        return "continuations of one prefix with local layers"
     return flash.why_not(query, key)
 
 

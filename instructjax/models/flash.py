@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds, SplashAttentionKernel
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Bool, Float, Int
 
 from instructjax.models import partitioning, remat
@@ -60,7 +61,7 @@ def attention(
       banded: whether to see the last `window` columns only; None if no layer does.
       window: number of columns, including the query's own; None if `banded` is None.
       branches: None, or of each token 0 on a prefix, and a different number on each of its continuations, which do not
-        see each other; see `models.attention.branch_mask`. Not supported with `banded`.
+        see each other; see `models.attention.branch_mask`. The window then counts positions of a text, not columns.
       cap: None, or c where scores s become c tanh(s / c).
       interpret: emulates the kernel without a TPU, for tests.
     """
@@ -71,7 +72,7 @@ def attention(
         sizes = splash.BlockSizes(
             block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
         )
-        return splash.make_splash_mha_single_device(
+        made: Any = splash.make_splash_mha_single_device(
             masks.MultiHeadMask([mask] * heads),
             block_sizes=sizes,
             attn_logits_soft_cap=cap,
@@ -79,15 +80,15 @@ def attention(
             save_residuals=save_residuals,
             interpret=interpret,
         )
+        return made
 
-    def by_row(one_row: SplashAttentionKernel) -> Callable[..., Array]:
+    def by_row(one_row: Any) -> Callable[..., Array]:
         return jax.vmap(lambda q, k, v, s: one_row(q, k, v, segment_ids=SegmentIds(s, s)))
 
     def local(query: Array, key: Array, value: Array, segments: Array, *others: Array) -> Array:
         arrays, causal = (query, key, value, segments), masks.CausalMask((length, length))
         if branches is not None:
-            one_row = kernel(causal, query.shape[1], save_residuals=True)
-            return jax.vmap(functools.partial(_with_prefix, one_row))(*arrays, *others)
+            return _by_row_with_prefix(functools.partial(kernel, heads=query.shape[1]), arrays, others, window)
         dense = by_row(kernel(causal, query.shape[1]))
         if window is None:
             return dense(*arrays)
@@ -107,32 +108,54 @@ def attention(
     )
 
 
-def _with_prefix(
-    kernel: SplashAttentionKernel,
-    query: Float[Array, "H T D"],
-    key: Float[Array, "G T D"],
-    value: Float[Array, "G T D"],
-    segments: Int[Array, "T"],
-    branches: Int[Array, "T"],
-) -> Float[Array, "H T D"]:
-    """Computes the attention of one row with continuations: over each part's own tokens, and over its prefix."""
-    own = segments * (len(segments) + 1) + branches  # a number for each prefix and each continuation
-    prefix = SegmentIds(jnp.where(branches > 0, segments, -1), jnp.where(branches > 0, -2, segments))
-    arrays = kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info, query, key, value
-    return _joined(tuple(kernel.kwargs.items()), *arrays, SegmentIds(own, own), prefix)
+_Kernel: TypeAlias = Callable[..., SplashAttentionKernel]
+
+
+def _by_row_with_prefix(
+    kernel: _Kernel, arrays: tuple[Array, ...], others: tuple[Array, ...], window: int | None
+) -> Float[Array, "B H T D"]:
+    """Computes the attention of rows with continuations: over each part's own tokens, and over its prefix.
+
+    Args:
+      kernel: makes a kernel for a mask.
+      arrays: query, key, value and segments, by row.
+      others: `banded`, if there is a window, and branches.
+      window: see `attention`.
+    """
+    *banded, branches = others
+    shape = (branches.shape[1],) * 2
+    causal = kernel(masks.CausalMask(shape), save_residuals=True)
+
+    def row(whole: SplashAttentionKernel, query: Array, key: Array, value: Array, *ids: Array) -> Array:
+        segments, branches = ids
+        own = segments * (len(segments) + 1) + branches  # a number for each prefix and each continuation
+        prefix = SegmentIds(jnp.where(branches > 0, segments, -1), jnp.where(branches > 0, -2, segments))
+        infos = [(one.fwd_mask_info, one.dq_mask_info, one.dkv_mask_info) for one in (whole, causal)]
+        if whole is not causal:
+            infos[1] = tuple(_moved(info, branches) for info in infos[1])
+        # The window of a kernel is its function of columns.
+        options = tuple(whole.kwargs.items())
+        return _joined((options, options), query, key, value, (*infos[0], SegmentIds(own, own)), (*infos[1], prefix))
+
+    dense = jax.vmap(functools.partial(row, causal))
+    if window is None:
+        return dense(*arrays, branches)
+    near = jax.vmap(functools.partial(row, kernel(masks.LocalMask(shape, (window - 1, 0), 0), save_residuals=True)))
+    return jax.lax.cond(banded[0], near, dense, *arrays, branches)
+
+
+def _moved(info: MaskInfo, branches: Int[Array, "T"]) -> MaskInfo:
+    """Lets a mask see each continuation where it would be right after its prefix, whatever lies between them."""
+    columns = jnp.arange(len(branches), dtype=jnp.int32)
+    begins = branches != jnp.pad(branches, (1, 0))[:-1]
+    start = jax.lax.cummax(jnp.where(begins, columns, 0))
+    prefix_end = jax.lax.cummax(jnp.where(branches == 0, columns + 1, 0))
+    # No tile is seen as a whole any more: the mask is computed in each that is not empty.
+    return info._replace(q_sequence=prefix_end + columns - start, block_mask=jnp.minimum(info.block_mask, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _joined(
-    options: tuple[tuple[str, Any], ...],
-    forward: Any,
-    dq: Any,
-    dkv: Any,
-    query: Array,
-    key: Array,
-    value: Array,
-    *parts: SegmentIds,
-) -> Array:
+def _joined(options: tuple[Any, ...], query: Array, key: Array, value: Array, *parts: tuple[Any, ...]) -> Array:
     """Computes one softmax over the keys of several parts.
 
         mixed = sum_i exp(l_i - l) mixed_i        l = log sum_i exp l_i
@@ -141,38 +164,37 @@ def _joined(
     l_i there, and so the weight 0.
 
     Args:
-      options: of the kernel.
-      forward: its mask in the forward pass.
-      dq: its mask for the gradient of the queries.
-      dkv: its mask for the gradients of keys and values.
+      options: of the kernel of each part.
       query: q, scaled.
       key: k.
       value: v.
-      *parts: the queries and keys of each part; a query sees the keys with its number.
+      *parts: the masks of each part's kernel, in the forward pass, for the gradient of the queries, and for those of
+        keys and values; and the numbers of queries and keys. A query sees the keys with its number.
     """
-    return _joined_forward(options, forward, dq, dkv, query, key, value, *parts)[0]
+    return _joined_forward(options, query, key, value, *parts)[0]
 
 
-def _joined_forward(
-    options: tuple[tuple[str, Any], ...], forward: Any, dq: Any, dkv: Any, *arrays: Any
-) -> tuple[Array, tuple[Any, ...]]:
+def _joined_forward(options: tuple[Any, ...], *arrays: Any) -> tuple[Array, tuple[Any, ...]]:
     query, key, value, *parts = arrays
-    kernel = SplashAttentionKernel(forward, dq, dkv, **dict(options))
-    found = [kernel(query, key, value, segment_ids=part) for part in parts]
+    found = [
+        SplashAttentionKernel(*infos, **dict(one))(query, key, value, segment_ids=ids)
+        for one, (*infos, ids) in zip(options, parts, strict=True)
+    ]
     total = functools.reduce(jnp.logaddexp, [logs for _, (logs,) in found])
-    mixed = sum(jnp.exp(logs - total)[..., None] * mixed for mixed, (logs,) in found).astype(query.dtype)
+    weighted = [jnp.exp(logs - total)[..., None] * mixed for mixed, (logs,) in found]
+    mixed = functools.reduce(jnp.add, weighted).astype(query.dtype)
     mixed, total = (checkpoint_name(x, remat.ATTENTION) for x in (mixed, total))
-    return mixed, (dq, dkv, query, key, value, parts, mixed, total)
+    return mixed, (query, key, value, parts, mixed, total)
 
 
-def _joined_backward(options: tuple[tuple[str, Any], ...], saved: tuple[Any, ...], gradient: Array) -> tuple[Any, ...]:
+def _joined_backward(options: tuple[Any, ...], saved: tuple[Any, ...], gradient: Array) -> tuple[Any, ...]:
     # The gradient of attention to one part is that of the kernel, with the sums and the result of all parts.
-    dq, dkv, query, key, value, parts, mixed, total = saved
+    query, key, value, parts, mixed, total = saved
     gradients = []
-    for part in parts:
-        residuals = query, key, value, part, None, mixed, total, dq, dkv
-        gradients.append(splash._splash_attention_bwd(**dict(options), res=residuals, do=gradient)[3:6])
-    return (None, None, None, *(sum(x) for x in zip(*gradients, strict=True)), *[None] * len(parts))
+    for one, (_, dq, dkv, ids) in zip(options, parts, strict=True):
+        residuals = query, key, value, ids, None, mixed, total, dq, dkv
+        gradients.append(splash._splash_attention_bwd(**dict(one), res=residuals, do=gradient)[3:6])
+    return (*(sum(x) for x in zip(*gradients, strict=True)), *[None] * len(parts))
 
 
 _joined.defvjp(_joined_forward, _joined_backward)

@@ -78,8 +78,17 @@ def test_unsupported_arrays_are_reported_with_a_reason(queries, keys, dtype, rea
     assert flash.why_not(*(jnp.zeros((1, 1, length, 8), dtype) for length in (queries, keys))) == reason
 
 
-@pytest.mark.parametrize(("groups", "cap"), [(H, 0.0), (1, 2.0)])
-def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(groups, cap):
+def position_of(row):
+    """Returns the positions of parts (segment, branch, length): those of a branch continue those of its prefix."""
+    positions, prefix = [], 0
+    for _, branch, length in row:
+        prefix = prefix if branch else length
+        positions += range(prefix if branch else 0, (prefix if branch else 0) + length)
+    return positions
+
+
+@pytest.mark.parametrize(("banded", "groups", "cap"), [(None, H, 0.0), (None, 1, 2.0), (False, H, 0.0), (True, H, 0.0)])
+def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(banded, groups, cap):
     """A row with two prompts and their answers, and one with a prompt without answers and padding."""
     arrays, _, _, _ = rows(groups)
     *arrays, weights = arrays
@@ -89,18 +98,22 @@ def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(groups, 
         for i in range(2)
     )
     columns = jnp.arange(T)[None]
-    dense = attention_mask(columns, columns, segments, segments) & branch_mask(branches, branches)
+    mask = attention_mask(columns, columns, segments, segments) & branch_mask(branches, branches)
+    if banded:
+        positions = jnp.asarray([position_of(row) for row in lengths])
+        mask &= band_mask(positions, positions, WINDOW)
+    local, window = (None, None) if banded is None else (jnp.asarray(banded), WINDOW)
     real = (segments > 0)[:, None, :, None]
 
     def loss(whole, *arrays):
         return jnp.sum(jnp.where(real, whole(*arrays), 0) * weights)
 
     def fused(query, *others):
-        given = query * SCALE, *others, segments, None, None
+        given = query * SCALE, *others, segments, local, window
         return flash.attention(*given, branches=branches, cap=cap or None, interpret=True)
 
     einsums = functools.partial(
-        attention_module._einsums, mask=dense, matmul_dtype=jnp.dtype(jnp.float32), scale=SCALE, cap=cap
+        attention_module._einsums, mask=mask, matmul_dtype=jnp.dtype(jnp.float32), scale=SCALE, cap=cap
     )
     found, expected = (
         jax.jit(jax.value_and_grad(functools.partial(loss, whole), (0, 1, 2)))(*arrays) for whole in (fused, einsums)
@@ -108,16 +121,15 @@ def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(groups, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, expected)
 
 
-def test_continuations_with_local_layers_are_einsums_and_a_tpu_logs_it(monkeypatch):
+def test_queries_of_a_cache_are_einsums_and_a_tpu_logs_it(monkeypatch):
     lines = []
     monkeypatch.setattr(logging, "log_first_n", lambda level, text, n, *values, **_: lines.append(text % values))
-    arrays, segments, dense, near = rows()
-    visible = Visible(dense, near, segments=segments, branches=segments * 0, window=WINDOW)
-    attention(*arrays[:3], visible)
+    arrays, _, dense, _ = rows()
+    attention(*arrays[:3], Visible(dense))
     assert not lines
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    attention(*arrays[:3], visible)
-    assert lines == ["attention is two einsums: continuations of one prefix with local layers"]
+    attention(*arrays[:3], Visible(dense))
+    assert lines == ["attention is two einsums: queries of a cache"]
 
 
 def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch):
@@ -156,7 +168,7 @@ def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch)
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)])
-def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches_with_local_layers(mesh, monkeypatch):
+def test_a_tpu_gets_the_kernel_for_packed_rows_and_for_branches(mesh, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     config = TransformerConfig(
         **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
@@ -181,9 +193,9 @@ def test_a_tpu_gets_the_kernel_for_packed_rows_and_einsums_for_branches_with_loc
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         compiled = jax.jit(jax.grad(loss), in_shardings=whole).trace(params, row, row, row).lower().compile().as_text()
         branched = jax.jit(lambda *a: jax.grad(loss)(*a[:-1], branches=a[-1]), in_shardings=whole)
-        plain = branched.trace(params, row, row, row, row).lower().compile().as_text()
+        branched_text = branched.trace(params, row, row, row, row).lower().compile().as_text()
     assert "splash" in compiled and "tpu_custom_call" in compiled
-    assert "splash" not in plain
+    assert "splash" in branched_text
 
 
 @pytest.mark.absent_hardware
