@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds, SplashAttentionKernel
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Bool, Float, Int
 
 from instructjax.models import partitioning, remat
@@ -108,11 +107,11 @@ def attention(
     )
 
 
-_Kernel: TypeAlias = Callable[..., SplashAttentionKernel]
-
-
 def _by_row_with_prefix(
-    kernel: _Kernel, arrays: tuple[Array, ...], others: tuple[Array, ...], window: int | None
+    kernel: Callable[..., SplashAttentionKernel],
+    arrays: tuple[Array, ...],
+    others: tuple[Array, ...],
+    window: int | None,
 ) -> Float[Array, "B H T D"]:
     """Computes the attention of rows with continuations: over each part's own tokens, and over its prefix.
 
@@ -130,10 +129,12 @@ def _by_row_with_prefix(
         segments, branches = ids
         own = segments * (len(segments) + 1) + branches  # a number for each prefix and each continuation
         prefix = SegmentIds(jnp.where(branches > 0, segments, -1), jnp.where(branches > 0, -2, segments))
-        infos = [(one.fwd_mask_info, one.dq_mask_info, one.dkv_mask_info) for one in (whole, causal)]
+        infos: list[tuple[Any, ...]] = [
+            (one.fwd_mask_info, one.dq_mask_info, one.dkv_mask_info) for one in (whole, causal)
+        ]
         if whole is not causal:
             infos[1] = tuple(_moved(info, branches) for info in infos[1])
-        # The window of a kernel is its function of columns.
+        # The masks are functions of columns, which are among the options.
         options = tuple(whole.kwargs.items())
         return _joined((options, options), query, key, value, (*infos[0], SegmentIds(own, own)), (*infos[1], prefix))
 
@@ -144,8 +145,8 @@ def _by_row_with_prefix(
     return jax.lax.cond(banded[0], near, dense, *arrays, branches)
 
 
-def _moved(info: MaskInfo, branches: Int[Array, "T"]) -> MaskInfo:
-    """Lets a mask see each continuation where it would be right after its prefix, whatever lies between them."""
+def _moved(info: Any, branches: Int[Array, "T"]) -> Any:
+    """Changes a kernel's `MaskInfo`: each continuation sees as if it came right after its prefix."""
     columns = jnp.arange(len(branches), dtype=jnp.int32)
     begins = branches != jnp.pad(branches, (1, 0))[:-1]
     start = jax.lax.cummax(jnp.where(begins, columns, 0))
