@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.update(max_prompt=256, max_response=256)
     config.tokenizer.vocab_size = 8192
     config.model.update(num_layers=8, d_model=512, num_heads=8, d_head=64, d_ff=2048, max_length=512, local_window=None)
-    config.model.remat = False  # it fits
+    config.model.remat = "dense"  # it fits
     config.parallel.fsdp = 1  # so do the weights
 
     # Learning rates for ten million parameters, not a billion.

@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # CPUs are slow at bfloat16. On one with matrix units for it, matmul_dtype = "bfloat16" is faster still.
     config.model.dtype = "float32"
     config.model.cache_by_layer = True  # two layers compile fast, and decoding copies no cache
-    config.model.remat = False  # it fits
+    config.model.remat = "dense"  # it fits
     config.model.logits_chunk = 512  # the logits fit into a core's cache
 
     config.parallel.fsdp = 1  # the weights fit into any device

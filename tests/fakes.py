@@ -41,7 +41,7 @@ def scalar_model(config=CONFIG, **kwargs):
 
 # In float64.
 
-LAYERS = [{"unroll": 2}, {"remat": True}]  # changes to a config that do not change results
+LAYERS = [{"unroll": 2}, {"remat": "all"}]  # changes to a config that do not change results
 LAYER_NAMES = ["unrolled", "rematerialized"]
 
 

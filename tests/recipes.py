@@ -37,7 +37,7 @@ def recipe(tmp_path, **changes):
     config.data.update(separator="\n", max_prompt=16, max_response=12, strict=True, shared_prompts="keep")
     config.tokenizer.vocab_size = 290
     config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8, max_length=32, local_window=None)
-    config.model.update(dtype="float32", remat=False)
+    config.model.update(dtype="float32", remat="dense")
     config.reward.size = ""
     for name in ("pretrain", "sft", "reward", "ppo_init"):
         config[name].batch_size = 8

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from instructjax import files, records
-from instructjax.data import prepared
+from instructjax.data import preparation
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError, WorkdirError
 from instructjax.models import pretrained
 from instructjax.records import Ranking, Text
@@ -181,7 +181,7 @@ def test_records_that_cannot_be_read_are_reported(memory, monkeypatch, tmp_path)
     assert str(error.value) == found
     # A fingerprint without the file would be that of other records.
     with pytest.raises(RecordError, match="expected a file that can be read, found RuntimeError: 401"):
-        prepared.prepare(Text, [memory / "text.jsonl"], tmp_path, name="text", validation=0, test=0)
+        preparation.prepare(Text, [memory / "text.jsonl"], tmp_path, name="text", validation=0, test=0)
     assert not (tmp_path / "text" / "manifest.json").exists()
 
 

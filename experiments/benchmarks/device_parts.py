@@ -119,7 +119,9 @@ def attention_parity(task):
     shared = attention.attention_mask(columns, columns, whole, whole) & attention.branch_mask(branches, branches)
     cases = {
         "packed rows": attention.Visible(packed, segments=segments),
-        "answers to one prompt": attention.Visible(shared),
+        "answers to one prompt": attention.Visible(
+            shared, segments=whole, branches=jnp.broadcast_to(branches, whole.shape)
+        ),
     }
     for name, visible in cases.items():
         yield {"attention": name, **_parity(visible, query, key, value, weights)}

@@ -7,16 +7,16 @@ packed into rows that have room for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import grain
 import numpy as np
 
 from instructjax.batch import LMBatch
 from instructjax.data import layouts
-from instructjax.records import Text
 from instructjax.text.tokenizer import Tokenizer
 
-_BLOCK = 64  # documents that are read and tokenized at once, which halves the time per document
+Window: TypeAlias = list[tuple[int, int, int]]  # the parts of documents that it consists of: index, start, stop
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -55,72 +55,65 @@ def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class Windows(grain.IterDataset):
-    """A stream of windows: documents are joined end to end and cut; see `layouts.window_row`.
+    """A stream of windows: documents are joined end to end and cut.
 
         documents   a b c $   d e f $   g h $
         windows     a b c $ d e   f $ g h $ ·          of 6 tokens
 
-    Only the last window of a finite stream is padded. The state of the iterator says where the next window begins:
-    {"block": the block of documents, "offset": the token in the block}.
+    A window is a list of the parts of documents that it consists of, (index, start, stop). The tokens are read by
+    `read_window`, so a process reads only those of its own windows. Only the last window of a finite stream is shorter.
+    The state of the iterator says where the next window begins: {"document": how many documents of the order come
+    before, "offset": the token in the document}.
 
     Grain's own `ConcatThenSplitIterDataset` cannot be used. Checkpoints store the state as JSON, and its state does not
     survive JSON (grain 0.2.18). An empty slice, (-1, -1), is read back as a list and mistaken for the rest of a
     document, so that a document is lost.
     """
 
-    def __init__(self, records: Sequence[Text], order: grain.MapDataset, tokenizer: Tokenizer, length: int):
+    def __init__(self, documents: Sequence[np.ndarray], order: grain.MapDataset, length: int):
         """Creates the stream.
 
         Args:
-          records: documents.
+          documents: arrays [n] of token ids, of which only the lengths are read.
           order: the indices of the documents to pack, in order.
-          tokenizer: encodes the text.
           length: T, tokens of a window.
         """
         super().__init__()
-        # Many data sources read a list of records faster than one record at a time.
-        read_many = getattr(records, "__getitems__", lambda indices: [records[i] for i in indices])
-
-        def tokens(indices: Sequence[int]) -> np.ndarray:
-            return np.concatenate([layouts.document_tokens(record, tokenizer) for record in read_many(indices)])
-
-        self._blocks = order.batch(_BLOCK, batch_fn=tokens)
-        self._length = length
-        self._tokenizer = tokenizer
+        self._documents, self._order, self._length = documents, order, length
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _WindowIterator(self._blocks, self._length, self._tokenizer)
+        return _WindowIterator(self._documents, self._order, self._length)
 
 
 class _WindowIterator(grain.DatasetIterator):
-    def __init__(self, blocks: grain.MapDataset, length: int, tokenizer: Tokenizer):
+    def __init__(self, documents: Sequence[np.ndarray], order: grain.MapDataset, length: int):
         super().__init__()
-        self._blocks = blocks
-        self._length = length
-        self._pad_id, self._eos_id = tokenizer.pad_id, tokenizer.eos_id
-        self._tokens: np.ndarray | None = None
-        self.set_state({"block": 0, "offset": 0})
+        self._documents, self._order, self._length = documents, order, length
+        self._number, self._offset = 0, 0
 
-    def __next__(self) -> LMBatch:
+    def __next__(self) -> Window:
         parts, missing = [], self._length
-        while missing and self._block < len(self._blocks):
-            if self._tokens is None:
-                self._tokens = self._blocks[self._block]
-            part = self._tokens[self._offset : self._offset + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._offset += len(part)
-            if self._offset == len(self._tokens):
-                self.set_state({"block": self._block + 1, "offset": 0})
+        while missing and self._number < len(self._order):
+            index = self._order[self._number]
+            size = len(self._documents[index])
+            stop = min(self._offset + missing, size)
+            parts.append((index, self._offset, stop))
+            missing -= stop - self._offset
+            self._number, self._offset = (self._number + 1, 0) if stop == size else (self._number, stop)
         if not parts:
             raise StopIteration
-        parts.append(np.full(missing, self._pad_id, np.int32))
-        inside = np.arange(self._length) < self._length - missing
-        return layouts.window_row(np.concatenate(parts), inside, self._eos_id)
+        return parts
 
     def get_state(self) -> dict[str, int]:
-        return {"block": self._block, "offset": self._offset}
+        return {"document": self._number, "offset": self._offset}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._block, self._offset = state["block"], state["offset"]
-        self._tokens = None  # of the block, read when needed
+        self._number, self._offset = state["document"], state["offset"]
+
+
+def read_window(documents: Sequence[np.ndarray], window: Window, tokenizer: Tokenizer, length: int) -> LMBatch:
+    """Reads the tokens of a window and lays them out, padded at the end to T = `length`; see `layouts.window_row`."""
+    tokens = np.concatenate([documents[index][start:stop] for index, start, stop in window]).astype(np.int32)
+    padding = np.full(length - len(tokens), tokenizer.pad_id, np.int32)
+    inside = np.arange(length) < len(tokens)
+    return layouts.window_row(np.concatenate([tokens, padding]), inside, tokenizer.eos_id)

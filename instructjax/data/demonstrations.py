@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grain
+import numpy as np
 
 from instructjax.batch import EVERY_ROW, LMBatch, Share
 from instructjax.data import bin_packing, layouts, mixtures, packed_batches, pipeline
@@ -18,9 +19,7 @@ from instructjax.data.layouts import Layout
 from instructjax.data.mixtures import Mixture
 from instructjax.data.pipeline import Batches, Rows
 from instructjax.errors import ConfigError
-from instructjax.records import Demonstration, Text
-
-_WINDOW = "a window of text"  # a placeholder for reading lengths ahead
+from instructjax.records import Demonstration
 
 
 def rows(records: Sequence[Demonstration], layout: Layout) -> Rows:
@@ -76,7 +75,7 @@ def batches(
 
 def mixed_batches(
     records: Sequence[Demonstration],
-    text: Sequence[Text],
+    text: Sequence[np.ndarray],
     layout: Layout,
     *,
     batch_size: int,
@@ -96,7 +95,8 @@ def mixed_batches(
 
     Args:
       records: demonstrations that fit the layout.
-      text: documents, packed into windows of layout.length tokens as in `pipeline.text_batches`.
+      text: documents, arrays [n] of token ids, packed into windows of layout.length tokens as in
+        `pipeline.text_batches`.
       layout: the lengths; T = layout.length.
       batch_size: examples (not rows) per global batch.
       seed: decides all orders, from 0 to 2**32 - 1.
@@ -118,11 +118,8 @@ def mixed_batches(
         raise ConfigError(f"ppo_init.text_share: expected a share between 0 and 1, found {text_share}")
     lengths = _lengths(records, layout)
     order = mixtures.order(len(records), seed, mixture).to_iter_dataset(pipeline.READ_OPTIONS)
-    documents = mixtures.order(len(text), seed, text_mixture)
-
-    def mix(windows: grain.IterDataset) -> grain.IterDataset:
-        weights = [1 - text_share, text_share]
-        return grain.IterDataset.mix([order, windows], weights=weights).batch(batch_size, batch_fn=list)
+    windows = bin_packing.Windows(text, mixtures.order(len(text), seed, text_mixture), layout.length)
+    examples = grain.IterDataset.mix([order, windows], weights=[1 - text_share, text_share])
 
     def pack(drawn: list[Any]) -> list[list[Any]]:
         indices = [example for example in drawn if isinstance(example, int)]
@@ -130,19 +127,12 @@ def mixed_batches(
         return [*packed_batches.pack_batch(lengths, indices, layout.length), *([window] for window in windows)]
 
     def make_row(row: list[Any]) -> LMBatch:
-        if row and isinstance(row[0], LMBatch):
-            return row[0]
+        if row and not isinstance(row[0], int):
+            return bin_packing.read_window(text, row[0], layout.tokenizer, layout.length)
         return layouts.demonstration_row([records[i] for i in row], layout, prompt_weight)
 
-    return packed_batches.stream(
-        mix(bin_packing.Windows(text, documents, layout.tokenizer, layout.length)),
-        mix(grain.MapDataset.source([_WINDOW]).repeat().to_iter_dataset(pipeline.READ_OPTIONS)),
-        pack,
-        make_row,
-        steps,
-        multiple,
-        share,
-    )
+    items = examples.batch(batch_size, batch_fn=list)
+    return packed_batches.stream(items, pack, make_row, steps, multiple, share)
 
 
 def _lengths(records: Sequence[Demonstration], layout: Layout) -> list[int]:

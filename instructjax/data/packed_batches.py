@@ -64,12 +64,11 @@ def batches(
     def pack(batch: Sequence[int]) -> list[list[int]]:
         return pack_batch(lengths, batch, capacity)
 
-    return stream(indices, indices, pack, make_row, steps, multiple, share)
+    return stream(indices, pack, make_row, steps, multiple, share)
 
 
 def stream(
     items: Batches,
-    lookahead: Batches,
     pack: Callable[[list[Item]], list[Row]],
     make_row: Callable[[Row], Any],
     steps: int,
@@ -79,8 +78,7 @@ def stream(
     """Turns lists of items into batches of rows. Each process makes only its own rows.
 
     Args:
-      items: a stream of lists, one per batch.
-      lookahead: `items`, or a stream of lists that need the same rows and are cheaper to read.
+      items: a stream of lists, one per batch. It is also read ahead once.
       pack: divides a list of items into rows.
       make_row: makes a row from a list of items, possibly none.
       steps: number of batches that will be read. More steps allow more shapes.
@@ -93,7 +91,7 @@ def stream(
     """
     if multiple % share.count:
         raise ConfigError(f"share: expected a number of parts that divides {multiple} rows, found {share.count}")
-    unit = _row_unit([len(pack(batch)) for batch in itertools.islice(lookahead, steps)], multiple)
+    unit = _row_unit([len(pack(batch)) for batch in itertools.islice(items, steps)], multiple)
 
     def join(batch: list[Item]) -> Any:
         rows = pack(batch)

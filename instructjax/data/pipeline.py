@@ -27,11 +27,11 @@ import numpy as np
 
 from instructjax.batch import EVERY_ROW, LMBatch, PromptBatch, RankingBatch, Share
 from instructjax.data import layouts, mixtures
-from instructjax.data.bin_packing import Windows
+from instructjax.data.bin_packing import Windows, read_window
 from instructjax.data.layouts import Layout
 from instructjax.data.mixtures import Mixture
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import Demonstration, Prompt, Ranking, Text
+from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.text.tokenizer import Tokenizer
 
 Rows: TypeAlias = Any  # a grain.MapDataset
@@ -53,19 +53,18 @@ def numbered(rows: Rows) -> Rows:
     return rows.map_with_index(lambda index, row: (row, np.int32(index)))
 
 
-def text_rows(records: Sequence[Text], tokenizer: Tokenizer, length: int) -> Rows:
-    """Returns windows of text for evaluation, packed in the order of the records; see `layouts.window_row`.
+def text_rows(documents: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) -> Rows:
+    """Returns windows of text for evaluation, packed in the order of the documents; see `layouts.window_row`.
 
-    All windows are made at once and kept in memory, 16 bytes per token. The last one is padded. For training, see
-    `text_batches`, which packs the documents again in each epoch.
+    The last one is padded. For training, see `text_batches`, which packs the documents again in each epoch.
 
     Args:
-      records: documents.
-      tokenizer: encodes the text.
+      documents: arrays [n] of token ids; see `layouts.document_tokens`.
+      tokenizer: made the tokens.
       length: T, tokens of a window.
     """
-    order = indices(records)
-    return grain.MapDataset.source(list(Windows(records, order, tokenizer, length)))
+    windows = grain.MapDataset.source(list(Windows(documents, indices(documents), length)))
+    return windows.map(lambda window: read_window(documents, window, tokenizer, length))
 
 
 def shuffled_batches(
@@ -123,7 +122,7 @@ def ordered_batches(rows: Rows, *, batch_size: int, share: Share = EVERY_ROW) ->
 
 
 def text_batches(
-    records: Sequence[Text],
+    documents: Sequence[np.ndarray],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -135,12 +134,12 @@ def text_batches(
     """Returns batches for pretraining: documents in a new order each epoch, packed into full windows, forever.
 
     Each document ends with EOS. A document that does not fit into its window continues in the next one (Brown et al.
-    2020, appendix B). Every process packs all documents and keeps only its own rows, so that global batches do not
-    depend on the number of processes.
+    2020, appendix B). Every process packs the lengths of all documents and reads only its own windows, so that global
+    batches do not depend on the number of processes.
 
     Args:
-      records: documents.
-      tokenizer: encodes the text.
+      documents: arrays [n] of token ids; see `layouts.document_tokens`.
+      tokenizer: made the tokens.
       length: T, tokens of a window.
       batch_size: B, windows per global batch.
       seed: decides the order in each epoch, from 0 to 2**32 - 1.
@@ -153,9 +152,9 @@ def text_batches(
     Raises:
       ConfigError: `batch_size` is not a positive multiple of the parts.
     """
-    own, order = _own_rows(batch_size, share), mixtures.order(len(records), seed, mixture)
-    windows = Windows(records, order, tokenizer, length).batch(batch_size)
-    return windows.map(lambda batch: jax.tree.map(lambda x: x[own], batch))
+    own, order = _own_rows(batch_size, share).tolist(), mixtures.order(len(documents), seed, mixture)
+    windows = Windows(documents, order, length).batch(batch_size, batch_fn=list)
+    return windows.map(lambda batch: stack([read_window(documents, batch[i], tokenizer, length) for i in own]))
 
 
 def zip_batches(*streams: Batches) -> Batches:

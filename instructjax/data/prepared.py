@@ -1,21 +1,9 @@
-"""Prepared data: turns JSON lines into a tfds data set with random access. TensorFlow is not needed.
-
-    records (.jsonl)  --prepare-->  DIRECTORY/NAME/1.0.0/ (array_record)  --load-->  records
-
-Each example is the JSON of a record, and the file and line that it was read from. Therefore only `records.py` defines
-what a record is, unknown fields are kept, and an error that is found later can still name file and line.
-"""
+"""Prepared data: opens the data sets that `preparation.py` writes, whose records are read when they are accessed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-import hashlib
-import itertools
 import json
-import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, overload
 
@@ -23,11 +11,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructjax import records
-from instructjax.data import formats, selection, splits
-from instructjax.data.selection import Choice, Counts
-from instructjax.errors import DataError, RecordError
-from instructjax.files import describe_error, is_bucket
-from instructjax.records import SPLITS, Demonstration, Prompt, R, Ranking, Record, Text
+from instructjax.data.selection import Counts
+from instructjax.errors import DataError
+from instructjax.records import Demonstration, Prompt, R, Ranking, Record, Text
 
 SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
     Text: "text",
@@ -36,175 +22,8 @@ SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
     Ranking: "rankings",
 }
 
-_VERSION = "1.0.0"  # of the features: "json" and "where"
-_SHARD = 100_000  # records per file of the set
-_CHUNK = 5_000  # records that are written at once
-
-
-def prepare(
-    kind: type[R],
-    files: Sequence[epath.PathLike],
-    directory: epath.PathLike,
-    *,
-    name: str,
-    validation: float = 0.05,
-    test: float = 0.05,
-    names: Mapping[str, str] = types.MappingProxyType({}),
-    merge_equal_answers: bool = True,
-    strict: bool = False,
-    shared: SharedPrompts | None = None,
-) -> str:
-    """Validates files of records and writes those that carry a signal as a data set with splits.
-
-    If the set already exists, made from the same files with the same shares, nothing is written. Otherwise anything
-    under that name is replaced, such as the remains of an interrupted call. Records keep their order within a split.
-    If several processes share a directory, only one of them should call this.
-
-    Args:
-      kind: Text, Demonstration, Prompt or Ranking.
-      files: files of one of the formats of `formats.py`.
-      directory: the directory of prepared sets.
-      name: the name of this set, such as "demonstrations".
-      validation: share of users in the validation split, for records without a split; see `records.split_of`.
-      test: share of users in the test split, for records without a split.
-      names: our names of fields, by the files'; see `shapes.py`.
-      merge_equal_answers: see `selection.choose_by_content`.
-      strict: makes each record that carries no signal an error.
-      shared: the prompts of all sets, so that none is in two splits; None to split by user only.
-
-    Returns:
-      The set's fingerprint; see `fingerprint`.
-
-    Raises:
-      RecordError: "FILE:LINE: field: expected ..., found ...", for the first lines that are invalid. An existing set is
-        not changed then.
-      DataError: there are no files, no record carries a signal, or tfds does not accept the name.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise DataError(f"name: expected lower case letters, digits and _, starting with a letter, found {name!r}")
-    if not files:
-        raise DataError(f"{name}: expected at least one file of {kind.__name__} records, found none")
-    folder = _set_directory(directory, name)
-    manifest: dict[str, Any] = {
-        "kind": kind.__name__,
-        "content": _content_hash(kind, files, (validation, test, merge_equal_answers, *names.items())),
-        "shared": shared.fingerprint if shared else "",
-        "files": [str(file) for file in files],
-    }
-    known = _read_manifest(folder) or {}
-    if {key: known.get(key) for key in manifest} == manifest and not (strict and _has_reasons(known)):
-        return known["fingerprint"]
-    prompts = shared.splits() if shared else None
-
-    def choices() -> Iterator[tuple[str, Choice[R]]]:
-        found = itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
-        rules = {"merge_equal_answers": merge_equal_answers, "strict": strict}
-        return records.valid(_choose(record, prompts, validation, test, **rules) for record in found)
-
-    # A first pass, so that nothing is removed if a line is invalid.
-    total, moved = Counts(), hashlib.sha256()
-    for number, (split, choice) in enumerate(choices()):
-        total.add(choice)
-        if prompts is not None:
-            moved.update(f"{number} {split} {choice.record is None}\n".encode())
-    if not total.used:
-        raise DataError(
-            f"{', '.join(manifest['files'])}: expected at least one {kind.__name__} record that can be used, "
-            f"found none of {total.given}: {total.describe()}"
-        )
-    if folder.exists():
-        folder.rmtree()
-    folder.mkdir(parents=True)
-    counts: dict[str, Counts] = {}
-
-    def placed() -> Iterator[tuple[str, R]]:
-        for split, choice in choices():
-            counts.setdefault(split, Counts()).add(choice)
-            if choice.record is not None:
-                yield split, choice.record
-
-    _write(folder, name, placed())
-    # What the prompts of other sets have changed is part of the content, but not those prompts.
-    manifest["fingerprint"] = hashlib.sha256(manifest["content"].encode() + moved.digest()).hexdigest()[:16]
-    manifest["counts"] = {split: dataclasses.asdict(counts[split]) for split in SPLITS if split in counts}
-    # The manifest marks a complete set, so it is written last.
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest["fingerprint"]
-
-
-def _choose(
-    found: R | RecordError,
-    prompts: Mapping[bytes, str] | None,
-    validation: float,
-    test: float,
-    *,
-    merge_equal_answers: bool,
-    strict: bool,
-) -> tuple[str, Choice[R]] | RecordError:
-    """Returns the split of a record and what is used of it, or what is wrong with it; see `prepare`."""
-    if isinstance(found, RecordError):
-        return found
-    choice = selection.choose_by_content(found, merge_equal_answers=merge_equal_answers)
-    if strict and choice.reason:
-        return RecordError(choice.fault)
-    if prompts is None:
-        return records.split_of(found, validation, test), choice
-    split, leak = splits.place(found, prompts, validation, test)
-    return split, Choice(None, leak) if leak and choice.record is not None else choice
-
-
-@dataclasses.dataclass(frozen=True)
-class SharedPrompts:
-    """The prompts of all sets of a run.
-
-    Attributes:
-      fingerprint: identifies the content of all sets.
-      splits: returns the split of each prompt, see `splits.prompt_splits`; called only if a set is written.
-    """
-
-    fingerprint: str
-    splits: Callable[[], Mapping[bytes, str]]
-
-
-def shared_prompts(
-    found: Mapping[type[Record], Sequence[epath.PathLike]],
-    directory: epath.PathLike,
-    *,
-    validation: float,
-    test: float,
-    names: Mapping[str, str],
-) -> SharedPrompts:
-    """Returns the prompts of all sets of a run: of files, and of prepared sets of kinds that no file is given for.
-
-    Args:
-      found: the files of each kind of record.
-      directory: the directory of prepared sets.
-      validation: see `prepare`.
-      test: see `prepare`.
-      names: see `prepare`.
-    """
-    given = {kind: files for kind, files in found.items() if kind is not Text}
-    rest = [kind for kind in SET_NAMES if kind is not Text and kind not in given and _is_there(directory, kind)]
-    parts = [_content_hash(kind, files, ()) for kind, files in given.items()]
-    parts += [fingerprint(directory, SET_NAMES[kind]) for kind in rest]
-
-    def everything() -> Iterator[Record]:
-        for kind, files in given.items():
-            for file in files:  # the set's own pass reports what is not a record
-                yield from (record for record in formats.read(file, kind, names) if not isinstance(record, RecordError))
-        for kind in rest:
-            for split in split_sizes(directory, SET_NAMES[kind]):
-                for record in load(directory, SET_NAMES[kind], kind, split):
-                    yield dataclasses.replace(record, split=split)
-
-    return SharedPrompts(
-        hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16],
-        functools.cache(lambda: splits.prompt_splits(everything(), validation, test)),
-    )
-
-
-def _is_there(directory: epath.PathLike, kind: type[Record]) -> bool:
-    return _read_manifest(_set_directory(directory, SET_NAMES[kind])) is not None
+VERSION = "1.0.0"  # of the features: "json" and "where"
+_CHUNK = 5_000  # records that are read at once
 
 
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
@@ -253,9 +72,9 @@ def load(directory: epath.PathLike, name: str, kind: type[R], split: str) -> Rec
     if split not in sizes:
         found = ", ".join(f"{other} ({size})" for other, size in sizes.items())
         raise DataError(f"{directory}/{name}: expected records in split {split!r}, found only {found}")
-    with _data_errors(directory, name):
-        source = tfds.builder_from_directory(_set_directory(directory, name)).as_data_source(split)
-    return Records(source, kind, lambda: _data_errors(directory, name))
+    with data_errors(directory, name):
+        source = tfds.builder_from_directory(set_directory(directory, name)).as_data_source(split)
+    return Records(source, kind, lambda: data_errors(directory, name))
 
 
 def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
@@ -265,8 +84,8 @@ def split_sizes(directory: epath.PathLike, name: str) -> dict[str, int]:
       DataError: the set does not exist.
     """
     _require_manifest(directory, name)
-    with _data_errors(directory, name):
-        info = tfds.builder_from_directory(_set_directory(directory, name)).info
+    with data_errors(directory, name):
+        info = tfds.builder_from_directory(set_directory(directory, name)).info
         return {split: found.num_examples for split, found in info.splits.items()}
 
 
@@ -322,62 +141,25 @@ class Records(Sequence, Generic[R]):
         return records.parse(example["json"].decode("utf-8"), self._kind, example["where"].decode("utf-8"))
 
 
-def _set_directory(directory: epath.PathLike, name: str) -> epath.Path:
-    return epath.Path(directory) / name / _VERSION
+def set_directory(directory: epath.PathLike, name: str) -> epath.Path:
+    """Returns the folder of a prepared set; it may not exist."""
+    return epath.Path(directory) / name / VERSION
 
 
-def _write(folder: epath.Path, name: str, placed: Iterator[tuple[str, records.Record]]) -> None:
-    # A builder's download_and_prepare would import TensorFlow; the sequential writer does not.
-    identity = tfds.core.DatasetIdentity(name=name, version=_VERSION, data_dir=str(folder), module_name=__name__)
-    features = tfds.features.FeaturesDict({"json": tfds.features.Text(), "where": tfds.features.Text()})
-    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format="array_record")
-    while chunk := list(itertools.islice(placed, _CHUNK)):
-        examples: dict[str, list[dict[str, str]]] = {}
-        for split, record in chunk:
-            examples.setdefault(split, []).append({"json": records.to_json(record), "where": record.where})
-        writer.initialize_splits([split for split in SPLITS if split in examples], fail_if_exists=False)
-        writer.add_examples(examples)
-    writer.close_all()
-
-
-def _content_hash(kind: type, files: Sequence[epath.PathLike], rules: tuple[Any, ...]) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {kind.__name__} {rules}".encode())
-    for path in map(epath.Path, files):
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except (FileNotFoundError, IsADirectoryError):
-            pass  # reading the records raises an error that gives the reason
-        except Exception as error:
-            if is_bucket(path):  # if the next try succeeds, a hash without this file would be that of other records
-                raise RecordError(f"{path}: expected a file that can be read, found {describe_error(error)}") from None
-            if not isinstance(error, OSError):
-                raise
-    return digest.hexdigest()[:16]
-
-
-def _has_reasons(manifest: Mapping[str, Any]) -> bool:
-    """Returns whether any record of a set was left out or changed."""
-    return any(found["left_out"] or found["changed"] for found in manifest["counts"].values())
-
-
-def _read_manifest(folder: epath.Path) -> dict[str, Any] | None:
-    """Reads the manifest of a set; None if it is missing or damaged, which means that the set is incomplete."""
+def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
+    """Reads the manifest of a set's folder; None if it is missing or damaged: the set is incomplete."""
     path = folder / "manifest.json"
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError:
         return None
-    return (
-        found
-        if isinstance(found, dict) and found.keys() >= {"kind", "content", "shared", "fingerprint", "files", "counts"}
-        else None
-    )
+    keys = {"kind", "content", "shared", "fingerprint", "files", "counts"}
+    return found if isinstance(found, dict) and found.keys() >= keys else None
 
 
 @contextlib.contextmanager
-def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
+def data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
+    """Turns errors of a block that reads the files of a prepared set into a DataError."""
     try:
         yield
     except Exception as error:  # the libraries raise many kinds if files are cut or missing
@@ -388,7 +170,7 @@ def _data_errors(directory: epath.PathLike, name: str) -> Iterator[None]:
 
 
 def _require_manifest(directory: epath.PathLike, name: str) -> dict[str, Any]:
-    manifest = _read_manifest(_set_directory(directory, name))
+    manifest = read_manifest(set_directory(directory, name))
     if manifest is None:
         raise DataError(f"{directory}/{name}: expected a prepared data set, found none or an incomplete one")
     return manifest

@@ -32,7 +32,7 @@ is a transcript as text (`conversation.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructjax.conversation import ROLES, Message, as_prompt, parse, transcript

@@ -8,10 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from instructjax.models import flash, matmul
+from instructjax.models import flash, matmul, remat
 from instructjax.typing import Array, Index
 
 MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
@@ -31,6 +32,8 @@ class Visible(flax.struct.PyTreeNode):
       banded: the mask of the local layers, if those see only a window; else None.
       segments: the segments of a row, if `dense` lets each query see all of its segment up to itself, and `banded`
         the last columns of that; else None. Fused kernels take segments instead of masks.
+      branches: with `segments`, if a query sees only the prefix of its segment and its own branch of it; else None.
+      own: with an empty cache, what the queries see of the keys of their own pass; else None. That is all they see.
       window: of `banded`, in tokens.
       pattern: which layers are dense (D) and local (L), repeated over the layers.
     """
@@ -38,6 +41,8 @@ class Visible(flax.struct.PyTreeNode):
     dense: Bool[Array, "B T S"]
     banded: Bool[Array, "B T S"] | None = None
     segments: Int[Array, "B T"] | None = None
+    branches: Int[Array, "B T"] | None = None
+    own: Visible | None = None
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     pattern: str = flax.struct.field(pytree_node=False, default="DL")
 
@@ -133,17 +138,30 @@ def attention(
     if visible.banded is not None:
         local = is_local(visible.pattern, layer)
         mask = jnp.where(local, visible.banded, visible.dense)
-    if not cap and _fits_cudnn(query, key):
+    kernel = fused_kernel(query, key, visible, cap)
+    if kernel == "cudnn":
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
-        return mixed.swapaxes(1, 2)
+        return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
-    if jax.default_backend() == "tpu":
-        reason = _why_no_splash(query, key, visible)
-        if reason is None and visible.segments is not None:
-            return flash.attention(query * scale, key, value, visible.segments, local, visible.window, cap=cap or None)
+    if kernel == "splash" and visible.segments is not None:
+        given = query * scale, key, value, visible.segments
+        return flash.attention(*given, local, visible.window, branches=visible.branches, cap=cap or None)
+    return checkpoint_name(_einsums(query, key, value, mask, factors, scale, cap), remat.ATTENTION)
+
+
+def fused_kernel(
+    query: Float[Array, "B H T D"], key: Float[Array, "B G S D"], visible: Visible, cap: float
+) -> str | None:
+    """Returns the fused kernel that `attention` calls for these arrays: "cudnn", "splash" or None."""
+    if not cap and _fits_cudnn(query, key):
+        return "cudnn"
+    if jax.default_backend() != "tpu":
+        return None
+    reason = _why_no_splash(query, key, visible)
+    if reason is not None:
         logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
-    return _einsums(query, key, value, mask, factors, scale, cap)
+    return None if reason else "splash"
 
 
 def _einsums(
@@ -180,7 +198,7 @@ def _attend(
 
 def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
     if visible.segments is None:
-        return "continuations of one prefix" if query.shape[2] == key.shape[2] else "queries of a cache"
+        return "queries of a cache"
     return flash.why_not(query, key)
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-from instructjax.models import matmul
-from instructjax.models.attention import Visible, attention, is_local
+from instructjax.models import matmul, remat
+from instructjax.models.attention import Visible, attention, fused_kernel, is_local
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LORA_A, LORA_B
@@ -25,7 +25,6 @@ Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
 Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys and values of a cache
 
 TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
-DENSE = "dense"  # the checkpoint name of the outputs of dense layers, for the remat policy that saves them
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
@@ -74,7 +73,7 @@ class Dense(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
             # Broadcast before it is rounded, so that the bias's gradient is summed in its own dtype, not in bfloat16.
             y += jnp.broadcast_to(bias, y.shape).astype(config.dtype)
-        y = checkpoint_name(y, DENSE).reshape(*x.shape[:-1], self.features)
+        y = checkpoint_name(y, remat.DENSE).reshape(*x.shape[:-1], self.features)
         return y if self.axis is None else constrain(y, "batch", None, self.axis)
 
     def _low_rank(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape features"]:
@@ -129,8 +128,12 @@ class SelfAttention(nn.Module):
                 rotation = jax.tree.map(functools.partial(jnp.where, here), rotations.local, rotation)
             query, key = rotate(query, rotation), rotate(key, rotation)
         if keys is not None and values is not None:
-            keys, key = append(keys, key, layer, start)
-            values, value = append(values, value, layer, start)
+            keys, cached_key = append(keys, key, layer, start)
+            values, cached_value = append(values, value, layer, start)
+            if visible.own is not None and fused_kernel(query, key, visible.own, config.score_cap):
+                visible = visible.own
+            else:
+                key, value = cached_key, cached_value
         mixed = (
             attention(
                 query,

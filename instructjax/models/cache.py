@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TypeAlias
 
 import flax.struct
@@ -30,6 +31,7 @@ class Cache(flax.struct.PyTreeNode):
       positions: of each token in its segment.
       length: the slot that is written next. This is the number of slots used by tokens and padding, unless
         the caller has wrapped around to the first slot.
+      empty: whether nothing was written, so that the first tokens see only each other.
     """
 
     keys: Slots | tuple[Slots, ...]
@@ -37,6 +39,7 @@ class Cache(flax.struct.PyTreeNode):
     segments: Int[Array, "B S"]
     positions: Int[Array, "B S"]
     length: Int[Array, ""]
+    empty: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
@@ -54,6 +57,7 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
         segments=jnp.zeros((batch_size, max_length), jnp.int32),
         positions=jnp.zeros((batch_size, max_length), jnp.int32),
         length=jnp.zeros((), jnp.int32),
+        empty=True,
     )
 
 
@@ -72,29 +76,38 @@ def repeat_rows(cache: Cache, times: int) -> Cache:
     )
 
 
-def scatter_rows(cache: Cache, rows: Int[Array, "N"], slots: Int[Array, "M"], others: Cache) -> Cache:
+def scatter_rows(cache: Cache, rows: Int[Array, "G n"], slots: Int[Array, "M"], others: Cache) -> Cache:
     """Scatters `others` into the given rows and slots of `cache`.
 
     Args:
-      cache: of B rows.
-      rows: the row of `cache` to which each row of `others` goes; rows numbered B or more are dropped.
+      cache: of B rows in G groups, such as those of each device. No row goes to another group.
+      rows: the row of its group in `cache` to which each row of `others` goes; rows numbered B / G or more are dropped.
       slots: the slot of `cache` to which each slot of `others` goes.
-      others: of N rows and M slots.
+      others: of G n rows and M slots.
     """
 
-    def tokens(into: Array, new: Array) -> Array:
+    def tokens(into: Array, new: Array, rows: Array) -> Array:
         return into.at[rows[:, None], slots].set(new, mode="drop")
 
-    def heads(into: Array, new: Array) -> Array:
+    def heads(into: Array, new: Array, rows: Array) -> Array:
         place = (slice(None),) * (into.ndim - 4) + (rows[:, None, None], jnp.arange(into.shape[-3])[:, None], slots)
-        return _cached(into.at[place].set(new, mode="drop"))
+        return into.at[place].set(new, mode="drop")
+
+    def each_group(put: Callable[[Array, Array, Array], Array], into: Array, new: Array, axis: int) -> Array:
+        def grouped(x: Array) -> Array:
+            return x.reshape(*x.shape[:axis], len(rows), -1, *x.shape[axis + 1 :])
+
+        return jax.vmap(put, (axis, axis, 0), axis)(grouped(into), grouped(new), rows).reshape(into.shape)
+
+    def of_all_heads(into: Array, new: Array) -> Array:
+        return _cached(each_group(heads, into, new, into.ndim - 4))
 
     return dataclasses.replace(
         cache,
-        keys=jax.tree.map(heads, cache.keys, others.keys),
-        values=jax.tree.map(heads, cache.values, others.values),
-        segments=tokens(cache.segments, others.segments),
-        positions=tokens(cache.positions, others.positions),
+        keys=jax.tree.map(of_all_heads, cache.keys, others.keys),
+        values=jax.tree.map(of_all_heads, cache.values, others.values),
+        segments=each_group(tokens, cache.segments, others.segments, 0),
+        positions=each_group(tokens, cache.positions, others.positions, 0),
     )
 
 

@@ -15,6 +15,7 @@ NORM_PLACEMENTS = ("pre", "post", "both")
 POSITIONS = ("learned", "rotary")
 ROTARY_SCALINGS = ("linear", "llama3", "yarn")
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
+REMATS = ("none", "dense", "offload", "attention", "all")
 BIASES = ("all", "query_key_value", "none")
 QUERY_KEY_NORMS = ("none", "head", "width")
 
@@ -80,9 +81,10 @@ class TransformerConfig:
       param_dtype: of the parameters.
       tied: whether the token embedding is also the unembedding, as in GPT-2 and GPT-3. Some
         imported models have a separate matrix.
-      remat: what is saved for the backward pass. False saves the output of each dense layer, and
-        recomputes attention, norms and activations. True saves the input of each block, and recomputes
-        the whole block.
+      remat: what the backward pass computes again, to save memory; changes no result. "none": nothing. "dense":
+        everything but the outputs of dense layers, which are saved: attention, norms and activations. "offload": the
+        same, but the saved outputs wait in the memory of the host. "attention": everything but the outputs of
+        attention. "all": each block, of which only the input is saved.
       unroll: number of layers per iteration of the scan; changes no result.
       cache_by_layer: whether decoding runs L blocks with a cache each instead of a scan over one
         cache of all layers; changes no result. It takes longer to compile, but avoids the copies
@@ -135,7 +137,7 @@ class TransformerConfig:
     matmul_dtype: str = ""
     param_dtype: str = "float32"
     tied: bool = True
-    remat: bool = False
+    remat: str = "dense"
     unroll: int = 1
     cache_by_layer: bool = True
     shard_length: bool = True
@@ -217,6 +219,7 @@ CHOICES = {
     "rotary_scaling": ("", *ROTARY_SCALINGS),
     "activation": ACTIVATIONS,
     "biases": BIASES,
+    "remat": REMATS,
     "query_key_norm": QUERY_KEY_NORMS,
     "matmul_dtype": (*DTYPES, ""),
     "dtype": DTYPES,

@@ -58,25 +58,47 @@ class Work:
 
 
 def forward_flops(
-    config: TransformerConfig, rows: int, length: int, outputs: int, *, slots: float | None = None
+    config: TransformerConfig, rows: int, length: float, outputs: float, *, slots: float | None = None
 ) -> float:
     """Computes the FLOPs of a language model's forward pass.
 
     Args:
       config: the model.
       rows: B.
-      length: T.
-      outputs: tokens per row for which logits are computed.
+      length: T, or its mean over rows.
+      outputs: tokens per row for which logits are computed, or their mean.
       slots: keys by which each query is multiplied, on average, including masked ones, as in a cache of
-        fixed size. None counts what causal attention needs: a token's own key and those before it.
+        fixed size. None counts what causal attention needs: a token's own key and those before it, in local layers
+        those of the window.
     """
     inner = config.num_heads * config.d_head
-    keys = (length + 1) / 2 if slots is None else slots  # per query, on average
+    keys = _causal_keys(config, length) if slots is None else slots
     layer = 2 * length * matrix_parameters(config) + 4 * length * keys * inner
     return rows * (config.num_layers * layer + 2 * outputs * config.d_model * config.vocab_size)
 
 
-def scalar_flops(config: TransformerConfig, rows: int, length: int) -> float:
+def _causal_keys(config: TransformerConfig, length: float) -> float:
+    """Returns how many keys a query of a row of `length` tokens sees, on average over queries and layers."""
+    window, dense = config.local_window, (length + 1) / 2
+    if window is None or length <= window:
+        return dense
+    return _mean_over_layers(config, dense, window - window * (window - 1) / (2 * length))
+
+
+def _seen_keys(config: TransformerConfig, positions: np.ndarray) -> float:
+    """Returns how many keys queries at these positions of their texts see, on average over queries and layers."""
+    dense = (positions + 1.0).mean()
+    if config.local_window is None:
+        return dense
+    return _mean_over_layers(config, dense, np.minimum(positions + 1.0, config.local_window).mean())
+
+
+def _mean_over_layers(config: TransformerConfig, dense: float, local: float) -> float:
+    kinds = [config.window_pattern[layer % len(config.window_pattern)] for layer in range(config.num_layers)]
+    return dense + kinds.count("L") / config.num_layers * (local - dense)
+
+
+def scalar_flops(config: TransformerConfig, rows: int, length: float) -> float:
     """Computes the FLOPs of a scalar model's forward pass: the trunk, and d multiply-adds per token."""
     return forward_flops(config, rows, length, 0) + 2 * rows * length * config.d_model
 
@@ -93,7 +115,7 @@ def ranking_flops(config: TransformerConfig, rows: int, prompt: int, answers: in
       answers: K, answers to a prompt.
       response: tokens of an answer.
     """
-    keys = prompt + (response + 1) / 2  # per query of an answer, on average
+    keys = _seen_keys(config, prompt + np.arange(response))
     branches = forward_flops(config, rows * answers, response, 0, slots=keys)
     head = 2 * rows * answers * response * config.d_model
     return scalar_flops(config, rows, prompt) + branches + head
@@ -120,7 +142,7 @@ def training_flops(
     if not tokens:
         return 0.0
     read = np.asarray(batch.weights if isinstance(batch, LMBatch) else batch.branches) > 0
-    seen = (np.asarray(batch.positions)[real] + 1.0).mean()
+    seen = _seen_keys(config, np.asarray(batch.positions)[real])
     outputs = int(read.sum()) if logits else 0
     forward = forward_flops(config, 1, tokens, outputs, slots=float(seen))
     return gradient_flops(config, forward, tokens, outputs, adapters) + frozen * forward
@@ -145,6 +167,42 @@ def gradient_flops(
         return 3 * forward
     weights = tokens * config.num_layers * matrix_parameters(config) + outputs * config.d_model * config.vocab_size
     return 3 * forward - 2 * weights + 6 * tokens * lora.count_parameters(adapters, config)
+
+
+def iteration_flops(
+    policy: TransformerConfig,
+    scorer: TransformerConfig | None,
+    critic: TransformerConfig | None,
+    *,
+    rows: int,
+    prompt: float,
+    response: float,
+    epochs: int,
+    adapters: LoraConfig | None = None,
+) -> float:
+    """Computes the FLOPs of a PPO iteration without its pretraining text.
+
+    Each episode is sampled once, read once by policy, reference, scorer and critic, and learned from in each epoch.
+
+    Args:
+      policy: also the reference.
+      scorer: the reward model; None if a function gives the scores.
+      critic: the value network; None without one.
+      rows: episodes.
+      prompt: mean tokens of their prompts.
+      response: mean tokens of their responses. Attention is counted as if all had the same length, so less than it is.
+      epochs: passes over the episodes.
+      adapters: what learns, if not all weights do.
+    """
+    length = prompt + response
+    forward = forward_flops(policy, rows, length, response)
+    total = 3 * forward + epochs * gradient_flops(policy, forward, rows * length, rows * response, adapters)
+    if scorer is not None:
+        total += scalar_flops(scorer, rows, length)
+    if critic is not None:
+        forward = scalar_flops(critic, rows, length)
+        total += forward + epochs * gradient_flops(critic, forward, rows * length, 0, adapters)
+    return total
 
 
 def weight_bytes(config: TransformerConfig) -> float:
@@ -198,7 +256,7 @@ def update_work(
       outputs: tokens per row for which logits are computed.
       adapters: what learns, if not all weights do.
     """
-    passes = microbatches * (3 if config.remat else 2)
+    passes = microbatches * (3 if config.remat in ("attention", "all") else 2)
     gradient = 2 * microbatches * 4 * learned_parameters(config, adapters)
     executed = gradient_flops(config, flops, rows * length, rows * outputs, adapters)
     return Work(executed, passes * weight_bytes(config), 2 * activation_bytes(config, rows, length) + gradient)

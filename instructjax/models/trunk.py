@@ -6,14 +6,16 @@ The layers are one scanned block, so every parameter of a block is stacked: [L, 
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from instructjax.models import partitioning
+from instructjax.models import partitioning, remat
 from instructjax.models.attention import Visible, attention_mask, band_mask, branch_mask
-from instructjax.models.block import DENSE, Block, Hidden, between_blocks, norm
+from instructjax.models.block import Block, Hidden, between_blocks, norm
 from instructjax.models.cache import Cache, Slots, write
 from instructjax.models.config import TransformerConfig
 from instructjax.models.rotary import Rotations, rotations
@@ -34,12 +36,10 @@ class Trunk(nn.Module):
             shape = (config.max_length, config.d_model)
             self.position_embedding = self.param("position_embedding", init, shape, config.param_dtype)
         self.dropout = nn.Dropout(config.dropout)
-        policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if config.remat else policies.save_only_these_names(DENSE)
         # A scan keeps XLA from merging the two forward passes of remat; unrolled layers need the barrier.
         # Argument 6 of the block is `deterministic`.
         self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,), policy=policy),
+            nn.remat(Block, prevent_cse=config.unroll > 1, static_argnums=(6,), policy=remat.policy(config.remat)),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, *[nn.broadcast] * 4),
@@ -65,25 +65,14 @@ class Trunk(nn.Module):
             raise ValueError("expected a cache alone, found branches or dropout with it")
         x = self._embed(tokens, positions)
         x = between_blocks(config, self.dropout(x, deterministic=deterministic))
-        if cache is None:
-            start = jnp.zeros((), jnp.int32)
-            key_segments, key_positions = segments, positions
-        else:
-            start = cache.length
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+        visible = own = self._own_visible(segments, positions, branches)
+        if cache is not None:
             key_segments = write(cache.segments, segments.astype(jnp.int32), 0, start)
             key_positions = write(cache.positions, positions.astype(jnp.int32), 0, start)
-        # Without a cache, the order of tokens is given by columns; with a cache, by positions.
-        columns = jnp.arange(tokens.shape[1])[None]
-        order = (columns, columns) if cache is None else (positions, key_positions)
-        mask = partitioning.constrain_rows(attention_mask(*order, segments, key_segments))
-        if branches is not None:
-            branches = jnp.asarray(branches)
-            mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
-        banded = None
-        if config.local_window is not None:
-            banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
-        alone = segments if cache is None and branches is None else None
-        visible = Visible(mask, banded, alone, config.local_window, config.window_pattern)
+            mask = partitioning.constrain_rows(attention_mask(positions, key_positions, segments, key_segments))
+            visible = self._visible(mask, positions, key_positions)
+            visible = dataclasses.replace(visible, own=own if cache.empty else None)
         rotated = rotations(config, positions)
         keys: Slots | tuple[Slots, ...] | None = None if cache is None else cache.keys
         values: Slots | tuple[Slots, ...] | None = None if cache is None else cache.values
@@ -97,6 +86,21 @@ class Trunk(nn.Module):
         if keys is not None and values is not None:
             cache = Cache(keys, values, key_segments, key_positions, start + tokens.shape[1])
         return self.final_norm(x), cache
+
+    def _own_visible(self, segments: Array, positions: Array, branches: AnyArray | None) -> Visible:
+        """Returns what tokens see of each other. Their order is given by columns; with a cache, it is by positions."""
+        columns = jnp.arange(segments.shape[1])[None]
+        mask = partitioning.constrain_rows(attention_mask(columns, columns, segments, segments))
+        if branches is not None:
+            branches = jnp.asarray(branches)
+            mask = partitioning.constrain_rows(mask & branch_mask(branches, branches))
+        return dataclasses.replace(self._visible(mask, positions, positions), segments=segments, branches=branches)
+
+    def _visible(self, mask: Array, positions: Array, key_positions: Array) -> Visible:
+        config, banded = self.config, None
+        if config.local_window is not None:
+            banded = partitioning.constrain_rows(mask & band_mask(positions, key_positions, config.local_window))
+        return Visible(mask, banded, window=config.local_window, pattern=config.window_pattern)
 
     def _each_block(
         self,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from instructjax.models import partitioning
+from instructjax.planning import communication
 from instructjax.planning.chips import Topology
 from instructjax.planning.programs import Program
 from instructjax.training import parallel
@@ -54,12 +55,14 @@ class Compiled:
       peak: peak memory, in bytes per device. If the program does not fit, the memory that
         the compiler says it needs.
       available: bytes per device that are available to a program.
+      sent: bytes that each device sends to others, if no response ends early; NaN if the program does not fit.
       seconds: compilation time.
     """
 
     fits: bool
     peak: float
     available: float
+    sent: float
     seconds: float
 
 
@@ -113,15 +116,16 @@ def compile_program(
     try:
         with jax.set_mesh(mesh):
             lowered = lower(program, arguments, shard_optimizer_state=shard_optimizer_state)
-            analysis: Any = lowered.compile().memory_analysis()
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = parse_out_of_memory(str(error))
         if needed is None:
             raise
-        return Compiled(False, *needed, time.monotonic() - start)
+        return Compiled(False, *needed, math.nan, time.monotonic() - start)
     available = topology.chip.memory
-    peak = peak_bytes(analysis, topology.chip.platform)
-    return Compiled(peak <= available, peak, available, time.monotonic() - start)
+    peak = peak_bytes(compiled.memory_analysis(), topology.chip.platform)
+    sent = communication.bytes_sent(compiled.as_text() or "")
+    return Compiled(peak <= available, peak, available, sent, time.monotonic() - start)
 
 
 def lower(program: Program, arguments: tuple[Any, ...], *, shard_optimizer_state: bool) -> jax.stages.Lowered:

@@ -35,6 +35,8 @@ class ProgramPlan:
       flops: model FLOPs; see `flops`.
       executed: FLOPs of the matmuls that the program executes, recomputation included.
       seconds: the least seconds of each phase; see `roofline`.
+      links: the least seconds of communication, with all links of a device in use all the time; NaN if no rate is
+        published, or the program does not fit.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ProgramPlan:
     flops: float
     executed: float
     seconds: dict[str, float]
+    links: float
 
     @property
     def fits(self) -> bool:
@@ -92,13 +95,16 @@ def plan_program(
         flops=program.work.flops,
         executed=count_executed_flops(program),
         seconds={phase: roofline(work, topology, shape[2]) for phase, work in program.phases.items()},
+        links=math.nan,
     )
     if found.obstacle:
         return found
     mesh, sharded = parallel.make_mesh(shape, chips.devices(topology)), config.parallel.shard_optimizer_state
     arguments = compiling.abstract_arguments(program, mesh, shard_optimizer_state=sharded)
     compiled = compiling.compile_program(program, arguments, mesh, topology, shard_optimizer_state=sharded)
-    return dataclasses.replace(found, residents=compiling.resident_bytes(arguments), compiled=compiled)
+    rate, residents = topology.chip.links, compiling.resident_bytes(arguments)
+    links = compiled.sent / rate if rate else math.nan
+    return dataclasses.replace(found, residents=residents, compiled=compiled, links=links)
 
 
 def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -74,7 +74,7 @@ class Program:
 
 
 def model_configs(config: ml_collections.ConfigDict) -> tuple[TransformerConfig, TransformerConfig]:
-    """Returns the shape of the policy, and that of reward model and value network; see `ppo_weights.uses_reward_model`."""
+    """Returns the shape of the policy, and that of reward model and value network."""
     shape = policy_config(config, config.tokenizer.vocab_size)
     return shape, sizes.resized(shape, config.reward.size if ppo_weights.uses_reward_model(config.ppo) else "")
 

@@ -21,6 +21,7 @@ Memory is in GiB per device.
   FLOPs     model FLOPs: the matmuls that the mathematics needs, over all devices
   executed  FLOPs of the matmuls that the program executes, including recomputation in the backward pass
   roofline  the least time at the chips' published peak and bandwidth, without communication
+  links     the least time of communication at the chips' published rate, which may overlap with the roofline
 Every response counts with its full length."""
 
 
@@ -28,7 +29,7 @@ def format_programs(plans: Iterable[ProgramPlan]) -> str:
     """Formats one line per program: whether it fits, what fills the memory, its FLOPs and its least time."""
     header = (
         *("program", "data x fsdp x tensor", "fits", "weights", "opt.", "batch", "cache", "rest", "peak", "of"),
-        *("FLOPs", "executed", "roofline"),
+        *("FLOPs", "executed", "roofline", "links"),
     )
     return _aligned([header, *(_cells(plan) for plan in plans)])
 
@@ -38,12 +39,20 @@ def _cells(plan: ProgramPlan) -> tuple[str, ...]:
     flops = f"{plan.flops:.2e}", f"{plan.executed:.2e}"
     arguments, found = plan.residents, plan.compiled
     if arguments is None or found is None:
-        return plan.name, mesh, "NO", *("-",) * 7, *flops, least
+        return plan.name, mesh, "NO", *("-",) * 7, *flops, least, "-"
     memory = (
         *(arguments.weights, arguments.optimizer, arguments.batch),
         *(plan.cache, plan.rest, found.peak, found.available),
     )
-    return plan.name, mesh, "yes" if found.fits else "NO", *(_gib(value) for value in memory), *flops, least
+    return (
+        plan.name,
+        mesh,
+        "yes" if found.fits else "NO",
+        *(_gib(value) for value in memory),
+        *flops,
+        least,
+        format_seconds(plan.links),
+    )
 
 
 def format_stages(stages: Sequence[StageCompute], topology: Topology) -> str:

@@ -200,7 +200,12 @@ MODEL = section(
     matmul_dtype=Key("", empty_or_one_of(*DTYPES), "", 'operands of matmuls are rounded to it; "": model.dtype'),
     param_dtype=Key("float32", DTYPE, "", "of parameters and optimizer state", "C: fp32 master weights"),
     tied=Key(True, TRUE_OR_FALSE, "", "logits use the token embedding", "GPT-3"),
-    remat=Key(True, TRUE_OR_FALSE, "", "recompute each layer's activations in the backward pass"),
+    remat=Key(
+        "all",
+        one_of(*CHOICES["remat"]),
+        "",
+        "recomputed for gradients: all but these outputs; offload: dense's, on the host",
+    ),
     unroll=Key(1, INTEGER_FROM_1, "layers", "per turn of the scan over layers"),
     cache_by_layer=Key(False, TRUE_OR_FALSE, "", "decode without a scan: compiles slower, copies no cache"),
     shard_length=Key(True, TRUE_OR_FALSE, "", 'shard the residual stream by position over the mesh axis "tensor"'),

@@ -4,6 +4,9 @@ The rows decode together and write their tokens into the same slot of the cache.
 needs only as many slots before the current one as its prompt and response have tokens. The prefill of a new prompt
 is computed separately and written into the slots just before the current one. The row's older slots have another
 segment, so they are never seen.
+
+On a mesh every device has its own queue: its share of the prompts. Rows and prompts are numbered within their device,
+so what is read and written stays there.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Key, PyTree, Shaped
 
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.models import partitioning
@@ -29,7 +32,7 @@ class _Rows(flax.struct.PyTreeNode):
     """The state of the decoding loop: B rows in G groups, each with its own queue of prompts, N prompts in all.
 
     Attributes:
-      prompt: number of the prompt that each row continues, or NOBODY.
+      prompt: number in its group of the prompt that each row continues, or NOBODY.
       count: number of tokens of its response so far.
       token: the last of them.
       length: number of tokens of its prompt.
@@ -51,6 +54,158 @@ class _Rows(flax.struct.PyTreeNode):
     computed: Int[Array, ""]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loop:
+    """The loop over B rows and its parts, pure functions of the state; see `sample` for the attributes.
+
+    Attributes:
+      groups: G, the devices over which rows and prompts are sharded.
+      refill: rows of a group that are prefilled at once.
+    """
+
+    model: Model
+    params: Params
+    prompts: PromptBatch
+    keys: Key[Array, "N"]
+    choose: Choose
+    groups: int
+    rows: int
+    refill: int
+    max_response: int
+    eos_id: TokenIds
+
+    @property
+    def share(self) -> int:
+        """The number of prompts of a group."""
+        return len(self.prompts.tokens) // self.groups
+
+    def run(self, pad_id: int) -> _Rows:
+        """Returns the state after all prompts were continued."""
+        (total, width), nothing = self.prompts.tokens.shape, jnp.zeros(self.rows, jnp.int32)
+        cache = init_cache(self.model.config, self.rows, width + self.max_response)
+        start = _Rows(
+            prompt=nothing + NOBODY,
+            count=nothing,
+            token=nothing,
+            length=nothing,
+            cache=dataclasses.replace(cache, length=jnp.asarray(width, jnp.int32), empty=False),
+            queue=jnp.zeros(self.groups, jnp.int32),
+            tokens=jnp.full((total, self.max_response), pad_id, jnp.int32),
+            log_probs=jnp.zeros((total, self.max_response)),
+            computed=jnp.zeros((), jnp.int32),
+        )
+        return jax.lax.while_loop(lambda state: self.busy(state) | jnp.any(self.waiting(state) > 0), self.turn, start)
+
+    def turn(self, state: _Rows) -> _Rows:
+        """Refills idle rows, and decodes until they are to be refilled again."""
+        return jax.lax.while_loop(lambda state: self.busy(state) & ~self.due(state), self.decode, self.take(state))
+
+    def busy(self, state: _Rows) -> Array:
+        """Returns whether a row continues a prompt."""
+        return jnp.any(state.prompt != NOBODY)
+
+    def waiting(self, state: _Rows) -> Int[Array, "G"]:
+        """Returns how many prompts of each group are left."""
+        return self.share - state.queue
+
+    def due(self, state: _Rows) -> Array:
+        """Returns whether a group should be refilled: enough rows are idle, or as many as prompts are left."""
+        done = jnp.sum(self.grouped(state.prompt == NOBODY), axis=1)
+        waiting = self.waiting(state)
+        return jnp.any((waiting > 0) & (done >= jnp.minimum(self.refill, waiting)))
+
+    def take(self, state: _Rows) -> _Rows:
+        """Prefills the next prompts of each group, into its idle rows."""
+        width, slots = self.prompts.tokens.shape[1], state.cache.segments.shape[1]
+        done = self.grouped(state.prompt == NOBODY)
+        place = jnp.argsort(~done, axis=1, stable=True)[:, : self.refill]
+        number = state.queue[:, None] + jnp.arange(self.refill, dtype=jnp.int32)
+        taken = jnp.take_along_axis(done, place, axis=1) & (number < self.share)
+        # Rows and prompts that are not taken are out of bounds, so nothing is written for them.
+        place, into = jnp.where(taken, place, self.rows), jnp.where(taken, number, self.share)
+        number = jnp.where(taken, number, 0)
+        prompt, given = number.reshape(-1), self.read(self.prompts, number)
+        segments = jnp.where(given.segments > 0, prompt[:, None] + 1, 0)
+        hidden, fresh = self.model.apply(
+            {"params": self.params},
+            given.tokens,
+            segments,
+            sampling.positions_of(segments),
+            init_cache(self.model.config, self.groups * self.refill, width),
+            method="hidden",
+        )
+        count = jnp.zeros_like(prompt)
+        token, log_prob = self.choose_for(hidden, number, count)
+        length = jnp.sum(given.segments > 0, axis=1, dtype=jnp.int32)
+        return dataclasses.replace(
+            state,
+            prompt=self.write(state.prompt, place, jnp.where(self.ends(token, count), NOBODY, prompt)),
+            count=self.write(state.count, place, count + 1),
+            token=self.write(state.token, place, token),
+            length=self.write(state.length, place, length),
+            cache=scatter_rows(state.cache, place, (state.cache.length - width + jnp.arange(width)) % slots, fresh),
+            queue=state.queue + jnp.sum(taken, axis=1, dtype=jnp.int32),
+            tokens=self.write(state.tokens, into, token, count),
+            log_probs=self.write(state.log_probs, into, log_prob, count),
+        )
+
+    def decode(self, state: _Rows) -> _Rows:
+        """Computes the next token of each row."""
+        running = state.prompt != NOBODY
+        hidden, cache = self.model.apply(
+            {"params": self.params},
+            state.token[:, None],
+            jnp.where(running, state.prompt + 1, 0)[:, None],
+            (state.length + state.count - 1)[:, None],
+            state.cache,
+            method="hidden",
+        )
+        number = self.grouped(jnp.where(running, state.prompt, 0))
+        token, log_prob = self.choose_for(hidden, number, state.count)
+        into = self.grouped(jnp.where(running, state.prompt, self.share))
+        return dataclasses.replace(
+            state,
+            prompt=jnp.where(running & ~self.ends(token, state.count), state.prompt, NOBODY),
+            count=state.count + running,
+            token=token,
+            cache=dataclasses.replace(cache, length=cache.length % cache.segments.shape[1]),
+            tokens=self.write(state.tokens, into, token, state.count),
+            log_probs=self.write(state.log_probs, into, log_prob, state.count),
+            computed=state.computed + self.rows,
+        )
+
+    def choose_for(self, hidden: Array, number: Int[Array, "G n"], count: Int[Array, "G*n"]) -> tuple[Array, Array]:
+        """Picks token number `count` of the responses to these prompts of each group."""
+        logits = self.model.apply({"params": self.params}, hidden[:, -1], method="unembed")
+        return self.choose(logits, self.read(self.keys, number), count)
+
+    def ends(self, token: Array, count: Array) -> Array:
+        """Returns whether a response ends with this token."""
+        return jnp.isin(token, jnp.asarray(self.eos_id)) | (count + 1 == self.max_response)
+
+    def grouped(self, x: AnyArray) -> Array:
+        """Returns rows [B, ...] by group, [G, B / G, ...]."""
+        return partitioning.constrain_rows(x.reshape(self.groups, -1, *x.shape[1:]))
+
+    def read(self, tree: PyTree[Shaped[AnyArray, "..."]], index: Int[Array, "G n"]) -> PyTree[Shaped[Array, "..."]]:
+        """Reads rows of each group, [G n, ...]."""
+
+        def rows(x: AnyArray) -> Array:
+            found = jax.vmap(lambda x, index: x[index])(self.grouped(x), index)
+            return partitioning.constrain_rows(found.reshape(-1, *found.shape[2:]))
+
+        return jax.tree.map(rows, tree)
+
+    def write(self, into: Array, index: Int[Array, "G n"], values: Array, column: Array | None = None) -> Array:
+        """Writes values [G n] to rows of each group, at a column of each row if the rows have columns."""
+        places = (index,) if column is None else (index, self.grouped(column))
+
+        def put(into: Array, values: Array, *places: Array) -> Array:
+            return into.at[places].set(values, mode="drop")
+
+        return jax.vmap(put)(self.grouped(into), self.grouped(values), *places).reshape(into.shape)
+
+
 def sample(
     model: Model,
     params: Params,
@@ -65,8 +220,6 @@ def sample(
     pad_id: int,
 ) -> tuple[Episodes, Int[Array, ""]]:
     """Samples the same tokens as `sampling.sample`, with fewer rows than prompts.
-
-    On a mesh every device has its own queue: its share of the prompts.
 
     Args:
       model: the language model.
@@ -84,108 +237,18 @@ def sample(
     Returns:
       Episodes of N rows, and the number of decoded tokens, including those of idle rows.
     """
-    total, width = prompts.tokens.shape
     groups = partitioning.devices_of_rows(rows)
-    share, slots = total // groups, width + max_response
-    refill = min(refill, rows // groups)
-    params = model.decoding_params(params)
-    lengths = jnp.sum(prompts.segments > 0, axis=1, dtype=jnp.int32)
-
-    def grouped(x: AnyArray) -> Array:
-        return partitioning.constrain_rows(x.reshape(groups, -1, *x.shape[1:]))
-
-    def choose_for(hidden: Array, prompt: Array, count: Array) -> tuple[Array, Array]:
-        logits = model.apply({"params": params}, hidden[:, -1], method="unembed")
-        return choose(logits, keys[prompt], count)
-
-    def waiting(state: _Rows) -> Array:
-        return share - state.queue
-
-    def due(state: _Rows) -> Array:
-        """Returns whether a group should be refilled: enough rows are idle, or as many as prompts are left."""
-        done = jnp.sum(grouped(state.prompt == NOBODY), axis=1)
-        return jnp.any((waiting(state) > 0) & (done >= jnp.minimum(refill, waiting(state))))
-
-    def take(state: _Rows) -> _Rows:
-        done = grouped(state.prompt == NOBODY)
-        place = jnp.argsort(~done, axis=1, stable=True)[:, :refill]
-        number = state.queue[:, None] + jnp.arange(refill, dtype=jnp.int32)
-        taken = jnp.take_along_axis(done, place, axis=1) & (number < share)
-        # Numbers of prompts and rows in the global batch. Those that are not taken are out of bounds, so nothing is
-        # written for them.
-        group = jnp.arange(groups, dtype=jnp.int32)[:, None]
-        prompt = jnp.where(taken, group * share + number, 0).reshape(-1)
-        place = jnp.where(taken, group * (rows // groups) + place, rows).reshape(-1)
-        into = jnp.where(taken.reshape(-1), prompt, total)
-        segments = jnp.where(prompts.segments[prompt] > 0, prompt[:, None] + 1, 0)
-        fresh = init_cache(model.config, groups * refill, width)
-        hidden, fresh = model.apply(
-            {"params": params},
-            prompts.tokens[prompt],
-            segments,
-            sampling.positions_of(segments),
-            fresh,
-            method="hidden",
-        )
-        count = jnp.zeros_like(prompt)
-        token, log_prob = choose_for(hidden, prompt, count)
-        return dataclasses.replace(
-            state,
-            prompt=state.prompt.at[place].set(jnp.where(_ends(token, count), NOBODY, prompt), mode="drop"),
-            count=state.count.at[place].set(1, mode="drop"),
-            token=state.token.at[place].set(token, mode="drop"),
-            length=state.length.at[place].set(lengths[prompt], mode="drop"),
-            cache=scatter_rows(state.cache, place, (state.cache.length - width + jnp.arange(width)) % slots, fresh),
-            queue=state.queue + jnp.sum(taken, axis=1, dtype=jnp.int32),
-            tokens=state.tokens.at[into, 0].set(token, mode="drop"),
-            log_probs=state.log_probs.at[into, 0].set(log_prob, mode="drop"),
-        )
-
-    def _ends(token: Array, count: Array) -> Array:
-        return jnp.isin(token, jnp.asarray(eos_id)) | (count + 1 == max_response)
-
-    def decode(state: _Rows) -> _Rows:
-        running = state.prompt != NOBODY
-        hidden, cache = model.apply(
-            {"params": params},
-            state.token[:, None],
-            jnp.where(running, state.prompt + 1, 0)[:, None],
-            (state.length + state.count - 1)[:, None],
-            state.cache,
-            method="hidden",
-        )
-        prompt = jnp.where(running, state.prompt, 0)
-        token, log_prob = choose_for(hidden, prompt, state.count)
-        into = jnp.where(running, prompt, total)
-        return dataclasses.replace(
-            state,
-            prompt=jnp.where(running & ~_ends(token, state.count), prompt, NOBODY),
-            count=state.count + running,
-            token=token,
-            cache=dataclasses.replace(cache, length=cache.length % slots),
-            tokens=state.tokens.at[into, state.count].set(token, mode="drop"),
-            log_probs=state.log_probs.at[into, state.count].set(log_prob, mode="drop"),
-            computed=state.computed + rows,
-        )
-
-    def busy(state: _Rows) -> Array:
-        return jnp.any(state.prompt != NOBODY)
-
-    def turn(state: _Rows) -> _Rows:
-        return jax.lax.while_loop(lambda state: busy(state) & ~due(state), decode, take(state))
-
-    nothing = jnp.zeros(rows, jnp.int32)
-    cache = init_cache(model.config, rows, slots)
-    start = _Rows(
-        prompt=nothing + NOBODY,
-        count=nothing,
-        token=nothing,
-        length=nothing,
-        cache=dataclasses.replace(cache, length=jnp.asarray(width % slots, jnp.int32)),
-        queue=jnp.zeros(groups, jnp.int32),
-        tokens=jnp.full((total, max_response), pad_id, jnp.int32),
-        log_probs=jnp.zeros((total, max_response)),
-        computed=jnp.zeros((), jnp.int32),
+    loop = _Loop(
+        model=model,
+        params=model.decoding_params(params),
+        prompts=prompts,
+        keys=keys,
+        choose=choose,
+        groups=groups,
+        rows=rows,
+        refill=min(refill, rows // groups),
+        max_response=max_response,
+        eos_id=eos_id,
     )
-    end = jax.lax.while_loop(lambda state: busy(state) | jnp.any(waiting(state) > 0), turn, start)
+    end = loop.run(pad_id)
     return sampling.episodes(prompts, end.tokens, end.log_probs, eos_id), end.computed

@@ -1,7 +1,12 @@
-"""Samples answers to prompts as texts, and compares them with a reward model and a reference policy."""
+"""Samples answers to prompts as texts, and compares them with a reward model and a reference policy.
+
+Weights are arguments of the functions that are built here. Functions are kept, so that a program is compiled once
+for all models of a shape.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +26,7 @@ Params = Any
 Sampler = Callable[[Params, Sequence[str], jax.Array], Iterator[tuple[Episodes, list[str]]]]
 
 
+@functools.cache
 def make_sampler(
     model: LanguageModel,
     layout: Layout,
@@ -83,6 +89,7 @@ def texts(layout: Layout, episodes: Episodes) -> list[str]:
     return [layout.decode(response) for response in responses(episodes)]
 
 
+@functools.cache
 def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     """Builds a compiled `scorer(params, episodes) -> [B]`: the reward of each response."""
 
@@ -94,6 +101,7 @@ def make_scorer(model: ScalarModel) -> Callable[[Params, Episodes], jax.Array]:
     return scorer
 
 
+@functools.cache
 def make_divergence(model: LanguageModel, temperature: float) -> Callable[[Params, Params, Episodes], jax.Array] | None:
     """Builds a compiled `divergence(params, reference, episodes) -> [B]`.
 

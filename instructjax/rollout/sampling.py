@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -233,5 +233,5 @@ def sample(
         return model.apply({"params": params}, hidden[:, -1], method="unembed"), cache
 
     cache = init_cache(model.config, batch, width + max_response)
-    ends = {"max_response": max_response, "eos_id": eos_id, "pad_id": pad_id}
+    ends: dict[str, Any] = {"max_response": max_response, "eos_id": eos_id, "pad_id": pad_id}
     return generate(forward, cache, prompts, keys, choose, **ends, repeat=repeat_rows)

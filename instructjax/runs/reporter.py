@@ -84,7 +84,7 @@ class Reporter:
         """
         if self.clock.first_step_seconds is None:
             self.clock.note_step(metrics)
-            self.speed.values(self.speed.cut())  # compilation is not counted
+            self.speed.restart()  # compilation is not counted
             self._bar.measure(self._bar.n + 1)  # the remaining time does not count what the first step compiled
         self.report_pending()
         self.window.append(metrics)
@@ -131,7 +131,7 @@ class Reporter:
         self, step: int, values: Mapping[str, float], counted: Window, changes: Mapping[str, float] | None = None
     ) -> None:
         self._check(step, values, changes)
-        self.write(step, {**values, **self.speed.values(counted)})
+        self.write(step, {**values, **self.speed.values(counted, values)})
         self._bar.set_postfix({k: f"{values[k]:.3g}" for k in SHOWN if k in values})
 
     def _check(self, step: int, values: Mapping[str, float], changes: Mapping[str, float] | None) -> None:

@@ -8,8 +8,8 @@ import functools
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +24,20 @@ MEASURED = ("wall_seconds", "tokens_per_second", "mfu", "data_wait_seconds", "me
 MATMUL = 1024  # the sides of the matrices by which the matmul rate of a CPU is measured
 
 
+Flops: TypeAlias = Callable[[Mapping[str, float]], float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Matmuls:
     """The matmuls of a step.
 
     Attributes:
-      flops: returns the model FLOPs of a step on this process's rows of a batch.
+      flops: `flops(batch)` returns a function of the metrics of a line that computes the model FLOPs of a step on this
+        process's rows of the batch. The host does not know how long responses are before it reads the metrics.
       dtype: of their arguments.
     """
 
-    flops: Callable[[Any], float]
+    flops: Callable[[Any], Flops]
     dtype: str
 
 
@@ -44,12 +48,12 @@ class Window:
     Attributes:
       tokens: tokens of their batches in all processes, estimated from this process's rows, without padding. Those that
         PPO samples are not counted.
-      flops: model FLOPs of its steps in all processes, estimated likewise; 0 if they are not known.
+      flops: of its steps, those of this process's rows; see `Matmuls`. Empty if they are not known.
       waited: seconds in which this process waited for batches.
     """
 
     tokens: float = 0.0
-    flops: float = 0.0
+    flops: list[Flops] = dataclasses.field(default_factory=list)
     waited: float = 0.0
 
 
@@ -79,28 +83,38 @@ class Speed:
         """Counts the tokens of a step's batch, see `batch.count_tokens`, and its FLOPs."""
         self._window.tokens += self._whole_over_own * batches.count_tokens(batch)
         if self._matmuls is not None:
-            self._window.flops += self._whole_over_own * self._matmuls.flops(batch)
+            self._window.flops.append(self._matmuls.flops(batch))
 
     def cut(self) -> Window:
         """Ends the window for what is counted from now on, and returns it."""
         window, self._window = self._window, Window()
         return window
 
+    def restart(self) -> None:
+        """Drops the window; the next one begins now."""
+        self.cut()
+        self._began = self._clock()
+
     def arrived(self) -> None:
         """Notes that the metrics of a window are here, and so that its steps are done."""
         self._ended = self._clock()
 
-    def values(self, window: Window) -> dict[str, float]:
-        """Returns the metrics of a window that has arrived; the time of the next one begins.
+    def values(self, window: Window, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns what a window that has arrived has cost; the time of the next one begins.
 
         So evaluations, which come between the two, are not counted.
+
+        Args:
+          window: the window.
+          metrics: of its line.
         """
         seconds, self._began = self._ended - self._began, self._clock()
         values = {"data_wait_seconds": window.waited}
         if window.tokens and seconds > 0:
             values["tokens_per_second"] = window.tokens / seconds
-        if self._matmuls and window.flops and seconds > 0 and (peak := peak_flops(self._matmuls.dtype)):
-            values["mfu"] = window.flops / seconds / peak
+        flops = self._whole_over_own * sum(count(metrics) for count in window.flops)
+        if self._matmuls and flops and seconds > 0 and (peak := peak_flops(self._matmuls.dtype)):
+            values["mfu"] = flops / seconds / peak
         if (memory := memory_gib()) is not None:
             values["memory_gib"] = memory
         return values

@@ -14,6 +14,7 @@ import numpy as np
 from instructjax import files, warning_log
 from instructjax.evaluation.intervals import clustered_error, clustered_mean
 from instructjax.evaluation.language_models import held_out_loss
+from instructjax.models import sizes
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
@@ -29,6 +30,7 @@ from instructjax.training import parallel
 
 POLICIES = {"gpt": "pretrain", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}  # models by the stages that made them
 PPO = ("ppo", "ppo_ptx")  # one of them may be missing
+AGAIN = "sft again"  # another sample of SFT's answers, with which they are compared as the others are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +75,14 @@ def _evaluate(run: Run) -> dict[str, Any]:
     chosen = selection.selection(run)
     given, elsewhere = rewards.load(run, "evaluate"), run.config.ppo.reward_from or run.config.ppo.reward_function
     steps = _steps(run)
-    policies = {model: run.load_policy(POLICIES[model], step) for model, step in steps.items()}
-    guests = {stage: run.load_policy(stage) for stage in run.config.evaluate.guests}
-    stages = [*(POLICIES[model] for model in policies), *guests, *([] if elsewhere else ["reward"])]
-    trained = [*folder.PAPER, *guests]
+    guests = run.config.evaluate.guests
+    stages = [*(POLICIES.get(model, model) for model in steps), *([] if elsewhere else ["reward"])]
     records = run.records(Prompt, "test")[: run.config.evaluate.prompts]
     prompts = [record.prompt for record in records]
-    prefix = few_shot.choose_prefix(run, policies["gpt"], given)
-    count = len(policies) + len(guests) + 1 + (prefix is not None)
-    with progress.Bar("evaluate: answers", count * len(prompts), "answer") as bar:
-        answered, baseline = _answer_all(run, policies, guests, given, records, prefix, bar)
+    found, losses, prefix = _answer_all(run, steps, given, records)
+    baseline, order = found.pop(AGAIN), [*POLICIES, "gpt_prompted", *guests]
+    answered = {model: found[model] for model in order if model in found}
     processes.first(lambda: _write_answers(run, prompts, answered))
-    losses = _text_losses(run, policies | guests)
-    params = sum(leaf.size for leaf in jax.tree.leaves(policies["gpt"].params))
     judgement = run.source.judge(
         Answers(
             prompts=prompts,
@@ -101,14 +98,14 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "config": run.recipe,
         "wall_seconds": None,
         "peak_rss_gib": None,
-        "models": _entries(answered, losses, params, prompts, judgement, steps),
+        "models": _entries(answered, losses, sizes.count_parameters(run.policy_config), prompts, judgement, steps),
         "reward_model": None,
         "data": prepare.summarize(run),
         "few_shot_prefix": prefix,
         "sft_selection": chosen,
         "checkpoints": {stage: checkpoint.fingerprint(run.checkpoints(stage)) for stage in stages},
         **judgement.results,
-        **({"tasks": tasks} if (tasks := folder.read_tasks(run.workdir, trained)) else {}),
+        **({"tasks": tasks} if (tasks := folder.read_tasks(run.workdir, [*folder.PAPER, *guests])) else {}),
         **({"rankings": rankings} if (rankings := ranking_report.read(run)) else {}),
     }
     results["alignment_tax_recovered"] = findings.alignment_tax(results)
@@ -118,48 +115,67 @@ def _evaluate(run: Run) -> dict[str, Any]:
 
 
 def _steps(run: Run) -> dict[str, int | None]:
-    """Returns the models to judge, with the step of another checkpoint than `Run.load_policy` loads."""
+    """Returns the models to judge, guests included, with the step of the checkpoint; None: see `Run.load_policy`."""
     begun = [model for model in PPO if files.exists(run.directory(POLICIES[model]))] or list(PPO)
     steps: dict[str, int | None] = {model: None for model in POLICIES if model not in PPO or model in begun}
     if run.config.evaluate.ppo_checkpoint == "best":
         for model in begun:
             run.checkpoints(POLICIES[model])  # refuses an unfinished stage
             steps[model] = best_step(run.directory(POLICIES[model]))
-    return steps
+    return steps | {guest: None for guest in run.config.evaluate.guests}
 
 
 def _answer_all(
-    run: Run,
-    policies: Mapping[str, Trained[LanguageModel]],
-    guests: Mapping[str, Trained[LanguageModel]],
-    given: Rewards,
-    records: Sequence[Prompt],
-    prefix: str | None,
-    bar: progress.Bar,
-) -> tuple[dict[str, ModelAnswers], ModelAnswers]:
-    """Returns the answers of each model, and another sample of SFT's, which it is compared with as the others are."""
-    config, tokenizer = run.config, run.layout.tokenizer
-    reference = Trained(LanguageModel(run.policy_config), run.load_start("ppo_init", config.ppo.init_from), tokenizer)
+    run: Run, steps: Mapping[str, int | None], given: Rewards, records: Sequence[Prompt]
+) -> tuple[dict[str, ModelAnswers], dict[str, float], str | None]:
+    """Lets one model after the other answer: only one of them is in memory, next to PPO's initial policy and the RM.
 
-    def answer(policy: Trained[LanguageModel], seed: int) -> ModelAnswers:
-        return sample_answers(run, policy, given, reference, records, seed, bar)
+    Returns:
+      The answers of each model, and as AGAIN another sample of SFT's; each model's loss on pretraining text, in nats
+      per token; and the few-shot prefix of prompted GPT, if there is one.
+    """
+    config, tokenizer, model = run.config, run.layout.tokenizer, LanguageModel(run.policy_config)
+    for name, step in steps.items():
+        run.check_policy(POLICIES.get(name, name), step)
+    reference = Trained(model, run.load_start("ppo_init", config.ppo.init_from), tokenizer)
+    text, text_loss = run.validation_text(), held_out_loss(model)
+    answered: dict[str, ModelAnswers] = {}
+    losses: dict[str, float] = {}
+    prefix = None
+
+    def answer(name: str, policy: Trained[LanguageModel], seed: int) -> ModelAnswers:
+        with progress.Bar(f"evaluate: answers of {name}", len(records), "answer") as bar:
+            return sample_answers(run, policy, given, reference, records, seed, bar)
 
     # A model has the same samples with others and without.
-    answered = {model: answer(policies[model], seed) for seed, model in enumerate(POLICIES) if model in policies}
-    if prefix is not None:
-        prompts = [record.prompt for record in records]
-        texts = few_shot.sample_with_prefix(run, policies["gpt"], prefix, prompts, jax.random.key(config.seed))
-        answered["gpt_prompted"] = ModelAnswers(
-            texts,
-            given.of_texts(records, [[text] for text in texts])[:, 0],
-            np.array([len(tokenizer.encode(text)) + 1 for text in texts], np.float64),
-            None,
-        )
-        bar.add(len(records))
-    baseline = answer(policies["sft"], len(POLICIES))
-    for seed, (guest, policy) in enumerate(guests.items(), start=len(POLICIES) + 1):
-        answered[guest] = answer(policy, seed)
-    return answered, baseline
+    for seed, name in enumerate([*POLICIES, AGAIN, *config.evaluate.guests]):
+        if name not in steps:
+            continue
+        policy = run.load_policy(POLICIES.get(name, name), steps[name])
+        answered[name], losses[name] = answer(name, policy, seed), text_loss(policy.params, text)
+        if name == "gpt":
+            prefix = few_shot.choose_prefix(run, policy, given)
+            if prefix is not None:
+                answered["gpt_prompted"] = _prompted_answers(run, policy, given, prefix, records)
+            losses["gpt_prompted"] = losses["gpt"]
+        if name == "sft":
+            answered[AGAIN] = answer(name, policy, len(POLICIES))
+        del policy  # before the next one is loaded
+    return answered, losses, prefix
+
+
+def _prompted_answers(
+    run: Run, policy: Trained[LanguageModel], given: Rewards, prefix: str, records: Sequence[Prompt]
+) -> ModelAnswers:
+    """Returns a policy's answers behind a few-shot prefix, with their rewards as answers to the plain prompts."""
+    prompts = [record.prompt for record in records]
+    texts = few_shot.sample_with_prefix(run, policy, prefix, prompts, jax.random.key(run.config.seed))
+    return ModelAnswers(
+        texts,
+        given.of_texts(records, [[text] for text in texts])[:, 0],
+        np.array([len(run.layout.tokenizer.encode(text)) + 1 for text in texts], np.float64),
+        None,
+    )
 
 
 def sample_answers(
@@ -190,17 +206,6 @@ def sample_answers(
         bar.add(len(batch))
     scores, tokens, *kl = (np.concatenate(column) for column in zip(*columns, strict=True))
     return ModelAnswers(texts, scores, tokens, kl[0] if kl else None)
-
-
-def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:
-    """Returns each policy's loss on pretraining text, in nats a token."""
-    text, loss = run.validation_text(), held_out_loss(LanguageModel(run.policy_config))
-    losses = {}
-    with progress.Bar("evaluate: loss on text", len(policies), "model") as bar:
-        for model, policy in policies.items():
-            losses[model] = loss(policy.params, text)
-            bar.add(1)
-    return losses | {"gpt_prompted": losses["gpt"]}
 
 
 def _entries(

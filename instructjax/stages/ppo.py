@@ -7,7 +7,7 @@ value network (PPO), or from several responses to a prompt (RLOO, GRPO).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +17,11 @@ import ml_collections
 from instructjax.algorithms import advantages
 from instructjax.algorithms.advantages import Estimator
 from instructjax.algorithms.ppo import Frozen, Iteration, Learner, PPOState, make_iteration
+from instructjax.batch import PromptBatch, count_tokens
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError
-from instructjax.models import lora
+from instructjax.models import flops, lora
+from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import check
 from instructjax.records import Prompt, Text
@@ -27,6 +29,7 @@ from instructjax.rollout import reward_function
 from instructjax.runs import best
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
+from instructjax.runs.speed import Flops, Matmuls
 from instructjax.stages import ppo_validation, ppo_weights, scoring
 from instructjax.stages.stage import Stage, stage
 from instructjax.training import optimizer, parallel
@@ -125,6 +128,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
             key=f"{stage.declaration.section}.iterations",
         ),
         constants=(frozen, *bases),
+        matmuls=_matmuls(stage, scalar.config, uses_scorer=score is None, needs_critic=estimator.needs_critic),
         callbacks=Callbacks(
             prepare=prepare,
             evaluate=lambda state: measure(ppo_weights.with_whole_average(state, bases)),
@@ -132,6 +136,33 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         ),
         base=base,
     )
+
+
+def _matmuls(stage: Stage, scalar: TransformerConfig, *, uses_scorer: bool, needs_critic: bool) -> Matmuls:
+    """Returns how the matmuls of an iteration are counted, in which all responses have the mean length of the line."""
+    policy, section, adapters = stage.run.policy_config, stage.section, stage.lora
+
+    def count(batch: tuple[Any, Any]) -> Flops:
+        given, text = batch
+        prompts = given if isinstance(given, PromptBatch) else given[0]
+        learned = section.epochs * flops.training_flops(policy, text, logits=True, adapters=adapters)
+        rows, tokens = len(prompts.tokens), count_tokens(prompts)
+
+        def iteration(metrics: Mapping[str, float]) -> float:
+            return learned + flops.iteration_flops(
+                policy,
+                scalar if uses_scorer else None,
+                scalar if needs_critic else None,
+                rows=rows * section.samples_per_prompt,
+                prompt=tokens / rows,
+                response=metrics["response_tokens"],
+                epochs=section.epochs,
+                adapters=adapters,
+            )
+
+        return iteration
+
+    return Matmuls(count, policy.resolved_matmul_dtype)
 
 
 def _make_score(stage: Stage) -> scoring.Score | None:
@@ -169,7 +200,7 @@ def _prompts(stage: Stage) -> pipeline.Batches:
 def _text(stage: Stage) -> pipeline.Batches:
     section = stage.section
     return pipeline.text_batches(
-        stage.run.records(Text, "train"),
+        stage.run.documents("train"),
         stage.run.layout.tokenizer,
         length=section.ptx_length,
         batch_size=section.batch_size * section.ptx_examples_per_episode,

@@ -21,7 +21,7 @@ def run(stage: Stage) -> None:
     steps = max(1, round(section.epochs * len(records) / (section.batch_size * (1 - section.text_share))))
     stage.check_epochs(steps, records, section.batch_size * (1 - section.text_share))
     if section.text_share:
-        text = run.records(Text, "train")
+        text = run.documents("train")
         batches = functools.partial(
             demonstrations.mixed_batches,
             records,

@@ -59,27 +59,31 @@ def load(stage: Stage, policy: TransformerConfig, scalar: TransformerConfig, *, 
     Raises:
       CheckpointError: with `lora.one_base`, the reward model is not one of adapters on the policy's base.
     """
-    run, section = stage.run, stage.section
-    initial = run.load_start("ppo_init", section.init_from)
-    saved, shared, policy_bases, learned = None, None, (), initial
-    if stage.lora is not None:
-        base, learned = stage.with_adapters(initial, policy)
-        saved, policy_bases = stage.describe_base(base), (base,)
-        shared = (saved, base) if stage.config.lora.one_base else None
-    reward = None
-    if uses_reward_model(section):
-        reward = run.load_reward_model(section.reward_from, adapters=stage.lora, shared=shared).params
-    value = critic_start(stage, scalar, initial, reward) if needs_critic else None
+    initial = stage.run.load_start("ppo_init", stage.section.init_from)
+    by_function = bool(stage.section.reward_function)
     if stage.lora is None:
-        return Start(initial, None if section.reward_function else reward, value, (), None)
-    scalar_base = policy_bases if reward is None or shared else (lora.split(reward)[0],)
+        reward = _load_reward_model(stage)
+        value = critic_start(stage, scalar, initial, reward) if needs_critic else None
+        return Start(initial, None if by_function else reward, value, (), None)
+    base, learned = stage.with_adapters(initial, policy)
+    saved, one_base = stage.describe_base(base), stage.config.lora.one_base
+    reward = _load_reward_model(stage, (saved, base) if one_base else None)
+    value = critic_start(stage, scalar, initial, reward) if needs_critic else None
+    reward_base, reward_learned = (base, None) if reward is None else lora.split(reward)
     return Start(
         learned,
-        None if section.reward_function else lora.split(reward)[1],
+        None if by_function else reward_learned,
         None if value is None else stage.with_adapters(value, scalar, 1)[1],
-        policy_bases if scalar_base is policy_bases else (*policy_bases, *scalar_base),
+        (base,) if one_base or reward is None else (base, reward_base),
         saved,
     )
+
+
+def _load_reward_model(stage: Stage, shared: tuple[Base, Params] | None = None) -> Params | None:
+    """Returns the reward model's weights, on a base that is loaded already if one is given; None if it has no use."""
+    if not uses_reward_model(stage.section):
+        return None
+    return stage.run.load_reward_model(stage.section.reward_from, adapters=stage.lora, shared=shared).params
 
 
 def critic_start(stage: Stage, scalar: TransformerConfig, policy: Params, reward: Params | None) -> Params:

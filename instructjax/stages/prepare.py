@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from instructjax import files, records, warning_log
-from instructjax.data import checked, mixtures, prepared, summary
+from instructjax.data import checked, documents, mixtures, preparation, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
@@ -89,7 +89,7 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
     if given and config.data.template == CHAT:
         ChatTemplate(given)  # raises an error before any work if it cannot be used
-    with progress.Bar("prepare records", len(prepared.SET_NAMES) + 3, "part") as bar:
+    with progress.Bar("prepare records", len(prepared.SET_NAMES) + 4, "part") as bar:
         if not is_prepared:
             _claim(folder)
             run.source.write(folder)
@@ -116,6 +116,8 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
         _check_template(layout)
         _check_records(run, layout)
         check_needs(run, stages)
+        bar.update()
+        documents.tokenize(run.prepared_folder, layout.tokenizer)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
@@ -158,11 +160,11 @@ def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
 
 def _shared_prompts(
     run: Run, found: Mapping[type[records.Record], Sequence[epath.PathLike]]
-) -> prepared.SharedPrompts | None:
+) -> preparation.SharedPrompts | None:
     data = run.config.data
     if data.shared_prompts == "keep":
         return None
-    return prepared.shared_prompts(
+    return preparation.shared_prompts(
         {kind: paths for kind, paths in found.items() if paths},
         run.prepared_folder,
         validation=data.validation,
@@ -175,10 +177,10 @@ def _prepare_set(
     run: Run,
     kind: type[records.Record],
     found: Sequence[epath.PathLike],
-    shared: prepared.SharedPrompts | None,
+    shared: preparation.SharedPrompts | None,
 ) -> None:
     data = run.config.data
-    prepared.prepare(
+    preparation.prepare(
         kind,
         found,
         run.prepared_folder,

@@ -27,7 +27,7 @@ def run(stage: Stage) -> None:
         stage,
         lambda: initial_params(model, jax.random.fold_in(stage.key, section.steps)),
         lambda: pipeline.text_batches(
-            stage.run.records(Text, "train"),
+            stage.run.documents("train"),
             stage.run.layout.tokenizer,
             length=section.length,
             batch_size=section.batch_size,

@@ -12,7 +12,8 @@ from etils import epath
 
 from instructjax import files
 from instructjax.batch import LMBatch, RankingBatch
-from instructjax.data import demonstrations, mixtures, pipeline, prepared
+from instructjax.data import demonstrations, documents, mixtures, pipeline, prepared
+from instructjax.data.documents import Documents
 from instructjax.data.layouts import Layout
 from instructjax.data.mixtures import Mixture
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
@@ -123,11 +124,16 @@ class Run:
         """Returns how often each source of the training records of a kind is drawn; None for all records alike."""
         return mixtures.mix(self.records(kind, "train"), self.config.mixture)
 
+    def documents(self, split: str) -> Documents:
+        """Returns the prepared text of a split as token ids."""
+        _ = self.layout
+        return documents.load(self.prepared_folder, split)
+
     def validation_text(self) -> list[LMBatch]:
         """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""
         if not self.has(Text) or "validation" not in prepared.split_sizes(self.prepared_folder, "text"):
             return []
-        rows = pipeline.text_rows(self.records(Text, "validation"), self.layout.tokenizer, self.config.pretrain.length)
+        rows = pipeline.text_rows(self.documents("validation"), self.layout.tokenizer, self.config.pretrain.length)
         rows = rows[: self.config.evaluate.text_windows]
         return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
 
@@ -193,6 +199,11 @@ class Run:
         """
         step = folder.selected_step(self.workdir, stage) if step is None else step
         return trained.load_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
+
+    def check_policy(self, stage: str, step: int | None = None) -> None:
+        """Raises the errors of `load_policy` without reading weights."""
+        step = folder.selected_step(self.workdir, stage) if step is None else step
+        trained.check_policy(self.checkpoints(stage), self.policy_config, self.layout.tokenizer, step=step)
 
     def load_reward_model(
         self,

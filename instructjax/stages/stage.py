@@ -38,7 +38,7 @@ from instructjax.reporting import curves
 from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
-from instructjax.runs.speed import Matmuls
+from instructjax.runs.speed import Flops, Matmuls
 from instructjax.stages import base as bases
 from instructjax.stages import beginning
 from instructjax.stages.base import Base
@@ -283,7 +283,11 @@ class Stage:
     def _matmuls(self, network: TransformerConfig, frozen: int) -> Matmuls:
         """Returns how the matmuls of a step that trains one network are counted."""
         logits = self.declaration.policy is not None
-        count = functools.partial(flops.training_flops, network, logits=logits, frozen=frozen, adapters=self.lora)
+
+        def count(batch: Any) -> Flops:
+            found = flops.training_flops(network, batch, logits=logits, frozen=frozen, adapters=self.lora)
+            return lambda metrics: found
+
         return Matmuls(count, network.resolved_matmul_dtype)
 
     def train_with(

@@ -81,12 +81,21 @@ def load_policy(
         base of its adapters is not where it was, or another.
       TokenizerError: the checkpoint was trained with another tokenizer.
     """
+    item = check_policy(directory, config, tokenizer, step=step)
+    return _load(LanguageModel(config), directory, tokenizer, item, step, adapters)
+
+
+def check_policy(
+    directory: epath.PathLike, config: TransformerConfig, tokenizer: Tokenizer, *, step: int | None = None
+) -> str:
+    """Returns where the policy lies in the saved state, or raises the errors of `load_policy`, without its weights."""
     stage = read_meta(directory, step)["stage"]
     if stage["policy"] is None:
         raise CheckpointError(
             f"{directory}: expected the checkpoint of a policy, found one of the stage {stage['name']}, which has none"
         )
-    return _load(LanguageModel(config), directory, tokenizer, stage["policy"], step, adapters)
+    _check(config, directory, tokenizer, step)
+    return stage["policy"]
 
 
 def load_reward_model(
@@ -112,6 +121,7 @@ def load_reward_model(
       CheckpointError: see `load_policy`; or the reward model has another base than the shared one.
     """
     read_meta(directory, step)
+    _check(config, directory, tokenizer, step)
     return _load(ScalarModel(config), directory, tokenizer, "params", step, adapters, shared)
 
 
@@ -143,6 +153,20 @@ def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
     return meta
 
 
+def _check(config: TransformerConfig, directory: epath.PathLike, tokenizer: Tokenizer, step: int | None) -> None:
+    checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
+    meta = read_meta(directory, step)
+    # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
+    network = meta["model"] | {"dtype": "float32", "param_dtype": "float32"}
+    found, expected = TransformerConfig(**network).function(), config.function()
+    for name in found | expected:
+        # Arrays' shapes tell the sizes.
+        if name not in _SIZES and found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{directory}: model.{name}: expected {expected.get(name)}, found a model with {found.get(name)}"
+            )
+
+
 def _load(
     model: Model,
     directory: epath.PathLike,
@@ -152,17 +176,7 @@ def _load(
     adapters: LoraConfig | None,
     shared: tuple[Base, Params] | None = None,
 ) -> Trained[Model]:
-    checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
     meta = read_meta(directory, step)
-    # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
-    network = meta["model"] | {"dtype": "float32", "param_dtype": "float32"}
-    found, expected = TransformerConfig(**network).function(), model.config.function()
-    for name in found | expected:
-        # Arrays' shapes tell the sizes.
-        if name not in _SIZES and found.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"{directory}: model.{name}: expected {expected.get(name)}, found a model with {found.get(name)}"
-            )
     shapes = jax.eval_shape(lambda: random_params(model, jax.random.key(0)))
     base = bases.read(meta, directory)
     if shared is not None:

@@ -32,9 +32,9 @@ def sentences(count, seed):
 COUNT = 203
 PAIRS = list(zip(sentences(COUNT, 0), sentences(COUNT, 1), strict=True))
 DEMONSTRATIONS = [Demonstration(prompt=prompt, response=response) for prompt, response in PAIRS]
-TEXTS = [Text(text=text) for text in sentences(COUNT, 2)]
+TEXTS = [layouts.document_tokens(Text(text=text), TOKENIZER) for text in sentences(COUNT, 2)]
 MANY = [Demonstration(prompt=prompt, response=prompt) for prompt in sentences(999, 0)]
-MANY_TEXTS = [Text(text=text) for text in sentences(999, 2)]
+MANY_TEXTS = [layouts.document_tokens(Text(text=text), TOKENIZER) for text in sentences(999, 2)]
 
 
 def stream(kind="plain", *, records=DEMONSTRATIONS, texts=TEXTS, batch_size=8, seed=0, steps=40, **keys):
@@ -215,7 +215,7 @@ def test_lengths_as_people_write_them_waste_less_than_15_percent(kind):
     ]
     keys = {"batch_size": 64, "seed": 0, "steps": 16 * len(records) // 64}
     if kind == "mixed":
-        text = [Text(text=record.response) for record in records]
+        text = [layouts.document_tokens(Text(text=record.response), layout.tokenizer) for record in records]
         batches = demonstrations.mixed_batches(records, text, layout, **keys)
     else:
         batches = demonstrations.batches(records, layout, **keys)

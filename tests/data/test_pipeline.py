@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from instructjax import records
 from instructjax.batch import Share
-from instructjax.data import demonstrations, pipeline, prepared
+from instructjax.data import demonstrations, layouts, pipeline, preparation
+from instructjax.data import documents as tokenized
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Text
@@ -31,10 +32,11 @@ def sentences(count, seed=0):
 
 
 TEXTS = [Text(text=text) for text in sentences(37)]
+DOCUMENTS = [layouts.document_tokens(record, TOKENIZER) for record in TEXTS]
 DEMONSTRATIONS = [Demonstration(prompt=text, response=text) for text in sentences(23)]
 PROMPTS = [Prompt(prompt=text) for text in sentences(11)]
 ROWS = {
-    "text": pipeline.text_rows(TEXTS, TOKENIZER, LENGTH),
+    "text": pipeline.text_rows(DOCUMENTS, TOKENIZER, LENGTH),
     "demonstrations": demonstrations.rows(DEMONSTRATIONS, LAYOUT),
     "prompts": pipeline.prompt_rows(PROMPTS, LAYOUT),
 }
@@ -43,7 +45,7 @@ ROWS = {
 def stream(name, *, batch_size=4, seed=0, **processes):
     """Returns a training stream by name."""
     if name == "text":
-        return pipeline.text_batches(TEXTS, TOKENIZER, length=LENGTH, batch_size=batch_size, seed=seed, **processes)
+        return pipeline.text_batches(DOCUMENTS, TOKENIZER, length=LENGTH, batch_size=batch_size, seed=seed, **processes)
     if name == "zipped":
         return pipeline.zip_batches(
             *(stream(part, batch_size=batch_size, seed=seed, **processes) for part in ("prompts", "text"))
@@ -180,7 +182,8 @@ def test_packing_keeps_every_token_once_per_epoch_without_padding():
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(min_size=1, max_size=70), min_size=1, max_size=80), st.integers(2, 40))
 def test_text_rows_contain_the_documents_in_order(texts, length):
-    rows = pipeline.text_rows([Text(text=text) for text in texts], TOKENIZER, length)
+    given = [layouts.document_tokens(Text(text=text), TOKENIZER) for text in texts]
+    rows = pipeline.text_rows(given, TOKENIZER, length)
     windows = stack([jax.tree.map(lambda leaf: leaf[None], rows[i]) for i in range(len(rows))])
     expected = [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in texts]
     assert documents([windows]) == expected
@@ -212,8 +215,9 @@ def test_one_pass_in_order_counts_every_row_once(name, count, batch_size):
 
 def test_streams_read_prepared_sets(tmp_path):
     records.write(tmp_path / "a.jsonl", TEXTS)
-    prepared.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="texts", validation=0, test=0)
-    found = prepared.load(tmp_path, "texts", Text, "train")
+    preparation.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="text", validation=0, test=0)
+    tokenized.tokenize(tmp_path, TOKENIZER)
+    found = tokenized.load(tmp_path, "train")
     batches = pipeline.text_batches(found, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
     assert same(take(batches, 20), take(stream("text"), 20))
 

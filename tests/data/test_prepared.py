@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from instructjax import records
-from instructjax.data import prepared
+from instructjax.data import preparation, prepared
 from instructjax.errors import DataError, RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 
@@ -31,7 +31,7 @@ def snapshot(directory):
 
 
 def test_splits_contain_every_record_once_in_order_with_its_place(files, tmp_path):
-    prepared.prepare(Demonstration, files, tmp_path / "data", name="demos", validation=0.2, test=0.2)
+    preparation.prepare(Demonstration, files, tmp_path / "data", name="demos", validation=0.2, test=0.2)
     everything = [record for path in files for record in records.read(path, Demonstration)]
     for split in records.SPLITS:
         expected = [record for record in everything if records.split_of(record, 0.2, 0.2) == split]
@@ -55,20 +55,20 @@ def test_splits_contain_every_record_once_in_order_with_its_place(files, tmp_pat
 )
 def test_every_kind_of_record_can_be_prepared(record, tmp_path):
     records.write(tmp_path / "a.jsonl", [record])
-    prepared.prepare(type(record), [tmp_path / "a.jsonl"], tmp_path, name="a", validation=0, test=0)
+    preparation.prepare(type(record), [tmp_path / "a.jsonl"], tmp_path, name="a", validation=0, test=0)
     assert list(prepared.load(tmp_path, "a", type(record), "train")) == [record]
 
 
 def test_a_finished_set_is_not_written_again(files, tmp_path):
-    first = prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+    first = preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     before = snapshot(tmp_path / "data")
-    assert prepared.prepare(Demonstration, files, tmp_path / "data", name="demos") == first
+    assert preparation.prepare(Demonstration, files, tmp_path / "data", name="demos") == first
     assert snapshot(tmp_path / "data") == before
     assert prepared.fingerprint(tmp_path / "data", "demos") == first
 
 
 def test_changed_content_or_shares_replace_the_set(files, tmp_path):
-    prepare = lambda **kwargs: prepared.prepare(Demonstration, files, tmp_path / "data", name="demos", **kwargs)  # noqa: E731
+    prepare = lambda **kwargs: preparation.prepare(Demonstration, files, tmp_path / "data", name="demos", **kwargs)  # noqa: E731
     fingerprints = [prepare(), prepare(validation=0.3)]
     records.write(files[0], demonstrations(10))
     fingerprints.append(prepare())
@@ -78,9 +78,9 @@ def test_changed_content_or_shares_replace_the_set(files, tmp_path):
 
 
 def test_the_fingerprint_depends_on_the_content_and_not_on_file_names(files, tmp_path):
-    first = prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+    first = preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     moved = [path.rename(path.parent / f"moved_{path.name}") for path in files]
-    assert prepared.prepare(Demonstration, moved, tmp_path / "data", name="demos") == first
+    assert preparation.prepare(Demonstration, moved, tmp_path / "data", name="demos") == first
     assert "moved_" in prepared.load(tmp_path / "data", "demos", Demonstration, "train")[0].where
 
 
@@ -96,27 +96,27 @@ def test_an_incomplete_set_is_rejected_and_replaced(files, tmp_path, monkeypatch
     monkeypatch.setattr(records, "split_of", interrupted)
     monkeypatch.setattr(prepared, "_CHUNK", 50)
     with pytest.raises(KeyboardInterrupt):
-        prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+        preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     with pytest.raises(DataError, match="demos: expected a prepared data set, found none or an incomplete one"):
         prepared.load(tmp_path / "data", "demos", Demonstration, "train")
     monkeypatch.undo()
-    prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+    preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     found = [prepared.load(tmp_path / "data", "demos", Demonstration, split) for split in ("train", "validation")]
     assert sum(map(len, found)) <= 200
 
 
 def test_an_invalid_line_is_named_and_leaves_the_old_set(files, tmp_path):
-    prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+    preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     before = snapshot(tmp_path / "data")
     with files[0].open("a") as file:
         file.write('{"prompt": "p"}\n')
     with pytest.raises(RecordError, match=r"a\.jsonl:151: response: expected in a Demonstration, found only prompt"):
-        prepared.prepare(Demonstration, files, tmp_path / "data", name="demos")
+        preparation.prepare(Demonstration, files, tmp_path / "data", name="demos")
     assert snapshot(tmp_path / "data") == before
 
 
 def test_errors_name_the_set_the_split_and_the_kind(files, tmp_path):
-    prepare = lambda name, files, **shares: prepared.prepare(Demonstration, files, tmp_path, name=name, **shares)  # noqa: E731
+    prepare = lambda name, files, **shares: preparation.prepare(Demonstration, files, tmp_path, name=name, **shares)  # noqa: E731
     with pytest.raises(DataError, match="demos: expected a prepared data set, found none"):
         prepared.fingerprint(tmp_path, "demos")
     prepare("demos", files, validation=0, test=0.1)
@@ -138,9 +138,9 @@ import socket, sys
 def connect(*args):
     raise OSError("no network")
 socket.socket.connect = connect
-from instructjax.data import prepared
+from instructjax.data import preparation, prepared
 from instructjax.records import Demonstration
-prepared.prepare(Demonstration, [{str(files[0])!r}], {str(tmp_path)!r}, name="demos")
+preparation.prepare(Demonstration, [{str(files[0])!r}], {str(tmp_path)!r}, name="demos")
 assert len(prepared.load({str(tmp_path)!r}, "demos", Demonstration, "train")[:]) > 50
 assert "tensorflow" not in sys.modules
 """

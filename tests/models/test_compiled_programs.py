@@ -12,15 +12,15 @@ import ml_collections
 import pytest
 
 from instructjax import losses
-from instructjax.batch import LMBatch, PromptBatch
+from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.models import unembedding
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import chips
-from instructjax.rollout import sampling
+from instructjax.planning.communication import collectives
+from instructjax.rollout import refilling, sampling
 from instructjax.training import objectives, parallel
 from instructjax.training.step import summed_gradient
-from tests.collectives import collectives
 
 # No kernel has as few elements as an activation of a decoded token.
 CONFIG = TransformerConfig(vocab_size=96, num_layers=2, d_model=64, num_heads=4, d_head=16, d_ff=128, max_length=48)
@@ -69,6 +69,21 @@ def test_decoding_gathers_weights_before_its_loops_and_rounded(tied):
     assert max((one.elements for one in gathers if one.loops), default=0) < KERNEL
 
 
+def test_refilling_stays_on_each_device():
+    model = LanguageModel(dataclasses.replace(CONFIG, cache_by_layer=False))
+
+    def sample(params, prompts):
+        given = sampling.row_keys(jax.random.key(0), 64), sampling.categorical()
+        sizes = {"rows": 32, "refill": 2, "max_response": 8}
+        return refilling.sample(model, params, prompts, *given, **sizes, eos_id=1, pad_id=0)
+
+    with on_mesh(fsdp=8, tensor=1):
+        prompts = PromptBatch(array((64, 8)), array((64, 8)))
+        found = collectives(jax.jit(sample).lower(weights(model), prompts).compile().as_text())
+    # Only whether all rows are done.
+    assert {(one.operation, one.dtype, one.elements) for one in found if one.loops} == {("all-reduce", "pred", 1)}
+
+
 @pytest.mark.parametrize("vocabulary", [96, 97])
 def test_the_devices_of_tensor_share_the_logits_of_a_chunk(vocabulary):
     """A vocabulary that does not divide is shared by position. The unembedding is gathered before the loop."""
@@ -93,7 +108,7 @@ DATA = {"data": 8, "fsdp": 1, "tensor": 1}
 
 def reductions(mesh, dropout=0.0):
     """Returns the loops around each reduction of weights' gradients on a mesh of data: 4 microbatches, 2 layers."""
-    model = LanguageModel(dataclasses.replace(CONFIG, remat=True, dropout=dropout))
+    model = LanguageModel(dataclasses.replace(CONFIG, remat="all", dropout=dropout))
     key = jax.random.key(0) if dropout else None
 
     def gradient(params, rows):
@@ -116,6 +131,28 @@ def test_gradients_of_microbatches_are_reduced_once_per_step():
 def test_gradients_with_dropout_are_reduced_in_every_microbatch():
     """A check of the check above. Noise is drawn for the global batch, so that it is the same on every mesh."""
     assert {1, 2} <= set(reductions(on_mesh(**DATA), dropout=0.1))
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loop(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    length, shape = 512, {"d_model": 512, "num_heads": 4, "d_head": 128, "d_ff": 2048, "max_length": 512}
+    model = ScalarModel(dataclasses.replace(CONFIG, **shape, dtype="bfloat16", remat="all"))
+
+    def gradient(params, rows):
+        return summed_gradient(objectives.ranking_loss(model), params, rows, None, microbatches=2)
+
+    mesh = parallel.make_mesh((1, 2, 2), chips.devices(chips.parse("v5e:2x2")))
+    with jax.set_mesh(mesh):
+        rows, ends = array((4, length)), array((4, 1, 4))
+        batch = RankingBatch(rows, rows, rows, rows, ends, array((4, 1, 4), jnp.float32), array((4, 1, 4), bool))
+        text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+    found = collectives(text)
+    assert {one.operation for one in found if one.loops == 2} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert "splash" in text
+    assert not re.search(r"f32\[1,2,\d+,(256|384|512)\]", text)  # scores of a row's queries by keys
 
 
 @pytest.mark.absent_hardware

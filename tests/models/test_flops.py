@@ -17,7 +17,7 @@ from instructjax.training import objectives
 from instructjax.training.step import summed_gradient
 
 SHAPE = TransformerConfig(
-    vocab_size=512, num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=64, remat=True
+    vocab_size=512, num_layers=4, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=64, remat="all"
 )
 ROWS, LENGTH = 4, 64
 
@@ -88,7 +88,7 @@ class TestGradient:
     def test_it_takes_at_least_three_forward_passes_and_more_with_recomputation(self):
         kept, recomputed = (
             flops.count_matmul_flops(traced(function, *arguments))
-            for function, arguments in (gradient(dataclasses.replace(SHAPE, remat=remat)) for remat in (False, True))
+            for function, arguments in (gradient(dataclasses.replace(SHAPE, remat=remat)) for remat in ("dense", "all"))
         )
         assert 3 * self.FORWARD < kept < recomputed < 4.1 * self.FORWARD
 
@@ -98,7 +98,7 @@ class TestGradient:
         )
         assert whole == parts
 
-    @pytest.mark.parametrize("remat", [False, True])
+    @pytest.mark.parametrize("remat", ["dense", "all"])
     def test_the_compiler_counts_the_same_flops_in_an_unrolled_program(self, remat):
         function, arguments = gradient(dataclasses.replace(SHAPE, unroll=4, remat=remat))
         compiled = jax.jit(function).lower(*arguments).compile()
@@ -129,6 +129,19 @@ class TestStep:
         assert flops.training_flops(SHAPE, batch, logits=False) == pytest.approx(3 * forward)
         logits = 2 * 12 * SHAPE.d_model * SHAPE.vocab_size
         assert flops.training_flops(SHAPE, batch, logits=True) == pytest.approx(3 * (forward + logits))
+
+    @pytest.mark.parametrize("window", [1, 3, 5, 20])
+    def test_local_layers_count_the_keys_of_their_window(self, window):
+        local = dataclasses.replace(SHAPE, num_layers=5, local_window=window, window_pattern="DLL")  # D L L D L
+        columns = np.arange(11)
+        dense = columns[:, None] >= columns
+        banded = dense & (columns[:, None] - columns < window)
+        keys = (2 * dense.sum() + 3 * banded.sum()) / (5 * 11)  # per query and layer
+        forward = flops.forward_flops(dataclasses.replace(SHAPE, num_layers=5), 1, 11, 0, slots=keys)
+        assert flops.forward_flops(local, 1, 11, 0) == pytest.approx(forward)
+        text = np.ones((1, 11), np.int32)
+        batch = LMBatch(text, text, columns[None].astype(np.int32), text.astype(np.float32))
+        assert flops.training_flops(local, batch, logits=False) == pytest.approx(3 * forward)
 
     def test_padding_and_other_objects_count_nothing(self):
         nothing = np.zeros((1, 4), np.int32)

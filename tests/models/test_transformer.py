@@ -58,7 +58,9 @@ def gradients_of(config):
     return jax.jit(jax.grad(loss))
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"remat": True, "unroll": 2}])
+@pytest.mark.parametrize(
+    "change", [*({"remat": remat} for remat in ("none", "offload", "attention", "all")), {"remat": "all", "unroll": 2}]
+)
 def test_rematerialization_and_unrolling_do_not_change_gradients(change):
     config = dataclasses.replace(fakes.BANDED_DECODER, dropout=0.3)
     params = fakes.params(LanguageModel(config))

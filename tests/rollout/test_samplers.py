@@ -10,7 +10,7 @@ import pytest
 from instructjax.batch import Episodes
 from instructjax.data.layouts import Layout
 from instructjax.errors import DataError
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import episode, samplers
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import fakes
@@ -96,3 +96,13 @@ def test_a_prompt_that_is_too_long_is_rejected():
     sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=1)
     with pytest.raises(DataError, match=r"prompt: expected at most 12 tokens \(data.max_prompt\), found"):
         next(sampler(PARAMS, ["the fox " * 20], jax.random.key(0)))
+
+
+def test_what_is_built_for_equal_models_is_the_same_and_so_compiled_once():
+    one, again, other = (
+        samplers.make_sampler(dataclasses.replace(MODEL), LAYOUT, temperature=1.0, batch_size=size)
+        for size in (1, 1, 2)
+    )
+    assert one is again is not other
+    scalar = ScalarModel(MODEL.config)
+    assert samplers.make_scorer(scalar) is samplers.make_scorer(dataclasses.replace(scalar))

@@ -43,7 +43,7 @@ def test_a_line_counts_its_own_steps():
 
     step(10)
     clock.seconds += 60  # compilation
-    speed.values(speed.cut())
+    speed.restart()
 
     step(30)
     clock.seconds += 1.5
@@ -52,12 +52,12 @@ def test_a_line_counts_its_own_steps():
     clock.seconds += 0.5
     speed.arrived()
     clock.seconds += 40  # evaluation
-    found = speed.values(counted)
+    found = speed.values(counted, {})
     assert (found["tokens_per_second"], found["data_wait_seconds"]) == (10.0, 0.5)
 
     clock.seconds += 4
     speed.arrived()
-    found = speed.values(speed.cut())
+    found = speed.values(speed.cut(), {})
     assert (found["tokens_per_second"], found["data_wait_seconds"]) == (25.0, 0.5)
 
 
@@ -65,13 +65,13 @@ def test_mfu_is_the_share_of_the_peak_that_the_steps_of_a_line_reach(monkeypatch
     monkeypatch.setattr(speed_lib, "peak_flops", {"bfloat16": 100.0}.get)
     for dtype, expected in {"bfloat16": 0.75, "float32": None}.items():  # no peak is known for the latter
         clock = Clock()
-        speed = Speed(Matmuls(lambda batch: 5.0 * batch.segments.sum(), dtype), clock)
+        speed = Speed(Matmuls(lambda batch: lambda metrics: metrics["scale"] * batch.segments.sum(), dtype), clock)
         speed.count(rows(10))
         speed.count(rows(20))
         clock.seconds += 2
         counted = speed.cut()
         speed.arrived()
-        assert speed.values(counted).get("mfu") == expected
+        assert speed.values(counted, {"scale": 5.0}).get("mfu") == expected
 
 
 class TestPeak:

@@ -17,7 +17,7 @@ import optax
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from instructjax.data import demonstrations, pipeline  # noqa: E402
+from instructjax.data import demonstrations, layouts, pipeline  # noqa: E402
 from instructjax.data.layouts import Layout  # noqa: E402
 from instructjax.models.transformer import LanguageModel  # noqa: E402
 from instructjax.records import Demonstration, Text  # noqa: E402
@@ -56,7 +56,12 @@ def batches(share):
     layout = Layout(Letters(), "=", 8, 8)
     records = [Demonstration(prompt=word[:5], response=word[:7]) for word in words]
     text = pipeline.text_batches(
-        [Text(text=word) for word in words], Letters(), length=T, batch_size=B, seed=1, share=share
+        [layouts.document_tokens(Text(text=word), Letters()) for word in words],
+        Letters(),
+        length=T,
+        batch_size=B,
+        seed=1,
+        share=share,
     )
     packed = demonstrations.batches(records, layout, batch_size=2 * B, seed=2, steps=20, multiple=B, share=share)
     return pipeline.zip_batches(text, packed)

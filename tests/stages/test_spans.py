@@ -1,6 +1,7 @@
 """Work outside of training has bars, which count every answer. Samplers and reward models are fakes."""
 
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -96,3 +97,27 @@ def test_the_evaluation_counts_the_answers_of_a_model(run):
     bar, prompts = Counted("answers", 10, "answer"), [Prompt(prompt="the fox")] * 10
     found = evaluate.sample_answers(run, model(run), ZEROS, model(run), prompts, 0, bar)
     assert bar.n == len(found.texts) == 10
+
+
+def test_one_policy_after_the_other_is_in_memory(run, monkeypatch):
+    class Weights:
+        pass
+
+    alive, counts = weakref.WeakSet(), []
+
+    def load_policy(self, stage, step=None):
+        policy = model(run)
+        policy.params = Weights()
+        alive.add(policy.params)
+        counts.append(len(alive))
+        return policy
+
+    monkeypatch.setattr(Run, "load_policy", load_policy)
+    for name in ("check_policy", "load_start", "validation_text"):
+        monkeypatch.setattr(Run, name, lambda *_: None)
+    monkeypatch.setattr(evaluate, "held_out_loss", lambda model: lambda params, text: 0.5)
+    steps = {"gpt": None, "sft": 3, "ppo": None}
+    found, losses, prefix = evaluate._answer_all(run, steps, model(run), ["the fox"] * 3)
+    assert counts == [1, 1, 1]
+    assert list(found) == ["gpt", "gpt_prompted", "sft", evaluate.AGAIN, "ppo"] and prefix
+    assert losses == dict.fromkeys(["gpt", "gpt_prompted", "sft", "ppo"], 0.5)
