@@ -1,0 +1,144 @@
+"""Starts the labelling desk: a web page on which people write, rate and rank answers. See docs/labelling.md.
+
+    python experiments/label.py --workdir=runs/sandbox --tasks=tasks.jsonl --kind=comparison --labelers=ann,ben
+    python experiments/label.py --workdir=runs/sandbox --export=labels
+
+The first command adds tasks and labelers, prints their links, and serves the desk until it is interrupted. The second
+writes the labels: rankings.jsonl is a file that reward.py reads.
+"""
+
+import ipaddress
+import socket
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import command_line
+from absl import flags
+from etils import epath
+
+from instructjax import files, records
+from instructjax.errors import InputError
+from instructjax.evaluation import comparison
+from instructjax.evaluation.comparison import Judged
+from instructjax.records import Ranking
+from instructjax.stages.run import Run
+
+try:
+    import uvicorn
+
+    from instructjax.labelling import app, database, export, queue, security, tasks, web
+except ImportError as error:
+    MISSING: str | None = str(error.name).partition(".")[0]
+else:
+    MISSING = None
+
+KINDS = ("demonstration", "rating", "ranking", "comparison")
+GROUPS = ("training", "heldout", "screening")
+_TASKS = flags.DEFINE_string("tasks", "", "Files of tasks to add, .jsonl or .jsonl.gz, separated by commas.")
+_KIND = flags.DEFINE_enum("kind", "comparison", KINDS, "What labelers do with the tasks of --tasks.")
+_GROUP = flags.DEFINE_enum("group", "training", GROUPS, "The group of --tasks and --labelers.")
+_COPIES = flags.DEFINE_integer("copies", 1, "The number of labelers per task of --tasks.", lower_bound=1)
+_LABELERS = flags.DEFINE_string("labelers", "", "Names of labelers to add, separated by commas.")
+_EXPORT = flags.DEFINE_string("export", None, "A folder to write the labels to, instead of serving the desk.")
+_DATABASE = flags.DEFINE_string(
+    "database", None, "The SQLAlchemy URL of the database; by default SQLite in WORKDIR/labelling."
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; by default only this machine can connect.")
+_PORT = flags.DEFINE_integer("port", 8765, "The port to listen on.", lower_bound=1, upper_bound=65535)
+_URL = flags.DEFINE_string(
+    "url", None, "The address that labelers open, if another server stands in front of this one."
+)
+_INSTRUCTIONS = flags.DEFINE_string("instructions", None, "A text file with instructions for labelers.")
+_RATE = flags.DEFINE_float("rate", 20.0, "The requests per second of one client that are answered.", lower_bound=1)
+
+
+def main(run: Run) -> None:
+    """Adds what is to be added, and serves the desk or exports the labels."""
+    if MISSING is not None:
+        raise InputError(f"expected the package {MISSING}, found none; pip install 'instructjax[labelling]'")
+    url, hosts = _address()
+    folder = files.local_folder(run.workdir) / "labelling"
+    instructions = (
+        files.read_text(files.parse(_INSTRUCTIONS.value, "--instructions"), "a text file")
+        if _INSTRUCTIONS.value
+        else ""
+    )
+    found = [
+        task
+        for path in files.split_list(_TASKS.value)
+        for task in tasks.read(files.parse(path, "--tasks"), _KIND.value, _GROUP.value == "screening")
+    ]
+    names = files.split_list(_LABELERS.value)
+    if names and _GROUP.value == "screening":
+        raise InputError("--labelers: expected --group=training or heldout, found screening")
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = database.connect(_DATABASE.value or f"sqlite:///{folder / 'labels.sqlite'}")
+    secret = security.read_secret(folder / "secret")
+    with engine.begin() as db:
+        count = queue.add_tasks(db, found, _GROUP.value, None if _GROUP.value == "screening" else _COPIES.value)
+        labelers = [queue.add_labeler(db, name, _GROUP.value) for name in names]
+        if _EXPORT.value is not None:
+            return _write(db, files.parse(_EXPORT.value, "--export"))
+    if found:
+        print(f"{count} new tasks of {len(found)}")
+    print(f"overview: {url}/join/{security.sign(secret, 'admin')}")
+    for labeler in labelers:
+        print(f"{labeler.name}: {url}/join/{security.sign(secret, [labeler.id, labeler.key])}", flush=True)
+    settings = web.Settings(
+        secret=secret,
+        hosts=hosts,
+        https=url.startswith("https:"),
+        instructions=instructions,
+        rate=_RATE.value,
+        burst=int(3 * _RATE.value),
+    )
+    _serve(app.make_app(engine, settings, measure_agreement))
+
+
+def measure_agreement(rankings: Sequence[Ranking]) -> Mapping[str, Any]:
+    """Measures how far labelers agree about the same answers; see `comparison.labeler_agreement`."""
+    return comparison.labeler_agreement(
+        [
+            Judged(one.prompt, one.labeler or "", tuple(map(str, range(len(one.responses)))), one.responses, one.scores)
+            for one in rankings
+        ]
+    )
+
+
+def _address() -> tuple[str, tuple[str, ...]]:
+    """Returns the address that labelers open, without a slash at the end, and the host names of requests."""
+    host = _HOST.value
+    local = {"localhost", "127.0.0.1", host}
+    if _URL.value is None:
+        if _is_unspecified(host):
+            raise InputError(f"--url: expected the address that labelers open, with --host={host}, found none")
+        return f"http://{host}:{_PORT.value}", tuple(local)
+    parts = urllib.parse.urlsplit(_URL.value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise InputError(f"--url: expected an address such as https://label.example.org, found {_URL.value:.100}")
+    return _URL.value.rstrip("/"), (*local, parts.hostname)
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _write(db: Any, folder: epath.Path) -> None:
+    for name in export.FILES:
+        if found := list(export.read_records(db, name)):
+            print(f"{folder / name}: {records.write(folder / name, found)} records")
+
+
+def _serve(application: Any) -> None:
+    """Serves until SIGINT or SIGTERM. Requests are not logged, because links carry tokens."""
+    with socket.create_server((_HOST.value, _PORT.value), backlog=512) as listening:
+        config = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    command_line.read(main)
