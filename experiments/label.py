@@ -7,6 +7,7 @@ The first command adds tasks and labelers, prints their links, and serves the de
 writes the labels: rankings.jsonl is a file that reward.py reads.
 """
 
+import hashlib
 import ipaddress
 import socket
 import urllib.parse
@@ -97,13 +98,23 @@ def main(run: Run) -> None:
 
 
 def measure_agreement(rankings: Sequence[Ranking]) -> Mapping[str, Any]:
-    """Measures how far labelers agree about the same answers; see `comparison.labeler_agreement`."""
+    """Measures how far labelers agree about the same answers; see `comparison.labeler_agreement`.
+
+    It orients a pair by the names of the models. Hashes stand for them here: if the first answer of most pairs was the
+    better one, alpha would take agreement about that for chance.
+    """
     return comparison.labeler_agreement(
         [
-            Judged(one.prompt, one.labeler or "", tuple(map(str, range(len(one.responses)))), one.responses, one.scores)
+            Judged(
+                one.prompt, one.labeler or "", tuple(map(_hash, enumerate(one.responses))), one.responses, one.scores
+            )
             for one in rankings
         ]
     )
+
+
+def _hash(answer: tuple[int, str]) -> str:
+    return hashlib.sha256(repr(answer).encode()).hexdigest()
 
 
 def _address() -> tuple[str, tuple[str, ...]]:

@@ -47,7 +47,8 @@ FLAG_LABELS = dict(
 TEMPLATES = Jinja2Templates(FOLDER / "templates")
 TEMPLATES.env.trim_blocks = TEMPLATES.env.lstrip_blocks = True
 
-# Measures the agreement of rankings: {"pairwise": {"mean", "low", "high", "n"} or None, "alpha": number or None}.
+# Measures the agreement of rankings: {"pairwise": {"mean", "low", "high", "n"} or None, "alpha": number or None,
+# "labelers": {NAME: {"agreement": number}}}.
 Agreement = Callable[[Sequence[Ranking]], Mapping[str, Any]]
 Handler = Callable[[sa.Connection, Request, Mapping[str, Any]], Response]
 

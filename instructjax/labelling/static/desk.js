@@ -112,7 +112,7 @@ function rankByKey(event) {
   const focused = document.activeElement.closest("article");
   const at = articles.indexOf(focused);
   if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    const next = at + (event.key === "ArrowDown" ? 1 : -1);
+    const next = event.key === "ArrowDown" ? at + 1 : (at < 0 ? articles.length : at) - 1;
     articles[Math.min(Math.max(next, 0), articles.length - 1)].focus();
     return true;
   }
