@@ -2,16 +2,16 @@
 
     python experiments/label.py --workdir=runs/sandbox --tasks=tasks.jsonl --kind=comparison --labelers=ann,ben
     python experiments/label.py --workdir=runs/sandbox --export=labels
+    python experiments/label.py --workdir=runs/sandbox --add_to_run
 
 The first command adds tasks and labelers, prints their links, and serves the desk until it is interrupted. The second
-writes the labels: rankings.jsonl is a file that reward.py reads.
+writes the labels to files. The third adds the rankings to the run, for reward.py.
 """
 
-import hashlib
 import ipaddress
 import socket
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import command_line
@@ -21,8 +21,9 @@ from etils import epath
 from instructjax import files, records
 from instructjax.errors import InputError
 from instructjax.evaluation import comparison
-from instructjax.evaluation.comparison import Judged
 from instructjax.records import Ranking
+from instructjax.sources.sandbox import HELDOUT_RANKINGS
+from instructjax.stages import comparisons
 from instructjax.stages.run import Run
 
 try:
@@ -42,6 +43,7 @@ _GROUP = flags.DEFINE_enum("group", "training", GROUPS, "The group of --tasks an
 _COPIES = flags.DEFINE_integer("copies", 1, "The number of labelers per task of --tasks.", lower_bound=1)
 _LABELERS = flags.DEFINE_string("labelers", "", "Names of labelers to add, separated by commas.")
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the labels to, instead of serving the desk.")
+_ADD = flags.DEFINE_boolean("add_to_run", False, "Add the rankings to the run, instead of serving the desk.")
 _DATABASE = flags.DEFINE_string(
     "database", None, "The SQLAlchemy URL of the database; by default SQLite in WORKDIR/labelling."
 )
@@ -80,7 +82,11 @@ def main(run: Run) -> None:
         count = queue.add_tasks(db, found, _GROUP.value, None if _GROUP.value == "screening" else _COPIES.value)
         labelers = [queue.add_labeler(db, name, _GROUP.value) for name in names]
         if _EXPORT.value is not None:
-            return _write(db, files.parse(_EXPORT.value, "--export"))
+            _write(db, files.parse(_EXPORT.value, "--export"))
+        if _ADD.value:
+            _add_to_run(run, *(list(export.read_records(db, name)) for name in ("rankings.jsonl", HELDOUT_RANKINGS)))
+    if _EXPORT.value is not None or _ADD.value:
+        return
     if found:
         print(f"{count} new tasks of {len(found)}")
     print(f"overview: {url}/join/{security.sign(secret, 'admin')}")
@@ -94,27 +100,7 @@ def main(run: Run) -> None:
         rate=_RATE.value,
         burst=int(3 * _RATE.value),
     )
-    _serve(app.make_app(engine, settings, measure_agreement))
-
-
-def measure_agreement(rankings: Sequence[Ranking]) -> Mapping[str, Any]:
-    """Measures how far labelers agree about the same answers; see `comparison.labeler_agreement`.
-
-    It orients a pair by the names of the models. Hashes stand for them here: if the first answer of most pairs was the
-    better one, alpha would take agreement about that for chance.
-    """
-    return comparison.labeler_agreement(
-        [
-            Judged(
-                one.prompt, one.labeler or "", tuple(map(_hash, enumerate(one.responses))), one.responses, one.scores
-            )
-            for one in rankings
-        ]
-    )
-
-
-def _hash(answer: tuple[int, str]) -> str:
-    return hashlib.sha256(repr(answer).encode()).hexdigest()
+    _serve(app.make_app(engine, settings, comparison.ranking_agreement))
 
 
 def _address() -> tuple[str, tuple[str, ...]]:
@@ -142,6 +128,12 @@ def _write(db: Any, folder: epath.Path) -> None:
     for name in export.FILES:
         if found := list(export.read_records(db, name)):
             print(f"{folder / name}: {records.write(folder / name, found)} records")
+
+
+def _add_to_run(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> None:
+    count = comparisons.add(run, rankings, heldout)
+    tied = f", {len(rankings) - count} left out in which all answers tie" if count < len(rankings) else ""
+    print(f"{run.data_folder}: {count} rankings{tied}")
 
 
 def _serve(application: Any) -> None:

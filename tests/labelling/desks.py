@@ -10,8 +10,8 @@ import time
 import urllib.parse
 
 import uvicorn
-from label import measure_agreement
 
+from instructjax.evaluation import comparison
 from instructjax.labelling import app, database, queue, security, web
 from instructjax.labelling.tasks import Task
 
@@ -63,7 +63,7 @@ def serve(url, **settings):
     """Serves a desk on a free port from a thread of this process."""
     engine = database.connect(url)
     settings = web.Settings(**{"secret": SECRET, "rate": 1e6, "burst": 10**6, **settings})
-    application = app.make_app(engine, settings, measure_agreement)
+    application = app.make_app(engine, settings, comparison.ranking_agreement)
     server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -94,6 +94,12 @@ class Page:
     @property
     def csrf(self):
         return re.search(r'name="csrf" value="([^"]+)"', self.text)[1]
+
+    @property
+    def prompt(self):
+        return html.unescape(
+            re.search(r'role="group" aria-labelledby="prompt-title">(.*?)</div>', self.text, re.DOTALL)[1]
+        )
 
     @property
     def answers(self):
