@@ -53,11 +53,11 @@ def add(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> in
     Raises:
       DataError: the run has rankings already, or no ranking prefers an answer.
     """
-    if run.has(Ranking):
-        raise DataError(f"{run.prepared_folder}: expected a run without rankings, found some")
     used, used_heldout = ([one for one in given if len(set(one.scores)) > 1] for given in (rankings, heldout))
     if not used:
         raise DataError(f"rankings: expected some that prefer an answer, found none among {len(rankings)}")
+    if run.has(Ranking):
+        raise DataError(f"{run.prepared_folder}: expected a run without rankings, found some")
     # The mark of a finished collection is the set of rankings, which is written last.
     processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, used_heldout))
     prepare.add_rankings(run, used)
