@@ -63,7 +63,10 @@ def _require_page(db: sa.Connection, request: Request) -> tuple[Labeler, Assignm
 
 def next_task(db: sa.Connection, request: Request, _: Mapping[str, Any]) -> Response:
     """Leads to the first page that needs work."""
-    labeler = require_labeler(db, request)
+    return _lead_to_next(db, require_labeler(db, request))
+
+
+def _lead_to_next(db: sa.Connection, labeler: Labeler) -> Response:
     found = queue.next_assignment(db, labeler)
     assignment = None if found is None else queue.find_assignment(db, found)
     if assignment is None:
@@ -146,5 +149,6 @@ def submit_page(db: sa.Connection, request: Request, form: Mapping[str, Any]) ->
         return _render_page(db, request, labeler, assignment, number, fault)
     elif (following := queue.submit(db, assignment, page, content)) is not None:
         return RedirectResponse(f"/task/{assignment.id}/{following}", 303)
-    after = queue.place_of(db, assignment, labeler)["after"]
-    return RedirectResponse(f"/task/{after}/1" if after else "/", 303)
+    given = queue.own_assignments(db, labeler)
+    following = next((one for one in given if one > assignment.id), None)
+    return RedirectResponse(f"/task/{following}/1", 303) if following else _lead_to_next(db, labeler)

@@ -172,16 +172,18 @@ def find_assignment(db: sa.Connection, assignment: int, labeler: Labeler | None 
     return Assignment(row.id, row.labeler, task, row.task, row.order, row.status, row.draft, row.label)
 
 
+def own_assignments(db: sa.Connection, labeler: Labeler) -> list[int]:
+    """Returns the ids of all tasks that the labeler has been given, in that order."""
+    query = sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.labeler == labeler.id)
+    return list(db.scalars(query.order_by(ASSIGNMENTS.c.id)))
+
+
 def place_of(db: sa.Connection, assignment: Assignment, labeler: Labeler) -> dict[str, int | None]:
-    """Returns "n" of "m": the place among the labeler's tasks, and their number; and the ids "before" and "after"."""
-    ids = list(
-        db.scalars(sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.labeler == labeler.id).order_by(ASSIGNMENTS.c.id))
-    )
+    """Returns "n" of "m": the place among the labeler's tasks, and their number; and the id of the task "before"."""
+    ids = own_assignments(db, labeler)
     waiting = db.scalar(sa.select(sa.func.count()).select_from(TASKS).where(_is_available(labeler))) or 0
     n = ids.index(assignment.id)
-    before = ids[n - 1] if n else None
-    after = ids[n + 1] if n + 1 < len(ids) else None
-    return {"n": n + 1, "m": len(ids) + waiting, "before": before, "after": after}
+    return {"n": n + 1, "m": len(ids) + waiting, "before": ids[n - 1] if n else None}
 
 
 def list_given(db: sa.Connection, labeler: Labeler) -> list[dict[str, Any]]:

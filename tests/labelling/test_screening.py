@@ -122,7 +122,7 @@ def test_labelers_are_invited_on_the_page(desk):
     ],
 )
 def test_lines_that_are_not_tasks_are_refused(kind, fields, fault):
-    with pytest.raises(RecordError, match="") as caught:
+    with pytest.raises(RecordError, match="^f:1: ") as caught:
         tasks.parse([("f:1", json.dumps(fields))], kind)
     assert str(caught.value) == f"f:1: {fault}"
 
