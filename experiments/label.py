@@ -9,22 +9,25 @@ writes the labels to files. The third adds the rankings to the run, for reward.p
 """
 
 import ipaddress
+import json
 import socket
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import command_line
+import jax
 from absl import flags
 from etils import epath
 
 from instructjax import files, records
 from instructjax.errors import InputError
 from instructjax.evaluation import comparison
-from instructjax.records import Ranking
-from instructjax.sources.sandbox import HELDOUT_RANKINGS
-from instructjax.stages import comparisons
+from instructjax.records import Prompt, Ranking
+from instructjax.stages import answers, comparisons
+from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
+from instructjax.training import parallel
 
 try:
     import uvicorn
@@ -38,9 +41,14 @@ else:
 KINDS = ("demonstration", "rating", "ranking", "comparison")
 GROUPS = ("training", "heldout", "screening")
 _TASKS = flags.DEFINE_string("tasks", "", "Files of tasks to add, .jsonl or .jsonl.gz, separated by commas.")
-_KIND = flags.DEFINE_enum("kind", "comparison", KINDS, "What labelers do with the tasks of --tasks.")
-_GROUP = flags.DEFINE_enum("group", "training", GROUPS, "The group of --tasks and --labelers.")
-_COPIES = flags.DEFINE_integer("copies", 1, "The number of labelers per task of --tasks.", lower_bound=1)
+_STAGES = flags.DEFINE_string(
+    "stages", "", "Stages whose policies answer prompts of the run in turn, as tasks to add; see collect.py for more."
+)
+_ANSWERS = flags.DEFINE_integer("answers", 4, "The number of answers to each prompt.", lower_bound=1, upper_bound=9)
+_COUNT = flags.DEFINE_integer("count", 100, "The number of prompts to answer.", lower_bound=1)
+_KIND = flags.DEFINE_enum("kind", "comparison", KINDS, "What labelers do with the tasks.")
+_GROUP = flags.DEFINE_enum("group", "training", GROUPS, "The group of the tasks and --labelers.")
+_COPIES = flags.DEFINE_integer("copies", 1, "The number of labelers per task.", lower_bound=1)
 _LABELERS = flags.DEFINE_string("labelers", "", "Names of labelers to add, separated by commas.")
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the labels to, instead of serving the desk.")
 _ADD = flags.DEFINE_boolean("add_to_run", False, "Add the rankings to the run, instead of serving the desk.")
@@ -57,39 +65,34 @@ _RATE = flags.DEFINE_float("rate", 20.0, "The requests per second of one client 
 
 
 def main(run: Run) -> None:
-    """Adds what is to be added, and serves the desk or exports the labels."""
+    """Adds what is to be added, and serves the desk, exports the labels, or adds the rankings to the run."""
     if MISSING is not None:
         raise InputError(f"expected the package {MISSING}, found none; pip install 'instructjax[labelling]'")
     url, hosts = _address()
-    folder = files.local_folder(run.workdir) / "labelling"
-    instructions = (
-        files.read_text(files.parse(_INSTRUCTIONS.value, "--instructions"), "a text file")
-        if _INSTRUCTIONS.value
-        else ""
-    )
-    found = [
-        task
-        for path in files.split_list(_TASKS.value)
-        for task in tasks.read(files.parse(path, "--tasks"), _KIND.value, _GROUP.value == "screening")
-    ]
-    names = files.split_list(_LABELERS.value)
-    if names and _GROUP.value == "screening":
+    instructions = ""
+    if _INSTRUCTIONS.value:
+        instructions = files.read_text(files.parse(_INSTRUCTIONS.value, "--instructions"), "a text file")
+    names, is_screening = files.split_list(_LABELERS.value), _GROUP.value == "screening"
+    if names and is_screening:
         raise InputError("--labelers: expected --group=training or heldout, found screening")
+    found = _new_tasks(run, is_screening)
+    folder = files.local_folder(run.workdir) / "labelling"
     folder.mkdir(parents=True, exist_ok=True)
     engine = database.connect(_DATABASE.value or f"sqlite:///{folder / 'labels.sqlite'}")
-    secret = security.read_secret(folder / "secret")
     with engine.begin() as db:
-        count = queue.add_tasks(db, found, _GROUP.value, None if _GROUP.value == "screening" else _COPIES.value)
+        count = queue.add_tasks(db, found, _GROUP.value, None if is_screening else _COPIES.value)
         labelers = [queue.add_labeler(db, name, _GROUP.value) for name in names]
-        if _EXPORT.value is not None:
-            _write(db, files.parse(_EXPORT.value, "--export"))
-        if _ADD.value:
-            _add_to_run(run, *(list(export.read_records(db, name)) for name in ("rankings.jsonl", HELDOUT_RANKINGS)))
-    if _EXPORT.value is not None or _ADD.value:
-        return
+        labels = {name: list(export.read_records(db, name)) for name in export.FILES}
     if found:
         print(f"{count} new tasks of {len(found)}")
-    print(f"overview: {url}/join/{security.sign(secret, 'admin')}")
+    if _EXPORT.value is not None:
+        _write(labels, files.parse(_EXPORT.value, "--export"))
+    if _ADD.value:
+        _add_to_run(run, labels["rankings.jsonl"], labels["heldout_rankings.jsonl"])
+    if _EXPORT.value is not None or _ADD.value:
+        return
+    secret = security.read_secret(folder / "secret")
+    print(f"overview: {url}/join/{security.sign(secret, 'admin')}", flush=True)
     for labeler in labelers:
         print(f"{labeler.name}: {url}/join/{security.sign(secret, [labeler.id, labeler.key])}", flush=True)
     settings = web.Settings(
@@ -101,6 +104,21 @@ def main(run: Run) -> None:
         burst=int(3 * _RATE.value),
     )
     _serve(app.make_app(engine, settings, comparison.ranking_agreement))
+
+
+def _new_tasks(run: Run, is_screening: bool) -> list[Any]:
+    """Returns the tasks of files, and those whose answers are sampled now."""
+    paths = [files.parse(path, "--tasks") for path in files.split_list(_TASKS.value)]
+    found = [task for path in paths for task in tasks.read(path, _KIND.value, is_screening)]
+    if stages := files.split_list(_STAGES.value):
+        sampling = Sampling(temperature=run.config.comparisons.temperature, batch_size=run.config.evaluate.batch_size)
+        with parallel.on_mesh(run.config.parallel):
+            prompts = list(run.records(Prompt, "train")[: _COUNT.value])
+            key = jax.random.key(run.config.seed)
+            sampled = answers.collect(run, stages, prompts, _ANSWERS.value, key, sampling)
+        lines = ((f"sample {number}", json.dumps(one)) for number, one in enumerate(sampled, start=1))
+        found += tasks.parse(lines, _KIND.value, is_screening)
+    return found
 
 
 def _address() -> tuple[str, tuple[str, ...]]:
@@ -124,9 +142,9 @@ def _is_unspecified(host: str) -> bool:
         return False
 
 
-def _write(db: Any, folder: epath.Path) -> None:
-    for name in export.FILES:
-        if found := list(export.read_records(db, name)):
+def _write(labels: Mapping[str, Sequence[Any]], folder: epath.Path) -> None:
+    for name, found in labels.items():
+        if found:
             print(f"{folder / name}: {records.write(folder / name, found)} records")
 
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from instructjax.errors import InputError
 
-SQLITE_SECONDS = 30  # to wait for another writer
+WAIT_SECONDS = 60  # for a connection, or for another process that writes to SQLite
 
 _metadata = sa.MetaData()
 
@@ -70,8 +70,15 @@ def connect(url: str, where: str = "--database") -> sa.Engine:
       InputError: the URL is not valid, its driver is missing, or the database cannot be opened.
     """
     try:
-        engine = sa.create_engine(url, pool_size=16, max_overflow=48)
-        if engine.dialect.name == "sqlite":
+        parsed = sa.make_url(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        if is_sqlite and parsed.database in (None, "", ":memory:"):
+            raise InputError(f"{where}: expected a database in a file, found one in memory")
+        # SQLite has one writer at a time, and who waits for its lock may wait for ever. A single connection is given to
+        # the requests in turn.
+        sizes = {"pool_size": 1, "max_overflow": 0} if is_sqlite else {"pool_size": 16, "max_overflow": 48}
+        engine = sa.create_engine(parsed, pool_timeout=WAIT_SECONDS, **sizes)
+        if is_sqlite:
             sa.event.listen(engine, "connect", _configure_sqlite)
             sa.event.listen(engine, "begin", lambda db: db.exec_driver_sql("BEGIN IMMEDIATE"))
         _metadata.create_all(engine)
@@ -84,5 +91,5 @@ def connect(url: str, where: str = "--database") -> sa.Engine:
 def _configure_sqlite(connection: Any, _: Any) -> None:
     """Lets `begin` start transactions as writers: a reader that becomes one fails if another has written meanwhile."""
     connection.isolation_level = None
-    for pragma in (f"busy_timeout={1000 * SQLITE_SECONDS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={1000 * WAIT_SECONDS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")

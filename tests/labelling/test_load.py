@@ -70,7 +70,7 @@ class Labeler(threading.Thread):
     """
 
     def __init__(self, port, name, link):
-        super().__init__(name=name)
+        super().__init__(name=name, daemon=True)
         self._port, self._link, self._client = port, link, Client("127.0.0.1", port)
         self.acknowledged, self.seconds, self.failed, self.error = {}, {"GET": [], "POST": []}, 0, None
 
@@ -114,21 +114,23 @@ def simulate(tmp_path, database, tasks, labelers):
     links = server.start(f"--tasks={tmp_path / 'tasks.jsonl'}", "--kind=ranking", f"--labelers={','.join(names)}")
     people = [Labeler(server.port, name, links[name]) for name in names]
     started = time.perf_counter()
-    for person in people:
-        person.start()
-    for kill in range(1, KILLS + 1):
-        while sum(len(person.acknowledged) for person in people) < kill * tasks / (KILLS + 1):
-            time.sleep(0.01)
-            assert not any(person.error for person in people), [person.error for person in people if person.error]
+    try:
+        for person in people:
+            person.start()
+        for kill in range(1, KILLS + 1):
+            while sum(len(person.acknowledged) for person in people) < kill * tasks / (KILLS + 1):
+                time.sleep(0.05)
+                assert not any(person.error for person in people), [person.error for person in people if person.error]
+            server.kill()
+            server.start()
+        for person in people:
+            person.join()
+        took = time.perf_counter() - started
+        admin = Client("127.0.0.1", server.port)
+        admin.get(links["overview"])
+        lines = admin.get("/admin/export/rankings.jsonl").text.splitlines()
+    finally:
         server.kill()
-        server.start()
-    for person in people:
-        person.join()
-    took = time.perf_counter() - started
-    admin = Client("127.0.0.1", server.port)
-    admin.get(links["overview"])
-    lines = admin.get("/admin/export/rankings.jsonl").text.splitlines()
-    server.kill()
     return people, [records.parse(line, Ranking) for line in lines], took
 
 

@@ -90,13 +90,15 @@ def test_the_desk_serves_until_it_is_interrupted_and_exports(tmp_path):
     (tmp_path / "instructions.txt").write_text("Helpful first.")
     flags = [f"--tasks={tasks}", "--kind=ranking", "--labelers=ann,ben", f"--instructions={tmp_path}/instructions.txt"]
     process, port, links = start(tmp_path, *flags)
-    ben = desks.Client("127.0.0.1", port)
-    page = ben.get(links["ben"])
-    assert "Helpful first." in page.text
-    ben.post(page.path, **rank(page, {"a": 1, "b": 2}))
-    ben.close()
-    process.send_signal(signal.SIGTERM)
-    process.wait(20)
+    try:
+        ben = desks.Client("127.0.0.1", port)
+        page = ben.get(links["ben"])
+        assert "Helpful first." in page.text
+        ben.post(page.path, **rank(page, {"a": 1, "b": 2}))
+        ben.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
     printed = run("label.py", f"--workdir={tmp_path / 'run'}", f"--export={tmp_path / 'labels'}")
     assert printed == f"{tmp_path}/labels/rankings.jsonl: 1 records\n"
     (record,) = records.read(tmp_path / "labels" / "rankings.jsonl", Ranking)
@@ -145,6 +147,11 @@ def test_a_round_over_http_trains_the_reward_model_that_direct_labels_train(tmp_
     for script in ("pretrain.py", "sft.py"):
         run(script, *flags)
     tasks = []
+    sampled = run(
+        "label.py", f"--workdir={tmp_path / 'run'}", *flags[:1], "--stages=sft", "--count=3", f"--export={tmp_path}"
+    )
+    assert sampled == "3 new tasks of 3\n"
+    shutil.rmtree(tmp_path / "run" / "labelling")
     for split, count in (("train", 120), ("validation", 30)):
         output = tmp_path / f"{split}.jsonl"
         run("collect.py", *flags, f"--output={output}", f"--split={split}", f"--count={count}", "--answers=4")

@@ -14,14 +14,16 @@ def label(tmp_path, *flags, lines='{"prompt": "a fox", "responses": ["a", "b"]}\
 
 
 @fault(
-    "`label.py` without its packages",
-    "expected the package starlette, found none; pip install 'instructjax[labelling]'",
+    "`label.py` without its packages", "expected the package uvicorn, found none; pip install 'instructjax[labelling]'"
 )
-def test_without_starlette(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("instructjax.labelling")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "starlette", None)
+def test_without_uvicorn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     label(tmp_path)
+
+
+@fault("a database in memory", "--database: expected a database in a file, found one in memory")
+def test_database_in_memory(tmp_path):
+    label(tmp_path, "--database=sqlite://")
 
 
 @fault("a ranking task with one answer", "PATH:N: responses: expected 2 to 9 answers for a ranking, found 1")
