@@ -28,8 +28,9 @@ TASKS = sa.Table(
     sa.Column("content", sa.JSON, nullable=False),
     sa.Column("copies", sa.Integer),  # the number of labelers that are wanted; NULL for all
     sa.Column("taken", sa.Integer, nullable=False, default=0),  # the number of assignments that are open or done
+    sa.Column("wanted", sa.Boolean, nullable=False, default=True),  # whether `taken` is below `copies`
     sa.UniqueConstraint("digest", "kind", "group"),
-    sa.Index("tasks_queue", "group", "id"),
+    sa.Index("tasks_queue", "group", "wanted", "id"),
 )
 
 LABELERS = sa.Table(

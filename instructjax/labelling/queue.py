@@ -93,7 +93,7 @@ def add_tasks(db: sa.Connection, tasks: Iterable[Task], group: str, copies: int 
         if key not in known:
             known.add(key)
             row = {"digest": key[0], "kind": task.kind, "group": group, "content": task.content()}
-            rows.append({**row, "copies": copies, "taken": 0})
+            rows.append({**row, "copies": copies, "taken": 0, "wanted": True})
     if rows:
         db.execute(TASKS.insert(), rows)
     return len(rows)
@@ -242,7 +242,7 @@ def _is_available(labeler: Labeler) -> sa.ColumnElement[bool]:
     had = sa.select(ASSIGNMENTS.c.task).where(ASSIGNMENTS.c.labeler == labeler.id)
     return (
         (TASKS.c.group == (labeler.group if labeler.admitted else "screening"))
-        & (TASKS.c.copies.is_(None) | (TASKS.c.taken < TASKS.c.copies))
+        & TASKS.c.wanted
         & TASKS.c.id.not_in(had)
     )
 
@@ -263,4 +263,6 @@ def _lock_task(db: sa.Connection, labeler: Labeler) -> sa.Row | None:
 
 
 def _count(db: sa.Connection, task: int, change: int) -> None:
-    db.execute(TASKS.update().where(TASKS.c.id == task).values(taken=TASKS.c.taken + change))
+    taken = TASKS.c.taken + change
+    wanted = TASKS.c.copies.is_(None) | (taken < TASKS.c.copies)
+    db.execute(TASKS.update().where(TASKS.c.id == task).values(taken=taken, wanted=wanted))
