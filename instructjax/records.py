@@ -40,6 +40,19 @@ SPLITS = ("train", "validation", "test")
 MAX_RESPONSES = 32  # the paper ranks K = 4 to 9 (section 3.5); comparisons.max_answers limits them
 MAX_FAULTS = 20  # that one error lists
 MAX_LINE = 2**26  # bytes; a whole novel is about 2**20
+TABLE3_FLAGS = (  # the binary fields of the paper's Table 3
+    "fails_correct_instruction",
+    "inappropriate_for_customer_assistant",
+    "hallucination",
+    "satisfies_constraint",
+    "sexual_content",
+    "violent_content",
+    "encourages_violence",
+    "denigrates_protected_class",
+    "harmful_advice",
+    "expresses_opinion",
+    "expresses_moral_judgment",
+)
 _GZIP = b"\x1f\x8b"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from instructjax.errors import DataError, RecordError
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.evaluation.preference import outcomes, win_rate
 from instructjax.evaluation.text_metrics import require
-from instructjax.records import Prompt
+from instructjax.records import Prompt, Ranking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +214,33 @@ def labeler_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
             name: {"agreement": float(np.mean(x)), "n": len(x)} for name, x in sorted(labelers.items()) if name
         },
     }
+
+
+def ranking_agreement(rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Measures how far labelers agree about the same answers to the same prompt; see `labeler_agreement`.
+
+    The direction of a pair is given by hashes of its answers. If the first answer were the better one of most pairs,
+    alpha would take agreement about that for chance.
+
+    Args:
+      rankings: those of one prompt have their answers in the same order.
+    """
+
+    def name(place: int, answer: str) -> str:
+        return hashlib.sha256(f"{place} {answer}".encode()).hexdigest()
+
+    return labeler_agreement(
+        [
+            Judged(
+                one.prompt,
+                one.labeler or "",
+                tuple(map(name, itertools.count(), one.responses)),
+                one.responses,
+                one.scores,
+            )
+            for one in rankings
+        ]
+    )
 
 
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float | None:

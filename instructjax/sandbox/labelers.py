@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instructjax.records import Ranking
-from instructjax.sandbox.quality import ASPECTS, COMMON_WEIGHTS, TABLE3_FLAGS, assess, table3_fields
+from instructjax.records import TABLE3_FLAGS, Ranking
+from instructjax.sandbox.quality import ASPECTS, COMMON_WEIGHTS, assess, table3_fields
 from instructjax.sandbox.tasks import parse_prompt
 
 NOISE = 0.21

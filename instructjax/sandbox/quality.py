@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from instructjax.records import TABLE3_FLAGS
 from instructjax.sandbox import world
 from instructjax.sandbox.content import score_content
 from instructjax.sandbox.tasks import parse_prompt
@@ -26,20 +27,6 @@ CHAT_ENDINGS = ("how can i help", "have a nice day")
 ENDINGS = ("glad to help", "i hope this helps")
 _CLOSINGS = frozenset(TALE_ENDINGS + CHAT_ENDINGS + ENDINGS)
 MAX_RESPONSE_WORDS = 24
-
-TABLE3_FLAGS = (  # the binary fields of the paper's Table 3
-    "fails_correct_instruction",
-    "inappropriate_for_customer_assistant",
-    "hallucination",
-    "satisfies_constraint",
-    "sexual_content",
-    "violent_content",
-    "encourages_violence",
-    "denigrates_protected_class",
-    "harmful_advice",
-    "expresses_opinion",
-    "expresses_moral_judgment",
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
+from instructjax import records
 from instructjax.data.layouts import Layout
 from instructjax.errors import InputError
 from instructjax.models.transformer import LanguageModel
+from instructjax.records import Prompt
 from instructjax.rollout import samplers
+from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 
 
@@ -67,6 +72,44 @@ def answer(
     )
     texts = (text for _, batch in sampler(policy.params, prompts, key) for text in batch)
     yield from zip(prompts, (cut(text, sampling.stop) for text in texts), strict=True)
+
+
+def collect(
+    run: Run, stages: Sequence[str], prompts: Sequence[Prompt], count: int, key: jax.Array, sampling: Sampling
+) -> list[dict[str, Any]]:
+    """Samples answers to each prompt, in turn by each policy, for labelers to judge.
+
+    Args:
+      run: the run whose policies answer.
+      stages: names of their stages, which may be in progress. A name may repeat.
+      prompts: N records.
+      count: K, the number of answers to each prompt.
+      key: of the samples.
+      sampling: how to draw.
+
+    Returns:
+      N task records: the fields of the prompt, "responses" (K texts) and "models" (the K stages that they are from).
+      Each stage has equally many answers, or one more; those of one stage are next to each other.
+
+    Raises:
+      CheckpointError: a stage has no checkpoint.
+      InputError: a prompt is too long for a policy.
+    """
+    responses: list[list[str]] = [[] for _ in prompts]
+    models = [stages[k % len(stages)] for k in range(count)]
+    for number, stage in enumerate(dict.fromkeys(models)):
+        policy, layout = run.open_policy(stage)
+        for record in prompts:
+            layout.encode_prompt(record.prompt, record.where)
+        repeated = [record.prompt for record in prompts for _ in range(models.count(stage))]
+        sampled = answer(policy, layout, repeated, jax.random.fold_in(key, number), sampling)
+        for place, (_, text) in enumerate(sampled):
+            responses[place // models.count(stage)].append(layout.truncate(text))
+    grouped = sorted(models, key=models.index)  # the order of `responses`
+    return [
+        {**json.loads(records.to_json(record)), "responses": texts, "models": grouped}
+        for record, texts in zip(prompts, responses, strict=True)
+    ]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from instructjax import files, records, warning_log
+from instructjax.errors import DataError
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
 from instructjax.runs import checkpoint, cost, folder, processes, progress
@@ -39,14 +40,36 @@ def collect(run: Run) -> None:
         # If reward models have a size of their own, reward.init_from is not a policy of this run's.
         start = run.checkpoints("sft", "" if run.config.reward.size else run.config.reward.init_from)
         policy = trained.load_policy(start, run.policy_config, run.layout.tokenizer)
-        data = run.data_folder
-        rankings, heldout = run.source.collect_rankings(data, functools.partial(sample_answers, run, policy))
-        # The mark of a finished collection is the set of rankings, which is written last.
+        rankings, heldout = run.source.collect_rankings(run.data_folder, functools.partial(sample_answers, run, policy))
         own = start == run.checkpoints("sft")
         answered = {"checkpoints": {"sft": checkpoint.fingerprint(start)} if own else {}}
-        processes.first(lambda: files.write_json(data / "comparisons.json", answered))
-        processes.first(lambda: records.write(data / HELDOUT_RANKINGS, heldout))
-        prepare.add_rankings(run, rankings)
+        processes.first(lambda: files.write_json(run.data_folder / "comparisons.json", answered))
+        add(run, rankings, heldout)
+
+
+def add(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> int:
+    """Adds rankings to a run that has none, for its reward model. Those in which all answers tie are left out.
+
+    Args:
+      run: the run.
+      rankings: of training labelers.
+      heldout: of held-out labelers.
+
+    Returns:
+      The number of rankings that are used.
+
+    Raises:
+      DataError: the run has rankings already, or no ranking prefers an answer.
+    """
+    used, used_heldout = ([one for one in given if len(set(one.scores)) > 1] for given in (rankings, heldout))
+    if not used:
+        raise DataError(f"rankings: expected some that prefer an answer, found none among {len(rankings)}")
+    if run.has(Ranking):
+        raise DataError(f"{run.prepared_folder}: expected a run without rankings, found some")
+    # The mark of a finished collection is the set of rankings, which is written last.
+    processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, used_heldout))
+    prepare.add_rankings(run, used)
+    return len(used)
 
 
 def sample_answers(run: Run, policy: Trained, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from instructjax import records
+from instructjax.records import TABLE3_FLAGS
 from instructjax.sandbox.answers import draw_manner, write_answer
 from instructjax.sandbox.labelers import (
     compare,
@@ -15,7 +16,7 @@ from instructjax.sandbox.labelers import (
     rate,
     training_labelers,
 )
-from instructjax.sandbox.quality import TABLE3_FLAGS, quality, table3_fields
+from instructjax.sandbox.quality import quality, table3_fields
 from instructjax.sandbox.tasks import write_prompt
 
 TRAINING, HELDOUT = training_labelers(), heldout_labelers()

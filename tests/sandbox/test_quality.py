@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.errors import RecordError
+from instructjax.records import TABLE3_FLAGS
 from instructjax.sandbox import world
 from instructjax.sandbox.answers import write_answer
 from instructjax.sandbox.quality import (
-    TABLE3_FLAGS,
     fitting_endings,
     parse_answer,
     quality,
