@@ -34,7 +34,7 @@ from instructjax.training import parallel
 PAPER = ("gpt-175b", "ppo-ptx-175b")  # columns of the table
 
 _DATA = flags.DEFINE_string("data", None, "The folder of the tasks' files; see docs/tasks.md.", required=True)
-_TASKS = flags.DEFINE_list("tasks", list(TASKS), "The tasks.")
+_TASKS = flags.DEFINE_list("tasks", None, "The tasks; by default those whose file is in --data.")
 _STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage whose policy is measured.")
 _SHOTS = flags.DEFINE_integer(
     "shots", 0, "Solved examples in a prompt; -1 takes the paper's number. 0 for tasks without them.", lower_bound=-1
@@ -109,10 +109,13 @@ def read_cases() -> Iterable[Case]:
       InputError: a task is unknown, its file is wrong, or it has too few examples.
     """
     data = files.parse(_DATA.value, "--data")
-    for name in _TASKS.value:
+    names = _TASKS.value or [name for name, task in TASKS.items() if (data / task.file).exists()]
+    if not names:
+        raise InputError(f"--data: expected the file of a task; see docs/tasks.md, found none in {data}")
+    for name in names:
         if name not in TASKS:
             raise InputError(f"--tasks: expected some of {', '.join(TASKS)}, found {name!r:.40}")
-    for name in _TASKS.value:
+    for name in names:
         task = TASKS[name]
         examples = task.read(data / task.file)
         shots = task.shots if _SHOTS.value < 0 else _SHOTS.value
@@ -208,7 +211,7 @@ def lines(results: Sequence[Result]) -> list[str]:
     header = f"{'task':15}{'prompt':15}{'shots':>5}  {'metric':12}{'ours':>8} {'stderr':>7} {'n':>6}"
     rows = [f"{header} {' '.join(f'{model:>13}' for model in PAPER)}"]
     for result in results:
-        digits = ".2f" if result.metric in ("f1", "exact") else ".3f"
+        digits = ".2f" if result.metric in task_results.IN_POINTS else ".3f"
         paper = " ".join(f"{format(result.paper[m], digits) if result.paper else '–':>13}" for m in PAPER)
         rows.append(
             f"{result.task:15}{result.prompt_type:15}{result.shots:5}  {result.metric:12}{result.value:8{digits}} "

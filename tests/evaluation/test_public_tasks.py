@@ -65,7 +65,7 @@ def test_winogender_pairs_the_sentences_of_a_template(tmp_path):
     rows = [("a.b.1.male.txt", "He b."), ("a.b.1.female.txt", "She b."), ("a.someone.1.male.txt", "He.")]
     (tmp_path / "w.tsv").write_text("sentid\tsentence\n" + "".join("\t".join(row) + "\n" for row in rows))
     (example,) = winogender.read(epath.Path(tmp_path / "w.tsv"))
-    assert example.choices == ("He b.", "She b.")
+    assert example.choices == ("He b.", "She b.") and example.group == "a.b"
 
 
 def test_a_choice_is_made_by_the_mean_over_tokens():

@@ -93,6 +93,13 @@ def test_a_prompt_that_does_not_fit_is_refused_or_truncated():
     ]
 
 
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(DataError, match="FILE:3: prompt: expected at least one token to continue, found none"):
+        outputs.fit_prompts(
+            Letters(), TASKS["real_toxicity"], [""], [Example("", where="FILE:3")], max_length=24, truncate=False
+        )
+
+
 def test_answers_are_greedy_and_those_that_are_done_are_left_out():
     task, prompts = dataclasses.replace(TASKS["truthful_qa"], max_tokens=4), ["abc", "hh", "cd e", "g"]
 

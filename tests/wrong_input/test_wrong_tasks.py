@@ -149,6 +149,11 @@ def test_task_without_a_column(tmp_path):
     benchmark(tmp_path, tasks="crows_pairs", crows_pairs="sent_more\na\n")
 
 
+@fault("a folder without the file of any task", "--data: expected the file of a task; TEXT, found none in PATH")
+def test_no_task_file(tmp_path):
+    benchmark(tmp_path, tasks="")
+
+
 @fault("an example without a field", "PATH:N: endings: expected, found only ctx, label")
 def test_example_without_a_field(tmp_path):
     benchmark(tmp_path, tasks="hellaswag", hellaswag='{"ctx": "a", "label": 0}\n')
@@ -167,6 +172,44 @@ def test_label_of_an_example(tmp_path):
 @fault("a sentence without a label", "PATH:N: expected a sentence, a tab, and 0 or 1, found 'red owl'")
 def test_sentence_without_label(tmp_path):
     benchmark(tmp_path, sst="red owl\n")
+
+
+@fault("a file that is not a JSON object", "PATH: expected a JSON object, found list")
+def test_list_instead_of_an_object(tmp_path):
+    benchmark(tmp_path, tasks="drop", drop="[]")
+
+
+@fault("a question of DROP without an answer", "PATH: nfl: question 1: answer: expected a number, TEXT, found none")
+def test_question_without_an_answer(tmp_path):
+    answer = '{"number": "", "spans": [], "date": {}}'
+    pairs = f'[{{"question": "b", "answer": {answer}}}]'
+    benchmark(tmp_path, tasks="drop", drop=f'{{"nfl": {{"passage": "a", "qa_pairs": {pairs}}}}}')
+
+
+@fault("a question of QuAC without an answer", "PATH: q1: answers: expected at least one, found none")
+def test_question_without_references(tmp_path):
+    paragraph = '{"context": "a", "id": "c", "qas": [{"id": "q1", "question": "b", "answers": []}]}'
+    section = f'{{"title": "t", "section_title": "s", "paragraphs": [{paragraph}]}}'
+    benchmark(tmp_path, tasks="quac", quac=f'{{"data": [{section}]}}')
+
+
+@fault("an entailment that is neither", "PATH:1: label: expected entailment or not_entailment, found 'neutral'")
+def test_label_of_an_entailment(tmp_path):
+    benchmark(tmp_path, tasks="rte", rte='{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
+
+
+@fault(
+    "a place that is not the pronoun's",
+    "PATH:1: target: span2_index: expected the number of the word 'he', found 1, the number of 'fox'",
+)
+def test_place_of_a_pronoun(tmp_path):
+    target = '{"span1_text": "fox", "span2_text": "he", "span2_index": 1}'
+    benchmark(tmp_path, tasks="wsc", wsc=f'{{"text": "the fox he", "target": {target}, "label": true}}\n')
+
+
+@fault("sentences without translations", "PATH: expected a file of examples, found no such file")
+def test_sentences_without_translations(tmp_path):
+    benchmark(tmp_path, tasks="wmt15_fr_en", wmt15_fr_en='<seg id="1">a</seg>\n')
 
 
 @fault("solved examples for a task without them", "--shots: expected 0 for crows_pairs, TEXT, found 2")

@@ -123,10 +123,15 @@ def fit_prompts(
     """Returns the prompts of answers, each with room for `task.max_tokens` after it; see `tokenize_choices`.
 
     With `truncate`, characters are dropped from the beginning of a prompt until it fits.
+
+    Raises:
+      DataError: also if a prompt is empty.
     """
     room, found = max_length - task.max_tokens, []
     for prompt, example in zip(prompts, examples, strict=True):
         count = len(tokenizer.encode_opening(prompt))
+        if not count:
+            raise DataError(f"{example.where}: prompt: expected at least one token to continue, found none")
         _check_fit(count, room, truncate, example, max_length)
         while count > room:
             prompt = prompt[count - room :]  # a token has at least about one character
