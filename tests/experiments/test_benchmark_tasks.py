@@ -7,6 +7,8 @@ import pytest
 
 from instructjax.evaluation.tasks import outputs
 from instructjax.evaluation.tasks.registry import TASKS
+from instructjax.runs import folder
+from instructjax.stages import public_tasks
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe, save_stage
 from tests.scripts import run
@@ -105,11 +107,25 @@ def test_every_task_has_its_metrics(benchmark):
 def test_finished_outputs_are_not_made_again_but_read(benchmark, monkeypatch, tmp_path):
     flags, folder, printed = benchmark
     before = (folder / "results.json").read_text()
-    monkeypatch.setattr(outputs, "_compiled", lambda model: None)
+    monkeypatch.setattr(outputs, "_compiled", lambda *_: None)
     assert run("benchmark_tasks.py", *flags, f"--output={folder}") == printed
     assert (folder / "results.json").read_text() == before
     again = run("benchmark_tasks.py", *flags, f"--output={tmp_path}", f"--responses={folder}")
     assert again == printed and (tmp_path / "results.json").read_text() == before
+
+
+def test_a_run_measures_its_finished_policies(tmp_path):
+    write_data(tmp_path / "data")
+    changes = {"tasks": str(tmp_path / "data"), "task_names": ("sst",), "task_examples": 2}
+    config = changed(recipe(tmp_path), **{f"evaluate__{name}": value for name, value in changes.items()})
+    a_run = Run(config, tmp_path / "run")
+    public_tasks.check(a_run)
+    for stage in ("pretrain", "ppo"):
+        save_stage(config, a_run.workdir, stage, a_run.layout.tokenizer)
+    public_tasks.measure(a_run)
+    found = folder.read_tasks(a_run.workdir, ["pretrain", "sft", "ppo"])
+    assert list(found) == ["pretrain", "ppo"]
+    assert all((one["metric"], one["n"]) == ("accuracy", 2) for (one,) in found.values())
 
 
 def test_responses_and_the_judge_may_be_the_users(monkeypatch, tmp_path):

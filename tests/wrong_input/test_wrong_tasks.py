@@ -3,6 +3,7 @@
 import gzip
 
 from instructjax.evaluation.tasks.registry import TASKS
+from instructjax.stages import public_tasks
 from instructjax.stages.run import Run
 from tests import recipes
 from tests.scripts import run
@@ -262,6 +263,20 @@ def test_prompt_of_a_task_that_does_not_fit(tmp_path):
     config = recipes.recipe(tmp_path)
     recipes.save_stage(config, tmp_path / "run", "pretrain", Run(config, tmp_path / "run").layout.tokenizer)
     benchmark(tmp_path, sst="red\t1\nowl\t0\n")
+
+
+@fault("an unknown task in a recipe", "evaluate.task_names: expected some of TEXT, found 'mmlu'")
+def test_unknown_task_of_a_recipe(tmp_path):
+    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path), evaluate__task_names=("mmlu",))
+    public_tasks.check(Run(config, tmp_path / "run"))
+
+
+@fault(
+    "a recipe's folder of tasks without a file", "evaluate.tasks: expected the file of a task; TEXT, found none in PATH"
+)
+def test_no_task_file_of_a_recipe(tmp_path):
+    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path))
+    public_tasks.check(Run(config, tmp_path / "run"))
 
 
 def compare(tmp_path, line, baseline="sft"):

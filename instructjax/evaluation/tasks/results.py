@@ -126,7 +126,7 @@ def read(path: epath.Path, examples: Sequence[Example], begun: Mapping[str, str]
       DataError: the file has another header, so it is of another model or of other prompts.
       RecordError: the file is missing, or a line is wrong.
     """
-    if begun is not None and not path.exists():
+    if begun is not None and not files.exists(path):
         return {}
     try:
         lines = path.read_text().split("\n")
