@@ -50,6 +50,14 @@ def test_the_report_measures_the_kept_model_on_test_rankings(finished):
     assert f"the one of step {report['step']} was kept" in text and "| bag of words |" in text
 
 
+def test_a_run_with_another_runs_reward_model_has_its_report(finished, tmp_path):
+    def read(reward_from):
+        return ranking_report.read(Run(changed(finished.config, ppo__reward_from=reward_from), tmp_path / "run"))
+
+    assert read(str(finished.checkpoints("reward"))) == ranking_report.read(finished) is not None
+    assert read("") is None and read(str(tmp_path / "other" / "checkpoints")) is None
+
+
 def test_a_finished_report_is_not_measured_again(finished, monkeypatch):
     monkeypatch.setattr(Run, "load_reward_model", None)
     ranking_report.write(finished)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import DataError, RecordError
 from instructjax.evaluation import table14
 from instructjax.evaluation.intervals import bootstrap_error, clustered_error
@@ -160,7 +160,7 @@ def continued(
 ) -> Iterator[Callable[[Sequence[tuple[int, Output]]], None]]:
     """Opens a file of outputs that has a header and those that are known; yields a function that appends others."""
     start = json.dumps(begun) + "\n" + "".join(to_json(index, output) for index, output in sorted(known.items()))
-    with contextlib.closing(files.GrowingFile(path, start.encode())) as file:
+    with contextlib.closing(files.GrowingFile(path, start.encode(), warn=warning_log.warn)) as file:
         yield lambda batch: file.write("".join(to_json(index, output) for index, output in batch).encode())
 
 
