@@ -83,7 +83,7 @@ def test_answers_of_a_file_are_scored(finished, tmp_path):
     expected = ranking_report.ranking_rewards(finished, kept, list(finished.records(Ranking, "test"))[:1])
     assert first == {**one, "reward": first["reward"]} and second == {**several, "rewards": second["rewards"]}
     assert len(second["rewards"]) == 2 and np.isfinite([first["reward"], *second["rewards"]]).all()
-    assert "3 answers to 2 prompts" in printed
+    assert "3 answers to 2 prompts" in printed and "1 rankings: accuracy –, best_of_k –, chance_of_k 0.500" in printed
     ranked = finished.records(Ranking, "test")[0]
     line = {"prompt": ranked.prompt, "responses": list(ranked.responses)}
     (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
