@@ -141,9 +141,9 @@ def test_outputs_are_continued_after_a_cut_line(tmp_path):
 
 
 def test_metrics_stand_next_to_the_papers():
-    (result,) = results.compute(TASKS["sst"], "", 0, EXAMPLES, [SCORED[0], SCORED[1]], {})
+    result, *_ = results.compute(TASKS["sst"], "", 0, EXAMPLES, [SCORED[0], SCORED[1]], {})
     assert (result.value, result.n, result.prompt_type, result.paper["gpt-175b"]) == (1.0, 2, "zero-shot", 0.898)
-    (result,) = results.compute(TASKS["sst"], "", 15, EXAMPLES, [SCORED[0], SCORED[0]], {})
+    result, *_ = results.compute(TASKS["sst"], "", 15, EXAMPLES, [SCORED[0], SCORED[0]], {})
     assert (result.value, result.stderr, result.paper["gpt-175b"]) == (0.5, 0.5, 0.944)
 
 

@@ -1,6 +1,7 @@
 """Public tasks"""
 
 import gzip
+import sys
 
 from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.stages import public_tasks
@@ -277,6 +278,12 @@ def test_unknown_task_of_a_recipe(tmp_path):
 def test_no_task_file_of_a_recipe(tmp_path):
     config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path))
     public_tasks.check(Run(config, tmp_path / "run"))
+
+
+@fault("lm-evaluation-harness without its package", "expected the package lm_eval, found none; pip install TEXT")
+def test_harness_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    run("lm_harness.py", "--model", "instructjax")
 
 
 def compare(tmp_path, line, baseline="sft"):

@@ -147,9 +147,17 @@ def mean_log_probs(output: Output) -> np.ndarray:
 
 
 def accuracy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
-    """Measures how often the right choice has the highest log-probability per token."""
-    right = [np.argmax(mean_log_probs(o)) == e.answer for e, o in zip(examples, outputs, strict=True)]
-    return {"accuracy": np.array(right, np.float64)}
+    """Measures how often the right choice has the highest log-probability per token.
+
+    "acc" and "acc_norm" are those of lm-evaluation-harness: the highest log-probability, and the highest per character,
+    where a space before a choice does not count.
+    """
+    found = []
+    for example, output in zip(examples, outputs, strict=True):
+        total = np.array(output.log_probs, np.float64)
+        characters = [len(choice.strip()) for choice in example.choices]
+        found.append([np.argmax(x) == example.answer for x in (mean_log_probs(output), total, total / characters)])
+    return dict(zip(("accuracy", "acc", "acc_norm"), np.array(found, np.float64).T, strict=True))
 
 
 def entropy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
