@@ -193,7 +193,7 @@ EVALUATE = section(
         "path",
         "the folder of public tasks' files; they are run on all policies, before the rest; docs/tasks.md",
     ),
-    task_names=Key((), NAMES, "tasks", "that are run; () for those whose file is there"),
+    task_names=Key("", TEXT, "tasks", 'with commas between them; "": those whose file is there'),
     task_examples=Key(None, INTEGER_OR_NONE, "examples", "the first of each task; None for all"),
 )
 

@@ -19,12 +19,14 @@ from instructjax.evaluation.tasks.results import Result
 from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, make_prompts
 from instructjax.evaluation.text_metrics import require
 from instructjax.runs import checkpoint, cost, folder, progress
+from instructjax.runs.best import best_step
 from instructjax.stages import trained
 from instructjax.stages.run import Run
 from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import parallel
 
-POLICIES = ("pretrain", "sft", "ppo", "ppo_ptx")  # before and after PPO
+PPO = ("ppo", "ppo_ptx")
+POLICIES = ("pretrain", "sft", *PPO)  # before and after PPO
 _BATCH_SIZE = 16
 
 
@@ -109,7 +111,14 @@ def prepare_prompts(cases: Iterable[Case], tokenizer: Tokenizer, *, max_length: 
 
 
 def run_policy(
-    run: Run, stage: str, cases: Sequence[Case], output: epath.Path, *, truncate: bool, batch_size: int
+    run: Run,
+    stage: str,
+    cases: Sequence[Case],
+    output: epath.Path,
+    *,
+    truncate: bool,
+    batch_size: int,
+    step: int | None = None,
 ) -> list[list[Output]]:
     """Returns a policy's outputs on each case, and appends them to files, which may have some from before.
 
@@ -120,13 +129,15 @@ def run_policy(
       output: the folder of the files.
       truncate: drops the beginning of prompts that do not fit, which are an error otherwise.
       batch_size: rows per forward pass, or prompts that are sampled at a time.
+      step: of the checkpoint; None for the one that `Run.load_policy` loads.
     """
-    directory, step = run.checkpoints(stage), folder.selected_step(run.workdir, stage)
+    directory = run.checkpoints(stage)
+    step = folder.selected_step(run.workdir, stage) if step is None else step
     config, layout = trained.describe(directory, step)
     tokenizer = layout.tokenizer
     prepared = prepare_prompts(cases, tokenizer, max_length=config.max_length, truncate=truncate)
     model_name = f"{stage} {step or ''} {checkpoint.fingerprint(directory)}"
-    policy, _ = run.open_policy(stage)
+    policy, _ = run.open_policy(stage, step)
     found = []
     output.mkdir(parents=True, exist_ok=True)
     for case, prompts in zip(cases, prepared, strict=True):
@@ -209,7 +220,9 @@ def measure(run: Run) -> None:
         judges = {name: train_judge(name, data) for name in needed_judges(cases)}
         for stage in filter(run.is_finished, (*POLICIES, *run.config.evaluate.guests)):
             output = folder.tasks_directory(run.workdir, stage)
-            found = run_policy(run, stage, cases, output, truncate=True, batch_size=_BATCH_SIZE)
+            best = stage in PPO and run.config.evaluate.ppo_checkpoint == "best"
+            step = best_step(run.directory(stage)) if best else None
+            found = run_policy(run, stage, cases, output, truncate=True, batch_size=_BATCH_SIZE, step=step)
             write(output, compute(cases, found, judges))
 
 
@@ -217,4 +230,4 @@ def _cases(run: Run) -> tuple[epath.Path, list[Case]]:
     section = run.config.evaluate
     data = files.parse(section.tasks, "evaluate.tasks")
     keys = ("evaluate.tasks", "evaluate.task_names", "raise evaluate.task_examples")
-    return data, list(read_cases(data, section.task_names, limit=section.task_examples, keys=keys))
+    return data, list(read_cases(data, files.split_list(section.task_names), limit=section.task_examples, keys=keys))

@@ -118,7 +118,7 @@ def test_finished_outputs_are_not_made_again_but_read(benchmark, monkeypatch, tm
 
 def test_a_run_measures_its_finished_policies(tmp_path):
     write_data(tmp_path / "data")
-    changes = {"tasks": str(tmp_path / "data"), "task_names": ("sst",), "task_examples": 2}
+    changes = {"tasks": str(tmp_path / "data"), "task_names": "sst", "task_examples": 2}
     config = changed(recipe(tmp_path), **{f"evaluate__{name}": value for name, value in changes.items()})
     a_run = Run(config, tmp_path / "run")
     public_tasks.check(a_run)

@@ -268,7 +268,7 @@ def test_prompt_of_a_task_that_does_not_fit(tmp_path):
 
 @fault("an unknown task in a recipe", "evaluate.task_names: expected some of TEXT, found 'mmlu'")
 def test_unknown_task_of_a_recipe(tmp_path):
-    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path), evaluate__task_names=("mmlu",))
+    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path), evaluate__task_names="sst,mmlu")
     public_tasks.check(Run(config, tmp_path / "run"))
 
 
