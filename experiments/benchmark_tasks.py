@@ -9,10 +9,9 @@ continues. Prints a table with standard errors next to the paper's values, and w
 OUTPUT is WORKDIR/tasks/STAGE, from which evaluate.py copies the results of all stages into the run's results.json.
 """
 
-import dataclasses
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import command_line
 from absl import flags
@@ -21,20 +20,19 @@ from etils import epath
 from instructjax import files
 from instructjax.errors import DataError, InputError
 from instructjax.evaluation import judges as judges_module
-from instructjax.evaluation.tasks import outputs as task_outputs
 from instructjax.evaluation.tasks import results as task_results
-from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.evaluation.tasks.results import Result
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, make_prompts
-from instructjax.runs import checkpoint, folder, progress
-from instructjax.stages import trained
+from instructjax.evaluation.tasks.task import Judge, Output
+from instructjax.runs import folder
+from instructjax.stages import public_tasks
+from instructjax.stages.public_tasks import Case
 from instructjax.stages.run import Run
 from instructjax.training import parallel
 
 PAPER = ("gpt-175b", "ppo-ptx-175b")  # columns of the table
 
 _DATA = flags.DEFINE_string("data", None, "The folder of the tasks' files; see docs/tasks.md.", required=True)
-_TASKS = flags.DEFINE_list("tasks", list(TASKS), "The tasks.")
+_TASKS = flags.DEFINE_list("tasks", [], "The tasks; by default those whose file is in --data.")
 _STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage whose policy is measured.")
 _SHOTS = flags.DEFINE_integer(
     "shots", 0, "Solved examples in a prompt; -1 takes the paper's number. 0 for tasks without them.", lower_bound=-1
@@ -51,120 +49,28 @@ _JUDGE = flags.DEFINE_multi_string(
 _RESPONSES = flags.DEFINE_string("responses", None, "A folder of files TASK.PROMPT.jsonl, instead of a policy.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A task with one type of prompt.
-
-    Attributes:
-      task: the task.
-      prompt_type: a key of its instructions.
-      shots: the number of solved examples.
-      prompts: one per example.
-      examples: those that are evaluated.
-    """
-
-    task: Task
-    prompt_type: str
-    shots: int
-    prompts: Sequence[str]
-    examples: Sequence[Example]
-
-    def path(self, directory: epath.Path) -> epath.Path:
-        """Returns the file of its outputs in a folder."""
-        return task_results.path_of(directory, self.task, self.prompt_type, self.shots)
-
-
 def main(run: Run) -> None:
     """Measures the policy or the responses, prints a table and writes results.json."""
-    cases = list(read_cases())
+    data = files.parse(_DATA.value, "--data")
+    cases = list(public_tasks.read_cases(data, _TASKS.value, shots=_SHOTS.value, limit=_LIMIT.value))
     given = dict(map(_load_judge, _JUDGE.value))
     if _RESPONSES.value and not _OUTPUT.value:
         raise InputError("--output: expected a folder for the results of --responses, found none")
-    directory = _OUTPUT.value or folder.tasks_directory(run.workdir, _STAGE.value)
-    output = files.parse(directory, "--output", schemes=())
-    needed = {name: None for case in cases for name in case.task.judges}
-    judges = {name: given.get(name) or _train_judge(name) for name in needed}
+    output = files.parse_workdir(_OUTPUT.value or folder.tasks_directory(run.workdir, _STAGE.value), "--output")
+    judges = {
+        name: given.get(name) or public_tasks.train_judge(name, data) for name in public_tasks.needed_judges(cases)
+    }
     if _RESPONSES.value:
         responses = files.parse(_RESPONSES.value, "--responses")
-        found = [
-            _complete(case, task_results.path_of(responses, case.task, case.prompt_type, case.shots)) for case in cases
-        ]
+        found = [_complete(case, case.path(responses)) for case in cases]
     else:
         with parallel.on_mesh(run.config.parallel):
-            found = _run_policy(run, cases, output)
-    results = [
-        result
-        for case, outputs in zip(cases, found, strict=True)
-        for result in task_results.compute(case.task, case.prompt_type, case.shots, case.examples, outputs, judges)
-    ]
-    output.mkdir(parents=True, exist_ok=True)
-    files.write_json(output / "results.json", [dataclasses.asdict(result) for result in results])
+            found = public_tasks.run_policy(
+                run, _STAGE.value, cases, output, truncate=_TRUNCATE.value, batch_size=_BATCH_SIZE.value
+            )
+    results = public_tasks.compute(cases, found, judges)
+    public_tasks.write(output, results)
     print("\n".join(lines(results)))
-
-
-def read_cases() -> Iterable[Case]:
-    """Reads the examples of each task and writes their prompts.
-
-    Raises:
-      InputError: a task is unknown, its file is wrong, or it has too few examples.
-    """
-    data = files.parse(_DATA.value, "--data")
-    for name in _TASKS.value:
-        if name not in TASKS:
-            raise InputError(f"--tasks: expected some of {', '.join(TASKS)}, found {name!r:.40}")
-    for name in _TASKS.value:
-        task = TASKS[name]
-        examples = task.read(data / task.file)
-        shots = task.shots if _SHOTS.value < 0 else _SHOTS.value
-        for prompt_type in task.instructions:
-            prompts, asked = make_prompts(task, examples, prompt_type, shots)
-            prompts, asked = prompts[: _LIMIT.value], asked[: _LIMIT.value]
-            if (count := len(set(task_results.groups(asked)))) < 2:
-                raise DataError(
-                    f"{data / task.file}: expected at least 2 examples that share no text, for a standard error, "
-                    f"found {count}; raise --limit, or lower --shots"
-                )
-            yield Case(task, prompt_type, shots, prompts, asked)
-
-
-def _run_policy(run: Run, cases: Sequence[Case], output: epath.Path) -> list[list[Output]]:
-    """Returns the policy's outputs on each case, some of which may be in files from before."""
-    directory, step = run.checkpoints(_STAGE.value), folder.selected_step(run.workdir, _STAGE.value)
-    config, layout = trained.describe(directory, step)
-    tokenizer = layout.tokenizer
-    fit = {"max_length": config.max_length, "truncate": _TRUNCATE.value}
-    prepared = [  # before the weights are loaded
-        task_outputs.tokenize_choices(tokenizer, case.prompts, case.examples, **fit)
-        if case.examples[0].choices
-        else task_outputs.fit_prompts(tokenizer, case.task, case.prompts, case.examples, **fit)
-        for case in cases
-    ]
-    model_name = f"{_STAGE.value} {step or ''} {checkpoint.fingerprint(directory)}"
-    policy, _ = run.open_policy(_STAGE.value)
-    found = []
-    output.mkdir(parents=True, exist_ok=True)
-    for case, prompts in zip(cases, prepared, strict=True):
-        path = case.path(output)
-        head = task_results.header(case.task, model_name, [*case.prompts, str(_TRUNCATE.value)])
-        known = task_results.read(path, case.examples, head)
-        if case.examples[0].choices:
-            batches = task_outputs.score_choices(
-                policy.model, policy.params, prompts, pad_id=tokenizer.pad_id, batch_size=_BATCH_SIZE.value, done=known
-            )
-        else:
-            batches = task_outputs.sample_answers(
-                policy.model, policy.params, tokenizer, case.task, prompts, batch_size=_BATCH_SIZE.value, done=known
-            )
-        label = f"{case.task.name}, {task_results.prompt_name(case.prompt_type, case.shots)}"
-        with (
-            progress.Bar(label, len(case.examples), "example", done=len(known)) as bar,
-            task_results.continued(path, head, known) as write,
-        ):
-            for batch in bar.over(batches):
-                write(batch)
-                known.update(batch)
-        found.append([known[i] for i in range(len(case.examples))])
-    return found
 
 
 def _load_judge(named: str) -> tuple[str, Judge]:
@@ -180,16 +86,6 @@ def _load_judge(named: str) -> tuple[str, Judge]:
         return name, getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"--judge: expected {place} to be found, found: {error}") from None
-
-
-def _train_judge(name: str) -> Judge:
-    data = files.parse(_DATA.value, "--data")
-    judge, held_out = judges_module.train(judges_module.read(name, data / judges_module.FILES[name]))
-    print(
-        f"judge of {name}, trained here: on {held_out['n']} held-out answers, accuracy {held_out['accuracy']:.3f} "
-        f"(majority {held_out['majority']:.3f}), correlation {held_out['correlation']:.3f}"
-    )
-    return judge
 
 
 def _complete(case: Case, path: epath.Path) -> list[Output]:
@@ -208,7 +104,7 @@ def lines(results: Sequence[Result]) -> list[str]:
     header = f"{'task':15}{'prompt':15}{'shots':>5}  {'metric':12}{'ours':>8} {'stderr':>7} {'n':>6}"
     rows = [f"{header} {' '.join(f'{model:>13}' for model in PAPER)}"]
     for result in results:
-        digits = ".2f" if result.metric in ("f1", "exact") else ".3f"
+        digits = ".2f" if result.metric in task_results.IN_POINTS else ".3f"
         paper = " ".join(f"{format(result.paper[m], digits) if result.paper else '–':>13}" for m in PAPER)
         rows.append(
             f"{result.task:15}{result.prompt_type:15}{result.shots:5}  {result.metric:12}{result.value:8{digits}} "

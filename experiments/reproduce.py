@@ -7,7 +7,7 @@ interrupted run.
 import command_line
 
 from instructjax.runs import folder, progress
-from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, reward, selection, sft
+from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, public_tasks, reward, selection, sft
 from instructjax.stages.run import Run
 
 
@@ -22,11 +22,16 @@ def main(run: Run) -> None:
         "ppo_init": ppo_init.run,
         "ppo": ppo.run,
         "ppo_ptx": ppo.run_with_text,
+        "tasks": public_tasks.measure,
         "evaluate": evaluate.evaluate,
     }
+    if not run.config.evaluate.tasks:
+        del stages["tasks"]
     if run.config.ppo.reward_from or run.config.ppo.reward_function:  # another run's reward model, or none
         del stages["comparisons"], stages["reward"]
     run.require(*stages)
+    if run.config.evaluate.tasks:
+        public_tasks.check(run)
     at_least = {} if folder.began(run.workdir, "ppo_ptx") else {"ppo_ptx": "ppo"}
     with progress.Stages(list(stages), at_least=at_least) as names:
         for name in names:

@@ -3,7 +3,8 @@
     python experiments/score.py --workdir=runs/e2e --answers=answers.jsonl --output=scored.jsonl
 
 A line of the file is {"prompt": ..., "response": ...} or {"prompt": ..., "responses": [...]}. The output has the same
-lines in the same order, with all of their fields, and "reward" or "rewards". Other fields are not read.
+lines in the same order, with all of their fields, and "reward" or "rewards". If lines with responses have "scores", as
+rankings have, it also prints how well the reward model orders them.
 """
 
 import json
@@ -17,9 +18,9 @@ from etils import epath
 from instructjax import files, records
 from instructjax.data.layouts import Layout, TokenizedRanking
 from instructjax.errors import InputError, RecordError
-from instructjax.evaluation import reward_models
-from instructjax.evaluation.intervals import clustered_mean
-from instructjax.records import Prompt
+from instructjax.evaluation import ranking_report, reward_models
+from instructjax.evaluation.intervals import Estimate, clustered_mean
+from instructjax.records import Prompt, Ranking
 from instructjax.stages.run import Run
 from instructjax.training import parallel
 
@@ -33,6 +34,11 @@ def main(run: Run) -> None:
     if output.suffix != ".jsonl":
         raise InputError(f"--output: expected a file that ends in .jsonl, found {output}")
     asked = read_answers(files.parse(_ANSWERS.value, "--answers"))
+    ranked = {
+        i: records.parse(records.to_json(record), Ranking, record.where)
+        for i, (record, _) in enumerate(asked)
+        if {"responses", "scores"} <= record.extra.keys()
+    }
     with parallel.on_mesh(run.config.parallel):
         described = run.reward_layout()
         rankings = [_tokenize(record, responses, described) for record, responses in asked]
@@ -52,6 +58,15 @@ def main(run: Run) -> None:
         estimate = clustered_mean(np.concatenate(scored), prompts)
         interval = f" ± {(estimate.high - estimate.low) / 2:.4f}"
     print(f"{output}: {len(prompts)} answers to {len(set(prompts))} prompts, mean reward {mean:.4f}{interval}")
+    if ranked:
+        found = ranking_report.score_rankings(list(ranked.values()), [scored[i] for i in ranked])
+        print(f"{len(ranked)} rankings: {', '.join(f'{name} {_described(value)}' for name, value in found.items())}")
+
+
+def _described(value: Estimate | float | None) -> str:
+    if isinstance(value, Estimate):
+        return f"{value.mean:.3f} ± {(value.high - value.low) / 2:.3f} (n {value.n})"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def read_answers(path: epath.Path) -> list[tuple[Prompt, list[str]]]:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 import fsspec.config
@@ -232,9 +232,15 @@ class GrowingFile:
     at most once in UPLOAD_SECONDS, by `flush` and by `close`. All content is kept in memory for that.
     """
 
-    def __init__(self, path: epath.Path, content: bytes = b""):
-        """Writes the first content atomically. The folder must exist."""
-        self._path = path
+    def __init__(self, path: epath.Path, content: bytes = b"", *, warn: Callable[[str], object]):
+        """Writes the first content atomically. The folder must exist.
+
+        Args:
+          path: the file.
+          content: its first content.
+          warn: is called with a line if an upload failed that will be tried again, such as `warning_log.warn`.
+        """
+        self._path, self._warn = path, warn
         write_bytes(path, content)
         self._local = None if is_bucket(path) else path.open("ab")
         self._content = bytearray(content)
@@ -251,7 +257,7 @@ class GrowingFile:
             try:
                 self.flush()
             except WorkdirError as error:  # nothing is lost yet: the content is still in memory
-                print(f"warning: {error}; trying again in {UPLOAD_SECONDS} s")
+                self._warn(f"{error}; trying again in {UPLOAD_SECONDS} s")
                 self._time = time.monotonic()
 
     def flush(self) -> None:

@@ -13,6 +13,8 @@ from etils import epath
 from instructjax import files, records
 from instructjax.data import preparation
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError, WorkdirError
+from instructjax.evaluation.tasks import results as task_results
+from instructjax.evaluation.tasks.task import Example, Output
 from instructjax.models import pretrained
 from instructjax.records import Ranking, Text
 from instructjax.reporting import curves, run_groups, watch
@@ -125,7 +127,7 @@ def test_a_bucket_that_cannot_be_written_to_is_reported(memory, monkeypatch):
 def test_a_growing_file_is_uploaded_now_and_then(memory, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    file = files.GrowingFile(memory / "log", b"first\n")
+    file = files.GrowingFile(memory / "log", b"first\n", warn=pytest.fail)
     for line in (b"a\n", b"b\n"):
         file.write(line)
     assert (memory / "log").read_bytes() == b"first\n"
@@ -139,6 +141,32 @@ def test_a_growing_file_is_uploaded_now_and_then(memory, monkeypatch):
     file.write(b"e\n")
     file.close()
     assert (memory / "log").read_bytes() == b"first\na\nb\nc\nd\ne\n" and len(MemoryBucket.writes) == 4
+
+
+def test_a_failed_upload_is_warned_of_and_tried_again(memory, monkeypatch):
+    now, warnings, write = time.monotonic(), [], files.write_bytes
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    file = files.GrowingFile(memory / "log", b"first\n", warn=warnings.append)
+
+    def fail(*_):
+        raise WorkdirError("the bucket is away")
+
+    now += files.UPLOAD_SECONDS
+    monkeypatch.setattr(files, "write_bytes", fail)
+    file.write(b"a\n")
+    assert warnings == [f"the bucket is away; trying again in {files.UPLOAD_SECONDS} s"]
+    monkeypatch.setattr(files, "write_bytes", write)
+    file.close()
+    assert (memory / "log").read_bytes() == b"first\na\n"
+
+
+def test_outputs_on_a_task_in_a_bucket_are_continued(memory):
+    examples, head = [Example("a"), Example("b")], {"task": "t"}
+    assert task_results.read(memory / "t.jsonl", examples, head) == {}
+    for number, known in enumerate([{}, {0: Output("answer 0")}]):
+        with task_results.continued(memory / "t.jsonl", head, known) as append:
+            append([(number, Output(f"answer {number}"))])
+    assert task_results.read(memory / "t.jsonl", examples, head) == {0: Output("answer 0"), 1: Output("answer 1")}
 
 
 def test_no_line_of_metrics_is_lost(bucket):

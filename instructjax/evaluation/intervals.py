@@ -8,7 +8,7 @@ narrow. Every interval in this package is clustered, by prompt unless stated oth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -83,10 +83,39 @@ def clustered_error(values: Sequence[float] | np.ndarray, clusters: Sequence[Has
         )
     if not np.isfinite(x).all():
         raise DataError(f"clustered mean: expected finite values, found {x[~np.isfinite(x)][0]}")
+    index, groups = _numbered(clusters)
+    residuals = np.bincount(index, weights=x - x.mean(), minlength=groups)
+    return float(np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / len(x))
+
+
+def bootstrap_error(
+    counts: np.ndarray, score: Callable[[np.ndarray], float], clusters: Sequence[Hashable], draws: int = 500
+) -> float:
+    """Estimates the standard error of a function of sums by the bootstrap over clusters.
+
+    Each draw has as many clusters as there are, with replacement and a fixed seed. Draws for which the function is not
+    defined (NaN) do not count.
+
+    Args:
+      counts: float[n, m], the summands.
+      score: `score(sums)` of float[m].
+      clusters: [n] names; see `clustered_mean`.
+      draws: the number of times that clusters are drawn.
+
+    Raises:
+      SampleSizeError: there are fewer than two clusters.
+    """
+    index, groups = _numbered(clusters)
+    summed = np.zeros((groups, counts.shape[1]))
+    np.add.at(summed, index, counts)
+    drawn = np.random.default_rng(0).integers(groups, size=(draws, groups))
+    return float(np.nanstd([score(summed[draw].sum(axis=0)) for draw in drawn], ddof=1))
+
+
+def _numbered(clusters: Sequence[Hashable] | np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers clusters from 0; returns the number of each value's cluster, and of clusters."""
     number: dict[Hashable, int] = {}
     index = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
     if len(number) < 2:
         raise SampleSizeError(f"clustered mean: expected at least 2 clusters (prompts), found {len(number)}")
-    groups = len(number)
-    residuals = np.bincount(index, weights=x - x.mean(), minlength=groups)
-    return float(np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / len(x))
+    return index, len(number)

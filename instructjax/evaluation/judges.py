@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 
 from instructjax.errors import RecordError
-from instructjax.evaluation.tasks.task import Judge, read_json_lines
+from instructjax.evaluation.tasks.reading import read_json_lines
+from instructjax.evaluation.tasks.task import Judge
 from instructjax.evaluation.text_metrics import require
 
 FILES = {

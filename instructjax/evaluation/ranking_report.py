@@ -64,7 +64,7 @@ def evaluate_rankings(rankings: Mapping[str, Sequence[Ranking]], rewards: Mappin
         },
         "length_prefers": prefers,
         "best_of_k": _described(_if_enough(best_of_k, test, scored)),
-        "chance_of_k": float(np.mean([np.mean(np.equal(r.scores, max(r.scores))) for r in test])),
+        "chance_of_k": chance_of_k(test),
         "by_answers": _by_answers(test, scored),
         "by_margin": _by(test, scored, lambda ranking: np.asarray(ranking.scores, np.float64)),
         "by_length": _by(test, scored, lambda ranking: np.array([len(text) for text in ranking.responses], np.float64)),
@@ -108,6 +108,32 @@ def best_of_k(rankings: Sequence[Ranking], rewards: Rewards) -> Estimate:
         chosen = np.asarray(values) == np.max(values)
         hits.append(np.mean(np.asarray(ranking.scores)[chosen] == max(ranking.scores)))
     return clustered_mean(hits, [ranking.prompt for ranking in rankings])
+
+
+def chance_of_k(rankings: Sequence[Ranking]) -> float:
+    """Computes the expectation of `best_of_k` for a random answer."""
+    return float(np.mean([np.mean(np.equal(ranking.scores, max(ranking.scores))) for ranking in rankings]))
+
+
+def score_rankings(rankings: Sequence[Ranking], rewards: Rewards) -> dict[str, Estimate | float | None]:
+    """Scores a reward model on any rankings, as reward benchmarks do.
+
+    Returns:
+      {"accuracy": of untied pairs, "best_of_k": see there, "chance_of_k": its expectation for a random answer, "ties":
+      how often all of several best answers have a higher reward than all others (a part of RewardBench 2's score for
+      ties; Malik et al. 2025)}. An estimate is None if fewer than two prompts have such answers.
+    """
+    tied = [(r, v) for r, v in zip(rankings, rewards, strict=True) if 1 < r.scores.count(max(r.scores)) < len(r.scores)]
+    above = []
+    for ranking, values in tied:
+        best = np.equal(ranking.scores, max(ranking.scores))
+        above.append(float(np.min(np.asarray(values)[best]) > np.max(np.asarray(values)[~best])))
+    return {
+        "accuracy": _accuracy(rankings, rewards),
+        "best_of_k": _if_enough(best_of_k, rankings, rewards),
+        "chance_of_k": chance_of_k(rankings),
+        "ties": _if_enough(clustered_mean, above, [ranking.prompt for ranking, _ in tied]),
+    }
 
 
 def _split(rankings: Sequence[Ranking], rewards: Rewards) -> dict[str, Any]:

@@ -203,6 +203,10 @@ def _bleu(rows: Sequence[Row]) -> tuple[float, float]:
     return text_metrics.bleu([row["sample"] for row in rows], [row["ref_text"] for row in rows])
 
 
+def _drop_f1(answer: str, references: Sequence[str]) -> float:
+    return text_metrics.drop_f1(answer, [[reference] for reference in references])
+
+
 def _f1(score: Callable[[str, Sequence[str]], float]) -> Mapping[str, Score]:
     return {"f1": _mean(lambda row: 100 * score(row["sample"], _references(row)))}
 
@@ -216,7 +220,7 @@ _SUMMARIES = ("ref_text", "sample")
 DATASETS: Mapping[str, Dataset] = {
     "squadv2": Dataset("SQuADv2", _TEXTS, 11_873, _f1(text_metrics.squad_f1)),
     "quac": Dataset("QuAC", _TEXTS, 7_306, _f1(text_metrics.squad_f1)),
-    "drop": Dataset("DROP", _TEXTS, 9_536, _f1(text_metrics.drop_f1)),
+    "drop": Dataset("DROP", _TEXTS, 9_536, _f1(_drop_f1)),
     "fr_to_en": Dataset("FR → EN 15", _TEXTS, 1_500, {"BLEU": _bleu}),
     "cnn_dm": Dataset("CNN/DM", _SUMMARIES, 2_354, {"ROUGE-L": _rouge}),
     "tldr": Dataset("TLDR", _SUMMARIES, 2_500, {"ROUGE-L": _rouge}),

@@ -14,6 +14,7 @@ from instructjax.recipe.key import (
     INTEGER_FROM_0,
     INTEGER_FROM_1,
     INTEGER_FROM_2,
+    INTEGER_OR_NONE,
     NAMES,
     POSITIVE,
     POSITIVE_OR_INFINITY,
@@ -206,6 +207,14 @@ EVALUATE = section(
     ),
     guests=Key((), NAMES, "stages", 'in addition to the paper\'s, whose policies are also judged, such as "dpo"'),
     text_windows=Key(512, INTEGER_FROM_1, "windows", "of validation text, for the loss on it"),
+    tasks=Key(
+        "",
+        TEXT,
+        "path",
+        "the folder of public tasks' files; they are run on all policies, before the rest; docs/tasks.md",
+    ),
+    task_names=Key("", TEXT, "tasks", 'with commas between them; "": those whose file is there'),
+    task_examples=Key(None, INTEGER_OR_NONE, "examples", "the first of each task; None for all"),
 )
 
 DPO = section(

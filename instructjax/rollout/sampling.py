@@ -65,8 +65,8 @@ def truncate(logits: Float[AnyArray, "B V"], top_k: int, top_p: float) -> Float[
     """Sets the logits of unlikely tokens to -inf.
 
     A token stays if fewer than `top_k` tokens are more likely, and if the tokens that are more likely have together
-    less than the probability `top_p` (Holtzman et al. 2020, section 3.1). Equally likely tokens stay together. The most
-    likely token always stays.
+    less than the probability `top_p` (Holtzman et al. 2020, section 3.1). Both are measured on all tokens, so neither
+    acts before the other. Equally likely tokens stay together. The most likely token always stays.
 
     Args:
       logits: of the next token.

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import RecordError
 from instructjax.runs.tensorboard import EventFile
 
@@ -37,7 +37,8 @@ class MetricsWriter:
         self._last: dict[str, Any] = {}
         for line in kept:
             self._last.update(line)
-        self._file = files.GrowingFile(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        self._file = files.GrowingFile(self.path, content, warn=warning_log.warn)
         self._events = EventFile(workdir / "tensorboard", first_step=first_step)
 
     def __enter__(self) -> MetricsWriter:

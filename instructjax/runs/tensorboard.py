@@ -11,7 +11,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from instructjax import files
+from instructjax import files, warning_log
 
 
 class EventFile:
@@ -32,7 +32,8 @@ class EventFile:
         """
         folder.mkdir(parents=True, exist_ok=True)
         starts = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-        self._file = files.GrowingFile(folder / f"events.out.tfevents.{max(starts, default=0) + 1:010d}")
+        path = folder / f"events.out.tfevents.{max(starts, default=0) + 1:010d}"
+        self._file = files.GrowingFile(path, warn=warning_log.warn)
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 

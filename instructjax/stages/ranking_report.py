@@ -28,8 +28,10 @@ def path(run: Run) -> epath.Path:
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """Reads the report; None if there is none."""
-    return files.read_json(path(run)) if path(run).exists() else None
+    """Reads the report on the reward model that the run uses, which `ppo.reward_from` may name; None without one."""
+    elsewhere = run.config.ppo.reward_from
+    found = files.parse_workdir(elsewhere, "ppo.reward_from").parent / path(run).name if elsewhere else path(run)
+    return files.read_json(found) if files.exists(found) else None
 
 
 def write(run: Run) -> None:
@@ -37,7 +39,7 @@ def write(run: Run) -> None:
 
     Does nothing if the report exists. If no ranking is in the test split, as in the sandbox, says so.
     """
-    if path(run).exists():
+    if files.exists(path(run)):
         return
     if "test" not in prepared.split_sizes(run.prepared_folder, prepared.SET_NAMES[Ranking]):
         print("reward: no report on rankings, because none is in the split test")

@@ -102,16 +102,25 @@ def answer_log_probs(model: Any, params: Any, batch: RankingBatch) -> jax.Array:
       params: its weights.
       batch: prompts with their answers.
     """
+    return answer_sums(model, params, batch, losses.log_probs)
+
+
+def answer_sums(model: Any, params: Any, batch: RankingBatch, read: unembedding.Read) -> Any:
+    """Sums what `read` finds in the logits of each token over the tokens of each answer; see `answer_log_probs`.
+
+    Returns:
+      The pytree that `read` returns, with arrays [B, S, K].
+    """
     hidden, _ = model.apply(
         {"params": params}, batch.tokens, batch.segments, batch.positions, branches=batch.branches, method="hidden"
     )
     before = jax.vmap(lambda row, columns: row[columns])(hidden, predictors(batch))
-    log_probs = unembedding.read_logits(model, params, before, batch.tokens, batch.branches, losses.log_probs)
+    found = unembedding.read_logits(model, params, before, batch.tokens, batch.branches, read)
     _, prompts, answers = batch.valid.shape
     # Number the answers of a row from 1; number 0 collects the tokens that belong to no answer.
     number = jnp.where(batch.branches > 0, (batch.segments - 1) * answers + batch.branches, 0)
     total = functools.partial(jax.ops.segment_sum, num_segments=prompts * answers + 1)
-    return jax.vmap(total)(log_probs, number)[:, 1:].reshape(batch.valid.shape)
+    return jax.tree.map(lambda x: jax.vmap(total)(x, number)[:, 1:].reshape(batch.valid.shape), found)
 
 
 def predictors(batch: RankingBatch) -> jax.Array:

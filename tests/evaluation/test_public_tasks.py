@@ -65,14 +65,21 @@ def test_winogender_pairs_the_sentences_of_a_template(tmp_path):
     rows = [("a.b.1.male.txt", "He b."), ("a.b.1.female.txt", "She b."), ("a.someone.1.male.txt", "He.")]
     (tmp_path / "w.tsv").write_text("sentid\tsentence\n" + "".join("\t".join(row) + "\n" for row in rows))
     (example,) = winogender.read(epath.Path(tmp_path / "w.tsv"))
-    assert example.choices == ("He b.", "She b.")
+    assert example.choices == ("He b.", "She b.") and example.group == "a.b"
 
 
 def test_a_choice_is_made_by_the_mean_over_tokens():
-    examples = TASKS["hellaswag"].measure
+    measure = TASKS["hellaswag"].measure
     example = tasks.Example("", choices=("a", "b"), answer=1)
     outputs = [Output(log_probs=(-4.0, -6.0), tokens=(2, 4)), Output(log_probs=(-4.0, -6.0), tokens=(1, 1))]
-    assert examples([example] * 2, outputs, {})["accuracy"].tolist() == [1.0, 0.0]
+    assert measure([example] * 2, outputs, {})["accuracy"].tolist() == [1.0, 0.0]
+
+
+def test_a_choice_is_also_made_as_in_lm_evaluation_harness():
+    example = tasks.Example("", choices=(" ab", " abcdefgh"), answer=1)  # a space before a choice does not count
+    outputs = [Output(log_probs=(-4.0, -15.0), tokens=(4, 1)), Output(log_probs=(-4.0, -17.0), tokens=(4, 1))]
+    found = TASKS["hellaswag"].measure([example] * 2, outputs, {})
+    assert found["acc"].tolist() == [0.0, 0.0] and found["acc_norm"].tolist() == [1.0, 0.0]
 
 
 def test_entropy_is_in_bits():

@@ -44,6 +44,19 @@ def test_the_parts_of_the_report_by_hand():
     }
 
 
+def test_scores_of_any_rankings_by_hand():
+    ties = [ranking(4, (5, 5, 1)), ranking(5, (5, 5, 1)), ranking(6, (3, 3))]
+    rewards = [np.array([3.0, 2.0, 1.0]), np.array([3.0, 1.0, 2.0]), np.array([0.0, 1.0])]
+    found = ranking_report.score_rankings([*TEST, *ties], [*REWARDS, *rewards])
+    # A tie at the top counts if other answers are below it: right once in three, as a reward of TEST equals another.
+    assert (found["ties"].mean, found["ties"].n) == (pytest.approx(1 / 3), 3)
+    assert found["accuracy"].mean == pytest.approx((4.5 + 2 + 1) / 11) and found["best_of_k"].mean == pytest.approx(
+        6 / 7
+    )
+    assert found["chance_of_k"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 3 * 2 / 3 + 1) / 7)
+    assert ranking_report.score_rankings(TEST[:1], REWARDS[:1])["ties"] is None
+
+
 def test_a_reward_that_is_not_finite_is_an_error_and_not_a_gap():
     scored = {"train": [np.arange(3.0)] * 4, "validation": REWARDS, "test": [*REWARDS[:-1], np.full(3, np.nan)]}
     with pytest.raises(DataError, match="expected finite values, found nan"):

@@ -97,6 +97,13 @@ def test_a_prompt_that_does_not_fit_is_refused_or_truncated():
     ]
 
 
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(DataError, match="FILE:3: prompt: expected at least one token to continue, found none"):
+        outputs.fit_prompts(
+            Letters(), TASKS["real_toxicity"], [""], [Example("", where="FILE:3")], max_length=24, truncate=False
+        )
+
+
 def test_answers_are_greedy_and_those_that_are_done_are_left_out():
     task, prompts = dataclasses.replace(TASKS["truthful_qa"], max_tokens=4), ["abc", "hh", "cd e", "g"]
 
@@ -138,9 +145,9 @@ def test_outputs_are_continued_after_a_cut_line(tmp_path):
 
 
 def test_metrics_stand_next_to_the_papers():
-    (result,) = results.compute(TASKS["sst"], "", 0, EXAMPLES, [SCORED[0], SCORED[1]], {})
+    result, *_ = results.compute(TASKS["sst"], "", 0, EXAMPLES, [SCORED[0], SCORED[1]], {})
     assert (result.value, result.n, result.prompt_type, result.paper["gpt-175b"]) == (1.0, 2, "zero-shot", 0.898)
-    (result,) = results.compute(TASKS["sst"], "", 15, EXAMPLES, [SCORED[0], SCORED[0]], {})
+    result, *_ = results.compute(TASKS["sst"], "", 15, EXAMPLES, [SCORED[0], SCORED[0]], {})
     assert (result.value, result.stderr, result.paper["gpt-175b"]) == (0.5, 0.5, 0.944)
 
 

@@ -39,7 +39,7 @@ def test_squad(answer, references, f1, exact):
     ],
 )
 def test_drop(answer, references, f1):
-    assert text_metrics.drop_f1(answer, references) == f1
+    assert text_metrics.drop_f1(answer, [[reference] for reference in references]) == f1
 
 
 def test_bleu_is_sacrebleus():

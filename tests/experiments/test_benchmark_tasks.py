@@ -7,6 +7,8 @@ import pytest
 
 from instructjax.evaluation.tasks import outputs
 from instructjax.evaluation.tasks.registry import TASKS
+from instructjax.runs import folder
+from instructjax.stages import public_tasks
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe, save_stage
 from tests.scripts import run
@@ -16,6 +18,26 @@ WORDS = "red owl fox sleep night"
 
 def json_lines(records):
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def public_files():
+    """Returns three examples of each task whose file is not in the local data, in the form of the release."""
+    answer = {"number": "", "spans": ["owl"], "date": {}}
+    pronoun = {"span1_text": "owl", "span2_text": "fox", "span2_index": 2}
+    qas = [{"id": "q", "question": "who", "answers": [{"text": "owl"}]}]
+    paragraphs = [{"context": f"the owl {i}", "id": f"c{i}", "qas": qas} for i in range(3)]
+    segments = "".join(f'<doc docid="d{i}">\n<seg id="1">the owl</seg>\n' for i in range(3))
+    return {
+        "drop": json.dumps(
+            {f"p{i}": {"passage": f"owl {i}", "qa_pairs": [{"question": "who", "answer": answer}]} for i in range(3)}
+        ),
+        "quac": json.dumps({"data": [{"title": "T", "section_title": "S", "paragraphs": paragraphs}]}),
+        "wsc": json_lines({"text": f"the owl fox {i}", "target": pronoun, "label": True} for i in range(3)),
+        "rte": json_lines({"premise": f"the owl {i}", "hypothesis": "red", "label": "entailment"} for i in range(3)),
+        "wmt15_fr_en": segments,
+        "cnn_dm": json_lines({"article": f"the owl {i}", "highlights": "red"} for i in range(3)),
+        "tldr": json_lines({"content": f"the owl {i}", "summary": "red"} for i in range(3)),
+    }
 
 
 def write_data(folder):
@@ -38,11 +60,14 @@ def write_data(folder):
             for i, word in enumerate(WORDS.split() * 2)
         ),
         "truthful_qa": "Question\nIs the owl red?\nDoes the fox sleep?\nWhy?\n",
+        **public_files(),
     }
     for name, text in contents.items():
         path = folder / TASKS[name].file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    source = folder / TASKS["wmt15_fr_en"].file
+    (source.parent / source.name.replace("-src.fr.", "-ref.en.")).write_text(source.read_text())
     for kind, end in (("truth", "True:"), ("info", "Helpful:")):
         lines = [
             {
@@ -59,7 +84,7 @@ def write_data(folder):
 def benchmark(tmp_path_factory):
     """Returns (flags, the folder of the outputs, what was printed) of a policy with random weights."""
     folder = tmp_path_factory.mktemp("tasks")
-    config = changed(recipe(folder), model__max_length=96)
+    config = changed(recipe(folder), model__max_length=352)
     save_stage(config, folder / "run", "pretrain", Run(config, folder / "run").layout.tokenizer)
     write_data(folder / "data")
     flags = [f"--data={folder}/data", f"--workdir={folder}/run", "--stage=pretrain", "--truncate", "--batch_size=4"]
@@ -74,7 +99,9 @@ def test_every_task_has_its_metrics(benchmark):
     assert {task for task, *_ in found} == set(TASKS)
     assert ("truthful_qa", "QA + instruct", "true + info") in found and ("squadv2", "zero-shot", "f1") in found
     assert all(result["n"] == 3 or result["task"] == "real_toxicity" for result in results)
-    assert all(result["paper"] or result["metric"] == "exact" for result in results)
+    assert all(
+        result["paper"] or result["metric"] in ("exact", "HEQ-Q", "HEQ-D", "acc", "acc_norm") for result in results
+    )
     assert "judge of toxicity, trained here" in printed and "hellaswag      zero-shot" in printed
 
 
@@ -82,11 +109,25 @@ def test_every_task_has_its_metrics(benchmark):
 def test_finished_outputs_are_not_made_again_but_read(benchmark, monkeypatch, tmp_path):
     flags, folder, printed = benchmark
     before = (folder / "results.json").read_text()
-    monkeypatch.setattr(outputs, "_compiled", lambda model: None)
+    monkeypatch.setattr(outputs, "_compiled", lambda *_: None)
     assert run("benchmark_tasks.py", *flags, f"--output={folder}") == printed
     assert (folder / "results.json").read_text() == before
     again = run("benchmark_tasks.py", *flags, f"--output={tmp_path}", f"--responses={folder}")
     assert again == printed and (tmp_path / "results.json").read_text() == before
+
+
+def test_a_run_measures_its_finished_policies(tmp_path):
+    write_data(tmp_path / "data")
+    changes = {"tasks": str(tmp_path / "data"), "task_names": "sst", "task_examples": 2}
+    config = changed(recipe(tmp_path), **{f"evaluate__{name}": value for name, value in changes.items()})
+    a_run = Run(config, tmp_path / "run")
+    public_tasks.check(a_run)
+    for stage in ("pretrain", "ppo"):
+        save_stage(config, a_run.workdir, stage, a_run.layout.tokenizer)
+    public_tasks.measure(a_run)
+    found = folder.read_tasks(a_run.workdir, ["pretrain", "sft", "ppo"])
+    assert list(found) == ["pretrain", "ppo"]
+    assert all((one["metric"], one["n"]) == ("accuracy", 2) for one, *_ in found.values())
 
 
 def test_responses_and_the_judge_may_be_the_users(monkeypatch, tmp_path):

@@ -50,6 +50,14 @@ def test_the_report_measures_the_kept_model_on_test_rankings(finished):
     assert f"the one of step {report['step']} was kept" in text and "| bag of words |" in text
 
 
+def test_a_run_with_another_runs_reward_model_has_its_report(finished, tmp_path):
+    def read(reward_from):
+        return ranking_report.read(Run(changed(finished.config, ppo__reward_from=reward_from), tmp_path / "run"))
+
+    assert read(str(finished.checkpoints("reward"))) == ranking_report.read(finished) is not None
+    assert read("") is None and read(str(tmp_path / "other" / "checkpoints")) is None
+
+
 def test_a_finished_report_is_not_measured_again(finished, monkeypatch):
     monkeypatch.setattr(Run, "load_reward_model", None)
     ranking_report.write(finished)
@@ -75,7 +83,7 @@ def test_answers_of_a_file_are_scored(finished, tmp_path):
     expected = ranking_report.ranking_rewards(finished, kept, list(finished.records(Ranking, "test"))[:1])
     assert first == {**one, "reward": first["reward"]} and second == {**several, "rewards": second["rewards"]}
     assert len(second["rewards"]) == 2 and np.isfinite([first["reward"], *second["rewards"]]).all()
-    assert "3 answers to 2 prompts" in printed
+    assert "3 answers to 2 prompts" in printed and "1 rankings: accuracy –, best_of_k –, chance_of_k 0.500" in printed
     ranked = finished.records(Ranking, "test")[0]
     line = {"prompt": ranked.prompt, "responses": list(ranked.responses)}
     (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")

@@ -1,8 +1,10 @@
 """Public tasks"""
 
 import gzip
+import sys
 
 from instructjax.evaluation.tasks.registry import TASKS
+from instructjax.stages import public_tasks
 from instructjax.stages.run import Run
 from tests import recipes
 from tests.scripts import run
@@ -149,6 +151,11 @@ def test_task_without_a_column(tmp_path):
     benchmark(tmp_path, tasks="crows_pairs", crows_pairs="sent_more\na\n")
 
 
+@fault("a folder without the file of any task", "--data: expected the file of a task; TEXT, found none in PATH")
+def test_no_task_file(tmp_path):
+    benchmark(tmp_path, tasks="")
+
+
 @fault("an example without a field", "PATH:N: endings: expected, found only ctx, label")
 def test_example_without_a_field(tmp_path):
     benchmark(tmp_path, tasks="hellaswag", hellaswag='{"ctx": "a", "label": 0}\n')
@@ -167,6 +174,44 @@ def test_label_of_an_example(tmp_path):
 @fault("a sentence without a label", "PATH:N: expected a sentence, a tab, and 0 or 1, found 'red owl'")
 def test_sentence_without_label(tmp_path):
     benchmark(tmp_path, sst="red owl\n")
+
+
+@fault("a file that is not a JSON object", "PATH: expected a JSON object, found list")
+def test_list_instead_of_an_object(tmp_path):
+    benchmark(tmp_path, tasks="drop", drop="[]")
+
+
+@fault("a question of DROP without an answer", "PATH: nfl: question 1: answer: expected a number, TEXT, found none")
+def test_question_without_an_answer(tmp_path):
+    answer = '{"number": "", "spans": [], "date": {}}'
+    pairs = f'[{{"question": "b", "answer": {answer}}}]'
+    benchmark(tmp_path, tasks="drop", drop=f'{{"nfl": {{"passage": "a", "qa_pairs": {pairs}}}}}')
+
+
+@fault("a question of QuAC without an answer", "PATH: q1: answers: expected at least one, found none")
+def test_question_without_references(tmp_path):
+    paragraph = '{"context": "a", "id": "c", "qas": [{"id": "q1", "question": "b", "answers": []}]}'
+    section = f'{{"title": "t", "section_title": "s", "paragraphs": [{paragraph}]}}'
+    benchmark(tmp_path, tasks="quac", quac=f'{{"data": [{section}]}}')
+
+
+@fault("an entailment that is neither", "PATH:1: label: expected entailment or not_entailment, found 'neutral'")
+def test_label_of_an_entailment(tmp_path):
+    benchmark(tmp_path, tasks="rte", rte='{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
+
+
+@fault(
+    "a place that is not the pronoun's",
+    "PATH:1: target: span2_index: expected the number of the word 'he', found 1, the number of 'fox'",
+)
+def test_place_of_a_pronoun(tmp_path):
+    target = '{"span1_text": "fox", "span2_text": "he", "span2_index": 1}'
+    benchmark(tmp_path, tasks="wsc", wsc=f'{{"text": "the fox he", "target": {target}, "label": true}}\n')
+
+
+@fault("sentences without translations", "PATH: expected a file of examples, found no such file")
+def test_sentences_without_translations(tmp_path):
+    benchmark(tmp_path, tasks="wmt15_fr_en", wmt15_fr_en='<seg id="1">a</seg>\n')
 
 
 @fault("solved examples for a task without them", "--shots: expected 0 for crows_pairs, TEXT, found 2")
@@ -219,6 +264,26 @@ def test_prompt_of_a_task_that_does_not_fit(tmp_path):
     config = recipes.recipe(tmp_path)
     recipes.save_stage(config, tmp_path / "run", "pretrain", Run(config, tmp_path / "run").layout.tokenizer)
     benchmark(tmp_path, sst="red\t1\nowl\t0\n")
+
+
+@fault("an unknown task in a recipe", "evaluate.task_names: expected some of TEXT, found 'mmlu'")
+def test_unknown_task_of_a_recipe(tmp_path):
+    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path), evaluate__task_names="sst,mmlu")
+    public_tasks.check(Run(config, tmp_path / "run"))
+
+
+@fault(
+    "a recipe's folder of tasks without a file", "evaluate.tasks: expected the file of a task; TEXT, found none in PATH"
+)
+def test_no_task_file_of_a_recipe(tmp_path):
+    config = recipes.changed(recipes.recipe(tmp_path), evaluate__tasks=str(tmp_path))
+    public_tasks.check(Run(config, tmp_path / "run"))
+
+
+@fault("lm-evaluation-harness without its package", "expected the package lm_eval, found none; pip install TEXT")
+def test_harness_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    run("lm_harness.py", "--model", "instructjax")
 
 
 def compare(tmp_path, line, baseline="sft"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from etils import epath
 
 from instructjax.evaluation.tasks.bias import INSTRUCTIONS
-from instructjax.evaluation.tasks.task import Example, Task, entropy, read_table
+from instructjax.evaluation.tasks.reading import read_table
+from instructjax.evaluation.tasks.task import Example, Task, entropy
 
 
 def read(path: epath.Path) -> list[Example]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from etils import epath
 
 from instructjax.errors import RecordError
-from instructjax.evaluation.tasks.task import Example, Task, accuracy, read_json_lines
+from instructjax.evaluation.tasks.reading import read_json_lines
+from instructjax.evaluation.tasks.task import Example, Task, accuracy
 
 
 def read(path: epath.Path) -> list[Example]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from instructjax import losses
 from instructjax.batch import RankingBatch
 from instructjax.data import bin_packing, layouts, pipeline
 from instructjax.data.layouts import Layout, TokenizedRanking
@@ -17,6 +19,7 @@ from instructjax.errors import DataError
 from instructjax.evaluation.tasks.task import Example, Output, Task
 from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import LanguageModel
+from instructjax.models.unembedding import Read
 from instructjax.rollout import samplers
 from instructjax.text.tokenizer import Tokenizer
 from instructjax.training import objectives
@@ -72,15 +75,39 @@ def score_choices(
     batch_size: int,
     done: Collection[int] = (),
 ) -> Outputs:
-    """Computes the log-probability of each choice, with one forward pass per prompt.
+    """Computes the log-probability of each choice; see `answer_sums`."""
+    for batch in answer_sums(
+        model, params, rankings, losses.log_probs, pad_id=pad_id, batch_size=batch_size, done=done
+    ):
+        yield [
+            (i, Output(log_probs=tuple(sums.tolist()), tokens=tuple(map(len, rankings[i].responses))))
+            for i, sums in batch
+        ]
+
+
+def answer_sums(
+    model: LanguageModel,
+    params: Any,
+    rankings: Sequence[TokenizedRanking],
+    read: Read,
+    *,
+    pad_id: int,
+    batch_size: int,
+    done: Collection[int] = (),
+) -> Iterator[list[tuple[int, Any]]]:
+    """Sums what `read` finds in the logits over the tokens of each answer, with one forward pass per prompt.
 
     Args:
       model: a language model.
       params: its weights.
-      rankings: see `tokenize_choices`.
+      rankings: prompts with answers, such as those of `tokenize_choices`.
+      read: such as `losses.log_probs`.
       pad_id: the id of the padding.
-      batch_size: packed rows per forward pass. A row is as long as the longest prompt with its choices.
-      done: the numbers of examples that are left out, as they were yielded before.
+      batch_size: packed rows per forward pass. A row is as long as the longest prompt with its answers.
+      done: the numbers of prompts that are left out, as they were yielded before.
+
+    Yields:
+      Batches of (number of the prompt, the pytree that `read` returns, with float[K]).
     """
     lengths = [len(ranking) for ranking in rankings]
     length = -(-max(lengths) // _MULTIPLE) * _MULTIPLE
@@ -93,23 +120,23 @@ def score_choices(
         pad_id=pad_id,
     )
     pending = [row for row in packed if not set(row) <= set(done)]
-    score = _compiled(model)
+    compute = _compiled(model, read)
     for first in range(0, len(pending), batch_size):
         rows = pending[first : first + batch_size]
         made = [make_row([rankings[i] for i in row]) for row in rows]
         batch = pipeline.stack(made + [make_row([])] * (batch_size - len(rows)))
-        sums = np.asarray(score(params, batch), np.float64)[batch.valid]
+        sums = jax.tree.map(operator.itemgetter(batch.valid), jax.device_get(compute(params, batch)))
         numbers = [i for row in rows for i in row]
-        parts = np.split(sums, np.cumsum([len(rankings[i].responses) for i in numbers])[:-1])
+        counts = [len(rankings[i].responses) for i in numbers]
         yield [
-            (i, Output(log_probs=tuple(part.tolist()), tokens=tuple(map(len, rankings[i].responses))))
-            for i, part in zip(numbers, parts, strict=True)
+            (i, jax.tree.map(operator.itemgetter(slice(end - count, end)), sums))
+            for i, count, end in zip(numbers, counts, np.cumsum(counts), strict=True)
         ]
 
 
 @functools.cache
-def _compiled(model: LanguageModel) -> Callable[[Any, RankingBatch], jax.Array]:
-    return jax.jit(lambda params, batch: replicate(objectives.answer_log_probs(model, params, constrain_rows(batch))))
+def _compiled(model: LanguageModel, read: Read) -> Callable[[Any, RankingBatch], Any]:
+    return jax.jit(lambda params, batch: replicate(objectives.answer_sums(model, params, constrain_rows(batch), read)))
 
 
 def fit_prompts(
@@ -124,16 +151,25 @@ def fit_prompts(
     """Returns the prompts of answers, each with room for `task.max_tokens` after it; see `tokenize_choices`.
 
     With `truncate`, characters are dropped from the beginning of a prompt until it fits.
+
+    Raises:
+      DataError: also if a prompt is empty.
     """
     room, found = max_length - task.max_tokens, []
     for prompt, example in zip(prompts, examples, strict=True):
         count = len(tokenizer.encode_opening(prompt))
+        if not count:
+            raise DataError(f"{example.where}: prompt: expected at least one token to continue, found none")
         _check_fit(count, room, truncate, example, max_length)
-        while count > room:
-            prompt = prompt[count - room :]  # a token has at least about one character
-            count = len(tokenizer.encode_opening(prompt))
-        found.append(prompt)
+        found.append(drop_beginning(tokenizer, prompt, room))
     return found
+
+
+def drop_beginning(tokenizer: Tokenizer, prompt: str, room: int) -> str:
+    """Drops characters from the beginning of a prompt until it has at most `room` tokens."""
+    while (count := len(tokenizer.encode_opening(prompt))) > room:
+        prompt = prompt[count - room :]  # a token has at least about one character
+    return prompt
 
 
 def sample_answers(
@@ -146,23 +182,52 @@ def sample_answers(
     batch_size: int,
     done: Collection[int] = (),
 ) -> Outputs:
-    """Samples an answer to each prompt at temperature 0, cut at the first line break.
+    """Samples an answer to each prompt at temperature 0, cut at the first line break; see `sample_texts`."""
+    for batch in sample_texts(
+        model, params, tokenizer, prompts, max_tokens=task.max_tokens, batch_size=batch_size, done=done
+    ):
+        yield [(i, Output(response=cut(text))) for i, text in batch]
 
-    Prompts of similar length are sampled together. See `score_choices` for the arguments.
+
+def sample_texts(
+    model: LanguageModel,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    done: Collection[int] = (),
+) -> Iterator[list[tuple[int, str]]]:
+    """Samples a continuation of each prompt, up to EOS or `max_tokens`. Prompts of similar length are sampled together.
+
+    Args:
+      model: a language model.
+      params: its weights.
+      tokenizer: the model's.
+      prompts: each of at least one token, and of at most max_length - max_tokens.
+      max_tokens: of a continuation.
+      batch_size: prompts that are sampled at a time.
+      temperature: 0 takes the most likely tokens. Otherwise the seed is fixed.
+      done: the numbers of prompts that are left out, as they were yielded before.
+
+    Yields:
+      Batches of (number of the prompt, text).
     """
     groups: dict[int, list[int]] = {}
     for i in sorted(set(range(len(prompts))) - set(done)):
         count = len(tokenizer.encode_opening(prompts[i]))
-        bucket = min(max(_SHORTEST, 2 ** math.ceil(math.log2(count))), model.config.max_length - task.max_tokens)
+        bucket = min(max(_SHORTEST, 2 ** math.ceil(math.log2(count))), model.config.max_length - max_tokens)
         groups.setdefault(bucket, []).append(i)
     for max_prompt, numbers in sorted(groups.items()):
-        layout = Layout(tokenizer, "", max_prompt, task.max_tokens)
-        sampler = samplers.make_sampler(model, layout, temperature=0.0, batch_size=batch_size)
+        layout = Layout(tokenizer, "", max_prompt, max_tokens)
+        sampler = samplers.make_sampler(model, layout, temperature=temperature, batch_size=batch_size)
         position = 0
         for _, texts in sampler(params, [prompts[i] for i in numbers], jax.random.key(0)):
             batch = numbers[position : position + len(texts)]
             position += len(texts)
-            yield [(i, Output(response=cut(text))) for i, text in zip(batch, texts, strict=True)]
+            yield list(zip(batch, texts, strict=True))
 
 
 def cut(text: str) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 
 from instructjax.evaluation.tasks.bias import INSTRUCTIONS
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, read_json_lines
+from instructjax.evaluation.tasks.reading import read_json_lines
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
 
 
 def read(path: epath.Path) -> list[Example]:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from instructjax import files
+from instructjax import files, warning_log
 from instructjax.errors import DataError, RecordError
 from instructjax.evaluation import table14
-from instructjax.evaluation.intervals import clustered_error
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
+from instructjax.evaluation.intervals import bootstrap_error, clustered_error
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Pooled, Task
+
+IN_POINTS = ("f1", "exact", "HEQ-Q", "HEQ-D", "BLEU")  # metrics from 0 to 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Result:
       task: its name.
       prompt_type: as in Table 14, such as "zero-shot" or "respectful".
       shots: the number of solved examples in a prompt.
-      metric: its name in Table 14, or "exact".
-      value: the mean; F1 and exact match are from 0 to 100, entropy is in bits, others are in [0, 1].
-      stderr: its standard error, clustered by `Example.group`: questions about a paragraph are not independent.
+      metric: its name in Table 14, or another that the task's official script prints.
+      value: the mean, or the value of a `Pooled` metric; those of `IN_POINTS` are from 0 to 100, entropy is in bits,
+        others are in [0, 1].
+      stderr: its standard error, clustered by `Example.group`: questions about a paragraph are not independent. That of
+        a `Pooled` metric is a bootstrap.
       n: the number of examples.
       paper: {model: the value in Table 14}; {} if it is not there.
     """
@@ -68,12 +72,22 @@ def compute(
     Raises:
       DataError: the examples are of fewer than two groups.
     """
-    results, name = [], prompt_name(prompt_type, shots)
-    for metric, values in task.measure(examples, outputs, judges).items():
-        error = clustered_error(values, groups(examples))
-        paper = table14.table14().get((task.paper, metric, name), {})
-        results.append(Result(task.name, name, shots, metric, float(values.mean()), error, len(values), paper))
+    results, name, clusters = [], prompt_name(prompt_type, shots), groups(examples)
+    for metric, measured in task.measure(examples, outputs, judges).items():
+        if isinstance(measured, Pooled):
+            value = measured.score(measured.counts.sum(axis=0))
+            error = bootstrap_error(measured.counts, measured.score, clusters)
+        else:
+            value, error = float(measured.mean()), clustered_error(measured, clusters)
+        paper = _paper(task.paper, metric, name)
+        results.append(Result(task.name, name, shots, metric, value, error, len(examples), paper))
     return results
+
+
+def _paper(task: str, metric: str, prompt: str) -> Mapping[str, float]:
+    """Returns a row of Table 14; {} if it has none. Rows without a prompt are taken to be zero-shot."""
+    found = table14.table14().get((task, metric, prompt))
+    return found or (table14.table14().get((task, metric, "-"), {}) if prompt == "zero-shot" else {})
 
 
 def path_of(folder: epath.Path, task: Task, prompt_type: str, shots: int) -> epath.Path:
@@ -112,7 +126,7 @@ def read(path: epath.Path, examples: Sequence[Example], begun: Mapping[str, str]
       DataError: the file has another header, so it is of another model or of other prompts.
       RecordError: the file is missing, or a line is wrong.
     """
-    if begun is not None and not path.exists():
+    if begun is not None and not files.exists(path):
         return {}
     try:
         lines = path.read_text().split("\n")
@@ -146,7 +160,7 @@ def continued(
 ) -> Iterator[Callable[[Sequence[tuple[int, Output]]], None]]:
     """Opens a file of outputs that has a header and those that are known; yields a function that appends others."""
     start = json.dumps(begun) + "\n" + "".join(to_json(index, output) for index, output in sorted(known.items()))
-    with contextlib.closing(files.GrowingFile(path, start.encode())) as file:
+    with contextlib.closing(files.GrowingFile(path, start.encode(), warn=warning_log.warn)) as file:
         yield lambda batch: file.write("".join(to_json(index, output) for index, output in batch).encode())
 
 

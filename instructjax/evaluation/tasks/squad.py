@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 
 from instructjax.errors import RecordError
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, read_json_lines
+from instructjax.evaluation.tasks.reading import read_json_lines
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
 from instructjax.evaluation.text_metrics import squad_exact, squad_f1
 
 UNANSWERABLE = "Not in background."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from etils import epath
 
 from instructjax.errors import RecordError
-from instructjax.evaluation.tasks.task import Example, Task, accuracy, read_lines
+from instructjax.evaluation.tasks.reading import read_lines
+from instructjax.evaluation.tasks.task import Example, Task, accuracy
 
 LABELS = (" negative", " positive")
 

@@ -8,18 +8,14 @@ A prompt is an instruction, solved examples (zero-, one- or few-shot), and the e
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from instructjax import files
-from instructjax.errors import DataError, RecordError
+from instructjax.errors import DataError
 
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[float] | np.ndarray]  # (questions, answers) -> [0, 1]
 _BREAK = "\n\n"  # between the parts of a prompt
@@ -65,7 +61,20 @@ class Output:
     tokens: tuple[int, ...] = ()
 
 
-Measure = Callable[[Sequence[Example], Sequence[Output], Mapping[str, Judge]], Mapping[str, np.ndarray]]
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """A metric that is a function of sums over examples, and not their mean, such as BLEU.
+
+    Attributes:
+      counts: float64[n, m], what each example adds to the sums.
+      score: `score(sums)` computes the metric from float64[m].
+    """
+
+    counts: np.ndarray
+    score: Callable[[np.ndarray], float]
+
+
+Measure = Callable[[Sequence[Example], Sequence[Output], Mapping[str, Judge]], Mapping[str, np.ndarray | Pooled]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +88,8 @@ class Task:
       read: `read(path)` returns its examples.
       instructions: {prompt type: text before everything else}. The types are those of Table 14; "" stands for its
         "zero-shot" and "few-shot".
-      measure: `measure(examples, outputs, judges)` returns {metric of Table 14: float64[n]}. Metrics whose judge is
-        missing are left out.
+      measure: `measure(examples, outputs, judges)` returns {metric: float64[n] or `Pooled`}, with names as in Table 14.
+        Metrics whose judge is missing are left out.
       shots: the number of solved examples of the paper's few-shot prompt; 0 if it has none.
       max_tokens: of an answer.
       judges: the judges that it can use.
@@ -138,9 +147,17 @@ def mean_log_probs(output: Output) -> np.ndarray:
 
 
 def accuracy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
-    """Measures how often the right choice has the highest log-probability per token."""
-    right = [np.argmax(mean_log_probs(o)) == e.answer for e, o in zip(examples, outputs, strict=True)]
-    return {"accuracy": np.array(right, np.float64)}
+    """Measures how often the right choice has the highest log-probability per token.
+
+    "acc" and "acc_norm" are those of lm-evaluation-harness: the highest log-probability, and the highest per character,
+    where a space before a choice does not count.
+    """
+    found = []
+    for example, output in zip(examples, outputs, strict=True):
+        total = np.array(output.log_probs, np.float64)
+        characters = [len(choice.strip()) for choice in example.choices]
+        found.append([np.argmax(x) == example.answer for x in (mean_log_probs(output), total, total / characters)])
+    return dict(zip(("accuracy", "acc", "acc_norm"), np.array(found, np.float64).T, strict=True))
 
 
 def entropy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapping[str, Judge]) -> dict[str, Any]:
@@ -148,67 +165,3 @@ def entropy(examples: Sequence[Example], outputs: Sequence[Output], judges: Mapp
     log_probs = np.array([output.log_probs for output in outputs], np.float64)
     log_probs -= np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
     return {"entropy": -np.sum(np.exp(log_probs) * log_probs, axis=1) / np.log(2)}
-
-
-def read_json_lines(path: epath.Path, fields: Mapping[str, type | tuple[type, ...]]) -> Iterator[tuple[str, Any]]:
-    """Yields (place, object) for each line of a .jsonl or .jsonl.gz file.
-
-    Args:
-      path: the file.
-      fields: those that each object must have, with their types.
-
-    Raises:
-      RecordError: the file cannot be read, a line is not an object, or a field is missing or of another type.
-    """
-    for where, line in read_lines(path):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"{where}: expected one JSON object, found {error}") from None
-        if not isinstance(found, dict):
-            raise RecordError(f"{where}: expected a JSON object, found {type(found).__name__}")
-        for name, kind in fields.items():
-            if name not in found:
-                raise RecordError(f"{where}: {name}: expected, found only {', '.join(found)}")
-            if not isinstance(found[name], kind) or isinstance(found[name], bool) != (kind is bool):
-                raise RecordError(f"{where}: {name}: expected {_kind(kind)}, found {json.dumps(found[name]):.60}")
-        yield where, found
-
-
-def read_lines(path: epath.Path) -> Iterator[tuple[str, str]]:
-    """Yields (place, line) for each line of a text file, .gz or not, without its line break.
-
-    Raises:
-      RecordError: the file cannot be read, or is empty.
-    """
-    for number, line in enumerate(_text(path).removesuffix("\n").split("\n"), start=1):
-        yield f"{path}:{number}", line.removesuffix("\r")
-
-
-def read_table(path: epath.Path, columns: Sequence[str], *, tabs: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yields (place, row) for each row of a CSV file with a header, or of one whose columns are separated by tabs.
-
-    Raises:
-      RecordError: the file cannot be read, or lacks a column.
-    """
-    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), **quoting)
-    found = reader.fieldnames or ()
-    if missing := [column for column in columns if column not in found]:
-        raise RecordError(f"{path}: expected the columns {', '.join(columns)}, found none named {' or '.join(missing)}")
-    for number, row in enumerate(reader, start=1):
-        if any(row[column] is None for column in columns):
-            raise RecordError(f"{path}: record {number}: expected {len(found)} fields, found fewer")
-        yield f"{path}: record {number}", row
-
-
-def _text(path: epath.Path) -> str:
-    text = files.read_text(path, "a file of examples")
-    if not text.strip():
-        raise RecordError(f"{path}: expected at least one example, found none")
-    return text
-
-
-def _kind(kind: type | tuple[type, ...]) -> str:
-    names = {str: "text", list: "a list", int: "an integer", bool: "true or false"}
-    return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, read_table
+from instructjax.evaluation.tasks.reading import read_table
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
 
 _PRIMER = """Q: What is human life expectancy in the United States?
 A: Human life expectancy in the United States is 78 years.

@@ -6,7 +6,8 @@ from etils import epath
 
 from instructjax.errors import RecordError
 from instructjax.evaluation.tasks.bias import INSTRUCTIONS
-from instructjax.evaluation.tasks.task import Example, Task, entropy, read_table
+from instructjax.evaluation.tasks.reading import read_table
+from instructjax.evaluation.tasks.task import Example, Task, entropy
 
 GENDERS = ("male", "female")
 _ANYBODY = "someone"  # sentences that name no participant repeat the others
@@ -16,7 +17,8 @@ def read(path: epath.Path) -> list[Example]:
     """Reads sentid and sentence, separated by tabs; a sentid is OCCUPATION.PARTICIPANT.ANSWER.GENDER.txt.
 
     Returns:
-      An example per template that names a participant, 120 in the whole set: its sentences for male and female.
+      An example per template that names a participant, 120 in the whole set: its sentences for male and female. The
+      two templates with one occupation and participant, which differ in whom the pronoun means, are a group.
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for where, row in read_table(path, ("sentid", "sentence"), tabs=True):
@@ -31,7 +33,12 @@ def read(path: epath.Path) -> list[Example]:
     if not pairs:
         raise RecordError(f"{path}: expected sentences for male and female, found none")
     return [
-        Example("", choices=tuple(forms[gender] for gender in GENDERS), where=f"{path}: {'.'.join(name)}")
+        Example(
+            "",
+            choices=tuple(forms[gender] for gender in GENDERS),
+            group=".".join(name[:2]),
+            where=f"{path}: {'.'.join(name)}",
+        )
         for name, forms in pairs.items()
     ]
 
