@@ -22,7 +22,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def squad_f1(answer: str, references: Sequence[str]) -> float:
-    """Computes the F1 of an answer by the rules of SQuAD 2.0, in [0, 1], for the reference where it is highest.
+    """Computes the F1 of an answer by the rules of SQuAD 2.0, in [0, 1]: the highest over all references.
 
     Texts are bags of words in lower case, without punctuation and articles. An empty text means "no answer": it
     matches only another empty text.
@@ -31,12 +31,12 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:
-    """Computes whether an answer equals a reference by the rules of SQuAD 2.0, 0 or 1; see `squad_f1`."""
+    """Returns 1 if an answer equals a reference by the rules of SQuAD 2.0, else 0; see `squad_f1`."""
     return float(any(_squad_words(answer) == _squad_words(reference) for reference in references))
 
 
 def drop_f1(answer: str, references: Sequence[str]) -> float:
-    """Computes the F1 of an answer by the rules of DROP, in [0, 1], for the reference where it is highest.
+    """Computes the F1 of an answer by the rules of DROP, in [0, 1]: the highest over all references.
 
     Words are compared as sets, and numbers by value. If a reference has numbers, an answer with none of them scores 0.
     As in DROP's script, a score is rounded to two digits. Each text is one span; several are not split.
@@ -45,7 +45,7 @@ def drop_f1(answer: str, references: Sequence[str]) -> float:
 
 
 def rouge_l() -> Callable[[str, Sequence[str]], float]:
-    """Builds `score(answer, references)`: ROUGE-L F of rouge-score without stemming, in [0, 1], the highest.
+    """Builds `score(answer, references)`: the highest ROUGE-L F over all references, in [0, 1], without stemming.
 
     Raises:
       DataError: rouge-score is not installed.
@@ -64,7 +64,7 @@ def bleu(answers: Sequence[str], references: Sequence[str], bootstraps: int = 50
     Args:
       answers: [n] translations.
       references: [n], one reference per answer.
-      bootstraps: the number of corpora of n answers that are drawn with replacement, with a fixed seed.
+      bootstraps: the number of corpora of n answers to draw with replacement, with a fixed seed.
 
     Returns:
       BLEU from 0 to 100, and the standard deviation of the resampled corpora's BLEU.

@@ -104,5 +104,5 @@ def name_columns(axes: Axes, names: Sequence[str], room: float = WIDTH) -> None:
 
 
 def wrapped(label: str, width: int = 16) -> str:
-    """Returns a label in lines of at most `width` characters, if its words are that short."""
+    """Wraps a label into lines of at most `width` characters; a longer word keeps its own line."""
     return textwrap.fill(label, width, break_long_words=False)
