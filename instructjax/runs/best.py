@@ -15,7 +15,7 @@ METRICS = ("validation_reward",)  # by which the best checkpoint of a stage is k
 
 
 class Best:
-    """Keeps the best checkpoint while a run trains. After a resume, metrics.jsonl tells which one was best before."""
+    """Keeps the best checkpoint while a run trains. After a resume, metrics.jsonl shows which one was best before."""
 
     def __init__(self, directory: epath.Path, metric: str, checkpoints: Checkpoints, done: int):
         """Finds the best step so far.

@@ -1,4 +1,4 @@
-"""The evaluation (section 4.1): every model answers the prompts of held-out users, and is judged."""
+"""The evaluation (section 4.1): every model answers prompts of held-out users, and the answers are judged."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
 
 
 def _steps(run: Run) -> dict[str, int | None]:
-    """Returns the models to judge, with the step of another checkpoint than `Run.load_policy` loads."""
+    """Returns the models to judge, each with the step of its checkpoint; None for that of `Run.load_policy`."""
     begun = [model for model in PPO if files.exists(run.directory(POLICIES[model]))] or list(PPO)
     steps: dict[str, int | None] = {model: None for model in POLICIES if model not in PPO or model in begun}
     if run.config.evaluate.ppo_checkpoint == "best":
@@ -135,7 +135,7 @@ def _answer_all(
     prefix: str | None,
     bar: progress.Bar,
 ) -> tuple[dict[str, ModelAnswers], ModelAnswers]:
-    """Returns the answers of each model, and another sample of SFT's, which it is compared with as the others are."""
+    """Returns the answers of each model, and a second sample of SFT's, with which all models are compared."""
     config, tokenizer = run.config, run.layout.tokenizer
     reference = Trained(LanguageModel(run.policy_config), run.load_start("ppo_init", config.ppo.init_from), tokenizer)
 
@@ -190,7 +190,7 @@ def sample_answers(
 
 
 def _text_losses(run: Run, policies: Mapping[str, Trained[LanguageModel]]) -> dict[str, float]:
-    """Returns each policy's loss on pretraining text, in nats a token."""
+    """Returns each policy's loss on pretraining text, in nats per token."""
     text, loss = run.validation_text(), held_out_loss(LanguageModel(run.policy_config))
     losses = {}
     with progress.Bar("evaluate: loss on text", len(policies), "model") as bar:
@@ -247,7 +247,7 @@ def _report(run: Run, results: dict[str, Any]) -> None:
 
 
 def _write_answers(run: Run, prompts: Sequence[str], answered: Mapping[str, ModelAnswers]) -> None:
-    """Writes one line a prompt, with every model's answer, for people to read."""
+    """Writes one line per prompt, with every model's answer, for people to read."""
     path = run.workdir / "evaluate" / "answers.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (
