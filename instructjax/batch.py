@@ -30,15 +30,15 @@ class Share:
     of its own devices. They need not be adjacent: on a TPU slice, a mesh follows the torus and not the hosts.
 
     Attributes:
-      parts: the numbers of the parts, in increasing order.
-      count: the number of all parts.
+      parts: the indices of this process's parts, in increasing order.
+      count: the number of parts in total.
     """
 
     parts: tuple[int, ...] = (0,)
     count: int = 1
 
     def rows(self, size: int) -> np.ndarray:
-        """Returns the numbers of this process's rows in a global batch of `size` rows, a multiple of `count`."""
+        """Returns the indices of this process's rows in a global batch of `size` rows, a multiple of `count`."""
         return np.arange(size).reshape(self.count, -1)[list(self.parts)].reshape(-1)
 
 
@@ -115,7 +115,7 @@ class Episodes(flax.struct.PyTreeNode):
       log_probs: of each token of the response, in the distribution from which the sampler
         drew it; 0 on padding. PPO computes its own in a full forward pass and compares them
         with these.
-      group: number in the global batch of the prompt that a row answers; samples of one
+      group: index, in the global batch, of the prompt that a row answers; samples of one
         prompt share it.
     """
 

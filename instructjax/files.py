@@ -1,4 +1,4 @@
-"""Paths of users, local or in buckets, and atomic writes. Also reads and writes JSON objects.
+"""Paths that users give, local or in buckets; atomic writes; JSON objects.
 
 A local file is written under a temporary name in the same folder and then renamed. A bucket stores an object only when
 all of it has arrived. So a reader finds the old content or the new content, never a part, even after a run was killed.
@@ -41,12 +41,12 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKAGES)) -> epath.Path:
-    """Returns the path that a user has written. A leading `~` is the home directory.
+    """Parses a path that a user gave. A leading `~` is the home directory.
 
     Args:
       path: local, gs://BUCKET/NAME or s3://BUCKET/NAME.
       where: the flag or key that names it, for errors.
-      schemes: of the buckets that are accepted.
+      schemes: the accepted bucket schemes.
 
     Raises:
       InputError: the path has another scheme, has no bucket, or the package that opens such buckets is missing.
@@ -74,17 +74,17 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
 
 
 def split_list(text: str) -> list[str]:
-    """Returns the paths of a list with commas. Spaces around them, and a comma at the end, mean nothing."""
+    """Splits a comma-separated list of paths. Spaces around paths and a trailing comma are ignored."""
     return [path for part in text.split(",") if (path := part.strip())]
 
 
 def parse_workdir(path: epath.PathLike, where: str = "--workdir") -> epath.Path:
-    """Returns the folder of a run or of checkpoints that a user has written; see `parse`."""
+    """Parses the folder of a run or of checkpoints; see `parse`."""
     return parse(path, where, RUN_SCHEMES)
 
 
 def local_folder(path: epath.Path) -> epath.Path:
-    """Returns the folder for what belongs to another folder but must be on a local disk: that folder, if it is.
+    """Returns the local folder for those files of a folder that must be on a local disk: the folder itself, if local.
 
     For a folder in a bucket it is ~/.cache/instructjax/gs/BUCKET/FOLDER on this host. XDG_CACHE_HOME replaces ~/.cache.
     """
@@ -166,7 +166,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """Describes an error of the packages that open buckets in one line. Many of them mean little without their kind."""
+    """Formats an error of a bucket package in one line, with its type: many messages mean little without it."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -179,7 +179,7 @@ def open_data(path: epath.Path, expected: str) -> Iterator[BinaryIO]:
       expected: what it should be, such as "a file of Text records".
 
     Raises:
-      RecordError: the file is missing, or it cannot be read or decompressed, in the block too.
+      RecordError: the file is missing, or cannot be read or decompressed, here or inside the `with` block.
     """
     try:
         if not path.is_file():

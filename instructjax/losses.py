@@ -47,7 +47,7 @@ def mean(total: Tree, weight: Scalar) -> Tree:
     """Divides a sum by its weight; the mean is 0 if the weight is 0.
 
     Args:
-      total: a sum, its gradient, or a pytree of such, already summed over
+      total: a sum, its gradient, or a pytree of these, already summed over
         microbatches and devices. A weight does not depend on the parameters, so
         the gradient of a mean is the mean of the gradient.
       weight: summed over the same.
@@ -186,7 +186,7 @@ def adapted_kl_coefficient(beta: Scalar, kl: Scalar, target: Scalar, share: Scal
       beta: β.
       kl: the mean KL of a batch of episodes, in nats.
       target: the KL to keep, in nats.
-      share: episodes of the batch, divided by the horizon; the authors' earlier code has a horizon of 10,000 episodes.
+      share: the number of episodes in the batch divided by the horizon, 10,000 episodes in the authors' earlier code.
     """
     return beta * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * share)
 

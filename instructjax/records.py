@@ -13,8 +13,8 @@ one object per response with the fields of the paper's Table 3. Every record may
 carry "user", "use_case", "labeler", "split" and "source". Fields that are not
 named here are kept, in `extra`.
 
-Here a record must only have this form. Records of this form from which nothing can be
-learned, such as rankings in which all answers tie, are left out by `data/selection.py`.
+This module checks only the form. `data/selection.py` leaves out valid records from which
+nothing can be learned, such as rankings in which all answers tie.
 """
 
 from __future__ import annotations
@@ -274,14 +274,14 @@ def valid(found: Iterable[T | RecordError]) -> Iterator[T]:
 
 
 def list_faults(faults: Sequence[str], count: int) -> str:
-    """Returns the text of an error: the first faults, and how many more there are of `count`."""
+    """Formats an error message: the first faults, and how many of all `count` faults are not listed."""
     listed = faults[:MAX_FAULTS]
     more = count - len(listed)
     return "; ".join([*listed, *([f"and {more} more"] if more else [])])
 
 
 def _try(function: Callable[..., T], *arguments: Any) -> T | RecordError:
-    """Calls a function, and returns the RecordError that it raises or finds among its arguments."""
+    """Calls a function; returns a RecordError if it raises one, or if its first argument already is one."""
     if isinstance(arguments[0], RecordError):
         return arguments[0]
     try:
@@ -291,7 +291,7 @@ def _try(function: Callable[..., T], *arguments: Any) -> T | RecordError:
 
 
 def _lines(path: epath.Path, kind: type[Record]) -> Iterator[bytes]:
-    """Yields the lines of a file without loading the whole file. A line is cut one byte after MAX_LINE."""
+    """Yields the lines of a file without loading the whole file. A line is cut after MAX_LINE + 1 bytes."""
     with files.open_data(path, f"a file of {kind.__name__} records") as lines:
         while raw := lines.readline(MAX_LINE + 1):
             yield raw

@@ -48,7 +48,7 @@ def bag_of_words_rewards(train: Sequence[Ranking], rankings: Sequence[Ranking]) 
 
 
 def _untied_pairs(rankings: Sequence[Ranking]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of the better and of the worse answers, counted over all rankings."""
+    """Returns the indices of the better and of the worse answers, counted over all rankings."""
     better, worse, first = [], [], 0
     for ranking in rankings:
         scores = np.asarray(ranking.scores)

@@ -1,6 +1,6 @@
-"""Compares models by judged answers: of people, of a reward model, or of simulated labelers (section 3.6).
+"""Compares models by answers that people, a reward model or simulated labelers judged (section 3.6).
 
-A judged record is a JSON line with K answers of K models to one prompt, and a judge's score of each:
+A judged record is a JSON line with the answers of K models to one prompt, and a judge's score for each:
 
     {"prompt": "...", "responses": [...], "models": ["sft", "ppo"], "scores": [4, 6], "labeler": "ann"}
 
@@ -136,7 +136,7 @@ def compare(judged: Sequence[Judged], baseline: str) -> dict[str, dict[str, Any]
 
 
 def length_controlled(won: Sequence[float], longer: Sequence[float]) -> float:
-    """Estimates the win rate if both answers were equally long, as in AlpacaEval 2 (Dubois et al. 2024).
+    """Estimates what the win rate would be if both answers were equally long, as in AlpacaEval 2 (Dubois et al. 2024).
 
     It is sigmoid(a) of the model P(win) = sigmoid(a + b tanh(longer / its standard deviation)), which scikit-learn's
     logistic regression fits. A weak penalty on b (C = 100) keeps it finite if length alone decides. A tie is half a
@@ -144,7 +144,7 @@ def length_controlled(won: Sequence[float], longer: Sequence[float]) -> float:
 
     Args:
       won: [n], 1, 0.5 for a tie, or 0.
-      longer: [n], by how much the model's answer is longer than the other, in any unit.
+      longer: [n], how much longer the model's answer is than the other, in any unit.
 
     Raises:
       DataError: scikit-learn is not installed.
@@ -181,9 +181,9 @@ def ratings(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def labeler_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Measures how far labelers agree about the same pairs of answers.
+    """Measures how often labelers agree about the same pairs of answers.
 
-    Of several judgments of a pair by one labeler, the first counts.
+    If a labeler judged a pair several times, the first judgment counts.
 
     Returns:
       {"alpha": see `krippendorff_alpha`, None if no pair was judged twice; "pairwise": ESTIMATE of how often two
@@ -244,7 +244,7 @@ def ranking_agreement(rankings: Sequence[Ranking]) -> dict[str, Any]:
 
 
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float | None:
-    """Computes Krippendorff's alpha with the metric of intervals: 1 - observed / expected squared difference.
+    """Computes Krippendorff's alpha with the interval metric: 1 - observed / expected squared difference.
 
     Args:
       units: for each unit, the values that labelers gave it. Units with fewer than two values are left out.

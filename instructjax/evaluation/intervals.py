@@ -1,6 +1,6 @@
 """Means with cluster-robust 95 % intervals.
 
-Many judgments share a prompt: those of several labelers, of several samples, of all pairs of
+Many judgments share a prompt: those of several labelers, of several samples, or of all pairs in
 a ranking. They are not independent, and an interval that treats them as independent is too
 narrow. Every interval in this package is clustered, by prompt unless stated otherwise.
 """

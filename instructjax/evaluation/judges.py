@@ -1,4 +1,4 @@
-"""Judges of truth, information and toxicity, trained on the public sets: linear models of words and pairs of words.
+"""Judges of truth, information and toxicity, trained on the public sets: linear models of words and word pairs.
 
 The paper's judges are fine-tuned GPT-3 (truth and information) and Perspective (toxicity). A judge is any function of
 prompts and answers; see `instructjax/evaluation/tasks/task.py::Judge`.
@@ -44,7 +44,7 @@ def read(name: str, path: epath.Path) -> list[Labeled]:
     """Reads the training data of a judge: "true", "info" or "toxicity".
 
     Raises:
-      RecordError: a line is not as in the public file.
+      RecordError: a line does not have the form of the public file.
     """
     if name == "toxicity":
         found = []
@@ -70,8 +70,8 @@ def _answer(record: dict[str, str], where: str) -> Labeled:
 def train(data: Sequence[Labeled], seed: int = 0) -> tuple[Judge, dict[str, float]]:
     """Trains a judge, and measures it on held-out questions.
 
-    Labels of 0 and 1 get scikit-learn's logistic regression, others ridge regression, on TF-IDF of words and pairs of
-    words of the answer and, if there is one, of the question with the answer.
+    The judge is scikit-learn's logistic regression if all labels are 0 or 1, else ridge regression. Its features are
+    TF-IDF of words and word pairs of the answer and, if there is a question, of the question with the answer.
 
     Args:
       data: labeled answers. No question is in both parts.
@@ -113,7 +113,7 @@ def train(data: Sequence[Labeled], seed: int = 0) -> tuple[Judge, dict[str, floa
 
 
 def _texts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Joins question and answer. Words of a question are marked, because the same words mean another thing there."""
+    """Joins question and answer. Words of a question are marked, because they mean something else in an answer."""
     return [
         " ".join([*(f"q_{word}" for word in question.split()), answer])
         for question, answer in zip(questions, answers, strict=True)

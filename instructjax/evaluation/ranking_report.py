@@ -41,8 +41,8 @@ def evaluate_rankings(rankings: Mapping[str, Sequence[Ranking]], rewards: Mappin
       All but "splits" are about "test". "raters" is how often two raters agree, and None if no answers were ranked
       twice. "bag_of_words" is None without scikit-learn. "difference" is the reward model minus the better baseline.
       An estimate is None if fewer than two prompts have such pairs. "by_margin" groups pairs by the difference of the
-      labeler's scores, and "by_length" by the characters by which the better answer is longer. T makes the loss of
-      rewards / T least on "validation".
+      labeler's scores, and "by_length" by how many characters longer the better answer is. T minimizes the loss of
+      rewards / T on "validation".
     """
     test, scored = rankings["test"], rewards["test"]
     length, prefers = agreement.length_rewards(rankings["train"], test)
@@ -80,13 +80,13 @@ def evaluate_rankings(rankings: Mapping[str, Sequence[Ranking]], rewards: Mappin
 def ranking_loss(rankings: Sequence[Ranking], rewards: Rewards) -> float:
     """Computes the mean of -log sigmoid(r_better - r_worse) over all untied pairs, in nats.
 
-    Every pair has the same weight, unlike in training, where every ranking has.
+    Every pair has the same weight; in training, every ranking has the same weight.
     """
     return float(-special.log_expit(_signed_margins(rankings, rewards)).mean())
 
 
 def fit_temperature(rankings: Sequence[Ranking], rewards: Rewards) -> float:
-    """Finds the temperature T for which `ranking_loss` of rewards / T is least, between exp(-5) and exp(5).
+    """Finds the temperature T between exp(-5) and exp(5) that minimizes `ranking_loss` of rewards / T.
 
     T > 1 means that the reward model is overconfident. The order of answers does not change.
     """
@@ -193,7 +193,7 @@ def _accuracy(rankings: Sequence[Ranking], rewards: Rewards) -> Estimate | None:
 
 
 def _if_enough(estimate: Any, *arguments: Any) -> Estimate | None:
-    """Returns an estimate; None if fewer than two prompts have what it needs."""
+    """Returns an estimate, or None if fewer than two prompts have the values that it needs."""
     try:
         return estimate(*arguments)
     except SampleSizeError:

@@ -1,6 +1,6 @@
 """Computes cells of Table 14 from the samples that OpenAI released with the paper.
 
-The release has a CSV file per data set, with one sample of each of 12 models for the same 100 prompts. The paper's
+The release has a CSV file per data set, with one sample from each of 12 models for the same 100 prompts. The paper's
 values are for the whole sets, so they differ from these by the error of sampling 100 prompts.
 """
 
@@ -43,7 +43,7 @@ class Dataset:
 
     Attributes:
       task: its name in Table 14.
-      columns: those of its file, besides the model's.
+      columns: the columns of its file, except the model's.
       size: N, the number of prompts that the paper evaluated.
       metrics: {name in Table 14: score}.
     """
@@ -110,8 +110,8 @@ def score_file(path: epath.PathLike) -> list[Cell]:
 
     Raises:
       RecordError: the file is missing, damaged or not in UTF-8.
-      DataError: it is not such a file; it lacks a column; a number is not one; a model has fewer than two samples; or
-        a package is not installed.
+      DataError: it is not such a file; it lacks a column; a value is not a number; a model has fewer than two samples;
+        or a package is not installed.
     """
     path = epath.Path(path)
     name = path.name.removesuffix(".gz").removesuffix("_samples.csv")

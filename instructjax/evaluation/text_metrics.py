@@ -29,7 +29,7 @@ def squad_words(text: str) -> list[str]:
 
 
 def squad_f1(answer: str, references: Sequence[str]) -> float:
-    """Computes the F1 of an answer by the rules of SQuAD 2.0, in [0, 1], for the reference where it is highest.
+    """Computes the F1 of an answer by the rules of SQuAD 2.0, in [0, 1]: the highest over all references.
 
     Texts are bags of words in lower case, without punctuation and articles. An empty text means "no answer": it
     matches only another empty text.
@@ -38,12 +38,12 @@ def squad_f1(answer: str, references: Sequence[str]) -> float:
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:
-    """Computes whether an answer equals a reference by the rules of SQuAD 2.0, 0 or 1; see `squad_f1`."""
+    """Returns 1 if an answer equals a reference by the rules of SQuAD 2.0, else 0; see `squad_f1`."""
     return float(any(squad_words(answer) == squad_words(reference) for reference in references))
 
 
 def drop_f1(answer: str, references: Sequence[Sequence[str]]) -> float:
-    """Computes the F1 of an answer by the rules of DROP, in [0, 1], for the reference where it is highest.
+    """Computes the F1 of an answer by the rules of DROP, in [0, 1]: the highest over all references.
 
     Words are compared as sets, and numbers by value. If a span has numbers, an answer with none of them scores 0. The
     answer is one span, so of a reference with n spans it matches one, and scores 1 / n at most. As in DROP's script, a
@@ -90,7 +90,7 @@ def quac_human_f1(references: Sequence[str]) -> float:
 
 
 def rouge_l() -> Callable[[str, Sequence[str]], float]:
-    """Builds `score(answer, references)`: ROUGE-L F of rouge-score without stemming, in [0, 1], the highest.
+    """Builds `score(answer, references)`: the highest ROUGE-L F over all references, in [0, 1], without stemming.
 
     Raises:
       DataError: rouge-score is not installed.

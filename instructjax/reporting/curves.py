@@ -136,7 +136,7 @@ def draw_groups(
     """Draws groups of runs that differ only in their seed: their mean, and a band from the minimum to the maximum.
 
     With one group, each metric has a color. With several groups, each group has a color,
-    also those without curves. A panel whose curves are flat on linear axes is drawn on logarithmic ones.
+    even those without curves. A panel whose curves are flat on linear axes is drawn on logarithmic ones.
 
     Args:
       groups: the lines of each run of a group, by the group's label.
@@ -173,7 +173,7 @@ def draw_groups(
 
 
 def _draw_seeds(axes: Axes, runs: Sequence[Lines], name: str, **look: Any) -> None:
-    """Draws the mean of a metric over runs and, of several, the band. Runs that do not report it are left out."""
+    """Draws the mean of a metric over runs and, if there are several, the band. Runs without it are left out."""
     reporting = [lines for lines in runs if len(curve(lines, name)[0])]
     if not reporting:
         return
@@ -184,7 +184,7 @@ def _draw_seeds(axes: Axes, runs: Sequence[Lines], name: str, **look: Any) -> No
 
 
 def is_flat(steps: np.ndarray, values: np.ndarray) -> bool:
-    """Returns whether a curve falls to two thirds or less, and mostly in its first fifth: linear axes hide the rest."""
+    """Returns whether a curve falls to two thirds or less, mostly in its first fifth, so linear axes hide the rest."""
     if len(steps) < 8 or not np.isfinite(values).all() or values[-1] > 2 / 3 * values[0]:
         return False
     late = values[steps >= steps[0] + 0.2 * (steps[-1] - steps[0])]
@@ -192,7 +192,7 @@ def is_flat(steps: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _set_scale(axes: Axes, panel: Panel) -> None:
-    """Makes the axes of a loss logarithmic if a curve is flat on linear ones: steps, and losses that span a factor."""
+    """Makes the axes of a loss logarithmic if a curve is flat on linear ones: steps, and losses over a factor of 2."""
     lines = [line.get_xydata() for line in axes.lines if len(np.asarray(line.get_xdata()))]
     if not (panel.is_loss and any(is_flat(*np.asarray(points).T) for points in lines)):
         return

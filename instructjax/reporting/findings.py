@@ -1,4 +1,4 @@
-"""Findings of a run in sentences, which claim only what the numbers support."""
+"""States a run's findings in sentences that claim only what the numbers support."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TOO_SMALL = "too small to tell"
 def alignment_tax(results: Results) -> float | None:
     """Computes the share of the alignment tax that PPO-ptx takes back (section 4.2).
 
-    The tax is the loss on pretraining text that PPO gives away. The share is
+    The tax is the increase of the loss on pretraining text by PPO. The share is
     (ppo - ppo_ptx) / (ppo - gpt): 1 if PPO-ptx predicts the text as well as GPT, 0 if no better
     than PPO. Values above 1 and below 0 are possible.
 
     Returns:
-      The share, or None if a loss is missing or PPO gave nothing away.
+      The share, or None if a loss is missing or PPO did not increase the loss.
     """
     gpt, ppo, ppo_ptx = (lookup(results, "models", name, "pretrain_loss") for name in ("gpt", "ppo", "ppo_ptx"))
     if gpt is None or ppo is None or ppo_ptx is None or ppo <= gpt:
@@ -38,7 +38,7 @@ def is_smoke(results: Results) -> bool:
 
 
 def findings(results: Results) -> list[str]:
-    """Returns one sentence or two per finding, or only the notice of a smoke run."""
+    """Returns one or two sentences per finding; of a smoke run, only a notice that it shows no results."""
     if is_smoke(results):
         return [SMOKE]
     return [
@@ -120,7 +120,7 @@ def _human(human: Mapping[str, Any]) -> list[str]:
 
 
 def _overlap(one: float | Estimate | None, other: float | Estimate | None) -> bool:
-    """Returns whether two intervals overlap; False if either number has none."""
+    """Returns whether two intervals overlap; False if either number has no interval."""
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return False
     return one["low"] <= other["high"] and other["low"] <= one["high"]

@@ -1,8 +1,8 @@
 """Compares groups of runs by the measures of results.json.
 
-With one group, each model has a color. With several, each group has a color. The mark of a group of
-several seeds is their mean, and its bar goes from the least seed to the greatest; the bar of a single
-run is its 95 % interval.
+With one group, each model has a color. With several, each group has a color. For a group of several
+seeds, the mark is the mean and the bar goes from the lowest seed to the highest. For a single run, the
+bar is its 95 % interval.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draws our measures in the form of the paper's Figures 1, 3, 4 and 5, next to the numbers of the paper's text.
 
-Only numbers that the paper's text states are drawn as the paper's. Most points of its charts are
-not in the text, and are not read off here.
+The paper's numbers are those that its text states. Most points of its charts are not in the text
+and are not drawn.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _stated(axes: Axes, numbers: Sequence[tuple[str, float, float]], title: str)
 
 
 def _by_size(axes: Axes, groups: Sequence[Group], labelers: str) -> None:
-    """Draws win rates by labelers of a group, one column per recipe, from the smallest model to the greatest."""
+    """Draws win rates by one group of labelers, one column per recipe, from the smallest model to the largest."""
     sizes = [_size(group) for group in groups]
     models = models_of(groups, "win_rate_vs_sft")
     for i, (model, (_, color)) in enumerate(models.items()):
@@ -170,7 +170,7 @@ def _legend(figure: Figure, groups: Sequence[Group]) -> None:
 
 
 def _bars_legend(figure: Figure, groups: Sequence[Group], paper: str) -> None:
-    """Adds the legend of bars: several groups are shades, in the order of the bars."""
+    """Adds the legend of bars. Several groups differ in shade, in the order of the bars."""
     look: dict[str, Any] = {"linestyle": "", "marker": "s", "markersize": 9, "markeredgecolor": "black"}
     handles = [
         Line2D([], [], color="#444444", alpha=1 / (1 + i), label=style.wrapped(group.label, 36), **look)

@@ -220,7 +220,7 @@ def _state(run: Run) -> str:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Returns a label for each group; equal names are told apart by keys, or else by the name of a run."""
+    """Returns a label for each group; equal names get the keys that differ, or else the name of a run."""
     labels: list[str] = []
     first: dict[str, Mapping[str, Any]] = {}
     for runs in groups:

@@ -1,4 +1,4 @@
-"""The look of all figures: text that is readable on a slide and on a phone, and legends beside the curves.
+"""The look of all figures: text that is readable on a slide and on a phone, and legends outside the axes.
 
 The palette is that of Okabe and Ito, which color-blind readers can tell apart.
 """
@@ -93,7 +93,7 @@ def name_columns(axes: Axes, names: Sequence[str], room: float = WIDTH) -> None:
 
     Args:
       axes: where to draw.
-      names: one per column, perhaps of several lines.
+      names: one per column; a name may have several lines.
       room: the width of the axes in inches.
     """
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
@@ -104,5 +104,5 @@ def name_columns(axes: Axes, names: Sequence[str], room: float = WIDTH) -> None:
 
 
 def wrapped(label: str, width: int = 16) -> str:
-    """Returns a label in lines of at most `width` characters, if its words are that short."""
+    """Wraps a label into lines of at most `width` characters; a longer word keeps its own line."""
     return textwrap.fill(label, width, break_long_words=False)

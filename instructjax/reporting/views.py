@@ -1,7 +1,7 @@
 """Shows groups of runs as figures and text, for the notebooks.
 
-The input is what `run_groups.load_groups` reads. What a run does not have is left out, and the
-figure names the runs that lack it.
+The input is what `run_groups.load_groups` reads. Measures that a run lacks are left out, and the
+figure names the runs that lack them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUPS = {"heldout": "held-out"}  # of labelers
 
 
 def stage(groups: Sequence[Group], name: str, panels: Sequence[curves.Panel] = curves.PANELS) -> Figure:
-    """Draws the curves of one stage: of each group the mean over finished seeds, with a band from least to greatest.
+    """Draws the curves of one stage: for each group the mean of its finished seeds, with a band from lowest to highest.
 
     Unfinished runs are thin lines. For the reward model there are lines for chance and for how
     often labelers agree with each other.

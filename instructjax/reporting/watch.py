@@ -114,7 +114,7 @@ def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
 
 
 def _notes(workdir: epath.PathLike, stages: Sequence[Stage]) -> list[Text]:
-    """Returns what a run says besides its metrics: answers of a stage in progress, outdated results, warnings."""
+    """Returns the lines below the metrics: answers of a stage in progress, outdated results, warnings."""
     notes = []
     running = [stage for stage in stages if not stage.finished]
     samples = samples_file.read(folder.stage_directory(workdir, running[-1].name)) if running else []

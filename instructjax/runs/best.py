@@ -15,10 +15,10 @@ METRICS = ("validation_reward",)  # by which the best checkpoint of a stage is k
 
 
 class Best:
-    """Keeps the best checkpoint while a run trains. What was best before a resume follows from metrics.jsonl."""
+    """Keeps the best checkpoint while a run trains. After a resume, metrics.jsonl shows which one was best before."""
 
     def __init__(self, directory: epath.Path, metric: str, checkpoints: Checkpoints, done: int):
-        """Finds the best step of those that are done.
+        """Finds the best step so far.
 
         Args:
           directory: WORKDIR/STAGE.
@@ -33,7 +33,7 @@ class Best:
             checkpoints.keep_best(self._best[0])
 
     def note(self, step: int, values: Mapping[str, float]) -> bool:
-        """Returns whether the values of a step are the best so far. Then its checkpoint is kept, once it is saved."""
+        """Returns whether the values of a step are the best so far. If so, its checkpoint is kept once it is saved."""
         if self._metric not in values:
             return False
         value = metrics_file.rounded(values[self._metric])  # as in metrics.jsonl, from which a resume takes it
@@ -59,7 +59,7 @@ def best_step(directory: epath.PathLike) -> int:
 
 
 def _largest(directory: epath.Path, metric: str, steps: Sequence[int]) -> tuple[int, float] | None:
-    """Returns the step with the largest value of a metric, the first of several, and the value."""
+    """Returns the first step with the largest value of a metric, and the value."""
     path = directory / "metrics.jsonl"
     lines = metrics_file.read(path) if files.exists(path) else []
     measured = {line["step"]: line[metric] for line in lines if metric in line and line["step"] in steps}

@@ -1,4 +1,4 @@
-"""Checkpoints: how a run survives an interruption, and how the stages meet.
+"""Checkpoints: how a run survives an interruption, and how a stage passes its weights to the next.
 
 A directory of checkpoints holds one folder per step. A folder is written under another
 name and then renamed, so a folder with a step's name is complete. In a bucket, which cannot
@@ -9,8 +9,8 @@ rename, the file commit_success.txt is written last, and a folder without it doe
     DIRECTORY/STEP/meta   what the next stage has to know, as JSON, and a digest of each array
 
 A run writes with `Checkpoints` and resumes with its `restore`. The next stage reads
-only the weights, with `read_meta` and `restore_params`. All that is read is compared with its
-digest, so a checkpoint that was damaged after it was saved is not used.
+only the weights, with `read_meta` and `restore_params`. Everything that is read is compared with
+its digest, so a checkpoint that was damaged after it was saved is not used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Resumable(Protocol):
 
 @dataclasses.dataclass
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Preserves one step, which changes while a run trains."""
+    """Preserves one step, which may change while a run trains."""
 
     step: int | None = None
 
@@ -146,7 +146,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def keep_best(self, step: int) -> None:
-        """Keeps the checkpoint of a step as the best one, instead of the step of the last call."""
+        """Keeps the checkpoint of a step as the best one; the previous best one is no longer kept."""
         self._best.step = step
 
     def steps(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Finds checkpoints in a directory, reads the files of one, and compares all that is read with its checksums."""
+"""Finds checkpoints in a directory, reads the files of one, and compares everything it reads with checksums."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def step_path(directory: epath.PathLike, step: int | None) -> epath.Path:
 
 
 def remove_empty(directory: epath.Path) -> None:
-    """Removes empty folders with the names of steps, which a run would take for its newest checkpoints."""
+    """Removes empty folders named like steps, which a run would mistake for its newest checkpoints."""
     if files.is_bucket(directory) or not directory.is_dir():  # a bucket has no empty folders
         return
     for step in ocp.utils.checkpoint_steps(directory):
@@ -76,7 +76,7 @@ def _is_empty(path: epath.Path) -> bool:
 
 
 def _without_checkpoints(directory: epath.Path) -> str:
-    """Describes a directory without checkpoints; it may be one level above or below them."""
+    """Describes a directory without checkpoints, which may be one level above or below them."""
     for near in (directory / "checkpoints", directory.parent):
         if near.name == "checkpoints" and saved_steps(near):
             return f"none; did you mean {near}?"

@@ -1,4 +1,4 @@
-"""What a run has cost: seconds and peak memory by stage, in WORKDIR/cost.json."""
+"""The cost of a run: seconds and peak memory by stage, in WORKDIR/cost.json."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
 
 
 def _metrics_of(workdir: epath.PathLike, name: str) -> Any:
-    """Returns what changes when a stage opens its metrics.jsonl, which it writes anew, or adds a line."""
+    """Returns a value that changes when a stage opens its metrics.jsonl, which rewrites the file, or adds a line."""
     path = folder.stage_directory(workdir, name) / "metrics.jsonl"
     if not files.exists(path):
         return None
@@ -60,7 +60,7 @@ def _metrics_of(workdir: epath.PathLike, name: str) -> Any:
 
 
 def check(workdir: epath.PathLike) -> None:
-    """Raises WorkdirError if WORKDIR/cost.json is damaged: better before the work than after it."""
+    """Raises WorkdirError if WORKDIR/cost.json is damaged. Call it before the work, so that no work is lost."""
     _read(workdir)
 
 

@@ -86,7 +86,7 @@ def read_tasks(workdir: epath.PathLike, stages: Sequence[str]) -> dict[str, list
 def forget_results(workdir: epath.PathLike, stage: str) -> None:
     """Removes the results of a run, and says so, if they describe a stage that is about to be trained.
 
-    Without them, `watch.py`, `evaluate.py` and `report.md` never show facts of earlier weights.
+    Otherwise `watch.py`, `evaluate.py` and `report.md` would show results of earlier weights.
     """
     workdir = epath.Path(workdir)
     tasks = tasks_directory(workdir, stage)
@@ -104,7 +104,7 @@ def forget_results(workdir: epath.PathLike, stage: str) -> None:
 def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
     """Returns the stages whose checkpoints are not those that the results describe.
 
-    Nothing is known of stages without a folder of checkpoints, as in a copy of what is small.
+    Stages without a folder of checkpoints, as in a copy of a run's small files, do not count as outdated.
 
     Args:
       workdir: the run's folder.
@@ -123,7 +123,7 @@ def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
 def outdated_comparisons(workdir: epath.PathLike) -> str:
     """Returns a warning if the collected rankings rank answers of earlier weights of SFT; "" if not.
 
-    A reward model that learns from them is right when steps 2 and 3 are iterated, and otherwise a mistake.
+    Learning from such rankings is right when steps 2 and 3 are iterated, and otherwise a mistake.
     """
     path = epath.Path(workdir) / "data" / "comparisons.json"
     if not files.exists(path) or not outdated(workdir, files.read_json(path)):

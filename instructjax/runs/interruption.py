@@ -1,9 +1,9 @@
 """SIGTERM and SIGINT. The first signal asks a run to save and stop; the second stops it at once.
 
-In a run of several processes, a signal to one of them stops all after the same step. SIGTERM, with which a machine is
-taken away, is left to JAX's preemption service: it is noticed at each step without waiting for the devices. A second
-one then has no effect, and one that comes outside of training is noticed when the next stage begins. SIGINT is noticed
-at lines of metrics, where the processes wait for each other anyway.
+In a run of several processes, a signal to one of them stops all after the same step. SIGTERM, which announces that a
+machine is preempted, is left to JAX's preemption service. It notices SIGTERM at each step, without waiting for the
+devices. A second SIGTERM then has no effect, and one outside of training is noticed when the next stage begins. SIGINT
+is noticed at lines of metrics, where the processes wait for each other anyway.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def requests() -> Iterator[Requested]:
 
 
 def stop_if_requested() -> None:
-    """Raises Interrupted with the name of the signal if the run was asked to stop; for waits on the host.
+    """Raises Interrupted with the name of the signal if the run was asked to stop. Call it while the host waits.
 
     Does nothing outside `requests`. All processes must call it equally often.
     """

@@ -20,7 +20,7 @@ def hold(workdir: epath.PathLike) -> Iterator[None]:
     """Locks the folder of a run, and creates it if needed.
 
     The kernel releases the lock when this process ends, however it ends. A bucket has no locks. There, a second run is
-    refused only if it is on the same host. WORKDIR/.running marks a run that has not ended; another run prints a
+    rejected only on the same host. WORKDIR/.running marks a run that has not ended; another run prints a
     warning about it and continues, because a run that was killed leaves the mark, too.
 
     Raises:
@@ -86,7 +86,7 @@ def _lock(file: TextIO, workdir: epath.Path) -> None:
 
 
 def _read(mark: epath.Path) -> str:
-    """Returns the content of a file in a bucket, "" if there is none."""
+    """Returns the content of a file in a bucket; "" if there is none."""
     try:
         return mark.read_text() if mark.exists() else ""
     except Exception as error:  # the packages that open buckets raise many kinds
@@ -96,7 +96,7 @@ def _read(mark: epath.Path) -> str:
 
 @contextlib.contextmanager
 def _marked(mark: epath.Path) -> Iterator[None]:
-    """Writes a mark in a bucket, which also finds out whether the bucket can be written to, and removes it."""
+    """Writes a mark in a bucket, and removes it at the end. Fails if the bucket cannot be written to."""
     if before := _read(mark):
         warning_log.warn(f"{mark.parent}: {before} did not end its run here; make sure that it has stopped")
     files.write_text(mark, f"process {os.getpid()} on {socket.gethostname()}")

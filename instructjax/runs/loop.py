@@ -43,11 +43,11 @@ class Callbacks(Generic[State]):
         wrong. It is called before they are written and before anything is saved; `place` is "ppo, step 20".
         After the last step the values include "frozen_changes", the number of arrays of `constants` that
         changed.
-      draw: shows the curves so far. It is called after evaluations and takes at most one part in fifty of
+      draw: draws the curves so far. It is called after evaluations, unless it has taken more than one fiftieth of
         the time; after the last step it is always called.
-      finish: changes the last state before it is saved. All checkpoints before it can be read by then.
-      best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is kept in addition to
-        the newest ones, and is saved when it is measured. None is kept for "".
+      finish: changes the last state before it is saved. All earlier checkpoints can be read by then.
+      best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is saved when it is
+        measured, and kept in addition to the newest ones. With "", none is kept as the best.
     """
 
     prepare: Prepare | None = None
@@ -75,7 +75,7 @@ def run(
 
     An interrupted run that is started again makes the same steps on the same batches as an uninterrupted
     one. A finished run does nothing. If SIGTERM or SIGINT asks a run to stop, it saves the current step and
-    leaves.
+    raises Interrupted.
 
     Devices need not wait for the host: batches are made ahead, a line of metrics is read while the devices
     compute the next step, and checkpoints are written in the background. (In a run of several processes the
@@ -99,7 +99,7 @@ def run(
     Raises:
       Interrupted: the run was asked to stop, and has saved.
       InputError: of `prepare` and `evaluate`; the step that was saved is added to the message. An evaluation that
-        failed is made up for when the run resumes.
+        failed is repeated first when the run resumes.
       ConfigError: the last checkpoint is of a later step than the last one of the schedule.
       RunError: of `check_metrics`; the last good checkpoint is added to the message.
       CheckpointError: a checkpoint cannot be written, or none can be read.
@@ -185,7 +185,7 @@ def run(
 
 
 def _attempt(evaluate: Callable[[State], dict[str, float]], state: State) -> tuple[dict[str, float], Failure | None]:
-    """Returns what `evaluate` measured, or nothing and the error after which the run saves and stops."""
+    """Returns what `evaluate` measured and None, or nothing and the error, after which the run saves and stops."""
     try:
         return evaluate(state), None
     except (InputError, Interrupted) as error:
@@ -195,7 +195,7 @@ def _attempt(evaluate: Callable[[State], dict[str, float]], state: State) -> tup
 def _next_batch(
     prepare: Prepare | None, number: int, state: Any, iterator: Any, key: jax.Array, speed: Speed
 ) -> tuple[tuple[Any, Metrics], Failure | None]:
-    """Returns the prepared batch of a step and its metrics; or an error, and the iterator is where it was."""
+    """Returns the prepared batch of a step and its metrics; or an error, after moving the iterator back."""
     position = iterator.get_state() if prepare else None
     with speed.waiting():
         batch = next(iterator)
@@ -217,7 +217,7 @@ def _save_before(
     reporter: Reporter,
     checkpoints: Checkpoints,
 ) -> None:
-    """Saves the state before a step that failed on the host, unless it is saved already or is that of the start."""
+    """Saves the state before a step that failed on the host, unless it is already saved or is the initial one."""
     reporter.report_pending()
     if reporter.window:
         reporter.report(number - 1, reporter.read(), line=False)
@@ -229,7 +229,7 @@ def _save_before(
 
 
 def _saved(error: Failure, name: str, step: int, steps: int) -> Failure:
-    """Adds to an error of a callback which step is saved."""
+    """Adds to the message of a callback's error which step is saved."""
     if isinstance(error, Interrupted):
         saved = f"after step {step} of {steps}, which is saved" if step else "before the end of its first step"
         return Interrupted(f"{name}: stopped by {error} {saved}")
@@ -292,6 +292,6 @@ def _with_last_checkpoint(check_metrics: CheckMetrics | None, checkpoints: Check
 
 
 def _changes(before: Mapping[str, str], constants: Sequence[Any]) -> dict[str, float]:
-    """Counts the arrays that are not what they were."""
+    """Counts the arrays that have changed."""
     after = digest.digests(constants)
     return {"frozen_changes": float(sum(before[place] != after[place] for place in before))}

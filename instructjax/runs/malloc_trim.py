@@ -1,4 +1,4 @@
-"""Returns memory to the system that compilation has freed."""
+"""Returns memory that compilation has freed to the system."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def start(coordinator: str | None, index: int | None, count: int | None) -> None
 
 @contextlib.contextmanager
 def _impatient(others: str) -> Iterator[None]:
-    """Prints what is waited for, and ends the process if it does not come."""
+    """Prints what the process waits for, and ends the process if that does not come."""
 
     def announce() -> None:
         print(f"waiting for {others}, for {START_SECONDS} s at most", file=sys.stderr, flush=True)

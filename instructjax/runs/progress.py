@@ -27,9 +27,9 @@ _stages: ContextVar[Stages | None] = ContextVar("stages", default=None)
 
 
 class Pace:
-    """Measures how fast work is done, without the first measured part, which includes compilation.
+    """Measures how fast work is done, excluding the first measured part, which includes compilation.
 
-    Only the recent half to three quarters of the work counts, so a pause or a later compilation is soon forgotten.
+    Only the last half to three quarters of the work counts, so a pause or a later compilation soon has no effect.
     """
 
     def __init__(self, clock: Clock = time.monotonic):
@@ -137,8 +137,8 @@ class Stages:
     A context manager, and an iterable over the stages' names. While it is open, lines on standard output appear above
     the bars. Nothing is shown if standard error is not a terminal.
 
-    The bar counts stages. The remaining time is a lower bound: what the current bar has left, and later stages as far
-    as `at_least` says something about them.
+    The bar counts stages. The remaining time is a lower bound: the rest of the current bar, and the later stages that
+    `at_least` covers.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Stages:
 
         Args:
           names: the stages, in order.
-          at_least: maps a stage to an earlier one that is never slower, such as PPO-ptx to PPO.
+          at_least: maps a stage to an earlier one that takes no longer, such as PPO-ptx to PPO.
           clock: returns seconds.
         """
         self._names, self._at_least, self._clock = list(names), dict(at_least or {}), clock
@@ -194,7 +194,7 @@ class Stages:
         self.refresh(always=True)
 
     def refresh(self, *, always: bool = False) -> None:
-        """Draws the bar, if it was not drawn for a second or if it is always to be drawn."""
+        """Draws the bar, unless it was drawn less than a second ago; `always` draws it in any case."""
         now = self._clock()
         if not always and now - self._drawn < _SECONDS:
             return
@@ -212,7 +212,7 @@ class Stages:
 
     @property
     def seconds_left(self) -> float:
-        """A lower bound of the remaining time of all stages; 0 if nothing is known."""
+        """A lower bound on the remaining time of all stages; 0 if nothing is known."""
         left, known = self._current.seconds_left if self._current else None, dict(self._seconds)
         if left is not None:
             known[self._names[self._number]] = self._clock() - self._started + left
@@ -234,7 +234,7 @@ class _AboveBars:
         return len(text)
 
     def flush(self) -> None:
-        """Does nothing: a line that is not finished would be overwritten by the bars."""
+        """Does nothing: the bars would overwrite an unfinished line."""
 
     def close(self) -> None:
         if self._begun:

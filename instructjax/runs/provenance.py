@@ -1,6 +1,6 @@
 """Records and checks what a stage began with: it resumes only with the same recipe and records.
 
-If the code has changed, of the package or of a reward function, it prints a warning.
+If the code of the package or of a reward function has changed, it prints a warning.
 """
 
 from __future__ import annotations

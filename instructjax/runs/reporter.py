@@ -80,7 +80,7 @@ class Reporter:
     def add(self, metrics: Metrics) -> None:
         """Adds the metrics of a step that was started, and reports the line that `report_later` left.
 
-        So the host reads a line while the devices compute the step that follows.
+        This way the host reads a line while the devices compute the next step.
         """
         if self.clock.first_step_seconds is None:
             self.clock.note_step(metrics)
@@ -186,14 +186,14 @@ class Clock:
 
 
 class Throttled:
-    """Calls a function only while all calls take less than one part in fifty of the time."""
+    """Calls a function only while its calls take less than one fiftieth of the time."""
 
     def __init__(self, function: Callable[[], None], clock: Clock):
         """Takes the function and the clock of the run."""
         self._function, self._clock, self._next = function, clock, 0.0
 
     def __call__(self, *, always: bool = False) -> None:
-        """Calls the function, if it is time to or if it is always to be called."""
+        """Calls the function if its share of the time allows it; `always` calls it in any case."""
         start = self._clock.seconds()
         if always or start >= self._next:
             self._function()

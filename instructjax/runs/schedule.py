@@ -40,7 +40,7 @@ class Schedule:
       evaluate_every: steps between evaluations, a multiple of `every`.
       keep: how many of the newest checkpoints are kept.
       keep_steps: steps whose checkpoints are kept as well.
-      profile_steps: how many steps after the second of each start are profiled.
+      profile_steps: how many steps are profiled in each start of a run, from its third step on.
       key: the config key that decides `steps`, for errors.
     """
 

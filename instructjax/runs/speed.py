@@ -1,4 +1,4 @@
-"""What a window of steps has cost: tokens per second, MFU, the time that devices waited for data, and memory."""
+"""The speed of a window of steps: tokens per second, MFU, the time that devices waited for data, and memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Speed:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time of a block, in which the next batch is made."""
+        """Counts the time of a block that makes the next batch."""
         start = self._clock()
         yield
         self._window.waited += self._clock() - start
@@ -86,7 +86,7 @@ class Speed:
             self._window.flops.append(self._matmuls.flops(batch))
 
     def cut(self) -> Window:
-        """Ends the window for what is counted from now on, and returns it."""
+        """Ends the window and returns it; what is counted from now on belongs to the next one."""
         window, self._window = self._window, Window()
         return window
 
@@ -96,13 +96,13 @@ class Speed:
         self._began = self._clock()
 
     def arrived(self) -> None:
-        """Notes that the metrics of a window are here, and so that its steps are done."""
+        """Notes that the metrics of a window have arrived, so its steps are done."""
         self._ended = self._clock()
 
     def values(self, window: Window, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Returns what a window that has arrived has cost; the time of the next one begins.
+        """Returns the metrics of a window that has arrived, and starts the time of the next one.
 
-        So evaluations, which come between the two, are not counted.
+        The time between the two calls, in which evaluations run, is not counted.
 
         Args:
           window: the window.
@@ -122,12 +122,12 @@ class Speed:
 
 @functools.cache
 def peak_flops(dtype: str) -> float | None:
-    """Returns the FLOP/s of all devices: the published peak, or on a CPU the rate that a matmul reaches here, now.
+    """Returns the FLOP/s of all devices: the published peak, or on a CPU the matmul rate measured at the first call.
 
     None if no peak is published for this chip in `accelerators.CHIPS`. A CPU counts once per process.
 
     Args:
-      dtype: of the arguments of the matmul on a CPU; the published peaks are those of bfloat16.
+      dtype: of the matmul's arguments on a CPU; published peaks are those of bfloat16.
     """
     device = jax.devices()[0]
     if device.platform != "cpu":

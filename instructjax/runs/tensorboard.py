@@ -19,8 +19,8 @@ class EventFile:
 
     TensorBoard reads the files of a folder in the order of their names. A file hides the steps of earlier files
     from its own first step on. So names count the starts of the run. The usual names contain the time of day, and
-    would be in the wrong order if a clock was set back. For the same reason, a step is in the file when `write`
-    returns, and not after an interval.
+    would be in the wrong order if a clock was set back. A step is in the file when `write` returns, not after an
+    interval, so a killed run loses none.
     """
 
     def __init__(self, folder: epath.Path, *, first_step: int):

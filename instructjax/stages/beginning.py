@@ -11,7 +11,7 @@ from instructjax.runs import checkpoint_files, folder, provenance
 from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
 
-# What decides a stage's weights, besides its own sections. Not `log` or `evaluate`, nor how devices share the work.
+# What decides a stage's weights, apart from its own sections. Not `log` or `evaluate`, nor how devices share the work.
 _SHARED = ("seed", "data", "mixture", "tokenizer", "model", "optimizer", *SOURCES)
 _AFTER_OTHERS = ("lora",)  # of stages that start from the weights of others
 
@@ -23,7 +23,7 @@ def has_begun(run: Run, declaration: Declaration) -> bool:
 
 
 def check(run: Run, declaration: Declaration) -> None:
-    """Refuses to continue with another recipe or other records than the stage began with.
+    """Raises an error if the recipe or the records differ from those that the stage began with.
 
     Raises:
       ConfigError: see `provenance.check_config`; what may change is logging, evaluation and the sections of other

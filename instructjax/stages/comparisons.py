@@ -21,13 +21,13 @@ from instructjax.training import parallel
 
 
 def collect(run: Run) -> None:
-    """Has labelers rank answers of WORKDIR/sft, unless rankings are there already.
+    """Has labelers rank answers of WORKDIR/sft, unless there are rankings already.
 
         WORKDIR/data/rankings.jsonl           training labelers, splits train and validation
         WORKDIR/data/heldout_rankings.jsonl   held-out labelers, split validation
         WORKDIR/data/comparisons.json         the fingerprint of the SFT checkpoint
 
-    Warns if the rankings that are there rank answers of earlier weights.
+    Warns if the existing rankings rank answers of earlier weights.
 
     Raises:
       DataError: the source has no labelers.

@@ -1,4 +1,4 @@
-"""What a stage says about itself, as its decorator has declared it."""
+"""What a stage's decorator declares about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a stage says about itself; see `stage.stage`."""
+    """What a stage declares about itself; see `stage.stage`."""
 
     name: str
     after: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The evaluation (section 4.1): every model answers the prompts of held-out users, and is judged."""
+"""The evaluation (section 4.1): every model answers prompts of held-out users, and the answers are judged."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def _report(run: Run, results: dict[str, Any]) -> None:
 
 
 def _write_answers(run: Run, prompts: Sequence[str], answered: Mapping[str, ModelAnswers]) -> None:
-    """Writes one line a prompt, with every model's answer, for people to read."""
+    """Writes one line per prompt, with every model's answer, for people to read."""
     path = run.workdir / "evaluate" / "answers.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (

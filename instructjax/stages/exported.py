@@ -1,4 +1,4 @@
-"""The weights of a stage as a folder that others load, in the format of Hugging Face."""
+"""Exports the weights of a stage as a folder in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from instructjax.text.export import pretrained_files
 
 
 def export(run: Run, stage: str, output: epath.PathLike) -> str:
-    """Writes the policy or the reward model that a stage left, with its tokenizer.
+    """Writes the policy or the reward model of a finished stage, with its tokenizer.
 
     Args:
       run: its folder is only read.

@@ -62,7 +62,7 @@ def choose_prefix(run: Run, policy: Trained, rewards: Rewards) -> str | None:
 
 
 def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence[str], key: jax.Array) -> list[str]:
-    """Samples an answer to each prompt behind the prefix, cut at the line break that ends an example."""
+    """Samples an answer to each prompt after the prefix, cut at the line break that ends an example."""
     layout, section = run.layout, run.config.evaluate
     wide = dataclasses.replace(layout, max_prompt=policy.model.config.max_length - layout.max_response)
     sampler = samplers.make_sampler(policy.model, wide, temperature=section.temperature, batch_size=section.batch_size)

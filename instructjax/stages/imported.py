@@ -1,4 +1,4 @@
-"""Takes weights that others trained, in the format of Hugging Face, in place of training a stage."""
+"""Imports pretrained weights in Hugging Face's format instead of training a stage."""
 
 from __future__ import annotations
 

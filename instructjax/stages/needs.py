@@ -1,4 +1,4 @@
-"""The records that each stage needs. They are checked before the first stage; nothing else is asked for."""
+"""The records that each stage needs, checked before the first stage. No other records are required."""
 
 from __future__ import annotations
 

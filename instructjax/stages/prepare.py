@@ -1,4 +1,4 @@
-"""From a recipe's source of records to prepared data and a tokenizer, once for all stages.
+"""Turns a recipe's source of records into prepared data and a tokenizer, once for all stages.
 
 WORKDIR/data holds what all processes share: the records that the run has written, the tokenizer, and what was checked.
 The prepared sets are there, too, unless WORKDIR is in a bucket or `data.prepared` names another folder. Then each host
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
-    """Prepares the records of a recipe and its tokenizer, as far as that is not done yet.
+    """Prepares the records of a recipe and its tokenizer, unless that is done already.
 
     Args:
       run: the run.
@@ -195,7 +195,7 @@ def _prepare_set(
 
 
 def _claim(folder: epath.Path) -> None:
-    """Refuses a folder with files that no run put there, such as the user's records, which would be overwritten."""
+    """Rejects a folder with files that no run put there, such as the user's records, which would be overwritten."""
     mark = folder / ".begun"
     if mark.exists():
         return

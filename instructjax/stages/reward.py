@@ -30,8 +30,8 @@ def run(stage: Stage) -> None:
     """Trains the SFT model with a scalar head on all pairs of each ranking.
 
     After the last step the head's bias is set so that the training demonstrations score 0 on average: "before RL" in
-    section 3.5. A reward model that is imported keeps its scores. With `reward.candidates` above 1, the last checkpoint
-    holds the weights of the candidate with the least loss on validation rankings.
+    section 3.5. An imported reward model keeps its scores. With `reward.candidates` above 1, the last checkpoint
+    holds the weights of the candidate with the lowest loss on validation rankings.
 
     At the end, `ranking_report.write` measures it on rankings of the test split, if there are any.
     """
@@ -84,7 +84,7 @@ def _best(
     candidates: Sequence[int],
     measure: Callable[[Params], Mapping[str, float]],
 ) -> Params:
-    """Returns the weights of the candidate with the least validation loss; without others, the last."""
+    """Returns the weights of the candidate with the lowest validation loss; with a single candidate, the last ones."""
     *earlier, end = candidates
     if not earlier:
         return last
@@ -102,7 +102,7 @@ def _best(
 
 
 def _centered(stage: Stage, model: ScalarModel, params: Params) -> Params:
-    """Returns the weights with the mean score of the training demonstrations, if any, taken from the head's bias."""
+    """Subtracts the mean score of the training demonstrations, if there are any, from the head's bias."""
     if not stage.run.has(Demonstration):
         print("reward: there are no demonstrations, so their mean score is not subtracted")
         return params

@@ -35,8 +35,8 @@ from instructjax.training.state import Params
 class Run:
     """A recipe and the folder of its run: what every stage is a function of.
 
-    The recipe is checked and the records are prepared when `layout` or records are first asked for, once for all stages
-    of a process. Everything else follows from these fields and from what the stages before have left in the folder.
+    The recipe is checked and the records are prepared when `layout` or records are first used, once for all stages
+    of a process. Everything else follows from these fields and from what earlier stages left in the folder.
 
     Attributes:
       config: the whole recipe.
@@ -191,7 +191,7 @@ class Run:
         return trained.load_policy(start, network, self.layout.tokenizer, adapters=self.lora).params
 
     def load_policy(self, stage: str, step: int | None = None) -> Trained:
-        """Loads the policy that a stage left: the chosen checkpoint of SFT, the moving average of PPO.
+        """Loads the policy of a finished stage: the chosen checkpoint of SFT, the moving average of PPO.
 
         Args:
           stage: its name.

@@ -43,8 +43,8 @@ def make_score(function: RewardFunction, section: ml_collections.ConfigDict) -> 
       section: the section `ppo` of a recipe, or one with the same keys.
 
     Returns:
-      A function that raises RewardFunctionError if the function fails or exceeds its limits, and Interrupted if the
-      run is asked to stop meanwhile.
+      A function that raises RewardFunctionError if the reward function fails or exceeds its limits, and Interrupted if
+      the run is asked to stop in the meantime.
     """
     limits = Limits(section.reward_retries, section.reward_retry_seconds, section.reward_timeout_seconds)
 

@@ -58,7 +58,7 @@ class StageFunction:
     """A stage that can be run: `sft.run(Run(config, workdir))`.
 
     Attributes:
-      declaration: what it says about itself.
+      declaration: what it declares about itself.
       keys: the declared keys of its section; None if they are declared nowhere.
       function: what it does.
     """
@@ -68,10 +68,10 @@ class StageFunction:
     function: Callable[[Stage], None]
 
     def __call__(self, run: Run) -> None:
-        """Runs the stage, or the rest of it, on the mesh that the recipe describes.
+        """Runs or resumes the stage on the mesh that the recipe describes.
 
         Raises:
-          InputError: the recipe or the records are not what they should be, or not those that the stage began with.
+          InputError: the recipe or the records are invalid, or are not those that the stage began with.
         """
         stage = Stage(run, self.declaration)
         if self.keys:
@@ -104,11 +104,11 @@ def stage(
     Args:
       name: the folder in WORKDIR, and the name in reports.
       after: the stages whose checkpoints it reads.
-      uses: the prepared sets that decide its weights, such as "rankings": with others it does not continue.
+      uses: the prepared sets that decide its weights, such as "rankings"; it does not resume with others.
       policy: where the policy's weights lie in its state, such as "params" or "policy/ema"; None if there is no policy.
       section: its section of the recipe; the name if not given.
       also: further sections that decide its weights.
-      may_change: keys of its section with which it continues although their value has changed.
+      may_change: keys of its section whose values may differ when it resumes.
       keys: the declared keys of its section, with their ranges; not needed for sections of `recipe/declared.py`.
     """
     section = section or name
@@ -123,7 +123,7 @@ class Stage:
 
     Attributes:
       run: the recipe, the folder, the records, and the models that earlier stages left.
-      declaration: what the stage says about itself.
+      declaration: what the stage declares about itself.
     """
 
     run: Run
@@ -151,7 +151,7 @@ class Stage:
 
     @property
     def key(self) -> jax.Array:
-        """The root key of the stage's randomness: another for each name."""
+        """The root key of the stage's randomness, which differs by name."""
         order = {name: number for number, name in enumerate(folder.PAPER)}
         number = order.get(self.name, len(order) + zlib.crc32(self.name.encode()) % 2**31)
         return jax.random.fold_in(jax.random.key(self.config.seed), number)

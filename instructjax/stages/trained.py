@@ -1,4 +1,4 @@
-"""Models as stages left them, read from checkpoints that say what they hold."""
+"""Loads the models that stages have trained, from checkpoints that describe their content."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "max_length", "tied")
 
 @dataclasses.dataclass(frozen=True)
 class Trained(Generic[Model]):
-    """A model as a stage left it.
+    """A model that a stage has trained.
 
     Attributes:
       model: without dropout.
@@ -66,7 +66,7 @@ def load_policy(
 ) -> Trained[LanguageModel]:
     """Loads the policy of a checkpoint, which must have the given network and tokenizer.
 
-    Where the policy lies in the saved state is written in the checkpoint by the stage that made it.
+    The stage that made a checkpoint writes into it where the policy is in the saved state.
 
     Args:
       directory: a folder of checkpoints.
@@ -138,10 +138,10 @@ def open_reward_model(directory: epath.PathLike) -> tuple[Trained[ScalarModel], 
 
 
 def read_meta(directory: epath.PathLike, step: int | None) -> dict[str, Any]:
-    """Reads what a checkpoint says about itself; see `checkpoint.read_meta`.
+    """Reads a checkpoint's description of itself; see `checkpoint.read_meta`.
 
     Raises:
-      CheckpointError: also if an older version wrote it, which did not say what stage it is of.
+      CheckpointError: also if an older version wrote the checkpoint without naming its stage.
     """
     meta = checkpoint.read_meta(directory, step=step)
     declared.check_names(meta["model"], str(directory), "model.")

@@ -79,7 +79,7 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mes
     """Makes a mesh with the axes "data", "fsdp" and "tensor".
 
     On a TPU slice the axes follow the torus, and several of them may share one of its dimensions. On several slices,
-    "data" spans them, because it communicates least. Other devices are taken in their order.
+    "data" spans them, because it communicates least. Devices of other kinds keep their order.
 
     Args:
       shape: number of devices along each axis.
@@ -159,7 +159,7 @@ def share_of_rows() -> Share:
 
 
 def rows_multiple(config: ml_collections.ConfigDict, microbatches: int) -> int:
-    """Returns the unit of a global batch's size: devices and microbatches can share any multiple of so many rows."""
+    """Returns the number of rows that must divide a global batch, so that it splits over mesh and microbatches."""
     data, fsdp, _ = mesh_shape(config, jax.device_count())
     return data * fsdp * microbatches
 

@@ -24,7 +24,7 @@ def merge_interleaved(parts: Any) -> Any:
 
 
 def first_row(rows: int, axis_name: str | None) -> int | Array:
-    """Returns the number, in the global batch, of a device's first row.
+    """Returns the index, in the global batch, of this device's first row.
 
     Args:
       rows: rows per device.

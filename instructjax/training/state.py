@@ -22,7 +22,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, the number of updates, including skipped ones.
       params: the weights.
       opt_state: the optimizer's state.
-      skipped: int32 scalar, how many updates in a row have just been skipped; see `apply_gradients`.
+      skipped: int32 scalar, the number of skipped updates since the last one that was made; see `apply_gradients`.
       ema: None, or an exponential moving average of `params`, of the same shapes.
     """
 

@@ -137,7 +137,7 @@ def finite_update(
     Args:
       state: the state before.
       gradient: of the mean loss over the global batch.
-      loss: scalar; only checked for being finite.
+      loss: scalar; used only to check that it is finite.
       metrics: of the forward pass.
       optimizer: turns gradients into updates.
 
