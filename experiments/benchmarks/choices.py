@@ -31,7 +31,7 @@ from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel
 from instructjax.stages import imported, public_tasks, trained
 from instructjax.text import export, tokenizer_files
-from instructjax.text.byte_pairs import END_OF_TEXT
+from instructjax.text.special_tokens import END_OF_TEXT
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
 
