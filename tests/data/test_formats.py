@@ -173,6 +173,27 @@ def test_cells_of_text_stay_text_even_if_they_are_json(tmp_path):
     assert second == Ranking(prompt="Hi.", responses=("c", "d"), scores=(2.0, 3.0), extra={"note": "{}"})
 
 
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (Demonstration, {"messages": [HUMAN, BOT, MORE, BOT]}),
+        (Demonstration, {"prompt": [HUMAN, BOT, MORE], "response": "b"}),
+        (Prompt, {"messages": [HUMAN, BOT, MORE]}),
+        (Ranking, {"messages": [HUMAN, BOT, MORE], "responses": ["a", "b"], "scores": [2, 1]}),
+        (Ranking, {"chosen": [HUMAN, BOT, MORE, BOT], "rejected": [HUMAN, BOT, MORE, RUDE]}),
+        (Ranking, {"chosen": f"\n\n{TURNS} a", "rejected": f"\n\n{TURNS} b"}),
+    ],
+)
+def test_conversations_keep_their_messages(tmp_path, kind, row):
+    (tmp_path / "a.jsonl").write_bytes(as_lines([row]))
+    (found,) = read(tmp_path / "a.jsonl", kind)
+    contents = [HUMAN["content"], BOT["content"], MORE["content"]]
+    assert found.prompt == TURNS and [message.content for message in found.prompt.messages] == contents
+    records.write(tmp_path / "b.jsonl", [found])
+    for again in (records.read(tmp_path / "b.jsonl", kind), read(tmp_path / "b.jsonl", kind)):
+        assert again == [found] and again[0].prompt.messages == found.prompt.messages
+
+
 def test_names_of_fields_can_be_given(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,hint\n2 + 2?,4,count\n")
     (found,) = read(tmp_path / "a.csv", Demonstration, "prompt=question, response=answer,")

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.conversation import Conversation, Message, as_prompt, messages_of, to_json
-from instructjax.data import layouts
+from instructjax.data import layouts, selection
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError
-from instructjax.records import Demonstration
+from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.text import export
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
@@ -153,6 +153,28 @@ def test_a_prompt_that_a_template_refuses_is_a_fault_of_its_record():
         Layout(CHAT, "", 3, 60, kind="chat").encode_prompt("a")
 
 
+def test_records_that_cannot_be_tokenized_are_left_out_with_a_reason():
+    two = as_prompt([Message("user", "a"), Message("user", "b")])
+    described = json.loads(CHAT.to_bytes())
+    del described["model"]["vocab"]["\u0104"]  # the symbol of the byte 4
+    lossy = Layout(HuggingFaceTokenizer.from_bytes(json.dumps(described).encode()), "\n", 99, 99)
+    kept = Demonstration(prompt="a", response="b")
+    ranking = Ranking(prompt="a", responses=("b", "c\x04"), scores=(1.0, 0.0), where="r.jsonl:2")
+    for record, layout, reason, fault in [
+        (
+            Prompt(prompt=two, where="p.jsonl:1"),
+            layout_of(STRICT),
+            selection.REFUSED,
+            "p.jsonl:1: prompt: expected mess",
+        ),
+        (ranking, lossy, selection.LOST, "r.jsonl:2: responses[1]: expected characters that the tokenizer has tokens"),
+        (Text(text="\x04", where="t"), lossy, selection.LOST, "t: text: expected characters that the tokenizer has"),
+    ]:
+        choice, _, _ = selection.choose_by_length(record, layout, 9)
+        assert (choice.record, choice.reason) == (None, reason) and choice.fault.startswith(fault)
+        assert selection.choose_by_length(kept, layout, 9)[0].record == kept
+
+
 def test_the_separator_writes_the_transcript():
     layout = Layout(CHAT, "\n", 500, 60)
     found = layout.tokenize_prompt(talk("the fox", "red", "b"))
@@ -173,7 +195,7 @@ def test_bos_begins_prompts_and_documents():
     found = HuggingFaceTokenizer.from_bytes(json.dumps(described).encode())
     assert found.bos == (bos,) and found.encode("a") == CHAT.encode("a")
     assert Layout(found, "\n", 9, 9).encode_prompt("a") == [bos, *CHAT.encode("a\n")]
-    assert layouts.document_tokens(layouts.Text(text="a"), found).tolist() == [bos, *CHAT.encode("a"), found.eos_id]
+    assert layouts.document_tokens(Text(text="a"), found).tolist() == [bos, *CHAT.encode("a"), found.eos_id]
 
 
 @pytest.mark.parametrize(
