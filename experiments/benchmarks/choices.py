@@ -55,7 +55,7 @@ def write_model(folder, texts):
         texts, vocab_size=size["vocab_size"] - 1, special_tokens=[END_OF_TEXT], show_progress=False
     )
     tokenizer = tokenizer_files.from_bytes(pairs.to_str().encode())
-    config = TransformerConfig(**size | {"vocab_size": tokenizer.vocab_size}, local_window=None, remat=False)
+    config = TransformerConfig(**size | {"vocab_size": tokenizer.vocab_size}, local_window=None, remat="dense")
     model = LanguageModel(config)
     params = trained.initial_params(model, jax.random.key(0))
     described = huggingface.describe(config, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import secrets
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from instructjax.labelling.database import ASSIGNMENTS, LABELERS, TASKS
 from instructjax.labelling.labels import Content
 from instructjax.labelling.tasks import Page, Task
 
+LOCK_TRIES, LOCK_SECONDS = 50, 0.02  # to find a task that is not locked
 _KEY_BYTES = 12
 
 
@@ -248,17 +250,20 @@ def _is_available(labeler: Labeler) -> sa.ColumnElement[bool]:
 
 
 def _lock_task(db: sa.Connection, labeler: Labeler) -> sa.Row | None:
-    """Returns the first task that is available, locked until the transaction ends.
+    """Returns the first task that is available, locked until the transaction ends; None if there is none.
 
     SQLite has one writer at a time, and no locks of rows.
     """
     query = sa.select(TASKS.c.id, TASKS.c.kind, TASKS.c.content).where(_is_available(labeler)).order_by(TASKS.c.id)
     query = query.limit(1)
-    while db.execute(query).first() is not None:
-        # A locked task is being given to another labeler. Wait for it only if there is no other.
-        for locking in (query.with_for_update(skip_locked=True), query.with_for_update()):
-            if (task := db.execute(locking).first()) is not None:
-                return task
+    for _ in range(LOCK_TRIES):
+        if (task := db.execute(query.with_for_update(skip_locked=True)).first()) is not None:
+            return task
+        if db.execute(query).first() is None:
+            return None
+        # All tasks that are left are being given to others, who may leave some. To wait for their locks could be to
+        # wait for somebody who waits for ours.
+        time.sleep(LOCK_SECONDS)
     return None
 
 

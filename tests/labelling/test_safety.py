@@ -1,14 +1,17 @@
 """Tests that strangers, hostile texts and hostile requests do no harm."""
 
+import collections
 import concurrent.futures
 import re
 import stat
 
 import pytest
 
+from instructjax import records
 from instructjax.labelling import security
 from instructjax.labelling.tasks import Task
-from tests.labelling import desks
+from instructjax.records import Ranking
+from tests.labelling import desks, postgres
 from tests.labelling.desks import Client, rank, ranking_tasks
 
 HOSTILE = [
@@ -139,8 +142,9 @@ def test_the_secret_is_made_once_and_for_its_owner_only(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_labelers_at_once_never_get_more_copies_than_are_wanted(desk):
-    desk.add(ranking_tasks(10), copies=2)
+def label_at_once(desk):
+    """Has 8 labelers at once rank 10 tasks that want two each."""
+    desk.add([Task(kind="ranking", prompt=f"prompt {i}", answers=tuple(HOSTILE)) for i in range(10)], copies=2)
     clients = [desk.client(f"labeler {i}") for i in range(8)]
 
     def label(client):
@@ -150,5 +154,17 @@ def test_labelers_at_once_never_get_more_copies_than_are_wanted(desk):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(label, clients))
-    lines = desk.export().splitlines()
-    assert len(lines) == 20 and len(set(lines)) == 20
+    found = [records.parse(line, Ranking) for line in desk.export().splitlines()]
+    assert len(found) == len({(record.prompt, record.labeler) for record in found}) == 20
+    assert set(collections.Counter(record.prompt for record in found).values()) == {2}
+    assert all(record.responses == tuple(HOSTILE) for record in found)
+
+
+def test_labelers_at_once_never_get_more_copies_than_are_wanted(desk):
+    label_at_once(desk)
+
+
+@postgres.needs_postgres
+def test_labelers_at_once_in_postgres():
+    with postgres.serve() as url, desks.serve(url) as desk:
+        label_at_once(desk)
