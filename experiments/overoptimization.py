@@ -28,7 +28,7 @@ from instructjax.evaluation import overoptimization
 from instructjax.evaluation.intervals import clustered_mean
 from instructjax.records import Prompt
 from instructjax.runs import metrics_file, progress
-from instructjax.stages import answers, few_shot
+from instructjax.stages import answers, rewards
 from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
 from instructjax.training import parallel
@@ -43,12 +43,13 @@ TRUE = "true_quality"  # the metric that `Source.measure` gives where the truth 
 
 def main(run: Run) -> None:
     """Prints and writes the curves and their fits."""
-    prompts = [record.prompt for record in run.records(Prompt, "validation")[: _PROMPTS.value]]
+    asked = run.records(Prompt, "validation")[: _PROMPTS.value]
+    prompts = [record.prompt for record in asked]
     if TRUE not in run.source.measure(prompts[:1], [""]):
         raise ConfigError("--config: expected a source that knows the true reward, such as the sandbox, found none")
     with parallel.on_mesh(run.config.parallel):
         texts = _sample(run, prompts)
-        proxy = few_shot.score_texts(run, run.load_reward_model(run.config.ppo.reward_from), prompts, texts)
+        proxy = rewards.load(run, "overoptimization").of_texts(asked, texts)
     gold = np.array(
         [[run.source.measure([p], [text])[TRUE] for text in row] for p, row in zip(prompts, texts, strict=True)]
     )
