@@ -16,6 +16,8 @@ from instructjax.algorithms.advantages import gae
 from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
+from instructjax.models import lora
+from instructjax.models.lora import LoraConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import refilling, sampling
 from instructjax.training import objectives, parallel
@@ -216,7 +218,8 @@ def prompt_batch():
     return PromptBatch(rng.integers(2, CONFIG.vocab_size, size=segments.shape).astype(np.int32) * segments, segments)
 
 
-def two_iterations(layout):
+def two_iterations(layout, adapters=None):
+    """Returns (state, metrics) after two iterations, of adapters on one base if they are given."""
     with on(layout) as config:
         iterate = make_iteration(
             Learner(MODEL, ADAM),
@@ -235,25 +238,43 @@ def two_iterations(layout):
             policy, value = train_state.create_averaged(policy, ADAM), train_state.create(value, ADAM)
             return PPOState(jnp.zeros((), jnp.int32), policy, value)
 
-        params = fakes.params(MODEL, noise=0.1), fakes.params(SCALAR, seed=7, noise=0.1)
+        params, bases = (fakes.params(MODEL, noise=0.1), fakes.params(SCALAR, seed=7, noise=0.1)), ()
+        if adapters is not None:
+            fresh = lora.init(KEY, adapters, CONFIG)
+            (base, policy), (_, value) = (lora.split(lora.attach(whole, fresh)) for whole in params)
+            params, bases = (policy, value), parallel.build(lambda base: (base,), base)
         state = parallel.build(begin, *params, shard_optimizer_state=config.shard_optimizer_state)
         frozen = parallel.build(lambda policy, value: Frozen(policy, value), *params)
-        step, metrics = parallel.compile_step(iterate, config), []
+        step, metrics = parallel.compile_step(functools.partial(step_on_bases, iterate), config), []
         for seed in range(2):
-            state, found = step(state, (prompt_batch(), text_batch(seed, 4 * B)), KEY, frozen)
+            state, found = step(state, (prompt_batch(), text_batch(seed, 4 * B)), KEY, frozen, *bases)
             metrics.append(compute([jax.device_get(found)]))
         return jax.device_get(state), metrics
 
 
+def step_on_bases(iterate, state, batch, key, frozen, *bases):
+    return iterate.on(bases)(state, batch, key, frozen)
+
+
 @functools.cache
-def iterations_on_one():
-    return two_iterations("one device")
+def iterations_on_one(adapters=None):
+    return two_iterations("one device", adapters)
 
 
 @pytest.mark.parametrize(("layout",), slow_but({("all three, slots too",)}, OTHERS))
 def test_an_iteration_of_ppo_ptx_is_the_same_on_every_layout(layout):
-    state, metrics = two_iterations(layout)
-    expected_state, expected = iterations_on_one()
+    assert_same_iterations(two_iterations(layout), iterations_on_one())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", OTHERS)
+def test_an_iteration_on_one_base_is_the_same_on_every_layout(layout):
+    adapters = LoraConfig(2, 1.0, 0.0, ("*",))
+    assert_same_iterations(two_iterations(layout, adapters), iterations_on_one(adapters))
+
+
+def assert_same_iterations(found, expected):
+    (state, metrics), (expected_state, expected) = found, expected
     assert_close(state, expected_state)
     for here, there in zip(metrics, expected, strict=True):
         assert here.keys() == there.keys()
