@@ -2,8 +2,9 @@
 
 Reproduces: nothing in InstructGPT; the loop of "reinforcement learning with verifiable rewards", as in
             DeepSeekMath (Shao et al. 2024, arXiv 2402.03300, section 4), at the size of a laptop.
-Cost:       see docs/verifiable_rewards.md; about 0.1M parameters.
-Expected:   see docs/verifiable_rewards.md.
+Cost:       a minute or two of CPU time for each of the two commands; 0.1M parameters.
+Expected:   exact match on held-out sums rises from 0.36 to 0.53 (GRPO) and 0.62 (PPO), three seeds; see
+            docs/verifiable_rewards.md.
 Command:    python experiments/pretrain.py --config=configs/arithmetic.py --workdir=runs/arithmetic
             python experiments/ppo.py --config=configs/arithmetic.py --workdir=runs/arithmetic \\
                 --stages=ppo_init --stages=ppo
