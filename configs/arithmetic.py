@@ -2,7 +2,8 @@
 
 Reproduces: nothing in InstructGPT; the loop of "reinforcement learning with verifiable rewards", as in
             DeepSeekMath (Shao et al. 2024, arXiv 2402.03300, section 4), at the size of a laptop.
-Cost:       a minute or two of CPU time for each of the two commands; 0.1M parameters.
+Cost:       3 minutes to pretrain and to fine-tune, on two busy cores, and 16 to 44 s of CPU time for PPO; 0.1M
+            parameters.
 Expected:   exact match on held-out sums rises from 0.36 to 0.53 (GRPO) and 0.62 (PPO), three seeds; see
             docs/verifiable_rewards.md.
 Command:    python experiments/pretrain.py --config=configs/arithmetic.py --workdir=runs/arithmetic
