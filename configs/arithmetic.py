@@ -2,8 +2,10 @@
 
 Reproduces: nothing in InstructGPT; the loop of "reinforcement learning with verifiable rewards", as in
             DeepSeekMath (Shao et al. 2024, arXiv 2402.03300, section 4), at the size of a laptop.
-Cost:       see docs/verifiable_rewards.md; about 0.1M parameters.
-Expected:   see docs/verifiable_rewards.md.
+Cost:       3 minutes to pretrain and to fine-tune, on two busy cores, and 16 to 44 s of CPU time for PPO; 0.1M
+            parameters.
+Expected:   exact match on held-out sums rises from 0.36 to 0.53 (GRPO) and 0.62 (PPO), three seeds; see
+            docs/verifiable_rewards.md.
 Command:    python experiments/pretrain.py --config=configs/arithmetic.py --workdir=runs/arithmetic
             python experiments/ppo.py --config=configs/arithmetic.py --workdir=runs/arithmetic \\
                 --stages=ppo_init --stages=ppo

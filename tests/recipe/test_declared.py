@@ -12,6 +12,7 @@ from instructjax.recipe import check, declared
 from instructjax.recipe.key import Section
 
 KEYS = dict(declared.declared_keys())
+RECIPES = ("instructgpt", "sandbox", "e2e", "dpo", "gsm8k", "arithmetic")
 
 
 def test_the_declared_values_are_the_recipe_of_1p3b():
@@ -41,7 +42,7 @@ def test_the_model_has_the_fields_of_its_config():
 
 @pytest.mark.parametrize("name", declared.OPTIONAL)
 def test_every_optional_section_is_used_by_a_recipe(name):
-    recipes = [importlib.import_module(f"configs.{file}") for file in ("instructgpt", "sandbox", "e2e", "dpo")]
+    recipes = [importlib.import_module(f"configs.{file}") for file in RECIPES]
     assert any(name in recipe.get_config() for recipe in recipes)
 
 
