@@ -19,7 +19,7 @@ from instructjax.text import export
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES
-from tests.text.test_huggingface import spaced
+from tests.text.test_tokenizer_json import spaced
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
