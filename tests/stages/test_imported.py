@@ -102,7 +102,7 @@ def test_a_llama_goes_through_a_stage_unchanged(tmp_path):
 def test_a_gguf_file_gives_weights_tokenizer_and_chat_template(tmp_path):
     pytest.importorskip("gguf", reason="needs the extra gguf")
     from tests.models import test_gguf as weights
-    from tests.text import test_gguf as text
+    from tests.text import test_gguf_tokenizers as text
 
     tokenizer = text.KINDS["smollm"]
     shape = dataclasses.replace(weights.CONFIG, vocab_size=tokenizer.get_vocab_size())

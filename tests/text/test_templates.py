@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.test_huggingface import spaced
 
 from instructjax.conversation import Conversation, Message, as_prompt, messages_of, to_json
 from instructjax.data import layouts, selection
@@ -20,6 +19,7 @@ from instructjax.text import export
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES
+from tests.text.test_tokenizer_json import spaced
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
