@@ -51,7 +51,7 @@ def before(tmp_path_factory):
 
 @pytest.fixture
 def judged(before, tmp_path):
-    """Returns a function that runs PPO on all layouts at once: {layout: (folder, exit codes, what was printed)}."""
+    """Returns a function that runs PPO on all layouts: {layout: (folder, exit codes, what was printed)}."""
 
     def run(judge, iterations, **keys):
         flags = [
@@ -61,8 +61,8 @@ def judged(before, tmp_path):
             "--config.ppo.reward_retry_seconds=0.1",
             *[f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()],
         ]
-        running = {}
-        for layout, (processes, devices) in LAYOUTS.items():
+        found = {}
+        for layout, (processes, devices) in LAYOUTS.items():  # one after the other: collectives have time limits
             folder = tmp_path / layout.replace(" ", "_")
             shutil.copytree(before, folder)
             with socket.socket() as free:
@@ -70,12 +70,9 @@ def judged(before, tmp_path):
                 coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
             several = [[coordinator, f"--process_id={i}", f"--process_count={processes}"] for i in range(processes)]
             together = several if processes > 1 else [[]]
-            running[layout] = folder, [start("ppo", folder, devices, *flags, *more) for more in together]
-        found = {}
-        for layout, (folder, processes) in running.items():
-            printed = [process.communicate(timeout=900) for process in processes]
-            text = "".join(error for _, error in printed)
-            found[layout] = folder, [process.returncode for process in processes], text
+            running = [start("ppo", folder, devices, *flags, *more) for more in together]
+            text = "".join(process.communicate(timeout=900)[1] for process in running)
+            found[layout] = folder, [process.returncode for process in running], text
         return found
 
     return run
