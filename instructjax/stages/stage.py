@@ -284,7 +284,8 @@ class Stage:
         """Returns how the matmuls of a step that trains one network are counted."""
         logits = self.declaration.policy is not None
 
-        def count(batch: Any) -> Flops:
+        def count(batch: Any, step: int) -> Flops:
+            del step
             found = flops.training_flops(network, batch, logits=logits, frozen=frozen, adapters=self.lora)
             return lambda metrics: found
 

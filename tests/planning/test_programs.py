@@ -78,13 +78,18 @@ def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
 def test_the_flops_of_an_iteration_by_lengths_are_those_of_the_plan_and_of_sampling_every_token_once(config):
     policy, scalar = programs.model_configs(config)
     scoring, update = (built(f"ppo {part}").work.flops for part in ("scoring", "update"))
-    updates = config.ppo.epochs * config.ppo.batch_size // config.ppo.minibatch_size
+    epochs = config.ppo.epochs
+    updates = epochs * config.ppo.batch_size // config.ppo.minibatch_size
     rows, prompt, response = config.ppo.batch_size, config.data.max_prompt, config.data.max_response
-    found = flops.iteration_flops(
-        policy, scalar, scalar, rows=rows, prompt=prompt, response=response, epochs=config.ppo.epochs
+    count = functools.partial(
+        flops.iteration_flops, policy, scalar, scalar, rows=rows, prompt=prompt, response=response, critic_epochs=epochs
     )
     sampling = flops.forward_flops(policy, rows, prompt + response, response)
-    assert found == pytest.approx(sampling + scoring + updates * update)
+    assert count(epochs=epochs) == pytest.approx(sampling + scoring + updates * update)
+    warmup = updates * built("ppo update").phases["value"].flops
+    assert count(epochs=0) == pytest.approx(sampling + scoring + warmup)
+    prefill = flops.forward_flops(policy, rows, prompt, 1)
+    assert count(epochs=epochs, samples=4) == pytest.approx(count(epochs=epochs) - 3 / 4 * prefill)
 
 
 def test_every_part_of_an_iteration_holds_all_of_its_weights(config):

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError, RewardFunctionError
+from instructjax.models import flops
 from instructjax.models.transformer import ScalarModel
 from instructjax.runs import checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
@@ -139,6 +141,18 @@ def test_the_critic_starts_from_the_policy_below_a_fresh_head(before, monkeypatc
     assert np.abs(started["head"]["kernel"]).max() > 0
     reward = fakes.params(critic)
     assert ppo_weights.critic_start(opened, critic.config, policy, reward) is reward
+
+
+def test_flops_leave_out_the_policy_s_updates_while_only_the_critic_learns(before, monkeypatch):
+    config, workdir = before
+    plant(monkeypatch, lengths)
+    opened = Stage(Run(changed(config, ppo__value_warmup_iterations=2), workdir), ppo.run.declaration)
+    shape = opened.run.policy_config
+    count = ppo._matmuls(opened, shape, uses_scorer=False, needs_critic=True).flops
+    batch = PromptBatch(np.ones((8, 16), np.int32), np.ones((8, 16), np.int32)), None
+    *waiting, learning = (count(batch, step)({"response_tokens": 12.0}) for step in (1, 2, 3))
+    updates = 3 * flops.forward_flops(shape, 8, 16 + 12, 12)
+    assert waiting == [pytest.approx(learning - updates)] * 2
 
 
 @pytest.mark.slow
