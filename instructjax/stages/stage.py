@@ -316,7 +316,12 @@ class Stage:
           callbacks: what to measure. Checks of metrics and curves are added here.
           matmuls: of a step, for MFU; None if they are not known.
           base: where the rest of the policy's weights is, if its part of the state has only what learns.
+
+        Raises:
+          ConfigError: the state has adapters, and no base is given.
         """
+        if base is None:
+            bases.check_has_none(state, self.name)
         steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
         schedule.check_done(self.directory, steps[-1] if steps else 0)
         if schedule.steps not in steps or not self.run.is_finished(self.name):
