@@ -173,6 +173,15 @@ def test_more_devices_than_rows_are_an_obstacle(config):
     assert plan.uneven_rows(program, (32, 1, 1)).startswith("ppo.batch_size / ppo.rollout_parts: 64 / 4 rows")
 
 
+@pytest.mark.parametrize(("refill", "uneven"), [(0, "64 / 4"), (1, "")])
+def test_a_part_of_a_rollout_has_whole_groups_on_each_device(config, refill, uneven):
+    changes = {"ppo.batch_size": 256, "ppo.minibatch_size": 256, "ppo.rollout_parts": 4, "ppo.rollout_refill": refill}
+    program = programs.build("ppo rollout", plan.override(config, changes | {"ppo.samples_per_prompt": 4}))
+    assert uneven in plan.uneven_rows(program, (32, 1, 1)) and bool(uneven) == bool(
+        plan.uneven_rows(program, (32, 1, 1))
+    )
+
+
 def test_the_cache_includes_the_prompts_that_refill_idle_rows(config):
     plain, refilled = (
         programs.build("ppo rollout", plan.override(config, {"ppo.rollout_refill": refill})).cache for refill in (0, 4)

@@ -420,8 +420,8 @@ def test_other_rank(adapted):
 
 @fault(
     "adapters in the state of a guest that does not say where their base is",
-    "lora.rank: expected 0 for the stage sft, which trains adapters with a step of its own and does not say where their "
-    "base is (Stage.train_with, base), found more",
+    "lora.rank: expected 0 for the stage sft, which trains adapters with a step of its own and does not say where "
+    "their base is (Stage.train_with, base), found more",
 )
 def test_no_base(adapted):
     run = Run(*adapted)
