@@ -1,14 +1,17 @@
 """Tokenized text: the documents of a prepared set as token ids, which are read from the disk when they are accessed.
 
-PREPARED/text/1.0.0/tokens/SPLIT.ids        the tokens of all documents, one after the other
-                           SPLIT.ends.npy   where each document ends
-                           tokens.json      which tokenizer made them, and the dtype of the ids; written last
+PREPARED/text/1.0.0/tokens/TOKENIZER/SPLIT.ids        the tokens of all documents, one after the other
+                                     SPLIT.ends.npy   where each document ends
+                                     tokens.json      the dtype of the ids; written last
+
+TOKENIZER is the fingerprint of the tokenizer. Runs with different tokenizers may share the prepared sets, so the tokens
+of one never replace those that another reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from etils import epath
@@ -58,14 +61,12 @@ def tokenize(directory: epath.PathLike, tokenizer: Tokenizer) -> None:
     """
     if prepared.read_manifest(prepared.set_directory(directory, _NAME)) is None:
         return
-    folder = _folder(directory)
+    folder = _folder(directory, tokenizer)
     mark = folder / "tokens.json"
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    made: dict[str, Any] = {"tokenizer": tokenizer.fingerprint, "dtype": dtype.name}
-    if mark.exists() and files.read_json(mark) == made:
+    if mark.exists():
         return
-    mark.unlink(missing_ok=True)
-    folder.mkdir(exist_ok=True)
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    folder.mkdir(parents=True, exist_ok=True)
     for split in prepared.split_sizes(directory, _NAME):
         lengths = []
         with (folder / f"{split}.ids").open("wb") as file:
@@ -75,16 +76,16 @@ def tokenize(directory: epath.PathLike, tokenizer: Tokenizer) -> None:
                 file.write(tokens.astype(dtype).tobytes())
         with (folder / f"{split}.ends.npy").open("wb") as file:
             np.save(file, np.cumsum(lengths))
-    files.write_json(mark, made)
+    files.write_json(mark, {"dtype": dtype.name})
 
 
-def load(directory: epath.PathLike, split: str) -> Documents:
-    """Opens the documents of a split.
+def load(directory: epath.PathLike, split: str, tokenizer: Tokenizer) -> Documents:
+    """Opens the documents of a split, as this tokenizer has encoded them.
 
     Raises:
       DataError: there is no such split, or its tokens are missing or damaged.
     """
-    folder, count = _folder(directory), len(prepared.load(directory, _NAME, Text, split))
+    folder, count = _folder(directory, tokenizer), len(prepared.load(directory, _NAME, Text, split))
     with prepared.data_errors(directory, _NAME):
         dtype = files.read_json(folder / "tokens.json")["dtype"]
         ids, ends = np.memmap(folder / f"{split}.ids", dtype, "r"), np.load(folder / f"{split}.ends.npy")
@@ -93,5 +94,5 @@ def load(directory: epath.PathLike, split: str) -> Documents:
     return Documents(ids, ends)
 
 
-def _folder(directory: epath.PathLike) -> epath.Path:
-    return prepared.set_directory(directory, _NAME) / "tokens"
+def _folder(directory: epath.PathLike, tokenizer: Tokenizer) -> epath.Path:
+    return prepared.set_directory(directory, _NAME) / "tokens" / tokenizer.fingerprint

@@ -178,6 +178,8 @@ def iteration_flops(
     prompt: float,
     response: float,
     epochs: int,
+    critic_epochs: int,
+    samples: int = 1,
     adapters: LoraConfig | None = None,
 ) -> float:
     """Computes the FLOPs of a PPO iteration without its pretraining text.
@@ -191,17 +193,20 @@ def iteration_flops(
       rows: episodes.
       prompt: mean tokens of their prompts.
       response: mean tokens of their responses. Attention is counted as if all had the same length, so less than it is.
-      epochs: passes over the episodes.
+      epochs: passes of the policy over the episodes; 0 while only the critic learns.
+      critic_epochs: those of the critic.
+      samples: responses to a prompt that share its prefill.
       adapters: what learns, if not all weights do.
     """
     length = prompt + response
     forward = forward_flops(policy, rows, length, response)
-    total = 3 * forward + epochs * gradient_flops(policy, forward, rows * length, rows * response, adapters)
+    total = 3 * forward - (rows - rows / samples) * forward_flops(policy, 1, prompt, 1)
+    total += epochs * gradient_flops(policy, forward, rows * length, rows * response, adapters)
     if scorer is not None:
         total += scalar_flops(scorer, rows, length)
     if critic is not None:
         forward = scalar_flops(critic, rows, length)
-        total += forward + epochs * gradient_flops(critic, forward, rows * length, 0, adapters)
+        total += forward + critic_epochs * gradient_flops(critic, forward, rows * length, 0, adapters)
     return total
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from instructjax.algorithms import advantages
-from instructjax.algorithms.ppo import PPOState
+from instructjax.algorithms.ppo import Iteration, Learner, PPOState
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.errors import ConfigError
 from instructjax.models import flops, lora, sizes
@@ -158,13 +158,8 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     estimator, by_function = advantages.named(section), bool(section.reward_function)
     learners = ppo.make_learners(config, section, policy, scalar if estimator.needs_critic else None)
     iteration = ppo.make_programs(config, section, learners, scalar, estimator, eos_id=EOS, pad_id=PAD)
-    (base, learned), (scalar_base, scalar_learned) = (_learned(model, adapters) for model in (policy, scalar))
-    weights = learned, scalar_learned
-    state = jax.eval_shape(lambda policy, value: ppo.initial_state(policy, value, learners, section), *weights)
-    freeze = functools.partial(ppo.freeze, dtype=config.ppo.frozen_dtype or shape.param_dtype)
-    one_base = config.lora.one_base or not ppo_weights.uses_reward_model(section)
-    both = base if one_base else (*base, *scalar_base)
-    frozen, bases = jax.eval_shape(freeze, learned, None if by_function else scalar_learned, both)
+    functions = _ppo_functions(iteration, by_function)
+    state, constants = _ppo_weights(config, learners, (policy, scalar))
     tokens = _array((section.batch_size // section.samples_per_prompt, data.max_prompt), jnp.int32)
     prompts = PromptBatch(tokens, tokens)
     minibatches = section.batch_size // section.minibatch_size
@@ -173,28 +168,14 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
     key = jax.eval_shape(lambda: jax.random.key(0))
     scores = _array((section.batch_size,), jnp.float32) if by_function else None
 
-    def rollout_of(state: PPOState, prompts: PromptBatch, key: Any, _: Any, *bases: Tree) -> Any:
-        return iteration.on(bases).rollout(state.policy.params, prompts, key)[0]
-
-    def observe(state: PPOState, batch: Any, _: Any, frozen: Any, *bases: Tree) -> Any:
-        return iteration.on(bases).observe(state, frozen, *batch)
-
-    def update_of(state: PPOState, batch: Any, *given: Any) -> Any:
-        return iteration.on(given[2:]).update(state, *batch)
-
-    def step(state: PPOState, batch: Any, key: Any, frozen: Any, *bases: Tree) -> Any:
-        on_bases = iteration.on(bases)
-        return (on_bases.learn if by_function else on_bases.step)(state, batch, key, frozen)
-
-    episodes = jax.eval_shape(rollout_of, state, prompts, key, frozen, *bases)
-    experience, _ = jax.eval_shape(observe, state, (episodes, scores), key, frozen, *bases)
+    episodes = jax.eval_shape(functions["rollout"], state, prompts, key, *constants)
+    experience, _ = jax.eval_shape(functions["scoring"], state, (episodes, scores), key, *constants)
     rollout, scoring, update = _ppo_phases(config, with_text)
     part = name.rpartition(" ")[2]
-    parts: dict[str, tuple[Callable[..., Any], Tree, dict[str, Work]]] = {
-        "rollout": (rollout_of, prompts, rollout),
-        "scoring": (observe, (episodes, scores), scoring),
+    parts: dict[str, tuple[Tree, dict[str, Work]]] = {
+        "rollout": (prompts, rollout),
+        "scoring": ((episodes, scores), scoring),
         "update": (
-            update_of,
             (
                 _first_rows(experience, section.minibatch_size),
                 _lm_batch(windows, section.ptx_length) if with_text else None,
@@ -202,7 +183,6 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             update,
         ),
         "iteration": (
-            step,
             (episodes, scores, text) if by_function else (prompts, text),
             {
                 **({} if by_function else rollout),  # then rollout and learning are two programs
@@ -212,26 +192,72 @@ def _ppo(name: str, config: ml_collections.ConfigDict, with_text: bool) -> Progr
             },
         ),
     }
-    function, batch, phases = parts[part]
-    rows = {
-        "ppo.batch_size / ppo.rollout_parts": (section.batch_size, section.rollout_parts),
-        "ppo.minibatch_size / ppo.microbatches": (section.minibatch_size, section.microbatches),
-    }
-    if with_text:
-        keys = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
-        rows[keys] = windows, section.ptx_microbatches
+    batch, phases = parts[part]
     return Program(
         name=name,
-        function=function,
+        function=functions[part],
         state=state,
         batch=batch,
-        constants=(frozen, *bases),
+        constants=constants,
         donated=part in ("update", "iteration"),
         phases=phases,
-        rows=rows,
+        rows=_ppo_rows(section, with_text),
         cache=_cache(config, shape) if part == "rollout" or part == "iteration" and not by_function else 0.0,
         trips=_trips(section, data.max_response),
     )
+
+
+def _ppo_functions(iteration: Iteration, by_function: bool) -> dict[str, Callable[..., Any]]:
+    """Returns each of `PARTS` as a function of a state, a batch, a key, the frozen weights and the bases."""
+
+    def rollout(state: PPOState, prompts: PromptBatch, key: Any, _: Any, *bases: Tree) -> Any:
+        return iteration.on(bases).rollout(state.policy.params, prompts, key)[0]
+
+    def observe(state: PPOState, batch: Any, _: Any, frozen: Any, *bases: Tree) -> Any:
+        return iteration.on(bases).observe(state, frozen, *batch)
+
+    def update(state: PPOState, batch: Any, _: Any, __: Any, *bases: Tree) -> Any:
+        return iteration.on(bases).update(state, *batch)
+
+    def step(state: PPOState, batch: Any, key: Any, frozen: Any, *bases: Tree) -> Any:
+        on_bases = iteration.on(bases)
+        return (on_bases.learn if by_function else on_bases.step)(state, batch, key, frozen)
+
+    return dict(zip(PARTS, (rollout, observe, update, step), strict=True))
+
+
+def _ppo_weights(
+    config: ml_collections.ConfigDict,
+    learners: tuple[Learner, Learner | None],
+    models: tuple[LanguageModel, ScalarModel],
+) -> tuple[PPOState, tuple[Tree, ...]]:
+    """Returns the state of an iteration, and the weights that it only reads: the frozen ones and the bases."""
+    section, adapters = config.ppo, lora_config(config)
+    (base, learned), (scalar_base, scalar_learned) = (_learned(model, adapters) for model in models)
+    state = jax.eval_shape(
+        lambda policy, value: ppo.initial_state(policy, value, learners, section), learned, scalar_learned
+    )
+    one_base = config.lora.one_base or not ppo_weights.uses_reward_model(section)
+    both = base if one_base else (*base, *scalar_base)
+    freeze = functools.partial(ppo.freeze, dtype=section.frozen_dtype or models[0].config.param_dtype)
+    frozen, bases = jax.eval_shape(freeze, learned, None if section.reward_function else scalar_learned, both)
+    return state, (frozen, *bases)
+
+
+def _ppo_rows(section: ml_collections.ConfigDict, with_text: bool) -> dict[str, tuple[int, int]]:
+    """Returns `Program.rows` of PPO, as `recipe.check` requires them."""
+    parts, samples = section.rollout_parts, section.samples_per_prompt
+    prompts = "ppo.batch_size / ppo.samples_per_prompt"
+    rows = {"ppo.batch_size / ppo.rollout_parts": (section.batch_size, parts)}
+    if section.rollout_refill:
+        rows[prompts] = section.batch_size // samples, 1
+    else:  # a part has whole groups
+        rows[f"{prompts} / ppo.rollout_parts"] = section.batch_size // samples, parts
+    rows["ppo.minibatch_size / ppo.microbatches"] = section.minibatch_size, section.microbatches
+    if with_text:
+        keys = "ppo.minibatch_size x ppo.ptx_examples_per_episode / ppo.ptx_microbatches"
+        rows[keys] = section.ptx_examples_per_episode * section.minibatch_size, section.ptx_microbatches
+    return rows
 
 
 def refills(section: ml_collections.ConfigDict, devices: int) -> tuple[int, int]:

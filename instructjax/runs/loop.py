@@ -199,7 +199,7 @@ def _next_batch(
     position = iterator.get_state() if prepare else None
     with speed.waiting():
         batch = next(iterator)
-    speed.count(batch)
+    speed.count(batch, number)
     if prepare is None:
         return (batch, {}), None
     try:

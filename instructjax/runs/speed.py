@@ -32,12 +32,13 @@ class Matmuls:
     """The matmuls of a step.
 
     Attributes:
-      flops: `flops(batch)` returns a function of the metrics of a line that computes the model FLOPs of a step on this
-        process's rows of the batch. The host does not know how long responses are before it reads the metrics.
+      flops: `flops(batch, step)` returns a function of the metrics of a line that computes the model FLOPs of a step,
+        counted from 1, on this process's rows of the batch. The host does not know how long responses are before it
+        reads the metrics.
       dtype: of their arguments.
     """
 
-    flops: Callable[[Any], Flops]
+    flops: Callable[[Any, int], Flops]
     dtype: str
 
 
@@ -79,11 +80,11 @@ class Speed:
         yield
         self._window.waited += self._clock() - start
 
-    def count(self, batch: Any) -> None:
+    def count(self, batch: Any, step: int) -> None:
         """Counts the tokens of a step's batch, see `batch.count_tokens`, and its FLOPs."""
         self._window.tokens += self._whole_over_own * batches.count_tokens(batch)
         if self._matmuls is not None:
-            self._window.flops.append(self._matmuls.flops(batch))
+            self._window.flops.append(self._matmuls.flops(batch, step))
 
     def cut(self) -> Window:
         """Ends the window and returns it; what is counted from now on belongs to the next one."""

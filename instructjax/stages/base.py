@@ -14,8 +14,8 @@ import ml_collections
 from etils import epath
 
 from instructjax import files
-from instructjax.errors import CheckpointError
-from instructjax.models.lora import LoraConfig
+from instructjax.errors import CheckpointError, ConfigError
+from instructjax.models.lora import LORA_A, LoraConfig
 from instructjax.runs import checkpoint, digest
 from instructjax.runs.checkpoint_files import absolute, read_content, step_path
 from instructjax.training.state import Params
@@ -119,6 +119,15 @@ def check_adapters(expected: LoraConfig, found: LoraConfig, place: str) -> None:
         wanted, there = getattr(expected, name), getattr(found, name)
         if wanted != there:
             raise CheckpointError(f"{place}: lora.{name}: expected {wanted}, found adapters with {there}")
+
+
+def check_has_none(state: Any, stage: str) -> None:
+    """Raises ConfigError if the state of a stage without a base has adapters: they would be lost when it is loaded."""
+    if any(name.endswith(LORA_A) for name in digest.kinds(state)):
+        raise ConfigError(
+            f"lora.rank: expected 0 for the stage {stage}, which trains adapters with a step of its own and does not "
+            "say where their base is (Stage.train_with, base), found more"
+        )
 
 
 def check_shared(found: Base | None, shared: Base, place: epath.PathLike) -> None:

@@ -142,10 +142,11 @@ def _matmuls(stage: Stage, scalar: TransformerConfig, *, uses_scorer: bool, need
     """Returns how the matmuls of an iteration are counted, in which all responses have the mean length of the line."""
     policy, section, adapters = stage.run.policy_config, stage.section, stage.lora
 
-    def count(batch: tuple[Any, Any]) -> Flops:
+    def count(batch: tuple[Any, Any], step: int) -> Flops:
         given, text = batch
         prompts = given if isinstance(given, PromptBatch) else given[0]
-        learned = section.epochs * flops.training_flops(policy, text, logits=True, adapters=adapters)
+        epochs = 0 if step <= section.value_warmup_iterations else section.epochs
+        learned = epochs * flops.training_flops(policy, text, logits=True, adapters=adapters)
         rows, tokens = len(prompts.tokens), count_tokens(prompts)
 
         def iteration(metrics: Mapping[str, float]) -> float:
@@ -156,7 +157,9 @@ def _matmuls(stage: Stage, scalar: TransformerConfig, *, uses_scorer: bool, need
                 rows=rows * section.samples_per_prompt,
                 prompt=tokens / rows,
                 response=metrics["response_tokens"],
-                epochs=section.epochs,
+                epochs=epochs,
+                critic_epochs=section.epochs,
+                samples=1 if section.rollout_refill else section.samples_per_prompt,
                 adapters=adapters,
             )
 

@@ -126,8 +126,7 @@ class Run:
 
     def documents(self, split: str) -> Documents:
         """Returns the prepared text of a split as token ids."""
-        _ = self.layout
-        return documents.load(self.prepared_folder, split)
+        return documents.load(self.prepared_folder, split, self.layout.tokenizer)
 
     def validation_text(self) -> list[LMBatch]:
         """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""

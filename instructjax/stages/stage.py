@@ -284,7 +284,8 @@ class Stage:
         """Returns how the matmuls of a step that trains one network are counted."""
         logits = self.declaration.policy is not None
 
-        def count(batch: Any) -> Flops:
+        def count(batch: Any, step: int) -> Flops:
+            del step
             found = flops.training_flops(network, batch, logits=logits, frozen=frozen, adapters=self.lora)
             return lambda metrics: found
 
@@ -315,7 +316,12 @@ class Stage:
           callbacks: what to measure. Checks of metrics and curves are added here.
           matmuls: of a step, for MFU; None if they are not known.
           base: where the rest of the policy's weights is, if its part of the state has only what learns.
+
+        Raises:
+          ConfigError: the state has adapters, and no base is given.
         """
+        if base is None:
+            bases.check_has_none(state, self.name)
         steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
         schedule.check_done(self.directory, steps[-1] if steps else 0)
         if schedule.steps not in steps or not self.run.is_finished(self.name):

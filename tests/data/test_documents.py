@@ -14,7 +14,7 @@ RECORDS = [Text(text="abc" * i + "d", split="train" if i % 3 else "validation") 
 class Letters:
     """A tokenizer whose tokens are letters."""
 
-    pad_id, eos_id = 0, 1
+    pad_id, eos_id, bos = 0, 1, ()
 
     def __init__(self, vocab_size):
         self.vocab_size, self.fingerprint = vocab_size, str(vocab_size)
@@ -34,14 +34,14 @@ def folder(tmp_path):
 
 
 def written(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("tokens/*")}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("tokens/*/*")}
 
 
 @pytest.mark.parametrize("tokenizer", [FEW, MANY])
 def test_documents_are_the_tokens_of_the_records(folder, tokenizer):
     documents.tokenize(folder, tokenizer)
     for split in ("train", "validation"):
-        found = documents.load(folder, split)
+        found = documents.load(folder, split, tokenizer)
         expected = [layouts.document_tokens(record, tokenizer) for record in prepared.load(folder, "text", Text, split)]
         assert len(found) == len(expected) > 5
         assert all(map(np.array_equal, found, expected)) and np.array_equal(found[-1], expected[-1])
@@ -56,20 +56,28 @@ def test_text_is_tokenized_once_per_tokenizer_and_set(folder):
     documents.tokenize(folder, FEW)
     assert written(folder) == first and len(first) == 5
     documents.tokenize(folder, MANY)
-    assert written(folder) != first
     records.write(folder / "text.jsonl", RECORDS[:9])
     preparation.prepare(Text, [folder / "text.jsonl"], folder, name="text")
     documents.tokenize(folder, MANY)
-    assert len(documents.load(folder, "train")) == 6
+    assert len(documents.load(folder, "train", MANY)) == 6
+
+
+def test_the_tokens_of_one_tokenizer_do_not_replace_those_of_another(folder):
+    documents.tokenize(folder, FEW)
+    opened = documents.load(folder, "train", FEW)
+    expected = [document.copy() for document in opened]
+    documents.tokenize(folder, MANY)  # by another run with the same prepared sets
+    for found in (opened, documents.load(folder, "train", FEW)):
+        assert all(map(np.array_equal, found, expected))
 
 
 @pytest.mark.parametrize("name", ["train.ids", "train.ends.npy", "tokens.json"])
 def test_damaged_tokens_are_reported(folder, name):
     documents.tokenize(folder, FEW)
-    (path,) = folder.rglob(f"tokens/{name}")
+    (path,) = folder.rglob(f"tokens/*/{name}")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DataError, match=r"text: expected a prepared data set, found a damaged one \(.*\); remove "):
-        documents.load(folder, "train")
+        documents.load(folder, "train", FEW)
 
 
 def test_a_folder_without_text_has_no_tokens(tmp_path):

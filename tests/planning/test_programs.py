@@ -78,13 +78,18 @@ def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
 def test_the_flops_of_an_iteration_by_lengths_are_those_of_the_plan_and_of_sampling_every_token_once(config):
     policy, scalar = programs.model_configs(config)
     scoring, update = (built(f"ppo {part}").work.flops for part in ("scoring", "update"))
-    updates = config.ppo.epochs * config.ppo.batch_size // config.ppo.minibatch_size
+    epochs = config.ppo.epochs
+    updates = epochs * config.ppo.batch_size // config.ppo.minibatch_size
     rows, prompt, response = config.ppo.batch_size, config.data.max_prompt, config.data.max_response
-    found = flops.iteration_flops(
-        policy, scalar, scalar, rows=rows, prompt=prompt, response=response, epochs=config.ppo.epochs
+    count = functools.partial(
+        flops.iteration_flops, policy, scalar, scalar, rows=rows, prompt=prompt, response=response, critic_epochs=epochs
     )
     sampling = flops.forward_flops(policy, rows, prompt + response, response)
-    assert found == pytest.approx(sampling + scoring + updates * update)
+    assert count(epochs=epochs) == pytest.approx(sampling + scoring + updates * update)
+    warmup = updates * built("ppo update").phases["value"].flops
+    assert count(epochs=0) == pytest.approx(sampling + scoring + warmup)
+    prefill = flops.forward_flops(policy, rows, prompt, 1)
+    assert count(epochs=epochs, samples=4) == pytest.approx(count(epochs=epochs) - 3 / 4 * prefill)
 
 
 def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
@@ -166,6 +171,15 @@ def test_more_devices_than_rows_are_an_obstacle(config):
     changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 4, "ppo.rollout_refill": 1}
     program = programs.build("ppo rollout", plan.override(config, changes | {"parallel.data": 32}))
     assert plan.uneven_rows(program, (32, 1, 1)).startswith("ppo.batch_size / ppo.rollout_parts: 64 / 4 rows")
+
+
+@pytest.mark.parametrize(("refill", "uneven"), [(0, "64 / 4"), (1, "")])
+def test_a_part_of_a_rollout_has_whole_groups_on_each_device(config, refill, uneven):
+    changes = {"ppo.batch_size": 256, "ppo.minibatch_size": 256, "ppo.rollout_parts": 4, "ppo.rollout_refill": refill}
+    program = programs.build("ppo rollout", plan.override(config, changes | {"ppo.samples_per_prompt": 4}))
+    assert uneven in plan.uneven_rows(program, (32, 1, 1)) and bool(uneven) == bool(
+        plan.uneven_rows(program, (32, 1, 1))
+    )
 
 
 def test_the_cache_includes_the_prompts_that_refill_idle_rows(config):

@@ -39,7 +39,7 @@ def test_a_line_counts_its_own_steps():
     def step(tokens):
         with speed.waiting():
             clock.seconds += 0.5
-        speed.count(rows(tokens))
+        speed.count(rows(tokens), 1)
 
     step(10)
     clock.seconds += 60  # compilation
@@ -63,11 +63,13 @@ def test_a_line_counts_its_own_steps():
 
 def test_mfu_is_the_share_of_the_peak_that_the_steps_of_a_line_reach(monkeypatch):
     monkeypatch.setattr(speed_lib, "peak_flops", {"bfloat16": 100.0}.get)
-    for dtype, expected in {"bfloat16": 0.75, "float32": None}.items():  # no peak is known for the latter
+    for dtype, expected in {"bfloat16": 1.0, "float32": None}.items():  # no peak is known for the latter
         clock = Clock()
-        speed = Speed(Matmuls(lambda batch: lambda metrics: metrics["scale"] * batch.segments.sum(), dtype), clock)
-        speed.count(rows(10))
-        speed.count(rows(20))
+        speed = Speed(
+            Matmuls(lambda batch, step: lambda metrics: metrics["scale"] * batch.segments.sum() * step, dtype), clock
+        )
+        speed.count(rows(10), 2)
+        speed.count(rows(20), 1)
         clock.seconds += 2
         counted = speed.cut()
         speed.arrived()

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError, RewardFunctionError
+from instructjax.models import flops
 from instructjax.models.transformer import ScalarModel
 from instructjax.runs import checkpoint_files, metrics_file, speed
 from instructjax.runs.interruption import Interrupted
@@ -141,19 +143,33 @@ def test_the_critic_starts_from_the_policy_below_a_fresh_head(before, monkeypatc
     assert ppo_weights.critic_start(opened, critic.config, policy, reward) is reward
 
 
+def test_flops_leave_out_the_policy_s_updates_while_only_the_critic_learns(before, monkeypatch):
+    config, workdir = before
+    plant(monkeypatch, lengths)
+    opened = Stage(Run(changed(config, ppo__value_warmup_iterations=2), workdir), ppo.run.declaration)
+    shape = opened.run.policy_config
+    count = ppo._matmuls(opened, shape, uses_scorer=False, needs_critic=True).flops
+    batch = PromptBatch(np.ones((8, 16), np.int32), np.ones((8, 16), np.int32)), None
+    *waiting, learning = (count(batch, step)({"response_tokens": 12.0}) for step in (1, 2, 3))
+    updates = 3 * flops.forward_flops(shape, 8, 16 + 12, 12)
+    assert waiting == [pytest.approx(learning - updates)] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
-        {"advantages": "gae", "value_warmup_iterations": 2},
-        {"advantages": "rloo", "samples_per_prompt": 2},
-        {"advantages": "grpo", "samples_per_prompt": 4},
+        {"ppo__advantages": "gae", "ppo__value_warmup_iterations": 2},
+        {"ppo__advantages": "rloo", "ppo__samples_per_prompt": 2},
+        {"ppo__advantages": "grpo", "ppo__samples_per_prompt": 4},
+        {"ppo__advantages": "gae", "lora__rank": 2},
+        {"ppo__advantages": "rloo", "ppo__samples_per_prompt": 2, "lora__rank": 2},
     ],
-    ids=["PPO", "RLOO", "GRPO"],
+    ids=["PPO", "RLOO", "GRPO", "PPO of adapters", "RLOO of adapters"],
 )
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, before, tmp_path, monkeypatch, keys):
     config, workdir = before
-    keys = {f"ppo__{name}": value for name, value in keys.items()} | {
+    keys = keys | {
         "ppo__batch_size": 32,  # eight prompts or more, for eight devices
         "ppo__minibatch_size": 16,
         "ppo_log__evaluate_every": 4,
@@ -178,6 +194,8 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, before, tmp_path
     assert found == (expected, lines)
     values = [name for name in lines[-1] if name.startswith("value")]
     assert bool(values) == (keys["ppo__advantages"] == "gae")
+    saved = {name.rpartition("/")[2] for name in expected if name.startswith("policy/params/")}
+    assert (saved == {"lora_a", "lora_b"}) == ("lora__rank" in keys)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from instructjax.stages import evaluate, ppo, pretrain, reward, sft, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import fakes, small_disks
-from tests.recipes import LINES, changed, recipe, save_adapters, save_checkpoint, save_stage
+from tests.recipes import LINES, changed, opened, recipe, save_adapters, save_checkpoint, save_stage
 from tests.scripts import run
 from tests.wrong_input.fault import fault
 
@@ -416,6 +416,18 @@ def test_other_base(adapted):
 def test_other_rank(adapted):
     config, workdir = adapted
     reward.run(Run(changed(config, lora__rank=3), workdir))
+
+
+@fault(
+    "adapters in the state of a guest that does not say where their base is",
+    "lora.rank: expected 0 for the stage sft, which trains adapters with a step of its own and does not say where "
+    "their base is (Stage.train_with, base), found more",
+)
+def test_no_base(adapted):
+    run = Run(*adapted)
+    state = {"params": run.load_start("sft")}
+    schedule = Schedule.from_config(run.config.log, steps=1)
+    opened(*adapted, "sft").train_with(lambda *given: given, state, lambda: None, schedule=schedule)
 
 
 @fault(
