@@ -91,7 +91,7 @@ class GSM8K(FinalAnswers):
         paths = [path for name in (f"{split}.jsonl", f"{split}.jsonl.gz") if (path := directory / name).exists()]
         if not paths:
             raise DataError(f"{directory}: expected the GSM8K file {split}.jsonl or {split}.jsonl.gz, found neither")
-        found = list(records.valid(formats.read(paths[0], Prompt, {"question": "prompt"})))
+        found = list(records.valid(formats.read(paths[0], Prompt, {"prompt": "question"})))
         for record in found:
             if not isinstance(record.extra.get("answer"), str) or "#### " not in record.extra["answer"]:
                 given = record.extra.get("answer")
