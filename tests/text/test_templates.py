@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.test_huggingface import spaced
+from tests.text.test_huggingface_tokenizers import spaced
 
 from instructjax.conversation import Conversation, Message, as_prompt, messages_of, to_json
 from instructjax.data import layouts, selection
