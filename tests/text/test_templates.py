@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.test_huggingface_tokenizers import spaced
 
 from instructjax.conversation import Conversation, Message, as_prompt, messages_of, to_json
 from instructjax.data import layouts, selection
@@ -21,6 +20,7 @@ from instructjax.text import export
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.special_tokens import END_OF_TEXT
 from tests.recipes import LINES
+from tests.text.test_huggingface_tokenizers import spaced
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
