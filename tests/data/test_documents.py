@@ -14,7 +14,7 @@ RECORDS = [Text(text="abc" * i + "d", split="train" if i % 3 else "validation") 
 class Letters:
     """A tokenizer whose tokens are letters."""
 
-    pad_id, eos_id = 0, 1
+    pad_id, eos_id, bos = 0, 1, ()
 
     def __init__(self, vocab_size):
         self.vocab_size, self.fingerprint = vocab_size, str(vocab_size)
