@@ -49,7 +49,7 @@ class Policy(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Returns EOS, which is also the context of a text without one."""
+        """Returns EOS."""
         return self.policy.tokenizer.eos_id
 
     @property
@@ -57,9 +57,15 @@ class Policy(TemplateLM):
         """Returns the model's context."""
         return self.policy.model.config.max_length
 
+    @property
+    def prefix_token_id(self) -> int:
+        """Returns the context of a text without one: BOS, or else EOS."""
+        return (*self.policy.tokenizer.bos, self.eot_token_id)[0]
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Encodes a text. There are no special tokens to add."""
-        return self.policy.tokenizer.encode(string)
+        """Encodes a text, after BOS if the tokenizer has one, unless `add_special_tokens` is False."""
+        bos = () if add_special_tokens is False else self.policy.tokenizer.bos
+        return [*bos, *self.policy.tokenizer.encode(string)]
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple], **kwargs) -> list[tuple[float, bool]]:
         return harness.log_likelihoods(
@@ -72,8 +78,8 @@ class Policy(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Computes the log-likelihood of whole texts, in windows of the model's context."""
-        texts = [self.tok_encode(request.args[0]) for request in requests]
-        split = [list(harness.windows(tokens, self.eot_token_id, self.max_length)) for tokens in texts]
+        texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        split = [list(harness.windows(tokens, self.prefix_token_id, self.max_length)) for tokens in texts]
         scored = iter(self._loglikelihood_tokens([(None, *pair) for pairs in split for pair in pairs]))
         return [sum(next(scored)[0] for _ in pairs) for pairs in split]
 

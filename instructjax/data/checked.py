@@ -86,7 +86,7 @@ def use(records: Sequence[R], entry: Mapping[str, Any], split: str) -> Sequence[
     """Returns a view of what is used of the records of a split.
 
     Args:
-      records: all prepared records of the split.
+      records: all prepared records of the split, or the tokens of its texts.
       entry: what checked.json has about their set.
       split: its name.
     """

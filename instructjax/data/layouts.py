@@ -62,7 +62,12 @@ class Layout:
         Raises:
           ConfigError: it is to be a chat template, and the tokenizer has none that can be used.
         """
-        return ChatTemplate(self.tokenizer) if self.kind == CHAT else SeparatorTemplate(self.tokenizer, self.separator)
+        if self.kind != CHAT:
+            return SeparatorTemplate(self.tokenizer, self.separator)
+        template = ChatTemplate(self.tokenizer)
+        if self.every_answer:
+            template.check_earlier_answers()
+        return template
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -230,7 +235,8 @@ def demonstration_row(records: Sequence[Demonstration], layout: Layout, prompt_w
         weights[start + 1 : answered] = prompt_weight
         if layout.every_answer:
             weights[start:answered][np.array(earlier, bool)] = 1.0
-        weights[max(start + 1, answered) : end] = 1.0
+        weights[answered:end] = 1.0
+        weights[start] = 0.0  # it has no context, also if it is of an answer whose beginning was cut
         start = end
     return LMBatch(tokens, segments, positions, weights)
 

@@ -96,11 +96,9 @@ def render(workdirs: Sequence[epath.PathLike]) -> RenderableType:
     for column in ("stage", *(["run"] if len(runs) > 1 else []), "", "time", "", "now"):
         table.add_column(column, no_wrap=column != "now")
     for name in names:
-        for i, (run, found) in enumerate(runs.items()):
-            for stage in found:
-                if stage.name == name:
-                    first = name if i == 0 or len(runs) == 1 else ""
-                    table.add_row(first, *([run] if len(runs) > 1 else []), *_cells(stage))
+        rows = [(run, stage) for run, found in runs.items() for stage in found if stage.name == name]
+        for row, (run, stage) in enumerate(rows):
+            table.add_row("" if row else name, *([run] if len(runs) > 1 else []), *_cells(stage))
     finished = {_short(workdir, workdirs): _results(workdir) for workdir in workdirs if is_finished(workdir)}
     if len(workdirs) == 1:
         notes = _notes(workdirs[0], runs[_short(workdirs[0], workdirs)])

@@ -153,9 +153,12 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
 
 def load(run: Run, kind: type[R], split: str) -> Sequence[R]:
     """Loads the prepared records of a kind and split, without what is too long of them."""
-    name = prepared.SET_NAMES[kind]
-    found = prepared.load(run.prepared_folder, name, kind, split)
-    return checked.use(found, checked.read(run.data_folder / "checked.json")[name], split)
+    return used(run, prepared.load(run.prepared_folder, prepared.SET_NAMES[kind], kind, split), kind, split)
+
+
+def used(run: Run, found: Sequence[Any], kind: type[records.Record], split: str) -> Sequence[Any]:
+    """Returns a view of what is used of the prepared records of a kind and split, or of their tokens."""
+    return checked.use(found, checked.read(run.data_folder / "checked.json")[prepared.SET_NAMES[kind]], split)
 
 
 def _shared_prompts(

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import ml_collections
+import numpy as np
 from etils import epath
 
 from instructjax import files
 from instructjax.batch import LMBatch, RankingBatch
 from instructjax.data import demonstrations, documents, mixtures, pipeline, prepared
-from instructjax.data.documents import Documents
 from instructjax.data.layouts import Layout
 from instructjax.data.mixtures import Mixture
 from instructjax.data.rankings import ranking_rows, tokenize_rankings
@@ -124,9 +124,10 @@ class Run:
         """Returns how often each source of the training records of a kind is drawn; None for all records alike."""
         return mixtures.mix(self.records(kind, "train"), self.config.mixture)
 
-    def documents(self, split: str) -> Documents:
-        """Returns the prepared text of a split as token ids."""
-        return documents.load(self.prepared_folder, split, self.layout.tokenizer)
+    def documents(self, split: str) -> Sequence[np.ndarray]:
+        """Returns the prepared text of a split as token ids, [n] for each of `records(Text, split)`."""
+        found = documents.load(self.prepared_folder, split, self.layout.tokenizer)
+        return prepare.used(self, found, Text, split)
 
     def validation_text(self) -> list[LMBatch]:
         """Returns the first `evaluate.text_windows` windows of the validation text, in batches; [] if there is none."""

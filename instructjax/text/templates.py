@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from instructjax.conversation import Message, messages_of
+from instructjax.conversation import Message, as_prompt, messages_of
 from instructjax.errors import ConfigError, DataError
 from instructjax.text.huggingface import HuggingFaceTokenizer
 from instructjax.text.tokenizer import Tokenizer
@@ -131,6 +131,24 @@ class ChatTemplate:
         for number, (start, end) in enumerate(zip(places, [*places[1:], len(text)], strict=True)):
             self._append(text[start:end], mark, number > 0, tokens, answered)
         return PromptTokens(tokens, answered)
+
+    def check_earlier_answers(self) -> None:
+        """Checks that an answer ends with `eos_id` also if messages follow it, so that it can be told from them.
+
+        Raises:
+          ConfigError: it does not, or the template cannot write such a conversation.
+        """
+        asked, answer = Message("user", _PROBE), Message("assistant", _PROBE)
+        try:
+            tokens, answered = self.encode(as_prompt([asked, answer, asked]))
+        except DataError as error:
+            raise ConfigError(f"data.every_answer: {error}") from None
+        last = [token for token, is_answer in zip(tokens, answered, strict=True) if is_answer][-1]
+        if last != self.eos_id:
+            raise ConfigError(
+                "data.every_answer: expected a chat template that writes a special token after every answer, "
+                "found one that does not; set data.every_answer=False"
+            )
 
     def _append(self, text: str, mark: str, in_answer: bool, tokens: list[int], answered: list[bool]) -> None:
         """Appends the tokens of a text that an answer follows, and that begins with one if `in_answer`."""

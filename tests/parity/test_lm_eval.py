@@ -1,10 +1,12 @@
 """Parity with lm-evaluation-harness, on a policy of a run and on the same weights in transformers."""
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -126,3 +128,49 @@ def test_the_harness_has_the_same_numbers_with_transformers(folder, ours):
     perplexities = [found["ours_text"]["word_perplexity,none"] for found in (metrics, theirs)]
     assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3)
     assert responses["ours_answer"] == other["ours_answer"]
+
+
+class WithBos:
+    """A tokenizer of letters that puts BOS before a text."""
+
+    bos, eos_id = (1,), 2
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("lm_harness", SCRIPTS / "lm_harness.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)  # the harness accepts a model's name only once
+    return found
+
+
+@pytest.fixture
+def asked(script, monkeypatch):
+    """Returns what the harness asks a policy with BOS: `loglikelihood` and `loglikelihood_rolling` of texts."""
+    model = types.SimpleNamespace(config=types.SimpleNamespace(max_length=3))
+    policy, pairs = script.Policy.__new__(script.Policy), []
+    policy.policy = types.SimpleNamespace(tokenizer=WithBos(), model=model)
+
+    def score(requests, **_):
+        pairs.extend((list(context), list(continuation)) for _, context, continuation in requests)
+        return [(0.0, False)] * len(requests)
+
+    monkeypatch.setattr(policy, "_loglikelihood_tokens", score)
+
+    def ask(method, *texts):
+        getattr(policy, method)([types.SimpleNamespace(args=texts)])
+        return pairs
+
+    return ask
+
+
+@pytest.mark.parametrize("context, expected", [("", [1]), ("A", [1, 65])])
+def test_bos_begins_the_context_of_a_continuation(asked, context, expected):
+    assert asked("loglikelihood", context, "B") == [(expected, [66])]
+
+
+def test_bos_begins_a_whole_text_but_not_its_later_windows(asked):
+    assert asked("loglikelihood_rolling", "ABC") == [([1], [65, 66]), ([65, 66], [67])]

@@ -99,6 +99,14 @@ def test_runs_are_compared_line_by_line(run, tmp_path):
     assert row.split() == ["PPO", "0.710", "±", "0.030", "0.650", "±", "0.030"]
 
 
+def test_a_stage_is_named_at_its_first_row_also_if_the_first_run_has_not_begun_it(run, tmp_path):
+    for name in ("other", "third"):
+        stage(tmp_path / name, "reward", losses(6.0, 4.0), steps=10)
+    found = [line.split()[:2] for line in shown(run, tmp_path / "other", tmp_path / "third").splitlines()]
+    place = found.index(["reward", "other"])
+    assert found[place + 1][0] == "third"
+
+
 def test_a_folder_that_is_not_a_run_is_rejected(tmp_path):
     with pytest.raises(DataError, match="nowhere: expected the folder of a run, found none$"):
         watch.read_stages(tmp_path / "nowhere")

@@ -9,11 +9,12 @@ import pytest
 from configs import e2e
 from instructjax import warning_log
 from instructjax.data import prepared
-from instructjax.data.layouts import Layout
+from instructjax.data.layouts import Layout, document_tokens
 from instructjax.errors import ConfigError, DataError, InputError
-from instructjax.records import Demonstration, Prompt, Ranking
+from instructjax.records import Demonstration, Prompt, Ranking, Text
 from instructjax.stages import prepare as prepare_stage
 from instructjax.stages.run import Run
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests.recipes import RECORDS, changed, prepare, recipe
 
 SPLITS = ("train", "validation", "test")
@@ -45,6 +46,19 @@ def test_a_split_without_records_is_named(tmp_path, name, missing):
         f"{tmp_path}/{name}.jsonl: expected {kind} records in the split {missing}, found only {sizes}; "
         f'add records with "split": "{missing}", or change data.validation or data.test'
     )
+
+
+def test_texts_that_are_left_out_are_not_among_the_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(SentencePieceTokenizer, "lost", lambda self, text: "#" if "#" in text else "")
+    texts = [{**record, "source": "ab"[i % 2]} for i, record in enumerate(RECORDS["text"])]
+    texts = [{**one, "text": f"# {one['text']}"} if i % 5 == 0 else one for i, one in enumerate(texts)]
+    config = recipe(tmp_path, text=[json.dumps({**one, "split": SPLITS[i % 2]}) for i, one in enumerate(texts)])
+    run = Run(changed(config, data__strict=False), tmp_path / "run")
+    for split in SPLITS[:2]:
+        records, documents = run.records(Text, split), run.documents(split)
+        assert 0 < len(records) == len(documents) < prepared.split_sizes(run.prepared_folder, "text")[split]
+        for record, tokens in zip(records, documents, strict=True):
+            assert tokens.tolist() == document_tokens(record, run.layout.tokenizer).tolist()
 
 
 def test_human_rankings_need_a_test_split(tmp_path):

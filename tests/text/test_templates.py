@@ -1,6 +1,7 @@
 """Chat templates and the separator: conversations to tokens."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -141,6 +142,29 @@ def test_demonstrations_teach_the_last_answer_or_every_one(every):
     size = len(tokens) + len(response)
     np.testing.assert_array_equal(row.weights[size : 2 * size], row.weights[:size])
     np.testing.assert_array_equal(row.tokens[:size], [*tokens, *response])
+
+
+def test_the_first_token_of_a_prompt_that_is_cut_in_an_answer_is_not_learned():
+    layout = layout_of(CHATML, every_answer=True, cut_prompts=True)
+    record = Demonstration(prompt=talk("the fox", "3 owls and a red night", "a"), response="b")
+    tokens, answered = layout.tokenize_prompt(record.prompt)
+    layout = dataclasses.replace(layout, max_prompt=len(tokens) - answered.index(True) - 1)
+    assert layout.tokenize_prompt(record.prompt).answered[0]
+    row = layouts.demonstration_row([record, record], layout)
+    assert not row.weights[row.positions == 0].any()
+    assert row.weights[row.positions == 1][:2].tolist() == [1, 1]
+
+
+def test_earlier_answers_need_a_token_at_their_end():
+    words = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tokenizer = learned(words)[1]
+    assert Layout(tokenizer, "", 500, 60, kind="chat").template.eos_id == tokenizer.eos_id
+    message = "^data.every_answer: expected a chat template that writes a special token after every answer"
+    with pytest.raises(ConfigError, match=message):
+        _ = Layout(tokenizer, "", 500, 60, kind="chat", every_answer=True).template
 
 
 def test_a_prompt_that_a_template_refuses_is_a_fault_of_its_record():

@@ -277,6 +277,16 @@ def test_every_answer(tmp_path):
 
 
 @fault(
+    "every answer to be learned, with a chat template that does not end them",
+    "data.every_answer: expected a chat template that writes a special token after every answer, found one that does "
+    "not; set data.every_answer=False",
+)
+def test_answers_without_an_end(tmp_path):
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    chat(tmp_path, turns + "{% if add_generation_prompt %}assistant: {% endif %}", data__every_answer=True)
+
+
+@fault(
     "a missing package for chat templates",
     "data.template: expected the package jinja2 to write chats, found none; pip install 'instructjax[huggingface]'",
 )
