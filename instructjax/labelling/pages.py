@@ -149,6 +149,4 @@ def submit_page(db: sa.Connection, request: Request, form: Mapping[str, Any]) ->
         return _render_page(db, request, labeler, assignment, number, fault)
     elif (following := queue.submit(db, assignment, page, content)) is not None:
         return RedirectResponse(f"/task/{assignment.id}/{following}", 303)
-    given = queue.own_assignments(db, labeler)
-    following = next((one for one in given if one > assignment.id), None)
-    return RedirectResponse(f"/task/{following}/1", 303) if following else _lead_to_next(db, labeler)
+    return _lead_to_next(db, labeler)

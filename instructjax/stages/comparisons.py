@@ -14,7 +14,7 @@ from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
 from instructjax.runs import checkpoint, cost, folder, processes, progress
 from instructjax.sources.sandbox import HELDOUT_RANKINGS
-from instructjax.stages import prepare, trained
+from instructjax.stages import needs, prepare, trained
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 from instructjax.training import parallel
@@ -59,13 +59,21 @@ def add(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> in
       The number of rankings that are used.
 
     Raises:
-      DataError: the run has rankings already, or no ranking prefers an answer.
+      DataError: the run has rankings already, no ranking prefers an answer, or a split has none. Nothing is written.
     """
     used, used_heldout = ([one for one in given if len(set(one.scores)) > 1] for given in (rankings, heldout))
     if not used:
         raise DataError(f"rankings: expected some that prefer an answer, found none among {len(rankings)}")
     if run.has(Ranking):
         raise DataError(f"{run.prepared_folder}: expected a run without rankings, found some")
+    data = run.config.data
+    found = {records.split_of(one, data.validation, data.test) for one in used}
+    for split in needs.NEEDS["reward"][Ranking]:
+        if split not in found:
+            raise DataError(
+                f"rankings: expected some in the split {split}, found only {', '.join(sorted(found))}; "
+                f"label answers to prompts of this split, too"
+            )
     # The mark of a finished collection is the set of rankings, which is written last.
     processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, used_heldout))
     prepare.add_rankings(run, used)

@@ -84,6 +84,7 @@ def test_each_task_by_mouse(desk, browser):
             page.mouse.down()
             page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
             page.mouse.up()
+        wait_for_draft(page)
         picture(page, "rank")
         submit(page)
         assert page.url.endswith("/done")
@@ -162,6 +163,25 @@ def test_looking_saves_nothing(desk, browser):
         assert posts == []
 
 
+def test_a_slow_draft_arrives_before_the_submission(desk, browser):
+    desk.add([Task(kind="rating", prompt="p", answers=("a", "b"))])
+    with open_page(browser, desk.url(desk.invite("ann"))) as page:
+        held = []
+        page.route("**/draft", lambda route: held.append(route))
+        page.keyboard.press("1")
+        page.wait_for_timeout(600)
+        (draft,) = held  # on its way, with the quality 1
+        for key in ("7", "Control+Enter", "Control+Enter"):
+            page.keyboard.press(key)
+        page.wait_for_timeout(100)
+        assert page.url.endswith("/1")
+        with page.expect_navigation():
+            draft.continue_()
+        press(page, "7", "Control+Enter")
+    (rating,) = exported(desk, name="ratings.jsonl")
+    assert rating.scores == (7, 7)
+
+
 def test_skip_and_back(desk, browser):
     desk.add([MOON_RANKING, Task(kind="demonstration", prompt="a fox")])
     with open_page(browser, desk.url(desk.invite("ann"))) as page:
@@ -210,14 +230,15 @@ def test_hostile_texts_are_text(desk, browser):
 def test_without_an_answer_of_the_desk_the_page_says_so_and_tries_again(desk, browser):
     desk.add([MOON_RANKING])
     with contextlib.suppress(AssertionError), open_page(browser, desk.url(desk.invite("ann"))) as page:  # logs errors
-        page.route("**/draft", lambda route: route.abort())
-        page.keyboard.press("1")
-        page.get_by_text("not saved yet").wait_for()
-        page.unroute("**/draft")
-        wait_for_draft(page)
+        for fail in (lambda route: route.abort(), lambda route: route.fulfill(status=503)):
+            page.route("**/draft", fail)
+            page.keyboard.press("1")
+            page.get_by_text("not saved yet").wait_for()
+            page.unroute("**/draft")
+            wait_for_draft(page)
         page.reload()
         saved = page.locator('.row[data-rank="1"] .chip').all_inner_texts()
-    assert saved == ["A"]
+    assert saved == ["A", "B"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -115,6 +115,17 @@ def test_going_back_changes_a_label_and_submitting_twice_doubles_none(desk):
     assert [record.scores[k] for k in sorted(range(4), key=lambda k: scores[record.responses[k]])] == [4, 3, 2, 1]
 
 
+def test_a_change_to_an_earlier_task_leads_to_the_open_one(desk):
+    desk.add(ranking_tasks(3))
+    ann = desk.client("ann")
+    first = ann.get("/")
+    form = rank(first, {text: text for text in first.answers})
+    second = ann.post(first.path, **form)
+    third = ann.post(second.path, **rank(second, {text: text for text in second.answers}))
+    assert 'id="continue"' in ann.get(first.path).text and 'id="continue"' not in third.text
+    assert ann.post(first.path, **form).path == third.path
+
+
 def test_a_draft_that_arrives_after_its_submission_changes_nothing(desk):
     desk.add(ranking_tasks(1))
     ann = desk.client("ann")

@@ -18,7 +18,7 @@ from configs import sandbox
 from instructjax import records
 from instructjax.errors import DataError
 from instructjax.labelling.tasks import Task
-from instructjax.records import Prompt, Ranking
+from instructjax.records import Ranking
 from instructjax.sandbox import labelers
 from instructjax.sandbox.answers import write_answer
 from instructjax.sandbox.tasks import write_prompt
@@ -118,18 +118,22 @@ def label(desk, name, scores):
 def test_rankings_are_added_to_a_run_once(prepared, tmp_path):
     config, workdir = prepared
     run = Run(config, workdir)
-    prompts = sorted({record.prompt for record in run.records(Prompt, "train")})[:4]
+    prompts = [f"fox {i}" for i in range(5)]
+    splits = ["train"] * 4 + ["validation"]
     tasks = [
-        Task(kind="ranking", prompt=prompt, answers=("the", "owl"), fields={"split": "train"}) for prompt in prompts
+        Task(kind="ranking", prompt=prompt, answers=("the", "owl"), fields={"split": split})
+        for prompt, split in zip(prompts, splits, strict=True)
     ]
     with desks.serve(f"sqlite:///{tmp_path / 'labels.sqlite'}") as desk:
         desk.add(tasks)
         # All answers to the first prompt tie, from which nothing can be learned.
         label(desk, "ann", {prompt: {"the": 1, "owl": 1 + (i > 0)} for i, prompt in enumerate(prompts)})
         rankings = [records.parse(line, Ranking) for line in desk.export().splitlines()]
-    assert comparisons.add(run, rankings, []) == 3
+    with pytest.raises(DataError, match="expected some in the split validation, found only train"):
+        comparisons.add(run, rankings[:4], [])
+    assert comparisons.add(run, rankings, []) == 4  # nothing was written before
     found = Run(config, workdir).records(Ranking, "train")
-    assert sorted(record.prompt for record in found) == prompts[1:]
+    assert sorted(record.prompt for record in found) == prompts[1:4]
     assert all(dict(zip(record.responses, record.scores, strict=True)) == {"the": 1, "owl": 2} for record in found)
     with pytest.raises(DataError, match="expected a run without rankings"):
         comparisons.add(Run(config, workdir), rankings, [])

@@ -5,7 +5,9 @@ const started = Number(form.elements.seconds.value);
 let visible = 0; // milliseconds in which the page was shown, up to `since`
 let since = document.hidden ? null : performance.now();
 let waiting = null;
+let pending = 0;
 let sending = false;
+let saving = Promise.resolve(); // drafts that are on their way: one may not overtake another, nor a submission
 
 // Time counts only while the page is shown.
 function countTime() {
@@ -21,35 +23,58 @@ function changed() {
   waiting = setTimeout(saveDraft, 400);
 }
 
-async function saveDraft() {
+function saveDraft() {
   clearTimeout(waiting);
   waiting = null;
+  follow(saving.then(sendDraft));
+}
+
+// Nothing can be waited for when the page goes away.
+function saveDraftNow() {
+  if (waiting === null) return;
+  clearTimeout(waiting);
+  waiting = null;
+  follow(Promise.all([saving, sendDraft()]));
+}
+
+function follow(sent) {
+  pending += 1;
+  saving = sent.finally(() => (pending -= 1));
+}
+
+async function sendDraft() {
   countTime();
-  try {
-    const body = new URLSearchParams(new FormData(form));
-    const response = await fetch(form.dataset.draft, { method: "POST", body, keepalive: true });
-    status.textContent = response.ok ? "Draft saved." : "The draft is not saved. Reload the page before you go on.";
-  } catch {
+  const body = new URLSearchParams(new FormData(form));
+  const options = { method: "POST", body, keepalive: true, signal: AbortSignal.timeout(10000) };
+  const response = await fetch(form.dataset.draft, options).catch(() => null);
+  if (response?.ok) {
+    status.textContent = "Draft saved.";
+  } else if (response === null || response.status === 429 || response.status >= 500) {
     status.textContent = "The draft is not saved yet: the desk does not answer. Trying again.";
-    if (!sending) waiting = setTimeout(saveDraft, 3000);
+    if (!sending && waiting === null) waiting = setTimeout(saveDraft, 3000);
+  } else {
+    status.textContent = "The draft is not saved. Copy your text, then open your invitation again.";
   }
 }
 
 form.addEventListener("input", changed);
 form.addEventListener("submit", (event) => {
   if (sending) return event.preventDefault(); // a double click
-  sending = true;
   clearTimeout(waiting);
   waiting = null;
+  if (pending) {
+    event.preventDefault();
+    saving.then(() => form.requestSubmit(event.submitter));
+    return;
+  }
+  sending = true;
   countTime();
 });
 document.addEventListener("visibilitychange", () => {
   countTime();
-  if (document.hidden && waiting !== null) saveDraft();
+  if (document.hidden) saveDraftNow();
 });
-window.addEventListener("pagehide", () => {
-  if (waiting !== null) saveDraft();
-});
+window.addEventListener("pagehide", saveDraftNow);
 window.addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload(); // from the browser's cache, with what was saved since
 });
