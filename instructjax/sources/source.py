@@ -71,7 +71,7 @@ class Source(Protocol):
 
     Attributes:
       splits: the splits that each kind of record must have, whatever the stages.
-      field_names: our names of fields, by those of the files; see `data/shapes.py`.
+      field_names: paths into the files' fields, by our names; see `data/shapes.py`.
       merge_equal_answers: whether equal answers of a ranking get one score; see `data/selection.py`. Simulated labelers
         perceive each sample on its own.
     """

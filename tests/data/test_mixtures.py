@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import demonstrations, mixtures, pipeline
+from instructjax.data import demonstrations, layouts, mixtures, pipeline
 from instructjax.data.mixtures import Mixture
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt, Text
@@ -92,17 +92,18 @@ DEMONSTRATIONS = [
 TEXTS = [Text(text=f"name a {word}", source=source) for source, word in (("x", "fox"), ("y", "color"), ("y", "fox"))]
 
 
+DOCUMENTS = [layouts.document_tokens(text, Words()) for text in TEXTS]
 WEIGHTS, TEXT_WEIGHTS = section(weights="one=2, two=1"), section(weights="x=2, y=1")
 STREAMS = {
     "prompts": lambda mixture, _, **common: pipeline.shuffled_batches(
         pipeline.prompt_rows(DEMONSTRATIONS, LAYOUT), mixture=mixture, **common
     ),
-    "text": lambda _, mixture, **common: pipeline.text_batches(TEXTS, Words(), length=5, mixture=mixture, **common),
+    "text": lambda _, mixture, **common: pipeline.text_batches(DOCUMENTS, Words(), length=5, mixture=mixture, **common),
     "demonstrations": lambda mixture, _, **common: demonstrations.batches(
         DEMONSTRATIONS, LAYOUT, steps=9, mixture=mixture, **common
     ),
     "both": lambda mixture, text_mixture, **common: demonstrations.mixed_batches(
-        DEMONSTRATIONS, TEXTS, LAYOUT, steps=9, text_share=0.5, mixture=mixture, text_mixture=text_mixture, **common
+        DEMONSTRATIONS, DOCUMENTS, LAYOUT, steps=9, text_share=0.5, mixture=mixture, text_mixture=text_mixture, **common
     ),
 }
 
