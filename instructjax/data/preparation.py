@@ -60,7 +60,7 @@ def prepare(
       name: the name of this set, such as "demonstrations".
       validation: share of users in the validation split, for records without a split; see `records.split_of`.
       test: share of users in the test split, for records without a split.
-      names: our names of fields, by the files'; see `shapes.py`.
+      names: paths into the files' fields, by our names; see `shapes.py`.
       merge_equal_answers: see `selection.choose_by_content`.
       strict: makes each record that carries no signal an error.
       shared: the prompts of all sets, so that none is in two splits; None to split by user only.

@@ -93,6 +93,7 @@ TEXTS = [Text(text=f"name a {word}", source=source) for source, word in (("x", "
 DOCUMENTS = [layouts.document_tokens(text, Words()) for text in TEXTS]
 
 
+DOCUMENTS = [layouts.document_tokens(text, Words()) for text in TEXTS]
 WEIGHTS, TEXT_WEIGHTS = section(weights="one=2, two=1"), section(weights="x=2, y=1")
 STREAMS = {
     "prompts": lambda mixture, _, **common: pipeline.shuffled_batches(

@@ -59,7 +59,10 @@ def test_windows_predict_each_token_once():
 class Numbers:
     """A tokenizer whose texts are letters, from a for token 2."""
 
-    pad_id, eos_id, vocab_size, fingerprint = 0, 1, 16, "numbers"
+    pad_id, eos_id, eos_ids, bos, vocab_size, fingerprint = 0, 1, (1,), (), 16, "numbers"
+
+    def lost(self, text):
+        return ""
 
     def encode(self, text):
         return [ord(letter) - 95 for letter in text]
