@@ -8,6 +8,7 @@ The first command adds tasks and labelers, prints their links, and serves the de
 writes the labels to files. The third adds the rankings to the run, for reward.py.
 """
 
+import importlib
 import ipaddress
 import json
 import socket
@@ -32,6 +33,8 @@ from instructjax.training import parallel
 try:
     import uvicorn
 
+    for needed in ("jinja2", "python_multipart"):  # Starlette does without them until a page or form needs them
+        importlib.import_module(needed)
     from instructjax.labelling import app, database, export, queue, security, tasks, web
 except ImportError as error:
     MISSING: str | None = str(error.name).partition(".")[0]
@@ -81,7 +84,7 @@ def main(run: Run) -> None:
     engine = database.connect(_DATABASE.value or f"sqlite:///{folder / 'labels.sqlite'}")
     with engine.begin() as db:
         count = queue.add_tasks(db, found, _GROUP.value, None if is_screening else _COPIES.value)
-        labelers = [queue.add_labeler(db, name, _GROUP.value) for name in names]
+        labelers = [_add_labeler(db, name) for name in names]
         labels = {name: list(export.read_records(db, name)) for name in export.FILES}
     if found:
         print(f"{count} new tasks of {len(found)}")
@@ -97,8 +100,8 @@ def main(run: Run) -> None:
         print(f"{labeler.name}: {url}/join/{security.sign(secret, [labeler.id, labeler.key])}", flush=True)
     settings = web.Settings(
         secret=secret,
+        url=url,
         hosts=hosts,
-        https=url.startswith("https:"),
         instructions=instructions,
         rate=_RATE.value,
         burst=int(3 * _RATE.value),
@@ -121,6 +124,16 @@ def _new_tasks(run: Run, is_screening: bool) -> list[Any]:
     return found
 
 
+def _add_labeler(db: Any, name: str) -> Any:
+    """Adds a labeler, or returns the one of this name and group."""
+    labeler = queue.add_labeler(db, name, _GROUP.value)
+    if labeler.group != _GROUP.value:
+        raise InputError(f"--labelers: expected labelers of the group {_GROUP.value}, found {name} in {labeler.group}")
+    if not labeler.active:
+        raise InputError(f"--labelers: {name} was dismissed; choose New link on the overview to invite {name} again")
+    return labeler
+
+
 def _address() -> tuple[str, tuple[str, ...]]:
     """Returns the address that labelers open, without a slash at the end, and the host names of requests."""
     host = _HOST.value
@@ -129,8 +142,12 @@ def _address() -> tuple[str, tuple[str, ...]]:
         if _is_unspecified(host):
             raise InputError(f"--url: expected the address that labelers open, with --host={host}, found none")
         return f"http://{host}:{_PORT.value}", tuple(local)
-    parts = urllib.parse.urlsplit(_URL.value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+    try:
+        parts = urllib.parse.urlsplit(_URL.value)
+    except ValueError:  # brackets that are not closed
+        parts = urllib.parse.urlsplit("")
+    more = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(more):
         raise InputError(f"--url: expected an address such as https://label.example.org, found {_URL.value:.100}")
     return _URL.value.rstrip("/"), (*local, parts.hostname)
 
@@ -143,6 +160,8 @@ def _is_unspecified(host: str) -> bool:
 
 
 def _write(labels: Mapping[str, Sequence[Any]], folder: epath.Path) -> None:
+    if not any(labels.values()):
+        print("no labels to export")
     for name, found in labels.items():
         if found:
             print(f"{folder / name}: {records.write(folder / name, found)} records")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,7 +20,6 @@ from instructjax.labelling.labels import QUALITIES
 from instructjax.labelling.web import FLAG_LABELS, LETTERS, handler, render
 
 LABELER_GROUPS = ("training", "heldout")
-MAX_NAME = 64
 MAX_COPIES = 100
 
 
@@ -47,24 +46,30 @@ def require_admin(request: Request) -> None:
         raise HTTPException(403, "Open the administrator's link, which the desk prints when it starts.")
 
 
-def show(db: sa.Connection, request: Request, _: Mapping[str, Any]) -> Response:
+def show(db: sa.Connection, request: Request, _: Mapping[str, Any]) -> Callable[[], Response]:
     """Shows the overview."""
     require_admin(request)
     return _render_overview(db, request)
 
 
-def _render_overview(db: sa.Connection, request: Request, fault: str = "", done: str = "") -> Response:
+def _render_overview(db: sa.Connection, request: Request, fault: str = "", done: str = "") -> Callable[[], Response]:
+    """Reads the overview, and returns the function that renders it.
+
+    To measure agreement can take seconds, in which labelers must not wait for the database.
+    """
     state = request.app.state
+    url = state.settings.url or str(request.base_url).rstrip("/")
     rankings = overview.rankings(db)
     people = overview.labelers(db)
     for person in people:
         token = security.sign(state.settings.secret, [person["id"], person["key"]])
-        person["link"] = f"{request.base_url}join/{token}"
-    return render(
+        person["link"] = f"{url}/join/{token}"
+    progress = overview.progress(db)
+    return lambda: render(
         request,
         "admin.html",
         422 if fault else 200,
-        progress=overview.progress(db),
+        progress=progress,
         people=people,
         agreement=state.agreement(rankings),
         disagreements=overview.disagreements(rankings),
@@ -77,12 +82,12 @@ def _render_overview(db: sa.Connection, request: Request, fault: str = "", done:
     )
 
 
-def add_labeler(db: sa.Connection, request: Request, form: Mapping[str, Any]) -> Response:
+def add_labeler(db: sa.Connection, request: Request, form: Mapping[str, Any]) -> Response | Callable[[], Response]:
     """Adds a labeler, whose invitation is then in the overview."""
     require_admin(request)
     name = str(form.get("name", "")).strip()
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        return _render_overview(db, request, f"A name has 1 to {MAX_NAME} characters.")
+    if fault := queue.find_name_fault(db, name):
+        return _render_overview(db, request, fault)
     if form.get("group") not in LABELER_GROUPS:
         return _render_overview(db, request, "Choose a group for the labeler.")
     queue.add_labeler(db, name, form["group"])
@@ -98,13 +103,19 @@ def change_labeler(db: sa.Connection, request: Request, form: Mapping[str, Any])
     return RedirectResponse("/admin#labelers", 303)
 
 
-def add_tasks(db: sa.Connection, request: Request, form: Mapping[str, Any]) -> Response:
+def add_tasks(db: sa.Connection, request: Request, form: Mapping[str, Any]) -> Response | Callable[[], Response]:
     """Adds the tasks of an uploaded file."""
     require_admin(request)
     file, kind, group, copies = (form.get(name) for name in ("file", "kind", "group", "copies"))
     if not isinstance(file, UploadFile) or kind not in tasks.KINDS or group not in tasks.GROUPS:
         return _render_overview(db, request, "Choose a file, a kind and a group.")
-    if not (isinstance(copies, str) and copies.isascii() and copies.isdecimal() and 1 <= int(copies) <= MAX_COPIES):
+    if not (
+        isinstance(copies, str)
+        and copies.isascii()
+        and copies.isdecimal()
+        and len(copies) < 4
+        and 1 <= int(copies) <= MAX_COPIES
+    ):
         return _render_overview(db, request, f"Expected 1 to {MAX_COPIES} labelers per task.")
 
     def lines() -> Iterator[tuple[str, str | RecordError]]:

@@ -18,6 +18,7 @@ from instructjax.labelling.tasks import Page, Task
 
 LOCK_TRIES, LOCK_SECONDS = 50, 0.02  # to find a task that is not locked
 _KEY_BYTES = 12
+MAX_NAME = 64  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,14 @@ def add_labeler(db: sa.Connection, name: str, group: str) -> Labeler:
         db.execute(LABELERS.insert().values(**row, active=True))
         found = db.execute(sa.select(LABELERS).where(LABELERS.c.name == name)).one()
     return Labeler(*found)
+
+
+def find_name_fault(db: sa.Connection, name: str) -> str:
+    """Returns what is wrong with the name of a new labeler, as a sentence; "" if nothing."""
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        return f"A name has 1 to {MAX_NAME} printable characters."
+    is_taken = db.execute(sa.select(LABELERS.c.id).where(LABELERS.c.name == name)).first() is not None
+    return "A labeler already has this name." if is_taken else ""
 
 
 def find_labeler(db: sa.Connection, labeler: int, key: str) -> Labeler | None:

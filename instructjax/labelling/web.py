@@ -50,7 +50,9 @@ TEMPLATES.env.trim_blocks = TEMPLATES.env.lstrip_blocks = True
 # Measures the agreement of rankings: {"pairwise": {"mean", "low", "high", "n"} or None, "alpha": number or None,
 # "labelers": {NAME: {"agreement": number}}}.
 Agreement = Callable[[Sequence[Ranking]], Mapping[str, Any]]
-Handler = Callable[[sa.Connection, Request, Mapping[str, Any]], Response]
+# Returns the response, or a function that makes it after the transaction has ended.
+Handler = Callable[[sa.Connection, Request, Mapping[str, Any]], Response | Callable[[], Response]]
+MAX_ID = 2**31 - 1  # of an integer column in PostgreSQL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Settings:
 
     Attributes:
       secret: signs invitations and sessions.
+      url: the address that labelers open, without a slash at the end; "" for the one of each request.
       hosts: names that requests may be for, which stops other sites that point their name at this machine.
-      https: whether browsers may send the session's cookie over HTTPS only.
       instructions: text that is shown above the tasks.
       rate: requests per second of one client.
       burst: requests of one client at once.
@@ -68,12 +70,17 @@ class Settings:
     """
 
     secret: str
+    url: str = ""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
-    https: bool = False
     instructions: str = ""
     rate: float = 20.0
     burst: int = 60
     max_body: int = 2**24
+
+    @property
+    def https(self) -> bool:
+        """Whether browsers may send the session's cookie over HTTPS only."""
+        return self.url.startswith("https:")
 
 
 def handler(handle: Handler) -> Callable[[Request], Any]:
@@ -81,15 +88,20 @@ def handler(handle: Handler) -> Callable[[Request], Any]:
 
     def in_transaction(request: Request, form: Mapping[str, Any]) -> Response:
         with request.app.state.engine.begin() as db:
-            return handle(db, request, form)
+            answer = handle(db, request, form)
+        return answer if isinstance(answer, Response) else answer()
 
     async def endpoint(request: Request) -> Response:
         async with contextlib.AsyncExitStack() as stack:
             form: Mapping[str, Any] = {}
+            if any(isinstance(value, int) and value > MAX_ID for value in request.path_params.values()):
+                raise HTTPException(404, "There is no such page.")
             if request.method == "POST":
                 form = await stack.enter_async_context(request.form(max_part_size=request.app.state.settings.max_body))
                 if not security.has_csrf_token(request, form):
-                    raise HTTPException(403, "This form is from an old session. Reload the page and try again.")
+                    raise HTTPException(
+                        403, "This page is from an earlier session. Go back, copy your text and reload."
+                    )
             return await run_in_threadpool(in_transaction, request, form)
 
     return endpoint

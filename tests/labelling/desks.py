@@ -59,11 +59,11 @@ class Desk:
 
 
 @contextlib.contextmanager
-def serve(url, **settings):
+def serve(database_url, agreement=comparison.ranking_agreement, **settings):
     """Serves a desk on a free port from a thread of this process."""
-    engine = database.connect(url)
+    engine = database.connect(database_url)
     settings = web.Settings(**{"secret": SECRET, "rate": 1e6, "burst": 10**6, **settings})
-    application = app.make_app(engine, settings, comparison.ranking_agreement)
+    application = app.make_app(engine, settings, agreement)
     server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -113,6 +113,21 @@ def test_the_session_cookie_is_not_for_scripts(desk):
     assert "httponly" in response.headers["set-cookie"] and "samesite=lax" in response.headers["set-cookie"]
 
 
+def test_behind_https_the_cookie_is_secure_and_links_name_the_public_address(tmp_path):
+    with desks.serve(f"sqlite:///{tmp_path}/labels.sqlite", url="https://label.example.org") as desk:
+        link = desk.invite("ann")
+        assert "secure" in Client("127.0.0.1", desk.port).send("GET", link).headers["set-cookie"].split("; ")
+        assert f'value="https://label.example.org{link}"' in desk.admin().get("/admin").text
+
+
+@pytest.mark.parametrize("path", ["/task/99999999999999999999/1", "/task/2147483648/1", "/task/1/2147483648"])
+def test_numbers_beyond_the_database_are_not_found(desk, path):
+    desk.add(ranking_tasks(1))
+    ann = desk.client("ann")
+    ann.get("/")
+    assert ann.get(path).status == 404
+
+
 def test_other_host_names_are_refused(desk):
     response = Client("127.0.0.1", desk.port).send("GET", desk.invite("ann"), headers={"host": "evil.example"}.items())
     assert response.status == 400

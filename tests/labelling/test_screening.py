@@ -7,6 +7,7 @@ import pytest
 from instructjax.errors import RecordError
 from instructjax.labelling import export, labels, tasks
 from instructjax.labelling.tasks import Task
+from tests.labelling import desks
 from tests.labelling.desks import rank, ranking_tasks
 
 GOLD = {
@@ -103,11 +104,29 @@ def test_tasks_are_uploaded_and_wrong_lines_are_named(desk):
         assert upload(admin, right, **fields).status == 422
 
 
+def test_labelers_do_not_wait_while_agreement_is_measured(tmp_path):
+    def agreement(rankings):
+        paths.append(ann.get("/").path)
+        return {"pairwise": None, "alpha": None, "labelers": {}}
+
+    with desks.serve(f"sqlite:///{tmp_path}/labels.sqlite", agreement) as desk:
+        desk.add(ranking_tasks(1))
+        paths, ann = [], desk.client("ann")
+        assert desk.admin().get("/admin").status == 200
+    assert set(paths) == {"/task/1/1"}
+
+
 def test_labelers_are_invited_on_the_page(desk):
     admin = desk.admin()
     token = admin.get("/admin").csrf
     assert "ann" in admin.post("/admin/labelers", csrf=token, name=" ann ", group="training").text
-    for name, group in (("", "training"), ("x" * 65, "training"), ("a\nb", "training"), ("ben", "screening")):
+    for name, group in (
+        ("", "training"),
+        ("x" * 65, "training"),
+        ("a\nb", "training"),
+        ("ann", "heldout"),
+        ("ben", "screening"),
+    ):
         assert admin.post("/admin/labelers", csrf=token, name=name, group=group).status == 422
 
 

@@ -27,7 +27,7 @@ from instructjax.stages.run import Run
 from tests import recipes
 from tests.labelling import desks
 from tests.labelling.desks import rank
-from tests.scripts import SCRIPTS, run
+from tests.scripts import SCRIPTS, Left, run
 
 
 def write(path, lines):
@@ -105,6 +105,17 @@ def test_the_desk_serves_until_it_is_interrupted_and_exports(tmp_path):
     assert printed == f"{tmp_path}/labels/rankings.jsonl: 1 records\n"
     (record,) = records.read(tmp_path / "labels" / "rankings.jsonl", Ranking)
     assert (record.labeler, record.responses, record.scores) == ("ben", ("a", "b"), (1, 2))
+
+
+@pytest.mark.parametrize("package", ["jinja2", "python_multipart"])
+def test_packages_that_are_imported_late_are_missed_at_the_start(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Left, match=f"expected the package {package}, found none; pip install"):
+        run("label.py", f"--workdir={tmp_path}")
+
+
+def test_an_export_without_labels_says_so(tmp_path):
+    assert run("label.py", f"--workdir={tmp_path}", f"--export={tmp_path}") == "no labels to export\n"
 
 
 def label(desk, name, scores):

@@ -50,6 +50,15 @@ def test_labelers_of_screening(tmp_path):
 
 
 @fault(
+    "a labeler of another group",
+    "--labelers: expected labelers of the group heldout, found ann in training",
+)
+def test_labeler_of_another_group(tmp_path):
+    label(tmp_path, "--labelers=ann", f"--export={tmp_path / 'labels'}")
+    label(tmp_path, "--labelers=ann", "--group=heldout")
+
+
+@fault(
     "a labelling desk for other machines without its address",
     "--url: expected the address that labelers open, with --host=0.0.0.0, found none",
 )
