@@ -6,7 +6,6 @@ value network (PPO), or from several responses to a prompt (RLOO, GRPO).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -95,7 +94,8 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
         stage.config, section, learners, scalar, estimator, eos_id=layout.eos_ids, pad_id=layout.tokenizer.pad_id
     )
     dtype = section.frozen_dtype or policy.config.param_dtype
-    frozen, bases = parallel.build(functools.partial(freeze, dtype=dtype), start.policy, start.reward, start.bases)
+    # Not compiled: a compiled function would copy weights that have this type already.
+    frozen, bases = freeze(start.policy, start.reward, start.bases, dtype)
     prepare = None
     if score is not None:
         records = run.records(Prompt, "train")
@@ -110,7 +110,7 @@ def train(stage: Stage, batches: Callable[[], pipeline.Batches], estimator: Esti
     shard_optimizer_state = stage.config.parallel.shard_optimizer_state
     state = parallel.build(begin, start.policy, start.value, shard_optimizer_state=shard_optimizer_state)
     base = start.base
-    del start  # on a mesh, or in another type, the frozen weights are others
+    del start  # in another type, the frozen weights are others
     measure = ppo_validation.make_measure(stage, policy, scalar, score, ppo_weights.attached(frozen, bases))
 
     def step(state: PPOState, batch: Any, key: jax.Array, frozen: Frozen, *bases: Params) -> tuple[PPOState, Metrics]:
@@ -278,7 +278,7 @@ def freeze(
 ) -> tuple[Frozen, tuple[Params, ...]]:
     """Returns the weights that an iteration only reads, in the type that they are held in.
 
-    Heads and adapters keep their own.
+    Heads and adapters keep their own. Weights that have the type already are not copied.
 
     Args:
       reference: of the initial policy.

@@ -143,6 +143,28 @@ def test_the_critic_starts_from_the_policy_below_a_fresh_head(before, monkeypatc
     assert ppo_weights.critic_start(opened, critic.config, policy, reward) is reward
 
 
+def test_frozen_weights_of_the_same_type_are_not_copied(before, monkeypatch):
+    config, workdir = before
+    plant(monkeypatch, lengths)
+    loaded, given = [], {}
+    load = ppo_weights.load
+    monkeypatch.setattr(ppo_weights, "load", lambda *args, **keys: loaded.append(load(*args, **keys)) or loaded[-1])
+    monkeypatch.setattr(
+        Stage, "train_with", lambda stage, step, state, batches, **keys: given.update(keys, state=state)
+    )
+    ppo.run(Run(changed(config, lora__rank=2), workdir))
+    (start,), (frozen, base), state = loaded, given["constants"], given["state"]
+    pairs = [(frozen.reference, start.policy), (base, start.bases[0])]
+    assert all(a is b for pair in pairs for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+    assert not buffers((frozen, base)) & buffers(state)  # steps donate the state
+
+
+def buffers(tree):
+    """Returns where the arrays of a tree lie in memory."""
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return {shard.data.unsafe_buffer_pointer() for shard in shards}
+
+
 def test_flops_leave_out_the_policy_s_updates_while_only_the_critic_learns(before, monkeypatch):
     config, workdir = before
     plant(monkeypatch, lengths)
