@@ -51,7 +51,9 @@ def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
     for module, fake in modules.items():
         monkeypatch.setattr(reproduce, module, fake)
     monkeypatch.setattr(progress, "Stages", opened)
-    config = ml_collections.ConfigDict({"ppo": {"reward_from": reward_from}})
+    config = ml_collections.ConfigDict(
+        {"ppo": {"reward_from": reward_from, "reward_function": ""}, "evaluate": {"tasks": ""}}
+    )
     required = []
     fake = types.SimpleNamespace(config=config, workdir=tmp_path, require=lambda *stages: required.extend(stages))
     reproduce.main(fake)

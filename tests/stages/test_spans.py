@@ -117,7 +117,7 @@ def test_one_policy_after_the_other_is_in_memory(run, monkeypatch):
         monkeypatch.setattr(Run, name, lambda *_: None)
     monkeypatch.setattr(evaluate, "held_out_loss", lambda model: lambda params, text: 0.5)
     steps = {"gpt": None, "sft": 3, "ppo": None}
-    found, losses, prefix = evaluate._answer_all(run, steps, model(run), ["the fox"] * 3)
+    found, losses, prefix = evaluate._answer_all(run, steps, ZEROS, [Prompt(prompt="the fox")] * 3)
     assert counts == [1, 1, 1]
     assert list(found) == ["gpt", "gpt_prompted", "sft", evaluate.AGAIN, "ppo"] and prefix
     assert losses == dict.fromkeys(["gpt", "gpt_prompted", "sft", "ppo"], 0.5)
