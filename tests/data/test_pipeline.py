@@ -217,7 +217,7 @@ def test_streams_read_prepared_sets(tmp_path):
     records.write(tmp_path / "a.jsonl", TEXTS)
     preparation.prepare(Text, [tmp_path / "a.jsonl"], tmp_path, name="text", validation=0, test=0)
     tokenized.tokenize(tmp_path, TOKENIZER)
-    found = tokenized.load(tmp_path, "train")
+    found = tokenized.load(tmp_path, "train", TOKENIZER)
     batches = pipeline.text_batches(found, TOKENIZER, length=LENGTH, batch_size=4, seed=0)
     assert same(take(batches, 20), take(stream("text"), 20))
 
