@@ -1,6 +1,6 @@
 """Measures HellaSwag's questions with a model of size A: ours, and lm-evaluation-harness with transformers, in turn.
 
-    pip install 'instructjax[lm-eval,parity,tasks]'
+    pip install -e '.[lm-eval,parity,tasks]'
     python experiments/benchmarks/choices.py --data=DATA
 
 The model has random weights and a context of 512 tokens. Its tokenizer is trained on the questions. Both sides read the
