@@ -43,7 +43,7 @@ def expand(row: Fields, kind: type[Record], where: str) -> Iterator[Fields]:
     """
     root = row.get("prompt")
     if isinstance(root, dict) and "replies" in root and "message_tree_id" in row:
-        yield from _tree(root, kind, {"user": str(row["message_tree_id"])})
+        yield from _tree(root, kind, {"user": str(row["message_tree_id"])}, where)
     elif isinstance(row.get("fields"), dict) and isinstance(row.get("responses"), dict):
         yield from _argilla(row["fields"], row["responses"], kind, where)
     elif kind in (Demonstration, Prompt) and isinstance(row.get("examples"), list) and not _ANSWERS & row.keys():
@@ -95,7 +95,7 @@ def _few_shot(row: Fields, where: str) -> Iterator[Fields]:
         yield {**common, "prompt": prompt, "response": pair["response"], FEW_SHOT: k}
 
 
-def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields) -> Iterator[Fields]:
+def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields, where: str) -> Iterator[Fields]:
     """Yields the prompts of a tree of messages, with their replies, the best of them or none; as text the best path.
 
     All turns of a tree share a user, so that they are in one split.
@@ -105,7 +105,10 @@ def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields) -> Iterat
     while waiting:
         node, before = waiting.pop()
         path = [*before, {"role": node.get("role"), "content": node.get("text")}]
-        replies = [reply for reply in node.get("replies") or () if isinstance(reply, dict) and not reply.get("deleted")]
+        given = node.get("replies") or []
+        if not isinstance(given, list):
+            raise RecordError(f"{where}: replies: expected a list of messages, found {show(given)}")
+        replies = [reply for reply in given if isinstance(reply, dict) and not reply.get("deleted")]
         replies.sort(key=lambda reply: reply["rank"] if isinstance(reply.get("rank"), int) else len(replies))
         if before == best:
             best = path

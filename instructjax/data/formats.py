@@ -213,7 +213,8 @@ def _column_rows(path: epath.Path, kind: type[Record], suffix: str) -> Iterator[
                 for fields in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", _plain(fields)
-        except (pyarrow.ArrowException, OSError, MemoryError) as error:  # MemoryError: of a damaged length
+        # A damaged length can be a MemoryError, and a damaged name of a field a UnicodeDecodeError.
+        except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             found = " ".join(str(error).split())[:200] or "a damaged file"
             raise RecordError(f"{path}: expected {suffix.removeprefix('.')} data, found {found}") from None
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from instructjax import records
-from instructjax.data import formats, shapes
+from instructjax.data import exports, formats, shapes
 from instructjax.errors import RecordError
 from instructjax.records import Demonstration, Prompt, Ranking, Text
 
@@ -177,3 +177,9 @@ def test_what_is_not_as_documented_is_named(tmp_path, row, message):
             read(tmp_path, [row], Demonstration)
         read(tmp_path, [row], Ranking, "" if "data" in row else "prompt=instruction")
     assert str(error.value).startswith(f"{tmp_path}/a.json:1: {message}")
+
+
+def test_replies_that_are_not_a_list_are_named():
+    row = {"message_tree_id": "t", "prompt": message("Hi.", "prompter") | {"replies": True}}
+    with pytest.raises(RecordError, match="^a:1: replies: expected a list of messages, found True$"):
+        list(exports.expand(row, Prompt, "a:1"))

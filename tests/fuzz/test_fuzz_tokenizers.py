@@ -29,7 +29,7 @@ TEXTS = ("", "the fox", " a\n\n b", "ÿ\0\u2581🦊")
 def assert_keeps_its_promises_or_is_refused(place):
     with tries.only_input_errors():
         found = tokenizer_files.load(place)
-        assert found.vocab_size < 1000
+        assert found.vocab_size < 3000  # twice the number of tokens and 1,024 are allowed
         assert found.pad_id != found.eos_id and {found.pad_id, found.eos_id} <= set(range(found.vocab_size))
         for text in TEXTS:
             ids = found.encode(text)
