@@ -125,9 +125,10 @@ def unknown(key: str, config: ml_collections.ConfigDict | None = None) -> str:
         or difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.0)
         or difflib.get_close_matches(key, [name for name in names if "." in name], n=1, cutoff=0.8)
     )
+    shown = f"{key:.80}"
     if near:
-        return f"{key}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"
-    return f"{key}: expected one of {', '.join(siblings or SECTIONS)}, found no such key"
+        return f"{shown}: expected a key that the recipe declares, found no such key; did you mean {near[0]}?"
+    return f"{shown}: expected one of {', '.join(siblings or SECTIONS)}, found no such key"
 
 
 def check_names(values: Mapping[str, Any], place: str, prefix: str = "") -> None:

@@ -97,3 +97,7 @@ def test_defaults_are_a_section_that_passes():
         config[name] = declared.defaults(section)
         check.section(config, name, section)
     check.keys(config)
+
+
+def test_a_long_unknown_key_is_shortened():
+    assert declared.unknown("ppo." + "9" * 5000).startswith("ppo." + "9" * 76 + ": expected one of ")
