@@ -105,9 +105,7 @@ def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields, where: st
     while waiting:
         node, before = waiting.pop()
         path = [*before, {"role": node.get("role"), "content": node.get("text")}]
-        given = node.get("replies") or []
-        if not isinstance(given, list):
-            raise RecordError(f"{where}: replies: expected a list of messages, found {show(given)}")
+        given = _list(node, "replies", where)
         replies = [reply for reply in given if isinstance(reply, dict) and not reply.get("deleted")]
         replies.sort(key=lambda reply: reply["rank"] if isinstance(reply.get("rank"), int) else len(replies))
         if before == best:
@@ -125,6 +123,14 @@ def _tree(root: Mapping[str, Any], kind: type[Record], common: Fields, where: st
             yield found | {"responses": [reply.get("text") for reply in replies], "ranks": ranks}
     if kind is Text:
         yield {"messages": best, **common}
+
+
+def _list(fields: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """Returns the list in a field; an empty one if there is none."""
+    found = fields.get(name) or []
+    if not isinstance(found, list):
+        raise RecordError(f"{where}: {name}: expected a list, found {show(found)}")
+    return found
 
 
 def _unflatten(row: Mapping[str, Any]) -> tuple[Fields, Fields]:
@@ -182,7 +188,7 @@ def _label_studio(data: Fields, annotations: list[Any], kind: type[Record], wher
             continue
         author = annotation.get("completed_by")
         labeler = str(author.get("id") if isinstance(author, dict) else author)
-        for result in annotation.get("result") or ():
+        for result in _list(annotation, "result", where):
             if not isinstance(result, dict) or result.get("type") not in ("ranker", "pairwise"):
                 continue
             read = _ranker if result["type"] == "ranker" else _pairwise

@@ -179,7 +179,13 @@ def test_what_is_not_as_documented_is_named(tmp_path, row, message):
     assert str(error.value).startswith(f"{tmp_path}/a.json:1: {message}")
 
 
-def test_replies_that_are_not_a_list_are_named():
-    row = {"message_tree_id": "t", "prompt": message("Hi.", "prompter") | {"replies": True}}
-    with pytest.raises(RecordError, match="^a:1: replies: expected a list of messages, found True$"):
-        list(exports.expand(row, Prompt, "a:1"))
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"message_tree_id": "t", "prompt": message("Hi.", "prompter") | {"replies": True}}, "replies"),
+        ({"data": {}, "annotations": [{"result": True}]}, "result"),
+    ],
+)
+def test_what_is_not_a_list_is_named(row, name):
+    with pytest.raises(RecordError, match=f"^a:1: {name}: expected a list, found True$"):
+        list(exports.expand(row, Ranking, "a:1"))
