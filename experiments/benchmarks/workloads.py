@@ -17,7 +17,7 @@ from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import sampling
 from instructjax.stages import trained
-from instructjax.stages.base import lora_config
+from instructjax.stages.adapter_base import lora_config
 from instructjax.training import objectives, optimizer
 from instructjax.training import state as train_state
 from instructjax.training.step import train_step

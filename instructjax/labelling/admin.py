@@ -141,7 +141,7 @@ def show_task(db: sa.Connection, request: Request, _: Mapping[str, Any]) -> Resp
     require_admin(request)
     found = overview.labels_of(db, request.path_params["id"])
     if found is None:
-        raise HTTPException(404, "There is no such task.")
+        raise HTTPException(404, "Task not found.")
     task, given = found
     return render(
         request,
@@ -171,7 +171,7 @@ def download(db: sa.Connection, request: Request, _: Mapping[str, Any]) -> Respo
     require_admin(request)
     name = request.path_params["name"]
     if name not in export.FILES:
-        raise HTTPException(404, "There is no such file.")
+        raise HTTPException(404, "File not found.")
     lines = "".join(records.to_json(record) + "\n" for record in export.read_records(db, name))
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Response(lines, media_type="application/jsonl; charset=utf-8", headers=headers)

@@ -57,7 +57,7 @@ def _require_page(db: sa.Connection, request: Request) -> tuple[Labeler, Assignm
     assignment = queue.find_assignment(db, request.path_params["id"], labeler)
     number = request.path_params["number"]
     if assignment is None or not 1 <= number <= len(assignment.pages):
-        raise HTTPException(404, "There is no such page.")
+        raise HTTPException(404, "Page not found.")
     return labeler, assignment, number
 
 

@@ -95,7 +95,7 @@ def handler(handle: Handler) -> Callable[[Request], Any]:
         async with contextlib.AsyncExitStack() as stack:
             form: Mapping[str, Any] = {}
             if any(isinstance(value, int) and value > MAX_ID for value in request.path_params.values()):
-                raise HTTPException(404, "There is no such page.")
+                raise HTTPException(404, "Page not found.")
             if request.method == "POST":
                 form = await stack.enter_async_context(request.form(max_part_size=request.app.state.settings.max_body))
                 if not security.has_csrf_token(request, form):

@@ -24,7 +24,7 @@ from instructjax.models.flops import Work
 from instructjax.models.lora import LoraConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.stages import ppo, ppo_weights
-from instructjax.stages.base import lora_config
+from instructjax.stages.adapter_base import lora_config
 from instructjax.stages.run import policy_config
 from instructjax.stages.trained import random_params
 from instructjax.stages.training_step import training_step, with_dropout

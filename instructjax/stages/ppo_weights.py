@@ -11,7 +11,7 @@ from instructjax.algorithms.ppo import Frozen, PPOState
 from instructjax.models import lora
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import ScalarModel, graft_trunk
-from instructjax.stages.base import Base
+from instructjax.stages.adapter_base import Base
 from instructjax.stages.stage import Stage
 from instructjax.stages.trained import initial_params
 from instructjax.training.state import Params

@@ -26,7 +26,7 @@ from instructjax.runs.best import best_step
 from instructjax.sources import registry
 from instructjax.sources.source import Source
 from instructjax.stages import prepare, trained
-from instructjax.stages.base import Base, lora_config
+from instructjax.stages.adapter_base import Base, lora_config
 from instructjax.stages.trained import Trained
 from instructjax.training.state import Params
 

@@ -39,9 +39,8 @@ from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder,
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Flops, Matmuls
-from instructjax.stages import base as bases
-from instructjax.stages import beginning
-from instructjax.stages.base import Base
+from instructjax.stages import adapter_base, beginning
+from instructjax.stages.adapter_base import Base
 from instructjax.stages.declaration import Declaration
 from instructjax.stages.run import Run
 from instructjax.stages.training_step import training_step
@@ -273,9 +272,9 @@ class Stage:
             with.
         """
         start = self.run.checkpoints(self.declaration.after[0], self.section.get("init_from", ""))
-        found, own = bases.of_start(start, base), self.directory / "checkpoints"
+        found, own = adapter_base.of_start(start, base), self.directory / "checkpoints"
         if checkpoint_files.saved_steps(own):
-            began = bases.read(checkpoint.read_meta(own), own)
+            began = adapter_base.read(checkpoint.read_meta(own), own)
             if began is None or began.arrays != found.arrays:
                 raise CheckpointError(f"{own}: expected the base that the stage began with, found that of {start}")
         return found
@@ -321,7 +320,7 @@ class Stage:
           ConfigError: the state has adapters, and no base is given.
         """
         if base is None:
-            bases.check_has_none(state, self.name)
+            adapter_base.check_has_none(state, self.name)
         steps = checkpoint_files.saved_steps(self.directory / "checkpoints")
         schedule.check_done(self.directory, steps[-1] if steps else 0)
         if schedule.steps not in steps or not self.run.is_finished(self.name):

@@ -18,8 +18,8 @@ from instructjax.models.lora import LoraConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.recipe import declared
 from instructjax.runs import checkpoint
-from instructjax.stages import base as bases
-from instructjax.stages.base import Base
+from instructjax.stages import adapter_base
+from instructjax.stages.adapter_base import Base
 from instructjax.text import tokenizer_files
 from instructjax.text.templates import SEPARATOR
 from instructjax.text.tokenizer import Tokenizer
@@ -178,16 +178,16 @@ def _load(
 ) -> Trained[Model]:
     meta = read_meta(directory, step)
     shapes = jax.eval_shape(lambda: random_params(model, jax.random.key(0)))
-    base = bases.read(meta, directory)
+    base = adapter_base.read(meta, directory)
     if shared is not None:
-        bases.check_shared(base, shared[0], directory)
+        adapter_base.check_shared(base, shared[0], directory)
     if base is None:
         params = checkpoint.restore_params(directory, parallel.abstract(shapes), item=item, step=step)
         return Trained(model, params, tokenizer)
-    saved = bases.lora_config(meta["config"])
+    saved = adapter_base.lora_config(meta["config"])
     assert saved is not None
     if adapters is not None:
-        bases.check_adapters(adapters, saved, str(directory))
+        adapter_base.check_adapters(adapters, saved, str(directory))
     added = jax.eval_shape(lambda: lora.init(jax.random.key(0), saved, model.config))
     kept, learned = (parallel.abstract(part) for part in lora.split(lora.attach(shapes, added)))
     params = lora.attach(
