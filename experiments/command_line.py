@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from instructjax import files
+from instructjax import accelerators, files
 from instructjax.errors import DivergenceError, InputError, InvariantError
 from instructjax.recipe import check, declared
 from instructjax.runs import lock, malloc_trim, processes, provenance
@@ -54,7 +53,6 @@ _PROCESS_COUNT = flags.DEFINE_integer(
 )
 FLAGS = ("config", "workdir", "coordinator", "process_id", "process_count")
 
-CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 GPU_FLAGS = {"--xla_gpu_enable_latency_hiding_scheduler": "true"}  # communicates during matmuls; changes no result
 
 # Exit codes other than 0, and other than Python's 1 for unexpected errors.
@@ -128,7 +126,7 @@ def set_compiler_flags() -> None:
 
     Call it before JAX's devices start. Without a CUDA plugin it does nothing.
     """
-    if not any(importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS):
+    if not accelerators.has_cuda_plugin():
         return
     given = os.environ.get("XLA_FLAGS", "").split()
     named = {flag.partition("=")[0] for flag in given}

@@ -1,14 +1,17 @@
-"""Published specifications of accelerators."""
+"""Published specifications of accelerators, and whether JAX can use them."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import types
 
 import jax
 
 GIB = 2**30
+
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +78,8 @@ CHIPS = types.MappingProxyType(
 def of_device(device: jax.Device) -> Chip | None:
     """Returns the specification of a device, or None if this table does not have it."""
     return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
+
+
+def has_cuda_plugin() -> bool:
+    """Finds whether JAX's compiler for NVIDIA GPUs is installed. The GPUs themselves may be absent."""
+    return any(importlib.util.find_spec(plugin) for plugin in _CUDA_PLUGINS)

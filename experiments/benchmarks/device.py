@@ -12,7 +12,8 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
 
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
 too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements
-and FOLDER/device.md the tables. Both are written again after each part.
+and FOLDER/device.md the tables. Both are written again after each part. A folder may be filled in several calls with
+--parts, each of which replaces the parts that it names; code and JAX must be the same in all.
 """
 
 import json
@@ -27,6 +28,8 @@ import time
 from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
 
 from benchmarks import device_page, device_parts
 
@@ -43,6 +46,7 @@ STARTS_IN = 5  # seconds; with less time left, a part is not started
 
 def run_alone():
     """Runs one part in this process and appends each measurement to a file as soon as it is there."""
+    command_line.set_compiler_flags()
     part = device_parts.PARTS[_ONLY.value]
     with open(_MEASUREMENTS.value, "a") as output:
         for measurement in part.measure(device_parts.Task(_REHEARSE.value, _TOPOLOGY.value)):
@@ -100,17 +104,33 @@ def reason(printed):
     return (named or lines or [""])[-1][:500]
 
 
+def earlier(folder):
+    """Returns the results that are in the folder, or those of no part.
+
+    Raises:
+      UsageError: they are of other code, another JAX or a rehearsal.
+    """
+    of_this = {
+        "rehearsal": _REHEARSE.value,
+        "command": f"python experiments/benchmarks/device.py{' --rehearse' if _REHEARSE.value else ''}",
+        "versions": device_parts.versions(),
+    }
+    if not (path := folder / "device.json").exists():
+        return of_this | {"seconds": 0.0, "parts": {}}
+    results = json.loads(path.read_text())
+    for key, value in of_this.items():
+        if results[key] != value:
+            raise app.UsageError(f"{path}: expected {key} {value} as now, found {results[key]}; take another --folder")
+    return results
+
+
 def measure(folder):
     """Runs the parts one after the other. Returns all results, which are also in the folder."""
-    began, rehearse = time.monotonic(), _REHEARSE.value
-    results = {
-        "rehearsal": rehearse,
-        "command": f"python experiments/benchmarks/device.py{' --rehearse' if rehearse else ''}",
-        "versions": device_parts.versions(),
-        "parts": {},
-    }
-    topology = ""
+    began = time.monotonic()
+    results = earlier(folder)
+    rehearse, before = results["rehearsal"], results["seconds"]
     for name in _PARTS.value:
+        topology = device_page.facts(results).get("topology", "")
         left = _SECONDS.value - (time.monotonic() - began)
         if left < STARTS_IN:
             found = {"seconds": 0.0, "measurements": [], "error": f"no time left of {_SECONDS.value} s"}
@@ -118,8 +138,7 @@ def measure(folder):
             limit = device_parts.PARTS[name].seconds * (4 if rehearse else 1)
             found = run_part(name, topology, min(left, limit), folder, rehearse=rehearse)
         results["parts"][name] = found
-        topology = topology or next((one["topology"] for one in found["measurements"] if "topology" in one), "")
-        results["seconds"] = time.monotonic() - began
+        results["seconds"] = before + time.monotonic() - began
         (folder / "device.json").write_text(json.dumps(results, indent=1) + "\n")
         (folder / "device.md").write_text(device_page.page(results))
         print(f"{name:12} {found['seconds']:6.1f} s  {found.get('error', 'done')}", flush=True)

@@ -17,18 +17,23 @@ predicts it without the chips, with attention as two einsums; as the compiler re
 the device measured it."""
 
 
+def facts(results):
+    """Returns what the part `machine` has found, as one dictionary."""
+    found = results["parts"].get("machine", {"measurements": []})["measurements"]
+    return {key: value for one in found for key, value in one.items()}
+
+
 def page(results):
     """Returns the Markdown of all results so far."""
-    by_part = {name: part["measurements"] for name, part in results["parts"].items()}
-    found = [one for part in by_part.values() for one in part]
-    facts = {key: value for one in by_part.get("machine", []) for key, value in one.items()}
+    found = [one for part in results["parts"].values() for one in part["measurements"]]
+    of_machine = facts(results)
     parts = [
-        f"# {facts.get('devices', '?')} x {facts.get('device', 'unknown device')}",
+        f"# {of_machine.get('devices', '?')} x {of_machine.get('device', 'unknown device')}",
         f"    {results['command']}",
         f"{', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "
         f"{results.get('seconds', 0):.0f} s.{' A rehearsal: tiny sizes, on a CPU.' if results['rehearsal'] else ''}",
-        _rates(facts),
-        _programs(found, facts),
+        _rates(of_machine),
+        _programs(found, of_machine),
         _attention(found),
         _whole_runs(found),
         _outcomes(results["parts"]),
@@ -36,38 +41,38 @@ def page(results):
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _rates(facts):
-    if "matmul_flops" not in facts:
+def _rates(of_machine):
+    if "matmul_flops" not in of_machine:
         return ""
-    chip = _published(facts)
+    chip = _published(of_machine)
 
     def published(value):
         return f"{value:.4g}" if value else "-"
 
     lines = [
-        ["matmul, bfloat16", f"{facts['matmul_flops'] / 1e12:.3g} Tflop/s", published(chip.peak / 1e12)],
-        ["memory, read and write", f"{facts.get('bandwidth', 0) / 1e9:.4g} GB/s", published(chip.bandwidth / 1e9)],
+        ["matmul, bfloat16", f"{of_machine['matmul_flops'] / 1e12:.3g} Tflop/s", published(chip.peak / 1e12)],
+        ["memory, read and write", f"{of_machine.get('bandwidth', 0) / 1e9:.4g} GB/s", published(chip.bandwidth / 1e9)],
     ]
-    if "all_reduce_bandwidth" in facts:
-        lines.append(["all-reduce, sent by a chip", f"{facts['all_reduce_bandwidth'] / 1e9:.4g} GB/s", "-"])
+    if "all_reduce_bandwidth" in of_machine:
+        lines.append(["all-reduce, sent by a chip", f"{of_machine['all_reduce_bandwidth'] / 1e9:.4g} GB/s", "-"])
     return markdown(["of one chip", "measured", "published"], lines)
 
 
-def _published(facts):
+def _published(of_machine):
     """Returns the chip's published specification; that of a CPU has zeros."""
-    topology = facts.get("topology")
+    topology = of_machine.get("topology")
     return chips.parse(topology).chip if topology else accelerators.CHIPS["cpu"]
 
 
-def _programs(found, facts):
+def _programs(found, of_machine):
     """Returns the table of programs, each with its plan."""
     measured = [one for one in found if "phases" in one]
     planned = {(one["size"], one["program"]): one["peak_planned"] for one in found if "peak_planned" in one}
     lines = []
     for one in measured:
         flops = sum(work["flops"] for work in one["phases"].values())
-        rate = flops / one["seconds"] / facts.get("devices", 1)
-        bound = _bound(one, facts)
+        rate = flops / one["seconds"] / of_machine.get("devices", 1)
+        bound = _bound(one, of_machine)
         peaks = planned.get((one["size"], one["program"])), one["peak_by_compiler"], one["peak_measured"]
         lines.append(
             [
@@ -76,7 +81,7 @@ def _programs(found, facts):
                 f"{one['seconds']:.3g} ({one['steps']})",
                 *(
                     f"{rate / peak:.3f}" if peak else "-"
-                    for peak in (_published(facts).peak, facts.get("matmul_flops"))
+                    for peak in (_published(of_machine).peak, of_machine.get("matmul_flops"))
                 ),
                 *(("-", "-") if bound is None else (f"{bound:.3g}", f"{bound / one['seconds']:.2f}")),
                 *("-" if peak is None else f"{peak / GIB:.3g}" for peak in peaks),
@@ -88,12 +93,13 @@ def _programs(found, facts):
     return f"{markdown(header, lines)}\n\n{NOTES}" if lines else ""
 
 
-def _bound(one, facts):
+def _bound(one, of_machine):
     """Returns the least seconds of a program at the measured rates; None before they are measured."""
-    if "bandwidth" not in facts:
+    if "bandwidth" not in of_machine:
         return None
-    devices = facts["devices"]
-    chip = dataclasses.replace(accelerators.CHIPS["cpu"], peak=facts["matmul_flops"], bandwidth=facts["bandwidth"])
+    devices = of_machine["devices"]
+    rates = {"peak": of_machine["matmul_flops"], "bandwidth": of_machine["bandwidth"]}
+    chip = dataclasses.replace(accelerators.CHIPS["cpu"], **rates)
     here = chips.Topology("measured", chip, (devices,))
     return sum(plan.roofline(Work(**work), here, one["tensor"]) for work in one["phases"].values())
 

@@ -138,7 +138,7 @@ def _parity(visible, query, key, value, weights):
         return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
 
     def einsums(*arrays):
-        return attention._einsums(*arrays, visible.dense, arrays[0].dtype, arrays[0].shape[-1] ** -0.5)
+        return attention._attend(*arrays, visible.dense, arrays[0].dtype, arrays[0].shape[-1] ** -0.5, 0.0)
 
     half = tuple(array.astype(jnp.bfloat16) for array in (query, key, value))
     fused, plain = (gradients(compute) for compute in (lambda *arrays: attention.attention(*arrays, visible), einsums))

@@ -15,6 +15,8 @@ and the load of the machine; --results writes them as JSON. Memory is reported f
 for the last, which finds compiled programs in the cache, as a resumed run does. MFU is model FLOP/s divided by this
 machine's measured matmul FLOP/s. Recomputed and masked operations are not counted.
 
+On a GPU, memory is that of the device.
+
 FOLDER holds the peer's scripts bench_{sft,rm,gen,ppo}.py. Each takes --size, --dtype, --warm, --steps and --budget
 (seconds), and writes $PEER_OUT/results/NAME.json with the rate and "peak_rss_mb".
 """
@@ -60,6 +62,7 @@ _TITLE = flags.DEFINE_string("title", None, "The title of the table; by default 
 _MATMUL_DTYPE = flags.DEFINE_enum(
     "matmul_dtype", "float32", ["float32", "bfloat16"], "The dtype of our matmuls: model.matmul_dtype."
 )
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The dtype of our activations: model.dtype.")
 _PEER = flags.DEFINE_enum("peer", None, ["trl"], "The library to measure in turn.")
 _PEER_SCRIPTS = flags.DEFINE_string("peer_scripts", None, "The folder of the peer's scripts.")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", None, "The Python that has the peer's packages.")
@@ -101,11 +104,15 @@ def measure_peer(folder, work):
     }
 
 
+def _dtypes():
+    return {"dtype": _DTYPE.value, "matmul_dtype": _MATMUL_DTYPE.value}
+
+
 def main(run):
     """Measures the sides in turn and prints a table."""
     config = run.config
     if _ALONE.value:
-        print(json.dumps(measure_here(_ALONE.value, config, _SIZE.value, _MATMUL_DTYPE.value, _STEPS.value)))
+        print(json.dumps(measure_here(_ALONE.value, config, _SIZE.value, _dtypes(), _STEPS.value)))
         return
     if unknown := set(_WORK.value) - set(UNITS):
         raise ConfigError(f"--work: expected kinds among {', '.join(UNITS)}, found {', '.join(sorted(unknown))}")
@@ -146,11 +153,12 @@ def peer_versions():
 
 def compare(sides):
     """Measures each kind of work on each side in turn. Prints one line per side and returns all results."""
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     results = {
         "title": _TITLE.value or f"Size {_SIZE.value}, {' and '.join(sides)}",
         "size": _SIZE.value,
         "command": command(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "machine": f"{machine}, {jax.devices()[0].device_kind}",
         "versions": {"instructjax": provenance.code_version(), "jax": jax.__version__, **peer_versions()},
         "load": [os.getloadavg()[0]],
         "work": {},
@@ -183,4 +191,5 @@ def compare(sides):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process and those of the sides share a GPU
     command_line.read(main)

@@ -189,16 +189,25 @@ def model_flops(work, size):
     return sampled + (2 + 3) * (language + flops.scalar_flops(shape, rows, width + NEW))
 
 
-def measure_here(work, config, size, matmul_dtype, steps):
-    """Measures one kind of work in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps."""
+def measure_here(work, config, size, dtypes, steps):
+    """Measures one kind of work in this process: {"rate", "seconds", "cpu_seconds", "peak_mb"}, medians over steps.
+
+    Args:
+      work: a kind of UNITS, or "matmul".
+      config: the recipe.
+      size: a key of SHAPES.
+      dtypes: {"dtype", "matmul_dtype"} of the models.
+      steps: the number of timed steps, after two that are not timed.
+    """
     make = {"sft": sft, "reward": reward, "generation": generation, "ppo": ppo, "matmul": matmul}[work]
     config = config.copy_and_resolve_references().unlock()
-    step, state, units = make(TransformerConfig(**SHAPES[size], matmul_dtype=matmul_dtype), config, SIZES[size])
+    step, state, units = make(TransformerConfig(**SHAPES[size], **dtypes), config, SIZES[size])
     laps = []
     for _ in range(2 + steps):
         clock, processor = time.perf_counter(), time.process_time()
         state = jax.block_until_ready(step(state))
         laps.append((time.perf_counter() - clock, time.process_time() - processor))
     seconds, cpu_seconds = (statistics.median(column) for column in zip(*laps[2:], strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    peak = on_device / 2**20 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"rate": units / seconds, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak}

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from instructjax import accelerators
 from instructjax.accelerators import CHIPS, Chip
 from instructjax.errors import ConfigError
 
@@ -99,7 +100,7 @@ def devices(topology: Topology) -> Sequence[jax.Device]:
 
 
 def _is_missing(platform: str) -> bool:
-    return importlib.util.find_spec({"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}[platform]) is None
+    return not (accelerators.has_cuda_plugin() if platform == "cuda" else importlib.util.find_spec("libtpu"))
 
 
 def _tpus(topology: Topology) -> Sequence[jax.Device]:

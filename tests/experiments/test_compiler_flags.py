@@ -7,6 +7,8 @@ import sys
 import command_line
 import pytest
 
+from instructjax import accelerators
+
 SET = "--xla_gpu_enable_latency_hiding_scheduler=true"
 
 
@@ -20,7 +22,7 @@ SET = "--xla_gpu_enable_latency_hiding_scheduler=true"
     ],
 )
 def test_flags_are_added_if_there_is_a_plugin_and_they_are_not_given(plugins, before, after, monkeypatch):
-    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: name in plugins)
+    monkeypatch.setattr(accelerators.importlib.util, "find_spec", lambda name: name in plugins)
     monkeypatch.setenv("XLA_FLAGS", before)
     command_line.set_compiler_flags()
     assert os.environ["XLA_FLAGS"] == after

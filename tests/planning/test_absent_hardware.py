@@ -9,15 +9,14 @@ import os
 import pytest
 
 from configs import sandbox
+from instructjax import accelerators
 from instructjax.planning import chips, plan
-
-PACKAGES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
 
 
 def needs(platform):
-    package = PACKAGES[platform]
-    if importlib.util.find_spec(package) is None:
-        return pytest.mark.skip(reason=f"{package} is not installed")
+    present = accelerators.has_cuda_plugin() if platform == "cuda" else importlib.util.find_spec("libtpu")
+    if not present:
+        return pytest.mark.skip(reason=f"the compiler for {platform} is not installed")
     # Once JAX has looked for chips and found none, the CUDA compiler is no longer available.
     alone = os.environ.get("JAX_PLATFORMS") == "cpu"
     return pytest.mark.skipif(not alone, reason="needs JAX_PLATFORMS=cpu to compile for absent chips")

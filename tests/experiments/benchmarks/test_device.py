@@ -112,6 +112,29 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
     assert found["error"] == "stopped after 0 s" and found["seconds"] < 60
 
 
+def test_a_folder_is_filled_in_several_calls_of_the_same_code(tmp_path, monkeypatch):
+    for name, value in {"REHEARSE": True, "PARTS": ["attention", "plan"], "SECONDS": 60}.items():
+        monkeypatch.setattr(device, f"_{name}", types.SimpleNamespace(value=value))
+    planned_for = []
+
+    def run_part(name, topology, *_, **__):
+        planned_for.append(topology)
+        return {"seconds": 2.0, "measurements": []}
+
+    monkeypatch.setattr(device, "run_part", run_part)
+    of_this = {"rehearsal": True, "command": "python experiments/benchmarks/device.py --rehearse"}
+    of_this |= {"versions": device_parts.versions(), "seconds": 9.0}
+    parts = results()["parts"] | {"attention": {"seconds": 45.0, "measurements": [], "error": "stopped after 45 s"}}
+    (tmp_path / "device.json").write_text(json.dumps(of_this | {"parts": parts}))
+    found = device.measure(tmp_path)
+    assert planned_for == ["v5e:1x2"] * 2
+    assert found["parts"] == parts | {name: {"seconds": 2.0, "measurements": []} for name in ("attention", "plan")}
+    assert found["seconds"] > 9
+    (tmp_path / "device.json").write_text(json.dumps(of_this | {"versions": {"jax": "0.0"}}))
+    with pytest.raises(app.UsageError, match=r"device.json: expected versions .* as now, found \{'jax': '0.0'\}"):
+        device.measure(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_is_rehearsed(tmp_path):
     command = [sys.executable, SCRIPT, "--rehearse", f"--folder={tmp_path}", "--seconds=3000"]

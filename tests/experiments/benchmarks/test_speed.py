@@ -24,7 +24,7 @@ row = {"tokens_per_s": 4.0, "all_median_s": 2.0, "cpu_s_median": 3.0, "peak_rss_
 
 @pytest.mark.parametrize("work", [*workloads.UNITS, "matmul"])
 def test_each_kind_is_measured(work):
-    found = workloads.measure_here(work, sandbox.get_config(), "T", "bfloat16", 1)
+    found = workloads.measure_here(work, sandbox.get_config(), "T", {"matmul_dtype": "bfloat16"}, 1)
     assert found.keys() == {"rate", "seconds", "cpu_seconds", "peak_mb"}
     assert all(value > 0 for value in found.values())
 
