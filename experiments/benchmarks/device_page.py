@@ -13,8 +13,8 @@ NOTES = """\
 *MFU* is model FLOP/s divided by the published peak of the chips, then by the matmul rate measured above. Recomputed and
 masked operations are not counted. *Bound* is the least time at the measured matmul rate and memory bandwidth, without
 communication. *Of bound* is the bound divided by the measured time. Peak memory is in GiB per device: as plan.py
-predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran; as
-the device measured it."""
+predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran, unless
+it was read from the cache of compiled programs; as the device measured it, for all programs of one part together."""
 
 
 def facts(results):
@@ -84,7 +84,7 @@ def _programs(found, of_machine):
                     for peak in (_published(of_machine).peak, of_machine.get("matmul_flops"))
                 ),
                 *(("-", "-") if bound is None else (f"{bound:.3g}", f"{bound / one['seconds']:.2f}")),
-                *("-" if peak is None else f"{peak / GIB:.3g}" for peak in peaks),
+                *(f"{peak / GIB:.3g}" if peak else "-" for peak in peaks),
                 f"{one['compile_seconds']:.0f}",
             ]
         )
