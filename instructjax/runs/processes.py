@@ -43,8 +43,8 @@ WAITING_SECONDS, START_SECONDS = 10, 300
 
 MOST_DIFFERENCES = 5  # that are listed when processes do not agree
 
-# How long a process waits for the text of another, which may prepare data for hours. A process that has ended is noticed
-# after HEARTBEAT_SECONDS.
+# How long a process waits for the text of another, which may prepare data for hours. A process that has ended is
+# noticed after HEARTBEAT_SECONDS.
 EXCHANGE_SECONDS = 14 * 24 * 3600
 
 _exchanges = itertools.count()  # All processes make the same exchanges in the same order.
