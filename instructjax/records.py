@@ -303,14 +303,18 @@ def write(path: epath.PathLike, records: Iterable[Record]) -> int:
     Returns:
       The number of records written.
     """
-    path = epath.Path(path)
-    lines = [to_json(record) for record in records]
-    data = "".join(line + "\n" for line in lines).encode("utf-8")
+    path, records = epath.Path(path), list(records)
+    data = to_lines(records)
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, data)
-    return len(lines)
+    return len(records)
+
+
+def to_lines(records: Iterable[Record]) -> bytes:
+    """Returns the content of a `.jsonl` file of records."""
+    return "".join(to_json(record) + "\n" for record in records).encode("utf-8")
 
 
 def split_of(record: Record, validation: float = 0.05, test: float = 0.05) -> str:

@@ -6,7 +6,8 @@
     weights       hh=1, oasst1=1                  shares 0.5 and 0.5, whatever the sizes
 
 Sources take turns in a fixed pattern with these shares, and the records of each are shuffled again in each of its
-epochs. So the number of records that were drawn is the position in every source, and a stream resumes exactly.
+epochs, with a seed of its own. So the number of records that were drawn is the position in every source, and a stream
+resumes exactly.
 """
 
 from __future__ import annotations
@@ -167,6 +168,13 @@ def order(count: int, seed: int, mixture: Mixture | None = None) -> grain.MapDat
     if mixture is None:
         return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     streams = [
-        grain.MapDataset.source(members.tolist()).seed(seed).shuffle().repeat() for members in mixture.members.values()
+        grain.MapDataset.source(members.tolist()).seed(_seed_of(source, seed)).shuffle().repeat()
+        for source, members in mixture.members.items()
     ]
     return grain.MapDataset.mix(streams, weights=list(mixture.shares.values()))
+
+
+def _seed_of(source: str, seed: int) -> int:
+    # With one seed for all, sources of the same size would be shuffled alike. By name, so that a source keeps its order
+    # when others are added.
+    return int(np.random.SeedSequence([seed, *source.encode("utf-8", "surrogatepass")]).generate_state(1)[0])

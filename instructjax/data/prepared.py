@@ -26,9 +26,14 @@ VERSION = "1.0.0"  # of the features: "json" and "where"
 _CHUNK = 5_000  # records that are read at once
 
 
+def written_file(kind: type[Record], folder: epath.Path) -> epath.Path:
+    """Returns FOLDER/SET.jsonl, to which a run writes records of a kind."""
+    return folder / f"{SET_NAMES[kind]}.jsonl"
+
+
 def written_files(kind: type[Record], folder: epath.Path) -> list[epath.Path]:
     """Returns [FOLDER/SET.jsonl] for a kind of records, or [] if it does not exist."""
-    path = folder / f"{SET_NAMES[kind]}.jsonl"
+    path = written_file(kind, folder)
     return [path] if path.exists() else []
 
 

@@ -20,7 +20,13 @@ Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by set and split; see
 Row = tuple[str, str, Mapping[str, Any]]
 
 
-def write(folder: epath.Path, summary: Summary, recipe: str, shares: Mapping[str, Mapping[str, float]]) -> None:
+def write(
+    folder: epath.Path,
+    summary: Summary,
+    recipe: str,
+    shares: Mapping[str, Mapping[str, float]],
+    overlap: Mapping[str, Any],
+) -> None:
     """Writes FOLDER/report.md and its figures, unless they are there already.
 
     Args:
@@ -28,13 +34,14 @@ def write(folder: epath.Path, summary: Summary, recipe: str, shares: Mapping[str
       summary: see `summary.summarize`.
       recipe: the name of the recipe.
       shares: for each set, the share of each source in training; see `mixtures.shares`.
+      overlap: the prompts that sets have in common; see `overlap.count`.
     """
     enough = {
         "lengths": any(found["table9"].get("prompt", [0])[0] >= ENOUGH for _, _, found in _rows(summary)),
         "use_cases": any(sum(found["use_cases"].values()) >= ENOUGH for _, _, found in _trained(summary)),
     }
     pictures = [name for name, is_enough in enough.items() if is_enough]
-    text = markdown(summary, recipe, shares, [f"{name}.png" for name in pictures])
+    text = markdown(summary, recipe, shares, overlap, [f"{name}.png" for name in pictures])
     path = folder / "report.md"
     if path.exists() and path.read_text() == text:
         return
@@ -47,7 +54,11 @@ def write(folder: epath.Path, summary: Summary, recipe: str, shares: Mapping[str
 
 
 def markdown(
-    summary: Summary, recipe: str, shares: Mapping[str, Mapping[str, float]], pictures: Sequence[str] = ()
+    summary: Summary,
+    recipe: str,
+    shares: Mapping[str, Mapping[str, float]],
+    overlap: Mapping[str, Any],
+    pictures: Sequence[str] = (),
 ) -> str:
     """Returns the report as Markdown; see `write`.
 
@@ -55,12 +66,14 @@ def markdown(
       summary: see `write`.
       recipe: see `write`.
       shares: see `write`.
+      overlap: see `write`.
       pictures: the names of figures next to it.
     """
     rows = _rows(summary)
     tables = [
         ("Records", "", "set,split,in,used,the paper has (Table 6),left out,used in part", _records(rows)),
         ("Sources", _SHARES, "set,split,source,records,share in training,epochs", _sources(rows, shares)),
+        ("Prompts in two sets", _OVERLAP, "set,split,prompts,also in,split,of them,%", _overlap(overlap)),
         ("Records per user", "", "set,split,users,records per user,the paper has (Table 8)", _users(rows)),
         ("Use cases in training", "", "set,use case,%,the paper has % (Table 1)", _use_cases(_trained(summary))),
         ("Annotations", _ANNOTATED, "set,split,annotation,%,the paper has % (Table 7)", _annotations(rows)),
@@ -83,6 +96,10 @@ _COLUMNS = ",".join(checked.STATISTICS)
 _SHARES = (
     "Shares are those of `mixture`: of examples, or of the characters of text. Epochs are how often a source is seen "
     "in one epoch of the whole."
+)
+_OVERLAP = (
+    "Different prompts of the records that are used. A prompt of training and of another split is a leak; there is "
+    "none unless `data.shared_prompts` is `keep`. Sets and splits without a line have no prompt in common."
 )
 _ANNOTATED = "Of the records with `annotations`."
 _TOKENS = (
@@ -116,6 +133,14 @@ def _sources(rows: Sequence[Row], shares: Mapping[str, Mapping[str, float]]) -> 
             share = shares.get(name, {}).get(source, counted["size"] / total)
             drawn = [f"{share:.3f}", f"{share * total / counted['size']:.2f}"] if split == "train" else ["", ""]
             found.append([name, split, source, counted["records"], *drawn])
+    return found
+
+
+def _overlap(overlap: Mapping[str, Any]) -> list[list[Any]]:
+    found = []
+    for name, split, other, other_split, shared in overlap["shared"]:
+        total = overlap["prompts"][name][split]
+        found.append([name, split, total, other, other_split, shared, f"{100 * shared / total:.1f}"])
     return found
 
 

@@ -12,6 +12,7 @@ WORKDIR/results.json, report.md
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from instructjax import files
-from instructjax.errors import CheckpointError
+from instructjax.errors import CheckpointError, DataError
 from instructjax.runs import checkpoint, checkpoint_files
 
 PAPER = ("pretrain", "sft", "reward", "ppo_init", "ppo", "ppo_ptx")  # the paper's stages, in order
@@ -132,6 +133,28 @@ def outdated_comparisons(workdir: epath.PathLike) -> str:
         f"{path.parent}/rankings.jsonl ranks answers of earlier weights of sft; "
         "start in a new folder to rank answers of the new ones"
     )
+
+
+def check_comparisons(workdir: epath.PathLike) -> None:
+    """Raises an error if the files of rankings that were added to a run are not as they were added.
+
+    Raises:
+      DataError: names the file.
+    """
+    path = epath.Path(workdir) / "data" / "comparisons.json"
+    noted = files.read_json(path).get("files", {}) if files.exists(path) else {}
+    for name, expected in noted.items():
+        file = path.parent / name
+        if files.exists(file) and (found := digest(file.read_bytes())) != expected:
+            raise DataError(
+                f"{file}: expected the rankings that were added to this run ({expected}), found {found}; restore the "
+                "file, or choose another --workdir"
+            )
+
+
+def digest(content: bytes) -> str:
+    """Returns 16 characters that identify the content of a file."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _fingerprint(directory: epath.Path) -> str:

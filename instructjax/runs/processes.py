@@ -2,12 +2,16 @@
 
 Every process runs the same program on its own devices, and all see the same folder; both are checked at the start. All
 of them write checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
+
+They exchange texts through JAX's coordination service and use no device for it. A collective of the devices is ended
+with an abort if one process comes late to it, and waits for threads that a reward function may need.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -21,9 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from instructjax import files
 from instructjax.errors import InputError
@@ -39,6 +42,12 @@ HEARTBEAT_SECONDS = 60
 WAITING_SECONDS, START_SECONDS = 10, 300
 
 MOST_DIFFERENCES = 5  # that are listed when processes do not agree
+
+# How long a process waits for the text of another, which may prepare data for hours. A process that has ended is
+# noticed after HEARTBEAT_SECONDS.
+EXCHANGE_SECONDS = 14 * 24 * 3600
+
+_exchanges = itertools.count()  # All processes make the same exchanges in the same order.
 
 # A process may see a file of another later, because network file systems cache the contents of folders.
 FOLDER_SECONDS = 20
@@ -166,7 +175,7 @@ def first(function: Callable[[], object]) -> None:
             function()
         except BaseException as error:  # raised below, after the other processes have been informed
             failure = error
-    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    failed = agreed(int(failure is not None))
     if failure is not None:
         raise failure
     if failed:
@@ -185,12 +194,19 @@ def gather(text: str) -> list[str]:
     """Returns the texts of all processes, in the order of their numbers, to all of them."""
     if jax.process_count() == 1:
         return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
-    padded = np.zeros(agreed(len(data)), np.uint8)
-    padded[: len(data)] = data
-    lengths = multihost_utils.process_allgather(np.int32(len(data)))
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+    client, own, number = multihost.get_jax_distributed_client(), jax.process_index(), next(_exchanges)
+    client.key_value_set(_key(number, own), text)
+    found = [
+        client.blocking_key_value_get(_key(number, index), EXCHANGE_SECONDS * 1000)
+        for index in range(jax.process_count())
+    ]
+    if number:  # every process has begun this exchange, so all of them have read the texts of the last one
+        client.key_value_delete(_key(number - 1, own))
+    return found
+
+
+def _key(number: int, index: int) -> str:
+    return f"instructjax/{number}/{index}"
 
 
 def check_equal(facts: Mapping[str, Any]) -> None:
@@ -248,4 +264,4 @@ def agreed(number: int) -> int:
     """Returns the maximum of a number over all processes, to all of them."""
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+    return max(map(int, gather(str(number))))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from instructjax import files, records, warning_log
+from instructjax.data import prepared
 from instructjax.errors import DataError
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
@@ -25,7 +27,7 @@ def collect(run: Run) -> None:
 
         WORKDIR/data/rankings.jsonl           training labelers, splits train and validation
         WORKDIR/data/heldout_rankings.jsonl   held-out labelers, split validation
-        WORKDIR/data/comparisons.json         the fingerprint of the SFT checkpoint
+        WORKDIR/data/comparisons.json         the fingerprints of the SFT checkpoint and of these files
 
     Warns if the existing rankings rank answers of earlier weights.
 
@@ -42,18 +44,22 @@ def collect(run: Run) -> None:
         policy = trained.load_policy(start, run.policy_config, run.layout.tokenizer)
         rankings, heldout = run.source.collect_rankings(run.data_folder, functools.partial(sample_answers, run, policy))
         own = start == run.checkpoints("sft")
-        answered = {"checkpoints": {"sft": checkpoint.fingerprint(start)} if own else {}}
-        processes.first(lambda: files.write_json(run.data_folder / "comparisons.json", answered))
-        add(run, rankings, heldout)
+        add(run, rankings, heldout, {"sft": checkpoint.fingerprint(start)} if own else {})
 
 
-def add(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> int:
+def add(
+    run: Run,
+    rankings: Sequence[Ranking],
+    heldout: Sequence[Ranking],
+    answered: Mapping[str, str] = types.MappingProxyType({}),
+) -> int:
     """Adds rankings to a run that has none, for its reward model. Those in which all answers tie are left out.
 
     Args:
       run: the run.
       rankings: of training labelers.
       heldout: of held-out labelers.
+      answered: the fingerprint of the checkpoint whose answers were ranked, by its stage, if it is one of this run.
 
     Returns:
       The number of rankings that are used.
@@ -75,6 +81,10 @@ def add(run: Run, rankings: Sequence[Ranking], heldout: Sequence[Ranking]) -> in
                 f"label answers to prompts of this split, too"
             )
     # The mark of a finished collection is the set of rankings, which is written last.
+    written = {prepared.written_file(Ranking, run.data_folder).name: used, HELDOUT_RANKINGS: used_heldout}
+    digests = {name: folder.digest(records.to_lines(given)) for name, given in written.items()}
+    noted = {"checkpoints": dict(answered), "files": digests}
+    processes.first(lambda: files.write_json(run.data_folder / "comparisons.json", noted))
     processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, used_heldout))
     prepare.add_rankings(run, used)
     return len(used)

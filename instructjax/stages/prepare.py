@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from instructjax import files, records, warning_log
-from instructjax.data import checked, documents, mixtures, preparation, prepared, summary
+from instructjax.data import checked, documents, mixtures, overlap, preparation, prepared, summary
 from instructjax.data.layouts import Layout
 from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.reporting import data_report
 from instructjax.runs import lock, processes, progress, provenance
+from instructjax.runs.folder import check_comparisons
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
 from instructjax.text.sentencepiece import SentencePieceTokenizer
@@ -86,6 +87,7 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
     is_prepared = mark.exists()
     if is_prepared:
         provenance.check_config(config, mark, ("seed", "data", "tokenizer", *check.SOURCES))
+        check_comparisons(run.workdir)
     given = tokenizer_files.load(config.tokenizer.path) if config.tokenizer.path else None
     if given and config.data.template == CHAT:
         ChatTemplate(given)  # raises an error before any work if it cannot be used
@@ -137,8 +139,7 @@ def check_needs(run: Run, stages: Sequence[str]) -> None:
 
 def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
     """Writes rankings that were collected in this run to WORKDIR/data/rankings.jsonl and prepares them."""
-    path = run.data_folder / f"{prepared.SET_NAMES[Ranking]}.jsonl"
-    layout = run.layout
+    path, layout = prepared.written_file(Ranking, run.data_folder), run.layout
 
     def add() -> None:
         with _claimed(run):
@@ -272,7 +273,8 @@ def _check_records(run: Run, layout: Layout) -> None:
         name: mixtures.shares({source: counted["size"] for source, counted in sources.items()}, config.mixture)
         for name, sources in trained.items()
     }
-    data_report.write(run.data_folder, found, run.recipe, shares)
+    shared = overlap.count(folder, path, run.data_folder / "overlap.json")
+    data_report.write(run.data_folder, found, run.recipe, shares, shared)
 
 
 def summarize(run: Run) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def make_score(function: RewardFunction, section: ml_collections.ConfigDict) -> 
         if processes.is_first():
             fields = [record.extra for record in records]
             call = Call(function, limits, [record.prompt for record in records], responses, fields)
-        # In rounds: a collective that waits for one process as long as a judge may take would be aborted.
+        # In rounds, so that a signal to any process ends the wait.
         while not processes.agreed(int(call is not None and call.wait(ROUND_SECONDS))):
             interruption.stop_if_requested()
         found = json.loads(processes.gather(_outcome(call))[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from instructjax.data.layouts import Layout
-from instructjax.errors import CheckpointError
+from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models import lora
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LoraConfig
@@ -157,8 +158,8 @@ def _check(config: TransformerConfig, directory: epath.PathLike, tokenizer: Toke
     checkpoint.check_tokenizer(directory, tokenizer.fingerprint, step=step)
     meta = read_meta(directory, step)
     # A checkpoint of a version without some of the choices has their defaults. Its dtypes do not matter.
-    network = meta["model"] | {"dtype": "float32", "param_dtype": "float32"}
-    found, expected = TransformerConfig(**network).function(), config.function()
+    network = _network(meta["model"] | {"dtype": "float32", "param_dtype": "float32"}, directory)
+    found, expected = network.function(), config.function()
     for name in found | expected:
         # Arrays' shapes tell the sizes.
         if name not in _SIZES and found.get(name) != expected.get(name):
@@ -206,4 +207,16 @@ def describe(directory: epath.PathLike, step: int | None = None) -> tuple[Transf
     tokenizer = tokenizer_files.from_bytes(checkpoint.tokenizer_bytes(meta))
     layout = Layout(tokenizer, data["separator"], data["max_prompt"], data["max_response"])
     layout = dataclasses.replace(layout, kind=data.get("template", SEPARATOR))  # older ones had a separator only
-    return TransformerConfig(**meta["model"]), layout
+    return _network(meta["model"], directory), layout
+
+
+def _network(fields: Mapping[str, Any], directory: epath.PathLike) -> TransformerConfig:
+    """Returns the network of a checkpoint.
+
+    Raises:
+      CheckpointError: names the checkpoint and the key whose value this version does not know.
+    """
+    try:
+        return TransformerConfig(**fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}: {error}") from None

@@ -65,6 +65,20 @@ def test_each_source_has_whole_epochs_of_its_own(a, b, weight):
             assert sorted(own[start : start + len(members)]) == sorted(members)
 
 
+def test_each_source_has_an_order_of_its_own_that_other_sources_do_not_change():
+    def orders(seed=3, **counts):
+        """Returns the order in which the records of each source are drawn in two epochs, counted within it."""
+        mixture = mixtures.mix(records(**counts), section(temperature=1e6))
+        found = drawn(mixture, sum(counts.values()), 6 * max(counts.values()), seed)
+        places = {name: {index: i for i, index in enumerate(own)} for name, own in mixture.members.items()}
+        return {name: [own[i] for i in found if i in own][: 2 * len(own)] for name, own in places.items()}
+
+    two, three = orders(a=20, b=20), orders(a=20, b=20, c=20)
+    assert two["a"] != two["b"]
+    assert {name: three[name] for name in two} == two
+    assert orders(seed=4, a=20, b=20)["a"] != two["a"]
+
+
 def test_without_a_mixture_or_with_one_source_the_order_is_that_of_all_records():
     assert mixtures.mix(records(a=3, b=4), section()) is None
     assert mixtures.mix(records(a=3), section(weights="a=2")) is None
@@ -90,9 +104,6 @@ DEMONSTRATIONS = [
     for word in words
 ]
 TEXTS = [Text(text=f"name a {word}", source=source) for source, word in (("x", "fox"), ("y", "color"), ("y", "fox"))]
-DOCUMENTS = [layouts.document_tokens(text, Words()) for text in TEXTS]
-
-
 DOCUMENTS = [layouts.document_tokens(text, Words()) for text in TEXTS]
 WEIGHTS, TEXT_WEIGHTS = section(weights="one=2, two=1"), section(weights="x=2, y=1")
 STREAMS = {

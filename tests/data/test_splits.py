@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructjax import records
-from instructjax.data import prepared, splits
+from instructjax.data import preparation, prepared, splits
 from instructjax.errors import DataError
 from instructjax.records import SPLITS, Demonstration, Prompt, Ranking, Text, split_of
 
@@ -54,12 +54,12 @@ def test_prepared_sets_have_no_prompt_in_two_splits(tmp_path, drawn):
             if found := [record for record in drawn if isinstance(record, kind)]:
                 given_files[kind] = [f"{folder}/{kind.__name__}.jsonl"]
                 records.write(given_files[kind][0], found)
-        shared = prepared.shared_prompts(given_files, folder, names={}, **shares)
+        shared = preparation.shared_prompts(given_files, folder, names={}, **shares)
         used = collections.defaultdict(set)
         for kind, paths in given_files.items():
             name = prepared.SET_NAMES[kind]
             with contextlib.suppress(DataError):  # all records of this set are left out
-                prepared.prepare(kind, paths, folder, name=name, shared=shared, **shares)
+                preparation.prepare(kind, paths, folder, name=name, shared=shared, **shares)
                 for split in prepared.split_sizes(folder, name):
                     for record in prepared.load(folder, name, kind, split):
                         used[" ".join(record.prompt.casefold().split())].add(split)

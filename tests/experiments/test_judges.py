@@ -15,7 +15,12 @@ from tests.experiments.test_two_processes import SMALL
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 JUDGES = local_data.FAULTS / "rewards"
-LAYOUTS = {"one device": (1, 1), "two devices": (1, 2), "eight devices": (1, 8), "two processes": (2, 2)}
+LAYOUTS = {  # processes, and devices of each
+    "one_device": (1, 1),
+    "two_devices": (1, 2),
+    "eight_devices": (1, 8),
+    "two_processes": (2, 2),
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not JUDGES.is_dir(), reason=local_data.ABSENT)]
 
@@ -49,9 +54,10 @@ def before(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def judged(before, tmp_path):
-    """Returns a function that runs PPO on all layouts: {layout: (folder, exit codes, what was printed)}."""
+@pytest.fixture(params=LAYOUTS)
+def judged(before, tmp_path, request):
+    """Returns a function that runs PPO on one of the layouts: (folder, exit codes, what was printed)."""
+    processes, devices = LAYOUTS[request.param]
 
     def run(judge, iterations, **keys):
         flags = [
@@ -61,19 +67,16 @@ def judged(before, tmp_path):
             "--config.ppo.reward_retry_seconds=0.1",
             *[f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()],
         ]
-        found = {}
-        for layout, (processes, devices) in LAYOUTS.items():  # one after the other: collectives have time limits
-            folder = tmp_path / layout.replace(" ", "_")
-            shutil.copytree(before, folder)
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-            several = [[coordinator, f"--process_id={i}", f"--process_count={processes}"] for i in range(processes)]
-            together = several if processes > 1 else [[]]
-            running = [start("ppo", folder, devices, *flags, *more) for more in together]
-            text = "".join(process.communicate(timeout=900)[1] for process in running)
-            found[layout] = folder, [process.returncode for process in running], text
-        return found
+        folder = tmp_path / "run"
+        shutil.copytree(before, folder)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+        several = [[coordinator, f"--process_id={i}", f"--process_count={processes}"] for i in range(processes)]
+        together = several if processes > 1 else [[]]
+        running = [start("ppo", folder, devices, *flags, *more) for more in together]
+        text = "".join(process.communicate(timeout=900)[1] for process in running)
+        return folder, [process.returncode for process in running], text
 
     return run
 
@@ -92,9 +95,9 @@ def steps(folder):
     [("words", 2), ("jax_judge_each", 2), ("fails_once", 9), ("sampled", 2), ("constant", 2), ("slow", 1)],
 )
 def test_a_judge_that_answers_trains_to_the_end(judged, judge, iterations):
-    for layout, (folder, codes, text) in judged(judge, iterations).items():
-        assert set(codes) == {0}, (layout, text[-2000:])
-        assert steps(folder)[-1] == iterations, layout
+    folder, codes, text = judged(judge, iterations)
+    assert set(codes) == {0}, text[-20_000:]
+    assert steps(folder)[-1] == iterations
 
 
 @pytest.mark.parametrize(
@@ -107,16 +110,16 @@ def test_a_judge_that_answers_trains_to_the_end(judged, judge, iterations):
     ],
 )
 def test_a_judge_that_fails_ends_the_run_in_one_line_that_names_it(judged, judge, cause):
-    for layout, (folder, codes, text) in judged(judge, 12).items():
-        assert set(codes) == {2}, (layout, codes, text[-2000:])
-        (line,) = errors(text)
-        assert f"judges.py:{judge}: " in line and cause in line and line.endswith("saved"), (layout, line)
-        assert "Traceback" not in text, layout
-        assert str(max(steps(folder), default=0)) in line or "no step is saved" in line, (layout, line)
+    folder, codes, text = judged(judge, 12)
+    assert set(codes) == {2}, (codes, text[-20_000:])
+    (line,) = errors(text)
+    assert f"judges.py:{judge}: " in line and cause in line and line.endswith("saved"), line
+    assert "Traceback" not in text
+    assert str(max(steps(folder), default=0)) in line or "no step is saved" in line, line
 
 
 def test_a_judge_that_never_answers_is_ended_by_the_time_limit(judged):
-    for layout, (_, codes, text) in judged("stuck", 2, ppo__reward_timeout_seconds=3).items():
-        assert set(codes) == {2}, (layout, codes, text[-2000:])
-        (line,) = errors(text)
-        assert "judges.py:stuck: " in line and "ppo.reward_timeout_seconds" in line, (layout, line)
+    _, codes, text = judged("stuck", 2, ppo__reward_timeout_seconds=3)
+    assert set(codes) == {2}, (codes, text[-20_000:])
+    (line,) = errors(text)
+    assert "judges.py:stuck: " in line and "ppo.reward_timeout_seconds" in line, line

@@ -29,15 +29,26 @@ def entry(count):
 def test_enough_records_are_drawn(tmp_path, count, pictures):
     folder = epath.Path(tmp_path)
     summary = {"prompts": {"train": entry(count)}, "rankings": {"test": entry(5)}}
-    data_report.write(folder, summary, "a recipe", {})
+    data_report.write(folder, summary, "a recipe", {}, {"prompts": {}, "shared": []})
     assert sorted(path.name for path in folder.glob("*.png")) == pictures
     text = (folder / "report.md").read_text()
     assert all(f"![{picture}]({picture})" in text for picture in pictures)
     for picture in folder.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
         picture.unlink()
-    data_report.write(folder, summary, "a recipe", {})
+    data_report.write(folder, summary, "a recipe", {}, {"prompts": {}, "shared": []})
     assert not list(folder.glob("*.png"))  # nothing has changed
+
+
+def test_prompts_in_two_sets_are_counted_by_set_and_split():
+    overlap = {
+        "prompts": {"demonstrations": {"train": 40}, "rankings": {"train": 30, "test": 9}},
+        "shared": [["demonstrations", "train", "rankings", "train", 10]],
+    }
+    text = data_report.markdown({}, "a recipe", {}, overlap)
+    assert "## Prompts in two sets" in text
+    assert text.endswith("| demonstrations | train | 40 | rankings | train | 10 | 25.0 |\n")
+    assert "Prompts in two sets" not in data_report.markdown({}, "a recipe", {}, overlap | {"shared": []})
 
 
 def test_the_boxes_are_ours_and_the_papers():

@@ -170,6 +170,44 @@ def test_many_differences_are_counted(monkeypatch):
         processes.check_equal(one)
 
 
+EXCHANGE = """
+import sys, time
+import jax
+from instructjax.runs import processes
+jax.config.update("jax_cpu_collectives_implementation", None)
+address, index, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+processes.start(address, index, count)
+for number in range(3):
+    time.sleep(0.5 * index)
+    text = "" if number == 1 else chr(0x1F98A) * index * 1000 + str(number)
+    print(len(processes.gather(text)), [len(found) for found in processes.gather(text)], processes.agreed(index * 7))
+def work():
+    time.sleep(1)
+    print("work")
+processes.first(work)
+"""
+
+
+@pytest.mark.slow
+def test_processes_exchange_texts_without_a_collective_of_their_devices():
+    address = free_address()
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXCHANGE, address, str(index), "3"],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(3)
+    ]
+    printed = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], "\n".join(error[-2000:] for _, error in printed)
+    expected = ["3 [1, 1001, 2001] 14", "3 [0, 0, 0] 14", "3 [1, 1001, 2001] 14"]
+    assert [output.splitlines() for output, _ in printed] == [[*expected, "work"], expected, expected]
+
+
 def test_one_process_agrees_with_itself(tmp_path):
     assert processes.gather("text") == ["text"]
     processes.check_equal({"sft.epochs": 2})

@@ -1,5 +1,6 @@
 """Rankings that a run collects, and what is said of them when the policy that answered is trained further."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -43,7 +44,12 @@ def collected(tmp_path):
 def test_collected_rankings_name_the_checkpoint_that_answered(collected):
     assert collected.has(Ranking)
     known = checkpoint.fingerprint(collected.checkpoints("sft"))
-    assert json.loads((collected.data_folder / "comparisons.json").read_text()) == {"checkpoints": {"sft": known}}
+    noted = json.loads((collected.data_folder / "comparisons.json").read_text())
+    assert noted["checkpoints"] == {"sft": known}
+    assert noted["files"] == {
+        name: hashlib.sha256((collected.data_folder / name).read_bytes()).hexdigest()[:16]
+        for name in ("rankings.jsonl", "heldout_rankings.jsonl")
+    }
     comparisons.collect(collected)
     assert warning_log.read(collected.workdir) == []
 

@@ -11,10 +11,11 @@ from etils import epath
 
 from instructjax import files
 from instructjax.models.transformer import LanguageModel
+from instructjax.records import SPLITS, Ranking
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint
 from instructjax.runs.schedule import Schedule
-from instructjax.stages import evaluate, ppo, pretrain, reward, sft, trained
+from instructjax.stages import comparisons, evaluate, ppo, pretrain, reward, sft, trained
 from instructjax.stages.run import Run, policy_config
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 from tests import fakes, small_disks
@@ -189,6 +190,21 @@ def test_older_version(pretrained):
 
 
 @fault(
+    "a checkpoint whose network has a value of an older version",
+    "PATH: model.remat: expected one of none, dense, offload, attention, all, found True",
+)
+def test_older_value(pretrained):
+    config, workdir = pretrained
+    layout = Run(config, workdir).layout
+    shape = policy_config(config, layout.tokenizer.vocab_size)
+    meta = opened(config, workdir, "pretrain").meta(shape, layout.tokenizer)
+    meta["model"]["remat"] = True
+    with checkpoint.Checkpoints(workdir / "old") as checkpoints:
+        checkpoints.save(1, {"params": fakes.params(LanguageModel(shape))}, meta=meta)
+    sft.run(Run(changed(config, sft__init_from=str(workdir / "old")), workdir))
+
+
+@fault(
     "a checkpoint of a reward model instead of a policy",
     "PATH: expected the checkpoint of a policy, found one of the stage reward, which has none",
 )
@@ -298,6 +314,24 @@ def test_other_records(pretrained):
 def test_other_values(pretrained):
     config, workdir = pretrained
     sft.run(Run(changed(config, tokenizer__vocab_size=291), workdir))
+
+
+@fault(
+    "rankings that are changed after they were added to a run",
+    "PATH: expected the rankings that were added to this run (HASH), found HASH; restore the file, or choose another "
+    "--workdir",
+)
+def test_changed_rankings(tmp_path):
+    run = Run(changed(recipe(tmp_path), files__rankings=""), tmp_path / "run")
+    given = [
+        Ranking(prompt=line, responses=("a", "b"), scores=(1.0, 0.0), split=SPLITS[i % 3])
+        for i, line in enumerate(LINES)
+    ]
+    comparisons.add(run, given, given[:3])
+    assert Run(run.config, run.workdir).has(Ranking)
+    path = run.data_folder / "heldout_rankings.jsonl"
+    path.write_text(path.read_text().replace("fox", "owl"))
+    _ = Run(run.config, run.workdir).layout
 
 
 @fault("a truncated JSON file of a run", "PATH: expected JSON that a run wrote, found TEXT")
