@@ -230,4 +230,5 @@ def _cases(run: Run) -> tuple[epath.Path, list[Case]]:
     section = run.config.evaluate
     data = files.parse(section.tasks, "evaluate.tasks")
     keys = ("evaluate.tasks", "evaluate.task_names", "raise evaluate.task_examples")
-    return data, list(read_cases(data, files.split_list(section.task_names), limit=section.task_examples, keys=keys))
+    limit = section.task_examples or None
+    return data, list(read_cases(data, files.split_list(section.task_names), limit=limit, keys=keys))
