@@ -193,6 +193,17 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
 
+def from_first(function: Callable[[], str]) -> str:
+    """Returns the text that a function returns in the first process, to all processes.
+
+    Raises:
+      InputError: see `first`.
+    """
+    found: list[str] = []
+    first(lambda: found.append(function()))
+    return gather("".join(found))[0]
+
+
 def check_equal(facts: Mapping[str, Any]) -> None:
     """Raises an error, the same one in all processes, unless all of them start with the same facts.
 
