@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from instructjax import files
+from instructjax.data import tfds_sets
 from instructjax.errors import DataError, InputError
 from instructjax.evaluation import judges as judges_module
 from instructjax.evaluation.tasks import outputs as task_outputs
@@ -78,22 +79,29 @@ def read_cases(
     for name in names:
         if name not in TASKS:
             raise InputError(f"{names_key}: expected some of {', '.join(TASKS)}, found {name!r:.40}")
-    chosen = names or [name for name, task in TASKS.items() if files.exists(data / task.file)]
+    places = {name: _place(data, task) for name, task in TASKS.items()}
+    chosen = names or [name for name, place in places.items() if files.exists(place)]
     if not chosen:
         raise InputError(f"{folder_key}: expected the file of a task; see docs/tasks.md, found none in {data}")
     for name in chosen:
         task = TASKS[name]
-        examples = task.read(data / task.file)
+        examples = task.read(places[name])
         shown = task.shots if shots < 0 else shots
         for prompt_type in task.instructions:
             prompts, asked = make_prompts(task, examples, prompt_type, shown)
             prompts, asked = prompts[:limit], asked[:limit]
             if (count := len(set(task_results.groups(asked)))) < 2:
                 raise DataError(
-                    f"{data / task.file}: expected at least 2 examples that share no text, for a standard error, "
+                    f"{places[name]}: expected at least 2 examples that share no text, for a standard error, "
                     f"found {count}; {advice}"
                 )
             yield Case(task, prompt_type, shown, prompts, asked)
+
+
+def _place(data: epath.Path, task: Task) -> epath.Path:
+    """Returns a task's file or, if only tfds has it, the folder of the prepared set."""
+    prepared = tfds_sets.find(data, task.tfds.name) if task.tfds else None
+    return prepared if prepared and not files.exists(data / task.file) else data / task.file
 
 
 def prepare_prompts(cases: Iterable[Case], tokenizer: Tokenizer, *, max_length: int, truncate: bool) -> list[Any]:
