@@ -11,7 +11,7 @@ OUTPUT is WORKDIR/tasks/STAGE, from which evaluate.py copies the results of all 
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import command_line
 from absl import flags
@@ -23,7 +23,7 @@ from instructjax.evaluation import judges as judges_module
 from instructjax.evaluation.tasks import results as task_results
 from instructjax.evaluation.tasks.results import Result
 from instructjax.evaluation.tasks.task import Judge, Output
-from instructjax.runs import folder
+from instructjax.runs import folder, processes
 from instructjax.stages import public_tasks
 from instructjax.stages.public_tasks import Case
 from instructjax.stages.run import Run
@@ -68,6 +68,13 @@ def main(run: Run) -> None:
             found = public_tasks.run_policy(
                 run, _STAGE.value, cases, output, truncate=_TRUNCATE.value, batch_size=_BATCH_SIZE.value
             )
+    processes.first(lambda: _report(cases, found, judges, output))
+
+
+def _report(
+    cases: Sequence[Case], found: Sequence[list[Output]], judges: Mapping[str, Judge], output: epath.Path
+) -> None:
+    """Computes the metrics, writes and prints them."""
     results = public_tasks.compute(cases, found, judges)
     public_tasks.write(output, results)
     print("\n".join(lines(results)))
@@ -90,7 +97,7 @@ def _load_judge(named: str) -> tuple[str, Judge]:
 
 def _complete(case: Case, path: epath.Path) -> list[Output]:
     """Reads a file of responses that has one for each example."""
-    known = task_results.read(path, case.examples)
+    known = task_results.parse(task_results.read(path), path, case.examples)
     if missing := [i for i in range(len(case.examples)) if i not in known]:
         raise DataError(
             f"{path}: expected an output for each of {len(case.examples)} examples, found {len(known)}; "

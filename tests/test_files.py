@@ -162,11 +162,11 @@ def test_a_failed_upload_is_warned_of_and_tried_again(memory, monkeypatch):
 
 def test_outputs_on_a_task_in_a_bucket_are_continued(memory):
     examples, head = [Example("a"), Example("b")], {"task": "t"}
-    assert task_results.read(memory / "t.jsonl", examples, head) == {}
     for number, known in enumerate([{}, {0: Output("answer 0")}]):
         with task_results.continued(memory / "t.jsonl", head, known) as append:
             append([(number, Output(f"answer {number}"))])
-    assert task_results.read(memory / "t.jsonl", examples, head) == {0: Output("answer 0"), 1: Output("answer 1")}
+    known = task_results.parse(task_results.read(memory / "t.jsonl"), memory / "t.jsonl", examples, head)
+    assert known == {0: Output("answer 0"), 1: Output("answer 1")}
 
 
 def test_no_line_of_metrics_is_lost(bucket):

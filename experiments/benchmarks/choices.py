@@ -3,11 +3,12 @@
     pip install -e '.[lm-eval,parity,tasks]'
     python experiments/benchmarks/choices.py --data=DATA
 
-The model has random weights and a context of 512 tokens. Its tokenizer is trained on the questions. Both sides read the
+The model has random weights and a context of 512 tokens. Its tokenizer is trained on all questions. Both sides read the
 same folder of weights, get the same prompts with their choices, and tokenize them. A first turn of each, which
 compiles, is not counted. Tokens are those of each prompt with each of its choices, as the harness computes them; ours
 computes a prompt once. Rates are given per second on the clock and per second of CPU time, which depends less on other
-programs; `taskset -c 0` in front of the command gives both sides one core.
+programs; `taskset -c 0` in front of the command gives both sides one core. --model keeps the folder of weights, for
+import_weights.py.
 """
 
 import pathlib
@@ -43,6 +44,7 @@ _DATA = flags.DEFINE_string("data", None, "The folder of the tasks' files; see d
 _EXAMPLES = flags.DEFINE_integer("examples", 200, "The first questions are measured.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows per forward pass, of both sides.", lower_bound=1)
+_MODEL = flags.DEFINE_string("model", None, "A folder to write the model to; by default a temporary one.")
 LENGTH = 512
 
 
@@ -75,11 +77,12 @@ def seconds(work):
 def main(_):
     """Measures both sides in turn."""
     data = files.parse(_DATA.value, "--data")
+    (every,) = public_tasks.read_cases(data, ["hellaswag"])
     (case,) = public_tasks.read_cases(data, ["hellaswag"], limit=_EXAMPLES.value)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(temporary) / "model"
+        folder = pathlib.Path(_MODEL.value or f"{temporary}/model")
         model, tokenizer = write_model(
-            folder, [text for example in case.examples for text in (example.text, *example.choices)]
+            folder, [text for example in every.examples for text in (example.text, *example.choices)]
         )
         params = imported.read(str(folder), model, tokenizer)
         peer = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=_BATCH_SIZE.value)

@@ -14,7 +14,6 @@ from instructjax.recipe.key import (
     INTEGER_FROM_0,
     INTEGER_FROM_1,
     INTEGER_FROM_2,
-    INTEGER_OR_NONE,
     NAMES,
     POSITIVE,
     POSITIVE_OR_INFINITY,
@@ -214,7 +213,7 @@ EVALUATE = section(
         "the folder of public tasks' files; they are run on all policies, before the rest; docs/tasks.md",
     ),
     task_names=Key("", TEXT, "tasks", 'with commas between them; "": those whose file is there'),
-    task_examples=Key(None, INTEGER_OR_NONE, "examples", "the first of each task; None for all"),
+    task_examples=Key(0, INTEGER_FROM_0, "examples", "the first of each task; 0: all"),
 )
 
 DPO = section(

@@ -209,6 +209,17 @@ def _key(number: int, index: int) -> str:
     return f"instructjax/{number}/{index}"
 
 
+def from_first(function: Callable[[], str]) -> str:
+    """Returns the text that a function returns in the first process, to all processes.
+
+    Raises:
+      InputError: see `first`.
+    """
+    found: list[str] = []
+    first(lambda: found.append(function()))
+    return gather("".join(found))[0]
+
+
 def check_equal(facts: Mapping[str, Any]) -> None:
     """Raises an error, the same one in all processes, unless all of them start with the same facts.
 

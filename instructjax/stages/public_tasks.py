@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 from instructjax import files
-from instructjax.errors import ConfigError, DataError, InputError
+from instructjax.data import tfds_sets
+from instructjax.errors import DataError, InputError
 from instructjax.evaluation import judges as judges_module
 from instructjax.evaluation.tasks import outputs as task_outputs
 from instructjax.evaluation.tasks import results as task_results
@@ -18,7 +20,7 @@ from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.evaluation.tasks.results import Result
 from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, make_prompts
 from instructjax.evaluation.text_metrics import require
-from instructjax.runs import checkpoint, cost, folder, progress
+from instructjax.runs import checkpoint, cost, folder, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.stages import trained
 from instructjax.stages.run import Run
@@ -77,22 +79,29 @@ def read_cases(
     for name in names:
         if name not in TASKS:
             raise InputError(f"{names_key}: expected some of {', '.join(TASKS)}, found {name!r:.40}")
-    chosen = names or [name for name, task in TASKS.items() if files.exists(data / task.file)]
+    places = {name: _place(data, task) for name, task in TASKS.items()}
+    chosen = names or [name for name, place in places.items() if files.exists(place)]
     if not chosen:
         raise InputError(f"{folder_key}: expected the file of a task; see docs/tasks.md, found none in {data}")
     for name in chosen:
         task = TASKS[name]
-        examples = task.read(data / task.file)
+        examples = task.read(places[name])
         shown = task.shots if shots < 0 else shots
         for prompt_type in task.instructions:
             prompts, asked = make_prompts(task, examples, prompt_type, shown)
             prompts, asked = prompts[:limit], asked[:limit]
             if (count := len(set(task_results.groups(asked)))) < 2:
                 raise DataError(
-                    f"{data / task.file}: expected at least 2 examples that share no text, for a standard error, "
+                    f"{places[name]}: expected at least 2 examples that share no text, for a standard error, "
                     f"found {count}; {advice}"
                 )
             yield Case(task, prompt_type, shown, prompts, asked)
+
+
+def _place(data: epath.Path, task: Task) -> epath.Path:
+    """Returns a task's file or, if only tfds has it, the folder of the prepared set."""
+    prepared = tfds_sets.find(data, task.tfds.name) if task.tfds else None
+    return prepared if prepared and not files.exists(data / task.file) else data / task.file
 
 
 def prepare_prompts(cases: Iterable[Case], tokenizer: Tokenizer, *, max_length: int, truncate: bool) -> list[Any]:
@@ -139,11 +148,12 @@ def run_policy(
     model_name = f"{stage} {step or ''} {checkpoint.fingerprint(directory)}"
     policy, _ = run.open_policy(stage, step)
     found = []
-    output.mkdir(parents=True, exist_ok=True)
+    processes.first(lambda: output.mkdir(parents=True, exist_ok=True))
     for case, prompts in zip(cases, prepared, strict=True):
         path = case.path(output)
         head = task_results.header(case.task, model_name, [*case.prompts, str(truncate)])
-        known = task_results.read(path, case.examples, head)
+        processes.check_equal({str(path): head})
+        known = task_results.parse(_begun(path), path, case.examples, head)
         if case.examples[0].choices:
             batches = task_outputs.score_choices(
                 policy.model, policy.params, prompts, pad_id=tokenizer.pad_id, batch_size=batch_size, done=known
@@ -155,13 +165,27 @@ def run_policy(
         label = f"{stage}: {case.task.name}, {task_results.prompt_name(case.prompt_type, case.shots)}"
         with (
             progress.Bar(label, len(case.examples), "example", done=len(known)) as bar,
-            task_results.continued(path, head, known) as write,
+            _appended(path, head, known) as write,
         ):
             for batch in bar.over(batches):
                 write(batch)
                 known.update(batch)
         found.append([known[i] for i in range(len(case.examples))])
     return found
+
+
+def _begun(path: epath.Path) -> str:
+    """Returns what a file of outputs has from before; "" if there is none. All processes must see the same."""
+    return processes.from_first(lambda: task_results.read(path) if files.exists(path) else "")
+
+
+def _appended(
+    path: epath.Path, head: Mapping[str, str], known: Mapping[int, Output]
+) -> contextlib.AbstractContextManager[task_results.Append]:
+    """Opens a file of outputs in the first process. The others compute the same outputs and write nothing."""
+    if processes.is_first():
+        return task_results.continued(path, head, known)
+    return contextlib.nullcontext(lambda _: None)
 
 
 def compute(cases: Sequence[Case], outputs: Sequence[list[Output]], judges: Mapping[str, Judge]) -> list[Result]:
@@ -198,10 +222,8 @@ def check(run: Run) -> None:
     """Checks the tasks that a recipe names, with their files, before its first stage.
 
     Raises:
-      InputError: see `read_cases` and `prepare_prompts`; a package is missing; or there are several processes.
+      InputError: see `read_cases` and `prepare_prompts`; or a package is missing.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("evaluate.tasks: expected one process, found several; run benchmark_tasks.py after the run")
     for module in ("sacrebleu", "rouge_score", "sklearn"):
         require(module)
     data, cases = _cases(run)
@@ -213,21 +235,27 @@ def check(run: Run) -> None:
 def measure(run: Run) -> None:
     """Runs the tasks in `evaluate.tasks` on each of `POLICIES` and on guests, if they are finished.
 
-    Writes WORKDIR/tasks/STAGE, which `evaluate.evaluate` copies into results.json and report.md.
+    Writes WORKDIR/tasks/STAGE, which `evaluate.evaluate` copies into results.json and report.md. All processes run the
+    policies on the same prompts, and the first one calls the judges and writes.
     """
     with cost.timed(run.workdir, "tasks"), parallel.on_mesh(run.config.parallel):
         data, cases = _cases(run)
         judges = {name: train_judge(name, data) for name in needed_judges(cases)}
+
+        def write_metrics(output: epath.Path, found: Sequence[list[Output]]) -> None:
+            write(output, compute(cases, found, judges))
+
         for stage in filter(run.is_finished, (*POLICIES, *run.config.evaluate.guests)):
             output = folder.tasks_directory(run.workdir, stage)
             best = stage in PPO and run.config.evaluate.ppo_checkpoint == "best"
             step = best_step(run.directory(stage)) if best else None
             found = run_policy(run, stage, cases, output, truncate=True, batch_size=_BATCH_SIZE, step=step)
-            write(output, compute(cases, found, judges))
+            processes.first(functools.partial(write_metrics, output, found))
 
 
 def _cases(run: Run) -> tuple[epath.Path, list[Case]]:
     section = run.config.evaluate
     data = files.parse(section.tasks, "evaluate.tasks")
     keys = ("evaluate.tasks", "evaluate.task_names", "raise evaluate.task_examples")
-    return data, list(read_cases(data, files.split_list(section.task_names), limit=section.task_examples, keys=keys))
+    limit = section.task_examples or None
+    return data, list(read_cases(data, files.split_list(section.task_names), limit=limit, keys=keys))

@@ -129,19 +129,23 @@ EXAMPLES = [Example("a", choices=("b", "c"), answer=1), Example("d", choices=("e
 SCORED = {0: Output(log_probs=(-1.5, -2.0), tokens=(1, 2)), 1: Output(log_probs=(-1.0, -3.0), tokens=(1, 1))}
 
 
+def read(path, head=None):
+    return results.parse(results.read(path), path, EXAMPLES, head)
+
+
 def test_outputs_are_continued_after_a_cut_line(tmp_path):
     path, head = tmp_path / "o.jsonl", results.header(TASKS["sst"], "model", ["a", "d"])
-    assert results.read(path, EXAMPLES, head) == {}
+    assert results.parse("", path, EXAMPLES, head) == {}
     with results.continued(path, head, {}) as write:
         write([(0, SCORED[0])])
     path.write_text(path.read_text() + '{"index": 1, "log_pr')
-    known = results.read(path, EXAMPLES, head)
+    known = read(path, head)
     assert known == {0: SCORED[0]}
     with results.continued(path, head, known) as write:
         write([(1, SCORED[1])])
-    assert results.read(path, EXAMPLES, head) == results.read(path, EXAMPLES) == SCORED
+    assert read(path, head) == read(path) == SCORED
     with pytest.raises(DataError, match="of the same model and prompts, found another model, prompts; choose another"):
-        results.read(path, EXAMPLES, results.header(TASKS["sst"], "other", ["a"]))
+        read(path, results.header(TASKS["sst"], "other", ["a"]))
 
 
 def test_metrics_stand_next_to_the_papers():
@@ -174,4 +178,4 @@ def test_questions_about_one_paragraph_count_as_one_for_the_standard_error():
 def test_a_wrong_line_of_outputs_is_named(tmp_path, line, message):
     (tmp_path / "o.jsonl").write_text(line + "\n")
     with pytest.raises(RecordError, match=f"o.jsonl:1: {message}"):
-        results.read(tmp_path / "o.jsonl", EXAMPLES)
+        read(tmp_path / "o.jsonl")

@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +15,7 @@ from instructjax.runs import folder
 from instructjax.stages import public_tasks
 from instructjax.stages.run import Run
 from tests.recipes import changed, recipe, save_stage
-from tests.scripts import run
+from tests.scripts import SCRIPTS, run
 
 WORDS = "red owl fox sleep night"
 
@@ -103,6 +107,48 @@ def test_every_task_has_its_metrics(benchmark):
         result["paper"] or result["metric"] in ("exact", "HEQ-Q", "HEQ-D", "acc", "acc_norm") for result in results
     )
     assert "judge of toxicity, trained here" in printed and "hellaswag      zero-shot" in printed
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_outputs_of_one(benchmark, tmp_path):
+    flags, expected, printed = benchmark
+    out = tmp_path / "out"
+    out.mkdir()
+    # One task is begun, as by an interrupted evaluation.
+    begun = (expected / "hellaswag.0-shot.jsonl").read_text().splitlines(keepends=True)[:2]
+    (out / "hellaswag.0-shot.jsonl").write_text("".join(begun))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        several = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--process_count=2"]
+    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPTS.parent)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    running = [
+        subprocess.Popen(
+            [sys.executable, SCRIPTS / "benchmark_tasks.py", *flags, f"--output={out}", *several, f"--process_id={i}"],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    texts = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for _, error in texts)
+    first, second = ([line for line in text.splitlines() if not line.startswith("[Gloo]")] for text, _ in texts)
+    assert len(first) == len(printed.splitlines()) and not second
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in expected.iterdir())
+    for path in out.glob("*.jsonl"):
+        lines, (head, *others) = map(json.loads, path.open()), map(json.loads, (expected / path.name).open())
+        assert next(lines) == head
+        found, known = ({line["index"]: line for line in given} for given in (lines, others))
+        assert found.keys() == known.keys()
+        for index, line in known.items():
+            assert found[index].get("response") == line.get("response")
+            if "log_probs" in line:
+                assert found[index]["log_probs"] == pytest.approx(line["log_probs"], rel=1e-4)
+    found, known = (json.loads((folder / "results.json").read_text()) for folder in (out, expected))
+    for one, other in zip(found, known, strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-4), one["task"]
 
 
 @pytest.mark.slow

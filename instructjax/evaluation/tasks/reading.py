@@ -11,7 +11,9 @@ from typing import Any
 from etils import epath
 
 from instructjax import files
+from instructjax.data import tfds_sets
 from instructjax.errors import RecordError
+from instructjax.evaluation.tasks.task import Tfds
 
 Kind = type | tuple[type, ...]
 
@@ -25,18 +27,26 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     return _object(_text(path), str(path))
 
 
-def read_json_lines(path: epath.Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, Any]]:
-    """Yields (place, object) for each line of a .jsonl or .jsonl.gz file.
+def read_json_lines(
+    path: epath.Path, fields: Mapping[str, Kind], tfds: Tfds | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yields (place, object) for each line of a .jsonl or .jsonl.gz file, or for each example of a set of tfds.
 
     Args:
-      path: the file.
+      path: the file, or the folder of the set.
       fields: those that each object must have, with their types.
+      tfds: describes the set.
 
     Raises:
       RecordError: the file cannot be read, a line is not an object, or a field is missing or of another type.
+      DataError: the set cannot be read.
     """
-    for where, line in read_lines(path):
-        found = _object(line, where)
+    objects = (
+        ((where, dict(tfds.record(example))) for where, example in tfds_sets.read(path, tfds.split))
+        if tfds is not None and path.is_dir()
+        else ((where, _object(line, where)) for where, line in read_lines(path))
+    )
+    for where, found in objects:
         check_fields(found, fields, where)
         yield where, found
 

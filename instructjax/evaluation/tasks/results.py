@@ -19,6 +19,7 @@ from instructjax.evaluation import table14
 from instructjax.evaluation.intervals import bootstrap_error, clustered_error
 from instructjax.evaluation.tasks.task import Example, Judge, Output, Pooled, Task
 
+Append = Callable[[Sequence[tuple[int, Output]]], None]
 IN_POINTS = ("f1", "exact", "HEQ-Q", "HEQ-D", "BLEU")  # metrics from 0 to 100
 
 
@@ -111,27 +112,37 @@ def to_json(index: int, output: Output) -> str:
     return json.dumps({"index": index, **{k: v for k, v in kept.items() if v is not None}}, ensure_ascii=False) + "\n"
 
 
-def read(path: epath.Path, examples: Sequence[Example], begun: Mapping[str, str] | None = None) -> dict[int, Output]:
-    """Reads a file of outputs; {} if there is none and it is to be begun.
+def read(path: epath.Path) -> str:
+    """Reads a file of outputs as text.
+
+    Raises:
+      RecordError: it is missing, or not UTF-8.
+    """
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: expected a file of outputs, found: {getattr(error, 'strerror', error)}") from None
+
+
+def parse(
+    text: str, path: epath.Path, examples: Sequence[Example], begun: Mapping[str, str] | None = None
+) -> dict[int, Output]:
+    """Parses a file of outputs.
 
     A line is {"index": number of the example from 0, "response": text}, or has "log_probs" and "tokens" with a number
     for each choice. A first line without "index" is the header. A last line that was cut by a crash is left out.
 
     Args:
-      path: the file.
+      text: its content; "" gives {}.
+      path: for errors.
       examples: those that it is about.
       begun: the header that it must have to be continued; None for a file from elsewhere.
 
     Raises:
       DataError: the file has another header, so it is of another model or of other prompts.
-      RecordError: the file is missing, or a line is wrong.
+      RecordError: a line is wrong.
     """
-    if begun is not None and not files.exists(path):
-        return {}
-    try:
-        lines = path.read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: expected a file of outputs, found: {getattr(error, 'strerror', error)}") from None
+    lines = text.split("\n")
     cut = begun is not None and lines[-1] != ""
     outputs: dict[int, Output] = {}
     for number, line in enumerate(lines[:-1] if cut else lines, start=1):
@@ -155,9 +166,7 @@ def read(path: epath.Path, examples: Sequence[Example], begun: Mapping[str, str]
 
 
 @contextlib.contextmanager
-def continued(
-    path: epath.Path, begun: Mapping[str, str], known: Mapping[int, Output]
-) -> Iterator[Callable[[Sequence[tuple[int, Output]]], None]]:
+def continued(path: epath.Path, begun: Mapping[str, str], known: Mapping[int, Output]) -> Iterator[Append]:
     """Opens a file of outputs that has a header and those that are known; yields a function that appends others."""
     start = json.dumps(begun) + "\n" + "".join(to_json(index, output) for index, output in sorted(known.items()))
     with contextlib.closing(files.GrowingFile(path, start.encode(), warn=warning_log.warn)) as file:

@@ -6,16 +6,17 @@ from etils import epath
 
 from instructjax.errors import RecordError
 from instructjax.evaluation.tasks.reading import read_json_lines
-from instructjax.evaluation.tasks.task import Example, Task, accuracy
+from instructjax.evaluation.tasks.task import Example, Task, Tfds, accuracy
 
 CHOICES = (" Yes", " No")
+TFDS = Tfds("super_glue/rte", "validation")
 LABELS = ("entailment", "not_entailment")
 
 
 def read(path: epath.Path) -> list[Example]:
     """Reads {"premise", "hypothesis", "label"} per line."""
     examples = []
-    for where, record in read_json_lines(path, {"premise": str, "hypothesis": str, "label": str}):
+    for where, record in read_json_lines(path, {"premise": str, "hypothesis": str, "label": str}, TFDS):
         if record["label"] not in LABELS:
             raise RecordError(f"{where}: label: expected {' or '.join(LABELS)}, found {record['label']!r:.40}")
         hypothesis, answer = record["hypothesis"].strip().removesuffix("."), LABELS.index(record["label"])
@@ -35,4 +36,5 @@ TASK = Task(
     instructions={"": ""},
     measure=accuracy,
     shots=15,
+    tfds=TFDS,
 )

@@ -8,16 +8,17 @@ import numpy as np
 from etils import epath
 
 from instructjax.evaluation.tasks.reading import read_json_lines
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, Tfds
 from instructjax.evaluation.text_metrics import rouge_l
 
 
-def make_reader(text: str, summary: str) -> Callable[[epath.Path], list[Example]]:
+def make_reader(text: str, summary: str, tfds: Tfds | None = None) -> Callable[[epath.Path], list[Example]]:
     """Builds a reader of JSON lines with a text and its summary.
 
     Args:
       text: the name of the text's field.
       summary: the name of the summary's.
+      tfds: describes the same set in tfds.
     """
 
     def read(path: epath.Path) -> list[Example]:
@@ -29,7 +30,7 @@ def make_reader(text: str, summary: str) -> Callable[[epath.Path], list[Example]
                 group=where,
                 where=where,
             )
-            for where, record in read_json_lines(path, {text: str, summary: str})
+            for where, record in read_json_lines(path, {text: str, summary: str}, tfds)
         ]
 
     return read
@@ -50,15 +51,17 @@ def measure(
     }
 
 
+CNN_DM_TFDS = Tfds("cnn_dailymail", "test")
 CNN_DM = Task(
     name="cnn_dm",
     paper="CNN/DM",
     file="cnn_dailymail/test.jsonl",
-    read=make_reader("article", "highlights"),
+    read=make_reader("article", "highlights", CNN_DM_TFDS),
     instructions={"": ""},
     measure=measure,
     shots=15,
     max_tokens=300,
+    tfds=CNN_DM_TFDS,
 )
 TLDR = Task(
     name="tldr",

@@ -74,6 +74,21 @@ class Pooled:
     score: Callable[[np.ndarray], float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """A set of tfds with the examples of a task.
+
+    Attributes:
+      name: of the set, such as "super_glue/rte".
+      split: the one with the examples.
+      record: `record(example)` returns what a line of the task's file would have.
+    """
+
+    name: str
+    split: str
+    record: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+
+
 Measure = Callable[[Sequence[Example], Sequence[Output], Mapping[str, Judge]], Mapping[str, np.ndarray | Pooled]]
 
 
@@ -85,7 +100,7 @@ class Task:
       name: such as "hellaswag".
       paper: its name in Table 14.
       file: the default file, below the folder of the data.
-      read: `read(path)` returns its examples.
+      read: `read(path)` returns its examples. With `tfds`, `path` may be the folder of the prepared set.
       instructions: {prompt type: text before everything else}. The types are those of Table 14; "" stands for its
         "zero-shot" and "few-shot".
       measure: `measure(examples, outputs, judges)` returns {metric: float64[n] or `Pooled`}, with names as in Table 14.
@@ -93,6 +108,7 @@ class Task:
       shots: the number of solved examples of the paper's few-shot prompt; 0 if it has none.
       max_tokens: of an answer.
       judges: the judges that it can use.
+      tfds: the same examples in tfds; None if it does not have them, or not in their order.
     """
 
     name: str
@@ -104,6 +120,7 @@ class Task:
     shots: int = 0
     max_tokens: int = 0
     judges: tuple[str, ...] = ()
+    tfds: Tfds | None = None
 
 
 def make_prompts(

@@ -11,8 +11,14 @@ from etils import epath
 
 from instructjax.errors import RecordError
 from instructjax.evaluation.tasks.reading import check_fields, read_json_lines
-from instructjax.evaluation.tasks.task import Example, Judge, Output, Task
+from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, Tfds
 from instructjax.evaluation.text_metrics import squad_words
+
+TFDS = Tfds(
+    "super_glue/wsc.fixed",
+    "validation",
+    lambda example: {**example, "target": example, "label": example["label"] == "True"},
+)
 
 
 def read(path: epath.Path) -> list[Example]:
@@ -22,7 +28,7 @@ def read(path: epath.Path) -> list[Example]:
     solved; the others do not say which noun is. A text may occur with several nouns.
     """
     examples = []
-    for where, record in read_json_lines(path, {"text": str, "target": dict, "label": bool}):
+    for where, record in read_json_lines(path, {"text": str, "target": dict, "label": bool}, TFDS):
         target, label = record["target"], record["label"]
         check_fields(target, {"span1_text": str, "span2_text": str, "span2_index": int}, f"{where}: target")
         noun, pronoun = target["span1_text"], target["span2_text"]
@@ -74,4 +80,5 @@ TASK = Task(
     measure=measure,
     shots=15,
     max_tokens=20,
+    tfds=TFDS,
 )
