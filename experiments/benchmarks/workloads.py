@@ -26,12 +26,17 @@ SHAPES = {
     "T": dict(vocab_size=64, num_layers=1, d_model=16, num_heads=2, d_head=8, d_ff=32, max_length=128),
     "A": dict(vocab_size=2048, num_layers=4, d_model=256, num_heads=4, d_head=64, d_ff=1024, max_length=256),
     "B": dict(vocab_size=50257, num_layers=12, d_model=768, num_heads=12, d_head=64, d_ff=3072, max_length=512),
+    "S": dict(
+        **dict(vocab_size=49152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, d_head=64, d_ff=1536),
+        **dict(max_length=256, norm="rms", positions="rotary", activation="silu", gated=True, biases="none"),
+    ),
 }
 # sft, reward: rows per step; generation: prompts, tokens per prompt; ppo: episodes, episodes per minibatch.
 SIZES = {
     "T": dict(sft=2, reward=2, generation=(2, 64), ppo=(4, 2)),
     "A": dict(sft=16, reward=4, generation=(32, 64), ppo=(64, 16)),
     "B": dict(sft=4, reward=1, generation=(8, 128), ppo=(8, 4)),
+    "S": dict(sft=4, reward=1, generation=(8, 128), ppo=(8, 4)),
 }
 ANSWERS, NEW, PROMPT = 4, 64, (32, 64)  # answers per ranking, new tokens per answer, range of PPO's prompt lengths
 UNITS = {"sft": "tokens", "reward": "rankings", "generation": "new tokens", "ppo": "episodes"}

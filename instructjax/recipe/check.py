@@ -25,8 +25,14 @@ from instructjax.recipe.key import Key, Section
 from instructjax.rollout import reward_function
 from instructjax.training import parallel
 
-# The buckets that keys with some names may be in, by scheme; all others may be in any.
-_SCHEMES = {"init_from": files.RUN_SCHEMES, "reward_from": files.RUN_SCHEMES, "prepared": ()}
+# Where keys with some names may point to, by scheme; all others may point to any bucket.
+_SCHEMES = {
+    "import_from": files.MODEL_SCHEMES,
+    "tokenizer.path": files.MODEL_SCHEMES,
+    "init_from": files.RUN_SCHEMES,
+    "reward_from": files.RUN_SCHEMES,
+    "prepared": (),
+}
 
 _OF_THE_CRITIC = ("value_warmup_iterations", "discount", "gae_lambda", "clip_value")
 
@@ -82,7 +88,7 @@ def _key(found: ml_collections.ConfigDict, name: str, place: str, key: Key) -> N
     if not key.range.contains(found[name]):
         raise ConfigError(f"{place}: expected {key.range.expected}, found {_brief(found[name])}")
     if key.unit in ("path", "paths") and found[name]:
-        schemes = _SCHEMES.get(name, tuple(files.PACKAGES))
+        schemes = _SCHEMES.get(name, _SCHEMES.get(place, tuple(files.PACKAGES)))
         for path in files.split_list(found[name]) if key.unit == "paths" else [found[name]]:
             files.parse(path, place, schemes)
 

@@ -33,7 +33,9 @@ ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 
 PRETRAIN = section(
     "pretraining of GPT on text",
-    import_from=Key("", TEXT, "path", "a folder with safetensors, or a GGUF file, instead of training"),
+    import_from=Key(
+        "", TEXT, "path", "a folder with safetensors, or a GGUF file, perhaps package://NAME/FILE; instead of training"
+    ),
     length=Key(2048, INTEGER_FROM_1, "tokens", "in a window", "GPT-3, 2.1"),
     batch_size=Key(512, INTEGER_FROM_1, "windows", "nearest multiple of 64", "GPT-3, table 2.1: 1M tokens"),
     steps=Key(286_102, INTEGER_FROM_1, "updates", "", "GPT-3: 300B tokens"),
@@ -85,6 +87,9 @@ REWARD = section(
     dropout=Key(0.0, BELOW_1, "", "on residuals", "silent"),
     candidates=Key(
         1, INTEGER_FROM_1, "checkpoints", "compared by validation loss; the best one is kept. 1: keep the last", "C.2"
+    ),
+    offset_demonstrations=Key(
+        None, INTEGER_OR_NONE, "demonstrations", "first ones, whose mean reward becomes 0; None for all", "3.5"
     ),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a batch is computed in, one after the other"),
 )

@@ -39,7 +39,7 @@ def run(
       TokenizerError: `tokenizer.path` is not the tokenizer of these weights.
     """
     run, config = stage.run, stage.config
-    source = str(files.parse(stage.section.import_from, f"{stage.name}.import_from"))
+    source = str(files.parse(stage.section.import_from, f"{stage.name}.import_from", files.MODEL_SCHEMES))
     check.recipe(config)
     tokenizer = tokenizer_files.load(config.tokenizer.path)
     network = policy_config(config, tokenizer.vocab_size)

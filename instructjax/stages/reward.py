@@ -29,9 +29,10 @@ from instructjax.training.state import Params, TrainState
 def run(stage: Stage) -> None:
     """Trains the SFT model with a scalar head on all pairs of each ranking.
 
-    After the last step the head's bias is set so that the training demonstrations score 0 on average: "before RL" in
-    section 3.5. An imported reward model keeps its scores. With `reward.candidates` above 1, the last checkpoint
-    holds the weights of the candidate with the lowest loss on validation rankings.
+    After the last step the head's bias is set so that the training demonstrations, or the first
+    `reward.offset_demonstrations` of them, score 0 on average: "before RL" in section 3.5. An imported reward model
+    keeps its scores. With `reward.candidates` above 1, the last checkpoint holds the weights of the candidate with the
+    lowest loss on validation rankings.
 
     At the end, `ranking_report.write` measures it on rankings of the test split, if there are any.
     """
@@ -106,7 +107,7 @@ def _centered(stage: Stage, model: ScalarModel, params: Params) -> Params:
     if not stage.run.has(Demonstration):
         print("reward: there are no demonstrations, so their mean score is not subtracted")
         return params
-    demonstrations = stage.run.records(Demonstration, "train")
+    demonstrations = stage.run.records(Demonstration, "train")[: stage.section.offset_demonstrations]
     mean = mean_score(model, params, demonstrations, stage.run.layout, stage.config.evaluate.batch_size)
     bias = params["head"]["bias"]
     return {**params, "head": {**params["head"], "bias": (bias - mean).astype(bias.dtype)}}

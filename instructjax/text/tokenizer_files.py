@@ -24,7 +24,7 @@ def load(path: epath.PathLike) -> Tokenizer:
     Raises:
       TokenizerError: it is missing, or its format is not supported.
     """
-    path = files.parse(path, "tokenizer.path")
+    path = files.parse(path, "tokenizer.path", files.MODEL_SCHEMES)
     found = _load(path)
     if found.altered:
         warning_log.warn(f"{path}: not every text is given back: {found.altered[0]!a} becomes {found.altered[1]!a}")

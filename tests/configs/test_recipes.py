@@ -28,6 +28,8 @@ RECIPES = [
     ("arithmetic", ""),
     ("arithmetic", "rloo"),
     ("arithmetic", "grpo"),
+    ("smollm2", ""),
+    ("smollm2", "smoke"),
 ]
 SOURCES = {"files", "sandbox", "e2e", "gsm8k", "arithmetic"}
 
@@ -74,7 +76,9 @@ class TestEveryRecipe:
         assert 4 <= config.comparisons.min_answers <= config.comparisons.max_answers <= 9
 
 
-@pytest.mark.parametrize("name", ["instructgpt", "sandbox", "e2e", "own", "dpo", "gpt2", "gsm8k", "arithmetic"])
+@pytest.mark.parametrize(
+    "name", ["instructgpt", "sandbox", "e2e", "own", "dpo", "gpt2", "gsm8k", "arithmetic", "smollm2"]
+)
 def test_an_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match=r"^configs/\w+.py: expected .*, found 'smok'$"):
         recipe(name, "smok")

@@ -12,7 +12,7 @@ from instructjax.recipe import check, declared
 from instructjax.recipe.key import Section
 
 KEYS = dict(declared.declared_keys())
-RECIPES = ("instructgpt", "sandbox", "e2e", "dpo", "gsm8k", "arithmetic")
+RECIPES = ("instructgpt", "sandbox", "e2e", "dpo", "gsm8k", "arithmetic", "smollm2")
 
 
 def test_the_declared_values_are_the_recipe_of_1p3b():

