@@ -10,6 +10,7 @@ Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx 
 Command:    python experiments/reproduce.py
 
 Variants:   smoke: the same in about two minutes, for tests; too small to show the results.
+            rounds: few comparisons and short training, for several rounds of them; see docs/rounds.md.
 
 Values that are not set here are the paper's; docs/recipe.md explains them.
 """
@@ -21,9 +22,9 @@ from instructjax.recipe import declared, run_keys
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the default sandbox, or its smoke test."""
-    if variant not in ("", "smoke"):
-        raise ValueError(f"configs/sandbox.py: expected no variant or 'smoke', found {variant!r}")
+    """Returns the default sandbox, or a variant."""
+    if variant not in ("", "smoke", "rounds"):
+        raise ValueError(f"configs/sandbox.py: expected no variant, 'smoke' or 'rounds', found {variant!r}")
     config = instructgpt.get_config().unlock()
     del config.files
 
@@ -88,4 +89,13 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ppo_log.update(save_every=3, evaluate_every=3)
         config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 64
         config.evaluate.update(prompts=60, batch_size=64, text_windows=32)
+    if variant == "rounds":
+        sandbox.update(documents=12_000, validation_prompts=100)
+        config.pretrain.steps = 600
+        config.sft.epochs = 8
+        config.comparisons.prompts = 500
+        config.ppo_init.epochs = 4
+        config.ppo.iterations = 30
+        config.ppo_log.update(save_every=30, evaluate_every=10)
+        config.evaluate.update(prompts=300, judgements=1, text_windows=64)
     return config.lock()
