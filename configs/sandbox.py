@@ -90,12 +90,16 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 64
         config.evaluate.update(prompts=60, batch_size=64, text_windows=32)
     if variant == "rounds":
-        sandbox.update(documents=12_000, validation_prompts=100)
-        config.pretrain.steps = 600
-        config.sft.epochs = 8
-        config.comparisons.prompts = 500
+        sandbox.update(documents=4_000, demonstrations=1_200, reward_prompts=1_500, prompts=4_000, users=500)
+        sandbox.validation_prompts = 60
+        config.model.update(d_model=64, num_heads=4, d_ff=256)
+        config.pretrain.update(steps=300, warmup_steps=20)
+        config.sft.update(epochs=8, candidates=2, selection_prompts=64)
+        config.comparisons.prompts = 200
+        config.reward.batch_size = 16
         config.ppo_init.epochs = 4
-        config.ppo.iterations = 30
-        config.ppo_log.update(save_every=30, evaluate_every=10)
-        config.evaluate.update(prompts=300, judgements=1, text_windows=64)
+        config.ppo.update(iterations=24, batch_size=128, minibatch_size=32, ema_decay=0.8)
+        config.ppo.update(learning_rate=5e-4, value_learning_rate=1e-3, warmup_iterations=4, validation_prompts=64)
+        config.ppo_log.update(save_every=24, evaluate_every=12)
+        config.evaluate.update(prompts=400, judgements=1, text_windows=32, few_shot_candidates=1, few_shot_prompts=16)
     return config.lock()
