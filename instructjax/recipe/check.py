@@ -291,9 +291,11 @@ def _estimator(ppo: ml_collections.ConfigDict, name: str) -> None:
 
 
 def _labelers(config: ml_collections.ConfigDict) -> None:
-    """Checks the number of answers per prompt, and the number of labelers who judge them."""
-    most = config.comparisons.max_answers
+    """Checks the number of answers per prompt, of the policies that give them, and of the labelers who judge them."""
+    least, most = config.comparisons.min_answers, config.comparisons.max_answers
     _require(config, "comparisons.min_answers", lambda k: k <= most, f"at most comparisons.max_answers ({most})")
+    expected = f"1 to {least} stages (comparisons.min_answers), each once"
+    _require(config, "comparisons.stages", lambda names: 1 <= len(set(names)) == len(names) <= least, expected)
     if "sandbox" in config:
         group = min(config.sandbox.labelers, config.sandbox.heldout_labelers)
         expected = f"to the {group} labelers of the smaller group"

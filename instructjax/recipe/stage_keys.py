@@ -68,6 +68,9 @@ COMPARISONS = section(
     min_answers=Key(4, ANSWERS, "answers", "least K", "3.5"),
     max_answers=Key(9, ANSWERS, "answers", "largest K", "3.5"),
     temperature=Key(1.0, AT_LEAST_0, "", "of the samples", "silent"),
+    stages=Key(("sft",), NAMES, "stages", 'whose policies answer in turn; "../1/ppo" is that of another run', "3.5"),
+    skip=Key(0, INTEGER_FROM_0, "prompts", "that are left out before these: those of earlier rounds; docs/rounds.md"),
+    earlier=Key("", TEXT, "path", 'seen from WORKDIR, a run whose rankings are used, too, such as "../1"; "": none'),
 )
 
 REWARD = section(

@@ -122,15 +122,16 @@ def outdated(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[str]:
 
 
 def outdated_comparisons(workdir: epath.PathLike) -> str:
-    """Returns a warning if the collected rankings rank answers of earlier weights of SFT; "" if not.
+    """Returns a warning if the collected rankings rank answers of earlier weights of a policy; "" if not.
 
     Learning from such rankings is right when steps 2 and 3 are iterated, and otherwise a mistake.
     """
     path = epath.Path(workdir) / "data" / "comparisons.json"
-    if not files.exists(path) or not outdated(workdir, files.read_json(path)):
+    stages = outdated(workdir, files.read_json(path)) if files.exists(path) else []
+    if not stages:
         return ""
     return (
-        f"{path.parent}/rankings.jsonl ranks answers of earlier weights of sft; "
+        f"{path.parent}/rankings.jsonl ranks answers of earlier weights of {', '.join(stages)}; "
         "start in a new folder to rank answers of the new ones"
     )
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from instructjax import records
 from instructjax.data import prepared
+from instructjax.errors import DataError
 from instructjax.evaluation import agreement, simulated
 from instructjax.records import Prompt, Ranking, Record
 from instructjax.runs import progress
@@ -67,22 +68,46 @@ class Sandbox:
 
         On validation prompts, several labelers of both groups rank the same answers. These
         rankings measure the labelers' agreement and the reward model's accuracy.
+
+        Raises:
+          DataError: fewer training prompts are left after those that `comparisons.skip` leaves out.
         """
-        section, seed = self._config.sandbox, self._config.seed
-        rng = np.random.default_rng([seed, 3])
+        section, asked, seed = self._config.sandbox, self._config.comparisons, self._config.seed
+        rng = np.random.default_rng([seed, 3, asked.skip])  # each round has noise of its own
         drawn = records.read(folder / REWARD_PROMPTS, Prompt)
 
-        def prompts(split: str, count: int) -> list[Prompt]:
-            return [record for record in drawn if record.split == split][:count]
+        def prompts(split: str, skip: int, count: int) -> list[Prompt]:
+            return [record for record in drawn if record.split == split][skip : skip + count]
 
-        train = prompts("train", self._config.comparisons.prompts)
-        rankings = list(_ranked(train, sample(train, seed), self._training, 1, rng))
-        validation = prompts("validation", section.validation_prompts)
+        train = prompts("train", asked.skip, asked.prompts)
+        if asked.skip and len(train) < asked.prompts:
+            raise DataError(
+                f"sandbox.reward_prompts: expected comparisons.prompts = {asked.prompts} training prompts after the "
+                f"first {asked.skip} (comparisons.skip), found {len(train)}"
+            )
+        rankings = list(self._ranked(train, sample(train, seed), self._training, 1, rng))
+        validation = prompts("validation", 0, section.validation_prompts)
         answered = list(sample(validation, seed + 1))
         with progress.Bar("comparisons: rank held-out answers", 2 * len(validation), "prompt") as bar:
             counted = functools.partial(bar.over, answered, size=lambda _: 1)
-            rankings += _ranked(validation, counted(), self._training, section.raters, rng)
-            return rankings, list(_ranked(validation, counted(), self._heldout, section.raters, rng))
+            rankings += self._ranked(validation, counted(), self._training, section.raters, rng)
+            return rankings, list(self._ranked(validation, counted(), self._heldout, section.raters, rng))
+
+    def _ranked(
+        self,
+        prompts: Sequence[Prompt],
+        answered: Iterable[tuple[str, list[str]]],
+        group: Sequence[Labeler],
+        raters: int,
+        rng: np.random.Generator,
+    ) -> Iterator[Ranking]:
+        """Has `raters` labelers of a group rank the answers to each prompt."""
+        source = "+".join(stage.rpartition("/")[2] for stage in self._config.comparisons.stages)
+        for record, (prompt, responses) in zip(prompts, answered, strict=True):
+            for index in rng.choice(len(group), size=raters, replace=False):
+                ranking = labelers.rank(prompt, responses, group[index], rng)
+                if ranking is not None:  # None if all answers tie
+                    yield dataclasses.replace(ranking, user=record.user, split=record.split, source=source)
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         """Returns the mean true quality of the answers."""
@@ -110,21 +135,6 @@ class Sandbox:
             reward_model = _reward_model(answers)
             bar.add(1)
         return Judgement(models, {"reward_model": reward_model})
-
-
-def _ranked(
-    prompts: Sequence[Prompt],
-    answered: Iterable[tuple[str, list[str]]],
-    group: Sequence[Labeler],
-    raters: int,
-    rng: np.random.Generator,
-) -> Iterator[Ranking]:
-    """Has `raters` labelers of a group rank the answers to each prompt."""
-    for record, (prompt, responses) in zip(prompts, answered, strict=True):
-        for index in rng.choice(len(group), size=raters, replace=False):
-            ranking = labelers.rank(prompt, responses, group[index], rng)
-            if ranking is not None:  # None if all answers tie
-                yield dataclasses.replace(ranking, user=record.user, split=record.split, source="sft")
 
 
 def _reward_model(answers: Answers) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""Collects comparisons: the SFT policy answers, labelers rank (section 3.4)."""
+"""Collects comparisons: policies answer, labelers rank (section 3.4)."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from instructjax import files, records, warning_log
 from instructjax.data import prepared
 from instructjax.errors import DataError
+from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import samplers
 from instructjax.runs import checkpoint, cost, folder, processes, progress
@@ -23,16 +26,17 @@ from instructjax.training import parallel
 
 
 def collect(run: Run) -> None:
-    """Has labelers rank answers of WORKDIR/sft, unless there are rankings already.
+    """Has labelers rank answers of the policies in `comparisons.stages`, unless there are rankings already.
 
         WORKDIR/data/rankings.jsonl           training labelers, splits train and validation
         WORKDIR/data/heldout_rankings.jsonl   held-out labelers, split validation
-        WORKDIR/data/comparisons.json         the fingerprints of the SFT checkpoint and of these files
+        WORKDIR/data/comparisons.json         the fingerprints of the checkpoints that answered, and of these files
 
     Warns if the existing rankings rank answers of earlier weights.
 
     Raises:
-      DataError: the source has no labelers.
+      CheckpointError: a stage in `comparisons.stages` is not finished.
+      DataError: the source has no labelers, or too few prompts; or see `add`.
     """
     if run.has(Ranking):
         if warning := folder.outdated_comparisons(run.workdir):
@@ -40,11 +44,18 @@ def collect(run: Run) -> None:
         return
     with cost.timed(run.workdir, "comparisons"), parallel.on_mesh(run.config.parallel):
         # If reward models have a size of their own, reward.init_from is not a policy of this run's.
-        start = run.checkpoints("sft", "" if run.config.reward.size else run.config.reward.init_from)
-        policy = trained.load_policy(start, run.policy_config, run.layout.tokenizer)
-        rankings, heldout = run.source.collect_rankings(run.data_folder, functools.partial(sample_answers, run, policy))
-        own = start == run.checkpoints("sft")
-        add(run, rankings, heldout, {"sft": checkpoint.fingerprint(start)} if own else {})
+        elsewhere = {"sft": "" if run.config.reward.size else run.config.reward.init_from}
+        starts = {stage: run.checkpoints(stage, elsewhere.get(stage, "")) for stage in run.config.comparisons.stages}
+        policies = [functools.partial(_load, run, start) for start in starts.values()]
+        rankings, heldout = run.source.collect_rankings(
+            run.data_folder, functools.partial(sample_answers, run, policies)
+        )
+        own = [stage for stage, start in starts.items() if start == run.directory(stage) / "checkpoints"]
+        add(run, rankings, heldout, {stage: checkpoint.fingerprint(starts[stage]) for stage in own})
+
+
+def _load(run: Run, start: epath.Path) -> Trained[LanguageModel]:
+    return trained.load_policy(start, run.policy_config, run.layout.tokenizer)
 
 
 def add(
@@ -55,25 +66,29 @@ def add(
 ) -> int:
     """Adds rankings to a run that has none, for its reward model. Those in which all answers tie are left out.
 
+    The rankings of the run in `comparisons.earlier` are added, too, so those of all earlier rounds.
+
     Args:
       run: the run.
       rankings: of training labelers.
       heldout: of held-out labelers.
-      answered: the fingerprint of the checkpoint whose answers were ranked, by its stage, if it is one of this run.
+      answered: the fingerprints of the checkpoints of this run whose answers were ranked, by stage.
 
     Returns:
-      The number of rankings that are used.
+      The number of these rankings that are used.
 
     Raises:
       DataError: the run has rankings already, no ranking prefers an answer, or a split has none. Nothing is written.
+      RecordError: the earlier run has no rankings.
     """
     used, used_heldout = ([one for one in given if len(set(one.scores)) > 1] for given in (rankings, heldout))
     if not used:
         raise DataError(f"rankings: expected some that prefer an answer, found none among {len(rankings)}")
     if run.has(Ranking):
         raise DataError(f"{run.prepared_folder}: expected a run without rankings, found some")
+    earlier, earlier_heldout = _earlier(run)
     data = run.config.data
-    found = {records.split_of(one, data.validation, data.test) for one in used}
+    found = {records.split_of(one, data.validation, data.test) for one in (*earlier, *used)}
     for split in needs.NEEDS["reward"][Ranking]:
         if split not in found:
             raise DataError(
@@ -81,21 +96,37 @@ def add(
                 f"label answers to prompts of this split, too"
             )
     # The mark of a finished collection is the set of rankings, which is written last.
-    written = {prepared.written_file(Ranking, run.data_folder).name: used, HELDOUT_RANKINGS: used_heldout}
+    learned, asked = [*earlier, *used], [*earlier_heldout, *used_heldout]
+    written = {prepared.written_file(Ranking, run.data_folder).name: learned}
+    if asked:
+        written[HELDOUT_RANKINGS] = asked
+        processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, asked))
     digests = {name: folder.digest(records.to_lines(given)) for name, given in written.items()}
     noted = {"checkpoints": dict(answered), "files": digests}
     processes.first(lambda: files.write_json(run.data_folder / "comparisons.json", noted))
-    processes.first(lambda: records.write(run.data_folder / HELDOUT_RANKINGS, used_heldout))
-    prepare.add_rankings(run, used)
+    prepare.add_rankings(run, learned)
     return len(used)
 
 
-def sample_answers(run: Run, policy: Trained, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[str, list[str]]]:
+def _earlier(run: Run) -> tuple[Sequence[Ranking], Sequence[Ranking]]:
+    """Returns the rankings that the run in `comparisons.earlier` used, its own and earlier ones."""
+    if not run.config.comparisons.earlier:
+        return [], []
+    data = run.workdir / run.config.comparisons.earlier / "data"
+    rankings, heldout = data / "rankings.jsonl", data / HELDOUT_RANKINGS
+    return records.read(rankings, Ranking), records.read(heldout, Ranking) if files.exists(heldout) else []
+
+
+def sample_answers(
+    run: Run, policies: Sequence[Callable[[], Trained[LanguageModel]]], prompts: Sequence[Prompt], seed: int
+) -> Iterator[tuple[str, list[str]]]:
     """Samples K answers to each prompt, K drawn evenly from the configured range.
+
+    The policies answer in turn: each gives K / len(policies) of the answers, and the first ones perhaps one more.
 
     Args:
       run: its section `comparisons` gives the range of K and the temperature.
-      policy: the model that answers.
+      policies: functions that load the models that answer. One model after the other is in memory.
       prompts: records.
       seed: of K and of the samples.
 
@@ -105,12 +136,19 @@ def sample_answers(run: Run, policy: Trained, prompts: Sequence[Prompt], seed: i
     section, layout = run.config.comparisons, run.layout
     rng = np.random.default_rng(seed)
     counts = rng.integers(section.min_answers, section.max_answers, size=len(prompts), endpoint=True)
-    sampler = samplers.make_sampler(
-        policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
-    )
-    repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]
-    with progress.Bar("comparisons: answer and rank", len(repeated), "answer") as bar:
-        sampled = bar.over(batch for _, batch in sampler(policy.params, repeated, jax.random.key(seed)))
-        texts = (text for batch in sampled for text in batch)
-        for record, count in zip(prompts, counts, strict=True):
-            yield record.prompt, [layout.truncate(next(texts)) for _ in range(count)]
+    answers: list[list[str]] = [[] for _ in prompts]
+    with progress.Bar("comparisons: answer", int(counts.sum()), "answer") as bar:
+        for number, load in enumerate(policies):
+            policy, shares = load(), [len(range(number, count, len(policies))) for count in counts]
+            sampler = samplers.make_sampler(
+                policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
+            )
+            repeated = [record.prompt for record, share in zip(prompts, shares, strict=True) for _ in range(share)]
+            key = jax.random.key(seed)
+            if number:  # the first policy's samples do not depend on whether there are others
+                key = jax.random.fold_in(key, number)
+            sampled = bar.over(batch for _, batch in sampler(policy.params, repeated, key))
+            texts = (layout.truncate(text) for batch in sampled for text in batch)
+            for found, share in zip(answers, shares, strict=True):
+                found += itertools.islice(texts, share)
+    yield from zip((record.prompt for record in prompts), answers, strict=True)

@@ -81,10 +81,10 @@ def model(run):
 
 def test_comparisons_count_the_answers(run, bars):
     prompts = [Prompt(prompt="the fox")] * 5
-    answered = list(comparisons.sample_answers(run, model(run), prompts, seed=0))
+    answered = list(comparisons.sample_answers(run, [lambda: model(run)], prompts, seed=0))
     assert [prompt for prompt, _ in answered] == ["the fox"] * 5
     (bar,) = bars
-    assert bar.label == "comparisons: answer and rank"
+    assert bar.label == "comparisons: answer"
     assert bar.n == bar.total == sum(len(texts) for _, texts in answered)
 
 

@@ -41,7 +41,7 @@ def test_no_recipe():
     begin(config="configs/none.py")
 
 
-@fault("an unknown variant", "configs/sandbox.py: expected no variant or 'smoke', found 'smoek'")
+@fault("an unknown variant", "configs/sandbox.py: expected no variant, 'smoke' or 'rounds', found 'smoek'")
 def test_variant():
     begin(config="configs/sandbox.py:smoek")
 

@@ -1,0 +1,205 @@
+"""Repeats steps 2 and 3 of the paper: comparisons of answers of the newest policy, a reward model, a new policy.
+
+    python experiments/rounds.py --workdir=runs/sandbox --rounds=3
+
+Round N is an ordinary run in WORKDIR/rounds/N. It starts from GPT, SFT and PPO's initial policy of WORKDIR, which are
+trained first if they are missing. Run it again with the same flags to resume. With --desk, people label; see
+docs/rounds.md.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import command_line
+import jax
+from absl import flags
+from etils import epath
+
+from instructjax import files, records
+from instructjax.errors import CheckpointError, DataError, InputError
+from instructjax.records import Prompt, Ranking
+from instructjax.runs import checkpoint, processes
+from instructjax.stages import (
+    answers,
+    beginning,
+    comparisons,
+    evaluate,
+    ppo,
+    ppo_init,
+    pretrain,
+    reward,
+    selection,
+    sft,
+)
+from instructjax.stages.answers import Sampling
+from instructjax.stages.run import Run
+from instructjax.stages.stage import StageFunction
+from instructjax.training import parallel
+
+BASE = (pretrain.run, sft.run, ppo_init.run)
+POLICIES = {stage.declaration.name: stage for stage in (ppo.run, ppo.run_with_text)}
+
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "The number of rounds.", lower_bound=1)
+_POLICY = flags.DEFINE_enum("policy", "ppo_ptx", list(POLICIES), "The stage that trains each round's policy.")
+_FOLDER = flags.DEFINE_string("folder", "rounds", "The folder of the rounds in WORKDIR.")
+_DESK = flags.DEFINE_boolean("desk", False, "Let people label: write tasks, and read the labels that label.py exports.")
+
+
+def main(run: Run) -> None:
+    """Trains what the rounds share, then one round after the other, as far as there are labels."""
+    if files.is_bucket(run.workdir):
+        raise InputError(f"--workdir: expected a local folder for rounds, found {run.workdir}")
+    for stage in BASE:
+        if not run.is_finished(stage.declaration.name):
+            stage(run)
+    finished: list[dict[str, Any]] = []
+    for number in range(1, _ROUNDS.value + 1):
+        one = make_round(run, number)
+        for stage in BASE:
+            share(run, one, stage)
+        if not (collect_labels(one) if _DESK.value else collect(one)):
+            return
+        reward.run(one)
+        selection.select(one)
+        POLICIES[_POLICY.value](one)
+        if not files.exists(one.workdir / "results.json"):
+            evaluate.evaluate(one)
+        finished.append(summarize(one, number))
+        processes.first(lambda: files.write_json(run.workdir / _FOLDER.value / "rounds.json", {"rounds": finished}))
+    print("\n".join(lines(finished)))
+
+
+def make_round(run: Run, number: int) -> Run:
+    """Returns the run of a round: its policies are those of all rounds before it, the newest first, and SFT."""
+    config = run.config.copy_and_resolve_references().unlock()
+    earlier = [f"../{before}/{_POLICY.value}" for before in range(number - 1, 0, -1)]
+    config.comparisons.stages = (*earlier, "sft")
+    config.comparisons.skip = run.config.comparisons.skip + (number - 1) * run.config.comparisons.prompts
+    if number > 1:
+        config.comparisons.earlier = f"../{number - 1}"
+    return Run(config.lock(), run.workdir / _FOLDER.value / str(number), run.recipe)
+
+
+def share(run: Run, one: Run, stage: StageFunction) -> None:
+    """Copies a finished stage into a round, and compares its recipe and records with the round's.
+
+    Checkpoints never change in place, so they become hard links, which need no space.
+
+    Raises:
+      CheckpointError: the round has another checkpoint of this stage.
+      ConfigError, DataError: the stage was trained with another recipe or other records.
+    """
+    name = stage.declaration.name
+    source, target = run.directory(name), one.directory(name)
+    if not one.is_finished(name):
+        processes.first(lambda: copy(source, target))
+    found, expected = (checkpoint.fingerprint(place.checkpoints(name)) for place in (one, run))
+    if found != expected:
+        raise CheckpointError(f"{target}: expected the checkpoint of {source}, found another; choose another --folder")
+    _ = one.layout
+    beginning.check(one, stage.declaration)
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies the folder of a stage without the choice among its checkpoints, which belongs to a reward model."""
+    partial = target.parent / f".{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link_checkpoint, ignore=shutil.ignore_patterns("selected.json"))
+    os.replace(partial, target)
+
+
+def _link_checkpoint(source: str, target: str) -> None:
+    (os.link if "checkpoints" in pathlib.Path(source).parts else shutil.copy2)(source, target)
+
+
+def collect(one: Run) -> bool:
+    """Has the source's labelers rank answers."""
+    comparisons.collect(one)
+    return True
+
+
+def collect_labels(one: Run) -> bool:
+    """Writes tasks for the labeling desk, or reads the labels that it exported.
+
+    Returns:
+      Whether the round has labels.
+    """
+    if one.has(Ranking):
+        return True
+    tasks, labels = one.workdir / "tasks.jsonl", one.workdir / "labels"
+    if not files.exists(tasks):
+        write_tasks(one, tasks)
+    if not files.exists(labels / "rankings.jsonl"):
+        print(
+            f"{tasks}: to label; then run rounds.py again\n"
+            f"  python experiments/label.py --workdir={one.workdir} --tasks={tasks} --labelers=NAMES\n"
+            f"  python experiments/label.py --workdir={one.workdir} --export={labels}"
+        )
+        return False
+    heldout = labels / "heldout_rankings.jsonl"
+    comparisons.add(
+        one,
+        records.read(labels / "rankings.jsonl", Ranking),
+        records.read(heldout, Ranking) if files.exists(heldout) else [],
+    )
+    return True
+
+
+def write_tasks(one: Run, output: epath.Path) -> None:
+    """Writes answers to the round's prompts: `comparisons.prompts` of train, and a tenth as many of validation.
+
+    Raises:
+      DataError: fewer prompts are left after those of earlier rounds.
+    """
+    section = one.config.comparisons
+    sampling = Sampling(temperature=section.temperature, batch_size=one.config.evaluate.batch_size)
+    prompts: list[Prompt] = []
+    for split, parts in (("train", 1), ("validation", 10)):
+        first, count = section.skip // parts, max(1, section.prompts // parts)
+        found = one.records(Prompt, split)[first : first + count]
+        if len(found) < count:
+            raise DataError(
+                f"prompts: expected {count} of the split {split} after the first {first}, found {len(found)}; "
+                "lower comparisons.prompts"
+            )
+        prompts += found
+    key = jax.random.fold_in(jax.random.key(one.config.seed), section.skip)
+    with parallel.on_mesh(one.config.parallel):
+        tasks = answers.collect(one, section.stages, prompts, section.min_answers, key, sampling)
+    lines = "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+    processes.first(lambda: files.write_text(output, lines))
+
+
+def summarize(one: Run, number: int) -> dict[str, Any]:
+    """Returns what a round's results say of its comparisons, its reward model and its policy."""
+    results = files.read_json(one.workdir / "results.json")
+    policy = results["models"][_POLICY.value]
+    return {
+        "round": number,
+        "rankings": len(one.records(Ranking, "train")),
+        "reward_accuracy": ((results["reward_model"] or {}).get("accuracy") or {}).get("heldout_labelers"),
+        **{name: policy[name] for name in ("true_quality", "win_rate_vs_sft", "reward", "kl_to_init")},
+    }
+
+
+def lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the lines to print: a row per round."""
+    rows = [("round", "rankings", "RM accuracy", "true quality", "vs SFT, held-out", "KL")]
+    for one in rounds:
+        numbers = (one["reward_accuracy"], one["kl_to_init"])
+        accuracy, kl = ("–" if number is None else f"{number:.3f}" for number in numbers)
+        estimates = (one["true_quality"], (one["win_rate_vs_sft"] or {}).get("heldout"))
+        rows.append((str(one["round"]), str(one["rankings"]), accuracy, *map(_interval, estimates), kl))
+    return [" ".join(f"{cell:>16}" for cell in row) for row in rows]
+
+
+def _interval(estimate: Mapping[str, float] | None) -> str:
+    return f"{estimate['mean']:.3f} ± {(estimate['high'] - estimate['low']) / 2:.3f}" if estimate else "–"
+
+
+if __name__ == "__main__":
+    command_line.run(main)
