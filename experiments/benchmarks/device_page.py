@@ -13,8 +13,8 @@ NOTES = """\
 *MFU* is model FLOP/s divided by the published peak of the chips, then by the matmul rate measured above. Recomputed and
 masked operations are not counted. *Bound* is the least time at the measured matmul rate and memory bandwidth, without
 communication. *Of bound* is the bound divided by the measured time. Peak memory is in GiB per device: as plan.py
-predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran, unless
-it was read from the cache of compiled programs; as the device measured it, for all programs of one part together."""
+predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran, if it
+was compiled and not read from the cache; as the device measured it, for the programs of one part together."""
 
 
 def facts(results):

@@ -142,8 +142,10 @@ def attention(
     if kernel == "cudnn":
         query, key, value = (a.swapaxes(1, 2) for a in (query, key, value))
         # With as many keys as queries the mask is causal; told so, cuDNN skips the blocks of later keys.
-        options = dict(scale=scale, is_causal=query.shape[1] == key.shape[1], implementation="cudnn")
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], **options)
+        causal = query.shape[1] == key.shape[1]
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None], scale=scale, is_causal=causal, implementation="cudnn"
+        )
         return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
     factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if kernel == "splash" and visible.segments is not None:

@@ -92,7 +92,7 @@ REWARD = section(
         1, INTEGER_FROM_1, "checkpoints", "compared by validation loss; the best one is kept. 1: keep the last", "C.2"
     ),
     offset_demonstrations=Key(
-        None, INTEGER_OR_NONE, "demonstrations", "first ones, whose mean reward becomes 0; None for all", "3.5"
+        0, INTEGER_FROM_0, "demonstrations", "the first ones, whose mean reward becomes 0; 0: all", "3.5"
     ),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a batch is computed in, one after the other"),
 )

@@ -107,7 +107,7 @@ def _centered(stage: Stage, model: ScalarModel, params: Params) -> Params:
     if not stage.run.has(Demonstration):
         print("reward: there are no demonstrations, so their mean score is not subtracted")
         return params
-    demonstrations = stage.run.records(Demonstration, "train")[: stage.section.offset_demonstrations]
+    demonstrations = stage.run.records(Demonstration, "train")[: stage.section.offset_demonstrations or None]
     mean = mean_score(model, params, demonstrations, stage.run.layout, stage.config.evaluate.batch_size)
     bias = params["head"]["bias"]
     return {**params, "head": {**params["head"], "bias": (bias - mean).astype(bias.dtype)}}
