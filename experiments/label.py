@@ -1,4 +1,4 @@
-"""Starts the labelling desk: a web page on which people write, rate and rank answers. See docs/labelling.md.
+"""Starts the labeling desk: a web page on which people write, rate and rank answers. See docs/labeling.md.
 
     python experiments/label.py --workdir=runs/sandbox --tasks=tasks.jsonl --kind=comparison --labelers=ann,ben
     python experiments/label.py --workdir=runs/sandbox --export=labels
@@ -35,7 +35,7 @@ try:
 
     for needed in ("jinja2", "python_multipart"):  # Starlette does without them until a page or form needs them
         importlib.import_module(needed)
-    from instructjax.labelling import app, database, export, queue, security, tasks, web
+    from instructjax.labeling import app, database, export, queue, security, tasks, web
 except ImportError as error:
     MISSING: str | None = str(error.name).partition(".")[0]
 else:
@@ -56,7 +56,7 @@ _LABELERS = flags.DEFINE_string("labelers", "", "Names of labelers to add, separ
 _EXPORT = flags.DEFINE_string("export", None, "A folder to write the labels to, instead of serving the desk.")
 _ADD = flags.DEFINE_boolean("add_to_run", False, "Add the rankings to the run, instead of serving the desk.")
 _DATABASE = flags.DEFINE_string(
-    "database", None, "The SQLAlchemy URL of the database; by default SQLite in WORKDIR/labelling."
+    "database", None, "The SQLAlchemy URL of the database; by default SQLite in WORKDIR/labeling."
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen on; by default only this machine can connect.")
 _PORT = flags.DEFINE_integer("port", 8765, "The port to listen on.", lower_bound=1, upper_bound=65535)
@@ -70,7 +70,7 @@ _RATE = flags.DEFINE_float("rate", 20.0, "The requests per second of one client 
 def main(run: Run) -> None:
     """Adds what is to be added, and serves the desk, exports the labels, or adds the rankings to the run."""
     if MISSING is not None:
-        raise InputError(f"expected the package {MISSING}, found none; pip install 'instructjax[labelling]'")
+        raise InputError(f"expected the package {MISSING}, found none; pip install 'instructjax[labeling]'")
     url, hosts = _address()
     instructions = ""
     if _INSTRUCTIONS.value:
@@ -79,7 +79,7 @@ def main(run: Run) -> None:
     if names and is_screening:
         raise InputError("--labelers: expected --group=training or heldout, found screening")
     found = _new_tasks(run, is_screening)
-    folder = files.local_folder(run.workdir) / "labelling"
+    folder = files.local_folder(run.workdir) / "labeling"
     folder.mkdir(parents=True, exist_ok=True)
     engine = database.connect(_DATABASE.value or f"sqlite:///{folder / 'labels.sqlite'}")
     with engine.begin() as db:

@@ -158,8 +158,12 @@ def write_tasks(one: Run, output: epath.Path) -> None:
     section = one.config.comparisons
     sampling = Sampling(temperature=section.temperature, batch_size=one.config.evaluate.batch_size)
     prompts: list[Prompt] = []
-    for split, parts in (("train", 1), ("validation", 10)):
-        first, count = section.skip // parts, max(1, section.prompts // parts)
+    validation = max(1, section.prompts // 10)
+    asked = {
+        "train": (section.skip, section.prompts),
+        "validation": (section.skip // section.prompts * validation, validation),
+    }
+    for split, (first, count) in asked.items():
         found = one.records(Prompt, split)[first : first + count]
         if len(found) < count:
             raise DataError(

@@ -26,7 +26,7 @@ FILES = [
         "environment",
         "tasks",
         "curation",
-        "labelling",
+        "labeling",
     )
 ]
 BEGIN, END = "<!-- the rows: written by tests/test_errors_page.py -->\n", "<!-- the end of the rows -->\n"

@@ -120,6 +120,26 @@ class TestSandbox:
         per_prompt = [ranking.prompt for ranking in heldout]
         assert max(per_prompt.count(prompt) for prompt in per_prompt) > 1  # to measure their agreement
 
+    def test_each_round_has_training_prompts_of_its_own(self, written):
+        source, folder = written
+        drawn = [one.prompt for one in records.read(folder / REWARD_PROMPTS, Prompt) if one.split == "train"]
+        asked = []
+
+        def sample(prompts, seed):
+            asked.append([record.prompt for record in prompts])
+            return self.sample(prompts, seed)
+
+        changes = {"comparisons__stages": ("../1/ppo", "sft"), "comparisons__skip": 12}
+        later = registry.make_source(small_sandbox(**changes))
+        found = [one.collect_rankings(folder, sample) for one in (source, later)]
+        assert [asked[0], asked[2]] == [drawn[:12], drawn[12:24]]
+        assert asked[1] == asked[3]  # validation prompts
+        assert {ranking.source for part in found[1] for ranking in part} == {"ppo+sft"}
+        assert found[0][1] != found[1][1]  # each round has noise of its own
+        last = registry.make_source(small_sandbox(comparisons__skip=len(drawn) - 11))
+        with pytest.raises(DataError, match=r"expected comparisons.prompts = 12 training prompts .*, found 11$"):
+            last.collect_rankings(folder, sample)
+
     def test_it_measures_true_quality(self, written):
         source, folder = written
         prompts = [record.prompt for record in records.read(folder / "prompts.jsonl", Prompt)][:6]

@@ -4,14 +4,17 @@ import hashlib
 import io
 import json
 import shutil
+import types
 from unittest import mock
 
 import pytest
 from rich.console import Console
 
-from instructjax import warning_log
-from instructjax.records import Ranking
+from instructjax import records, warning_log
+from instructjax.errors import CheckpointError, RecordError
+from instructjax.records import Prompt, Ranking
 from instructjax.reporting import watch
+from instructjax.rollout import samplers
 from instructjax.runs import checkpoint
 from instructjax.sources.files import Files
 from instructjax.stages import comparisons
@@ -62,3 +65,65 @@ def test_rankings_of_earlier_weights_are_told(collected, capsys):
     shown = io.StringIO()
     Console(width=400, file=shown).print(watch.render([collected.workdir]))
     assert NEWS in shown.getvalue()
+
+
+def test_policies_answer_in_turn(collected, monkeypatch):
+    loaded, keys = [], []
+
+    def make_sampler(model, layout, *, temperature, batch_size):
+        def sampler(params, prompts, key):
+            keys.append(key)
+            yield None, [f"{params} to {prompt}" for prompt in prompts]
+
+        return sampler
+
+    def policy(name):
+        def load():
+            loaded.append(name)
+            return types.SimpleNamespace(model=None, params=name)
+
+        return load
+
+    monkeypatch.setattr(samplers, "make_sampler", make_sampler)
+    prompts = [Prompt(prompt=f"p{i}") for i in range(8)]
+    answered = dict(comparisons.sample_answers(collected, [policy("new"), policy("old")], prompts, seed=0))
+    assert loaded == ["new", "old"]  # one after the other
+    assert keys[0] != keys[1]  # equal policies would give equal answers
+    assert list(answered) == [record.prompt for record in prompts]
+    counts = {len(texts) for texts in answered.values()}
+    assert min(counts) >= 4 and max(counts) <= 9 and len(counts) > 1
+    cut = collected.layout.truncate
+    for prompt, texts in answered.items():
+        new = (len(texts) + 1) // 2
+        assert texts == [cut(f"new to {prompt}")] * new + [cut(f"old to {prompt}")] * (len(texts) - new)
+    alone = comparisons.sample_answers(collected, [policy("new")], prompts, seed=0)
+    assert [len(texts) for _, texts in alone] == [len(texts) for texts in answered.values()]
+
+
+def test_another_run_answers_and_its_rankings_are_used(collected, capsys):
+    changes = {"comparisons__stages": ("../run/ppo", "../run/sft"), "comparisons__earlier": "../run"}
+    config = changed(collected.config, **changes)
+    later = Run(config, collected.workdir.parent / "later")
+    with pytest.raises(CheckpointError, match="run/ppo: expected the finished stage ../run/ppo, found none"):
+        comparisons.collect(later)
+    save_stage(config, collected.workdir, "ppo", later.layout.tokenizer, seed=1)
+    new = Ranking(prompt="new", responses=["a", "b"], scores=[1, 0], split="train")
+    with mock.patch.object(Files, "collect_rankings", lambda *_: ([new], [])):
+        comparisons.collect(later)
+    for name, added in (("rankings.jsonl", ["new"]), ("heldout_rankings.jsonl", [])):
+        earlier, found = (records.read(run.data_folder / name, Ranking) for run in (collected, later))
+        assert [one.prompt for one in found] == [*(one.prompt for one in earlier), *added]
+    known = {f"../run/{stage}": checkpoint.fingerprint(collected.checkpoints(stage)) for stage in ("ppo", "sft")}
+    assert json.loads((later.data_folder / "comparisons.json").read_text()) == {"checkpoints": known}
+    shutil.rmtree(collected.workdir / "ppo")
+    save_stage(config, collected.workdir, "ppo", later.layout.tokenizer, seed=2)
+    comparisons.collect(later)
+    assert "rankings.jsonl ranks answers of earlier weights of ../run/ppo; " in capsys.readouterr().out
+
+
+def test_an_earlier_run_without_rankings_is_refused(collected):
+    run = Run(changed(collected.config, comparisons__earlier="../none"), collected.workdir.parent / "later")
+    new = Ranking(prompt="new", responses=["a", "b"], scores=[1, 0], split="train")
+    with pytest.raises(RecordError, match="none/data/rankings.jsonl: expected"):
+        comparisons.add(run, [new], [])
+    assert not run.has(Ranking)

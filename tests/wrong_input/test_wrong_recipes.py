@@ -461,6 +461,14 @@ def test_raters():
     begin("--config.sandbox.raters=21")
 
 
+@fault(
+    "a policy that answers twice",
+    "comparisons.stages: expected 1 to 4 stages (comparisons.min_answers), each once, found ('sft', 'sft')",
+)
+def test_comparisons_stages(tmp_path):
+    run_with(tmp_path, comparisons__stages=("sft", "sft"))
+
+
 @fault("more answers than a ranking may have", "comparisons.max_answers: expected 2 to 32, found 33")
 def test_max_answers(tmp_path):
     run_with(tmp_path, comparisons__max_answers=33)

@@ -1,6 +1,6 @@
 """Tasks that look like those of people, for pictures and browsers."""
 
-from instructjax.labelling.tasks import Task
+from instructjax.labeling.tasks import Task
 
 FABLE = """A fox found an owl asleep in a tree and called, "Come down! The moon has fallen into the pond."
 

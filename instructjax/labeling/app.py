@@ -11,7 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from instructjax.labelling import admin, pages, security, web
+from instructjax.labeling import admin, pages, security, web
 
 
 def make_app(engine: sa.Engine, settings: web.Settings, agreement: web.Agreement) -> Starlette:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
-from instructjax.labelling import security
+from instructjax.labeling import security
 from instructjax.records import TABLE3_FLAGS, Ranking
 
 FOLDER = pathlib.Path(__file__).parent

@@ -1,6 +1,6 @@
 """Tests of the pages in a headless Chromium: by mouse, by keyboard alone, on a phone, and for accessibility.
 
-The pictures of docs/labelling.md are taken here. `INSTRUCTJAX_PICTURES=docs/assets/labelling` keeps them.
+The pictures of docs/labeling.md are taken here. `INSTRUCTJAX_PICTURES=docs/assets/labeling` keeps them.
 """
 
 import contextlib
@@ -11,13 +11,13 @@ import re
 import pytest
 
 from instructjax import records
-from instructjax.labelling import security
-from instructjax.labelling.tasks import Task
+from instructjax.labeling import security
+from instructjax.labeling.tasks import Task
 from instructjax.records import Demonstration, Ranking
-from tests.labelling import browsers, desks
-from tests.labelling.browsers import PHONE, needs_browser, open_page
-from tests.labelling.examples import FABLE, MOON, TASKS
-from tests.labelling.test_safety import HOSTILE
+from tests.labeling import browsers, desks
+from tests.labeling.browsers import PHONE, needs_browser, open_page
+from tests.labeling.examples import FABLE, MOON, TASKS
+from tests.labeling.test_safety import HOSTILE
 
 pytestmark = [needs_browser, pytest.mark.slow]
 PICTURES = os.environ.get("INSTRUCTJAX_PICTURES")

@@ -1,4 +1,4 @@
-"""The tables of the labelling desk, in SQLite or any other database that SQLAlchemy opens.
+"""The tables of the labeling desk, in SQLite or any other database that SQLAlchemy opens.
 
     tasks ──< assignments >── labelers
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from instructjax import records
-from instructjax.labelling import labels
-from instructjax.labelling.tasks import Page, Task
+from instructjax.labeling import labels
+from instructjax.labeling.tasks import Page, Task
 from instructjax.records import TABLE3_FLAGS, Demonstration, Ranking
-from tests.labelling import desks
-from tests.labelling.desks import rank, ranking_tasks
+from tests.labeling import desks
+from tests.labeling.desks import rank, ranking_tasks
 
 
 def exported(desk, kind=Ranking, name="rankings.jsonl"):

@@ -17,10 +17,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from instructjax import records
-from instructjax.labelling import labels
-from instructjax.labelling.database import ASSIGNMENTS, LABELERS, TASKS
-from instructjax.labelling.labels import Content
-from instructjax.labelling.tasks import Task
+from instructjax.labeling import labels
+from instructjax.labeling.database import ASSIGNMENTS, LABELERS, TASKS
+from instructjax.labeling.labels import Content
+from instructjax.labeling.tasks import Task
 from instructjax.records import TABLE3_FLAGS, Demonstration, Ranking, Record
 
 # By the name of the exported file: the kinds of tasks, and the group of labelers.

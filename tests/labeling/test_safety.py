@@ -8,11 +8,11 @@ import stat
 import pytest
 
 from instructjax import records
-from instructjax.labelling import security
-from instructjax.labelling.tasks import Task
+from instructjax.labeling import security
+from instructjax.labeling.tasks import Task
 from instructjax.records import Ranking
-from tests.labelling import desks, postgres
-from tests.labelling.desks import Client, rank, ranking_tasks
+from tests.labeling import desks, postgres
+from tests.labeling.desks import Client, rank, ranking_tasks
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructjax.labelling.tasks import Page, Task
+from instructjax.labeling.tasks import Page, Task
 from instructjax.records import TABLE3_FLAGS
 
 QUALITIES = range(1, 8)  # Likert, Table 3

@@ -17,7 +17,7 @@ import pytest
 from configs import sandbox
 from instructjax import records
 from instructjax.errors import DataError
-from instructjax.labelling.tasks import Task
+from instructjax.labeling.tasks import Task
 from instructjax.records import Ranking
 from instructjax.sandbox import labelers
 from instructjax.sandbox.answers import write_answer
@@ -25,8 +25,8 @@ from instructjax.sandbox.tasks import write_prompt
 from instructjax.stages import comparisons
 from instructjax.stages.run import Run
 from tests import recipes
-from tests.labelling import desks
-from tests.labelling.desks import rank
+from tests.labeling import desks
+from tests.labeling.desks import rank
 from tests.scripts import SCRIPTS, Left, run
 
 
@@ -228,7 +228,7 @@ def test_a_round_over_http_trains_the_reward_model_that_direct_labels_train(tmp_
         run(script, *flags)
     sampled = run("label.py", *flags, "--stages=sft", "--count=3", f"--export={tmp_path}")
     assert sampled == "3 new tasks of 3\n"
-    shutil.rmtree(tmp_path / "run" / "labelling")
+    shutil.rmtree(tmp_path / "run" / "labeling")
     tasks = []
     for split, count in (("train", 120), ("validation", 30)):
         output = tmp_path / f"{split}.jsonl"
@@ -238,8 +238,8 @@ def test_a_round_over_http_trains_the_reward_model_that_direct_labels_train(tmp_
     direct = rank_directly(tasks, np.random.default_rng(0))
     shutil.copytree(tmp_path / "run", tmp_path / "direct")
     comparisons.add(Run(sandbox.get_config("smoke"), tmp_path / "direct"), list(direct.values()), [])
-    (tmp_path / "run" / "labelling").mkdir()
-    with desks.serve(f"sqlite:///{tmp_path / 'run' / 'labelling' / 'labels.sqlite'}") as desk:
+    (tmp_path / "run" / "labeling").mkdir()
+    with desks.serve(f"sqlite:///{tmp_path / 'run' / 'labeling' / 'labels.sqlite'}") as desk:
         rank_on_the_pages(desk, tasks, direct)
     assert f"{len(direct)} rankings" in run("label.py", *flags, "--add_to_run")
     measured = []

@@ -1,4 +1,4 @@
-"""Labelling"""
+"""Labeling"""
 
 import socket
 import sys
@@ -8,13 +8,13 @@ from tests.wrong_input.fault import fault
 
 
 def label(tmp_path, *flags, lines='{"prompt": "a fox", "responses": ["a", "b"]}\n'):
-    """Starts the labelling desk with a file of these lines as tasks."""
+    """Starts the labeling desk with a file of these lines as tasks."""
     (tmp_path / "tasks.jsonl").write_text(lines)
     run("label.py", f"--workdir={tmp_path / 'run'}", f"--tasks={tmp_path / 'tasks.jsonl'}", *flags)
 
 
 @fault(
-    "`label.py` without its packages", "expected the package uvicorn, found none; pip install 'instructjax[labelling]'"
+    "`label.py` without its packages", "expected the package uvicorn, found none; pip install 'instructjax[labeling]'"
 )
 def test_without_uvicorn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -59,7 +59,7 @@ def test_labeler_of_another_group(tmp_path):
 
 
 @fault(
-    "a labelling desk for other machines without its address",
+    "a labeling desk for other machines without its address",
     "--url: expected the address that labelers open, with --host=0.0.0.0, found none",
 )
 def test_no_address(tmp_path):

@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from instructjax import records
 from instructjax.errors import RecordError
-from instructjax.labelling import export, overview, queue, security, tasks
-from instructjax.labelling.database import ASSIGNMENTS
-from instructjax.labelling.labels import QUALITIES
-from instructjax.labelling.web import FLAG_LABELS, LETTERS, handler, render
+from instructjax.labeling import export, overview, queue, security, tasks
+from instructjax.labeling.database import ASSIGNMENTS
+from instructjax.labeling.labels import QUALITIES
+from instructjax.labeling.web import FLAG_LABELS, LETTERS, handler, render
 
 LABELER_GROUPS = ("training", "heldout")
 MAX_COPIES = 100

@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from instructjax.labelling import labels
-from instructjax.labelling.database import ASSIGNMENTS, LABELERS, TASKS
-from instructjax.labelling.labels import Content
-from instructjax.labelling.tasks import Page, Task
+from instructjax.labeling import labels
+from instructjax.labeling.database import ASSIGNMENTS, LABELERS, TASKS
+from instructjax.labeling.labels import Content
+from instructjax.labeling.tasks import Page, Task
 
 LOCK_TRIES, LOCK_SECONDS = 50, 0.02  # to find a task that is not locked
 _KEY_BYTES = 12

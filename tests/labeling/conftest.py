@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.labelling import desks
+from tests.labeling import desks
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from instructjax.labelling import labels, queue, security
-from instructjax.labelling.queue import Assignment, Labeler
-from instructjax.labelling.web import FLAG_LABELS, LETTERS, handler, render
+from instructjax.labeling import labels, queue, security
+from instructjax.labeling.queue import Assignment, Labeler
+from instructjax.labeling.web import FLAG_LABELS, LETTERS, handler, render
 
 
 def routes() -> list[Route]:

@@ -1,6 +1,6 @@
 """50 labelers over HTTP make 10,000 labels while the server is killed three times.
 
-    pytest -m slow -s -n 0 tests/labelling/test_load.py
+    pytest -m slow -s -n 0 tests/labeling/test_load.py
 
 It prints the rate and the latencies. No acknowledged label may be lost, changed or doubled.
 """
@@ -23,8 +23,8 @@ import pytest
 
 from instructjax import records
 from instructjax.records import Ranking
-from tests.labelling import postgres
-from tests.labelling.desks import Client, rank
+from tests.labeling import postgres
+from tests.labeling.desks import Client, rank
 from tests.scripts import SCRIPTS
 
 LABELERS, KILLS = 50, 3

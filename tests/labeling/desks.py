@@ -12,8 +12,8 @@ import urllib.parse
 import uvicorn
 
 from instructjax.evaluation import comparison
-from instructjax.labelling import app, database, queue, security, web
-from instructjax.labelling.tasks import Task
+from instructjax.labeling import app, database, queue, security, web
+from instructjax.labeling.tasks import Task
 
 SECRET = "a secret of the tests"
 HEADERS = {"content-type": "application/x-www-form-urlencoded"}

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from instructjax.errors import RecordError
-from instructjax.labelling import export, labels, tasks
-from instructjax.labelling.tasks import Task
-from tests.labelling import desks
-from tests.labelling.desks import rank, ranking_tasks
+from instructjax.labeling import export, labels, tasks
+from instructjax.labeling.tasks import Task
+from tests.labeling import desks
+from tests.labeling.desks import rank, ranking_tasks
 
 GOLD = {
     "scores": [3, 2, 2, 1],

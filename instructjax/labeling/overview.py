@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from instructjax.labelling import export
-from instructjax.labelling.database import ASSIGNMENTS, LABELERS, TASKS
-from instructjax.labelling.tasks import Task
+from instructjax.labeling import export
+from instructjax.labeling.database import ASSIGNMENTS, LABELERS, TASKS
+from instructjax.labeling.tasks import Task
 from instructjax.records import Ranking
 
 MAX_DISAGREEMENTS = 20
