@@ -23,6 +23,7 @@ from instructjax.recipe import check, declared
 from instructjax.runs import lock, malloc_trim, processes, provenance
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
+from instructjax.training import parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # recipes import from `configs`, even in a clone next to an installed wheel
@@ -143,6 +144,8 @@ def _run(script: Callable[[], None]) -> None:
         processes.start(_COORDINATOR.value, _PROCESS_ID.value, _PROCESS_COUNT.value)
         _check_devices()
         processes.check_equal(provenance.shared_facts(_CONFIG.value))
+        with parallel.on_mesh(_CONFIG.value.parallel) if jax.process_count() > 1 else contextlib.nullcontext():
+            processes.connect_devices()
         malloc_trim.trim_after_compiling()
         with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
             script()

@@ -3,13 +3,14 @@
 Every process runs the same program on its own devices, and all see the same folder; both are checked at the start. All
 of them write checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
 
-They exchange texts through JAX's coordination service and use no device for it. A collective of the devices is ended
-with an abort if one process comes late to it, and waits for threads that a reward function may need.
+They exchange texts through JAX's coordination service and use no device for it: a process may come hours late to an
+exchange, and a reward function may use the devices meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -25,7 +26,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import multihost
 
 from instructjax import files
@@ -269,6 +273,30 @@ def check_same_folder(folder: epath.PathLike) -> None:
         raise InputError(
             f"--workdir: expected a folder that all processes share, found another one in {', '.join(missing)}"
         )
+
+
+def connect_devices() -> None:
+    """Has every group of devices along axes of the current mesh make its first collective, if there are processes.
+
+    XLA connects the devices of a group at its first collective. If some of its processes arrive 30 s later than others,
+    it fails, and JAX aborts all of them. A program of a stage may take much longer than that to compile, in one process
+    more than in another. Later collectives wait as long as they must.
+    """
+    if jax.process_count() == 1:
+        return
+    mesh = jax.sharding.get_mesh()
+    axes = [name for name, size in mesh.shape.items() if size > 1]
+    groups = [group for count in range(1, len(axes) + 1) for group in itertools.combinations(axes, count)]
+    rows = P(mesh.axis_names)
+
+    @functools.partial(jax.shard_map, in_specs=rows, out_specs=rows)
+    def add(x: jax.Array) -> jax.Array:
+        return sum((jax.lax.psum(x, group) for group in groups), start=x)
+
+    program = jax.jit(lambda: add(jnp.arange(mesh.size))).lower().compile()
+    gather("")  # so that all arrive now
+    jax.block_until_ready(program())
+    multihost_utils.sync_global_devices("instructjax")  # the groups with a device of each process, which Orbax uses
 
 
 def agreed(number: int) -> int:

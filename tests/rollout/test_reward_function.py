@@ -1,7 +1,13 @@
 """A reward function gets texts and records, and whatever it does wrong becomes one line."""
 
+import contextlib
+import http.server
+import json
 import os
+import pathlib
+import re
 import sys
+import threading
 import types
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 from instructjax.errors import ConfigError, RewardFunctionError
 from instructjax.rollout import reward_function
 
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_reward.md"
 PROMPTS, RESPONSES = ["the fox", "a red owl"], ["sleeps", "in a forest"]
 RECORDS = [{"answer": "4"}, {}]
 
@@ -132,3 +139,40 @@ def test_the_digest_is_that_of_the_file(tmp_path, monkeypatch):
     path.write_text(path.read_text() + "# changed\n")
     assert function.name == "digested_rewards.py:f" and before != function.digest() != ""
     assert reward_function.load("builtins:zip").digest() == ""
+
+
+@contextlib.contextmanager
+def server(status):
+    """Serves the lengths of responses; four requests are answered together, and none alone."""
+    together = threading.Barrier(4)
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            together.wait(timeout=20)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"score": len(asked["prompt"] + asked["response"])}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}/"
+        serving.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_page_s_function_asks_a_server_about_several_responses_at_a_time(monkeypatch, status):
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "served" in block)
+    exec(code, found := {})
+    with server(status) as found["URL"]:
+        function = loaded(monkeypatch, found["served"])
+        responses = ["x" * number for number in range(8)]
+        if status == 200:
+            assert function(["ab"] * 8, responses, [{}] * 8) == [float(2 + number) for number in range(8)]
+        else:
+            with pytest.raises(RewardFunctionError, match="ConnectionError: HTTP Error 503") as error:
+                function(["ab"] * 8, responses, [{}] * 8)
+            assert isinstance(error.value.__cause__, ConnectionError)  # so that a run tries again

@@ -170,13 +170,32 @@ def test_many_differences_are_counted(monkeypatch):
         processes.check_equal(one)
 
 
+def run_code(code, *arguments):
+    """Returns what two processes print that run the code with an address, their number and `arguments`."""
+    given = free_address(), *map(str, arguments)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, given[0], str(index), *given[1:]],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for _, error in printed)
+    return [output.splitlines() for output, _ in printed]
+
+
 EXCHANGE = """
 import sys, time
 import jax
 from instructjax.runs import processes
 jax.config.update("jax_cpu_collectives_implementation", None)
-address, index, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-processes.start(address, index, count)
+address, index = sys.argv[1], int(sys.argv[2])
+processes.start(address, index, 2)
 for number in range(3):
     time.sleep(0.5 * index)
     text = "" if number == 1 else chr(0x1F98A) * index * 1000 + str(number)
@@ -190,22 +209,38 @@ processes.first(work)
 
 @pytest.mark.slow
 def test_processes_exchange_texts_without_a_collective_of_their_devices():
-    address = free_address()
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", EXCHANGE, address, str(index), "3"],
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(3)
-    ]
-    printed = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], "\n".join(error[-2000:] for _, error in printed)
-    expected = ["3 [1, 1001, 2001] 14", "3 [0, 0, 0] 14", "3 [1, 1001, 2001] 14"]
-    assert [output.splitlines() for output, _ in printed] == [[*expected, "work"], expected, expected]
+    expected = ["2 [1, 1001] 7", "2 [0, 0] 7", "2 [1, 1001] 7"]
+    assert run_code(EXCHANGE) == [[*expected, "work"], expected]
+
+
+LATE = """
+import sys, time
+import jax, ml_collections
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from instructjax.runs import processes
+from instructjax.training import parallel
+address, index, fsdp, tensor = sys.argv[1], *map(int, sys.argv[2:])
+processes.start(address, index, 2)
+config = ml_collections.ConfigDict({"mode": "jit", "data": -1, "fsdp": fsdp, "tensor": tensor})
+with parallel.on_mesh(config):
+    processes.connect_devices()
+    print("connected", flush=True)
+    time.sleep(40 * index)
+    mesh = jax.sharding.get_mesh()
+    for axes in ("data", ("data", "fsdp"), mesh.axis_names):
+        size = lambda: jax.shard_map(lambda x: jax.lax.psum(x, axes), in_specs=P(mesh.axis_names), out_specs=P(
+            tuple(name for name in mesh.axis_names if name not in axes)))(jnp.ones(mesh.size)).sum()
+        print("size", float(jax.jit(size)()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (2, 2)])
+def test_a_process_may_come_late_to_the_first_collective_of_a_program(fsdp, tensor):
+    for lines in run_code(LATE, fsdp, tensor):
+        found = [line.split("connected")[-1] for line in lines if not line.startswith("[Gloo]")]
+        assert found == ["", "size 8.0", "size 8.0", "size 8.0"]
 
 
 def test_one_process_agrees_with_itself(tmp_path):
