@@ -24,6 +24,9 @@ _NAMES = {
 def format_line(report: Report) -> str:
     """Formats the accuracies as one line: the reward model's, those of the baselines, and the raters' agreement."""
     known = {name: found for name, found in report["accuracy"].items() if found and name != "difference"}
+    if not known:
+        prompts = report["splits"]["test"]["prompts"]
+        return f"test rankings: no accuracy; expected rankings of at least 2 prompts, found {prompts}"
     model, *others = [f"{_NAMES[name]} {found['mean']:.3f}" for name, found in known.items()]
     half = f" ± {_half(known['reward_model']):.3f}" if "reward_model" in known else ""
     n = f" (n {known['reward_model']['n']})" if "reward_model" in known else ""

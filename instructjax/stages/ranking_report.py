@@ -53,6 +53,7 @@ def write(run: Run) -> None:
         print("reward: the baseline bag_of_words is left out; pip install 'instructjax[tasks]'")
     print(rankings_section.format_line(report))
     processes.first(lambda: _write(run, report))
+    print(path(run).with_suffix(".md"))
 
 
 def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[Ranking]) -> list[np.ndarray]:

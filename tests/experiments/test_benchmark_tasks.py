@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import socket
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 from instructjax.evaluation.tasks import outputs
 from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.runs import folder
-from instructjax.stages import public_tasks
+from instructjax.stages import pretrain, public_tasks
 from instructjax.stages.run import Run
+from tests.local_data import ABSENT, DATA
 from tests.recipes import changed, recipe, save_stage
 from tests.scripts import SCRIPTS, run
+from tests.stages import test_imported
 
 WORDS = "red owl fox sleep night"
 
@@ -160,6 +163,40 @@ def test_finished_outputs_are_not_made_again_but_read(benchmark, monkeypatch, tm
     assert (folder / "results.json").read_text() == before
     again = run("benchmark_tasks.py", *flags, f"--output={tmp_path}", f"--responses={folder}")
     assert again == printed and (tmp_path / "results.json").read_text() == before
+
+
+def trained_here(folder, config):
+    pretrain.run(Run(changed(config, pretrain__steps=2), folder / "run"))
+
+
+def imported(folder, config):
+    test_imported.folder_of(folder / "gpt2", config, test_imported.PAIRS)
+    pretrain.run(Run(test_imported.importing(config, "pretrain", folder / "gpt2"), folder / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "hellaswag").exists(), reason=ABSENT)
+@pytest.mark.parametrize("make", [trained_here, imported])
+def test_every_task_of_the_local_data_runs(tmp_path, make):
+    make(tmp_path, changed(recipe(tmp_path), model__max_length=352, data__separator="\n\n", data__strict=False))
+    flags = [f"--data={DATA}", f"--workdir={tmp_path}/run", "--stage=pretrain", "--truncate", "--limit=10"]
+    printed = run("benchmark_tasks.py", *flags)
+    results = json.loads((tmp_path / "run" / "tasks" / "pretrain" / "results.json").read_text())
+    metrics = {(result["task"], result["metric"]) for result in results if result["metric"] not in ("acc", "acc_norm")}
+    assert metrics == {
+        ("winogender", "entropy"),
+        ("crows_pairs", "entropy"),
+        ("real_toxicity", "toxicity"),
+        ("truthful_qa", "true"),
+        ("truthful_qa", "true + info"),
+        ("hellaswag", "accuracy"),
+        ("sst", "accuracy"),
+        ("squadv2", "f1"),
+        ("squadv2", "exact"),
+    }
+    assert {result["n"] for result in results} == {10}
+    assert all(math.isfinite(result["value"]) and math.isfinite(result["stderr"]) for result in results)
+    assert printed.count("judge of") == 3
 
 
 def test_a_run_measures_its_finished_policies(tmp_path):

@@ -25,6 +25,17 @@ def test_the_report_has_the_rankings(tmp_path):
     assert "## Rankings" not in report.write_report(tmp_path, results(), {}).read_text()
 
 
+def test_test_rankings_of_one_prompt_have_no_accuracy():
+    few = evaluate_rankings(
+        {"train": RANKINGS, "validation": RANKINGS, "test": RANKINGS[:1] * 3},
+        {"train": REWARDS, "validation": REWARDS, "test": REWARDS[:3]},
+    )
+    line = rankings_section.format_line(few)
+    assert line == "test rankings: no accuracy; expected rankings of at least 2 prompts, found 1"
+    text = rankings_section.format_report(few)
+    assert "| test | 3 | 3 | 1.313 | – |" in text and "| train | 6 | 6 | 0.813 | 0.500 ± " in text
+
+
 def test_the_kept_checkpoint_is_named():
     text = rankings_section.format_report({**REPORT, "step": 2, "candidates": {"2": 0.25, "5": 0.5}})
     assert "the one of step 2 was kept" in text and "| 5 | 0.5000 |" in text
