@@ -57,8 +57,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ppo_init.update(epochs=0.07, batch_size=16, learning_rate=5e-4, dropout=0.0)
     config.sft.selection_prompts = 16
     config.ppo.update(
-        iterations=10,
-        batch_size=32,
+        iterations=8,
+        batch_size=24,
         minibatch_size=8,
         learning_rate=3e-4,
         value_learning_rate=5e-4,
@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ptx_microbatches=1,
         validation_prompts=16,
     )
-    config.ppo_log.update(every=1, save_every=5, evaluate_every=5)
+    config.ppo_log.update(every=1, save_every=4, evaluate_every=4)
     config.evaluate.update(prompts=48, batch_size=48, text_windows=48)
 
     if variant == "smoke":
