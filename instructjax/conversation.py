@@ -29,6 +29,11 @@ ROLES = {  # by the names that people's files have
     "system": "system",
 }
 _NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
+TEMPLATE = (  # the text of a prompt, in jinja, for the engines of others
+    "{% if messages|length == 1 and messages[0].role == 'user' %}{{ messages[0].content }}{% else %}"
+    f"{{% for message in messages %}}{{{{ {_NAMES}[message.role] }}}}: {{{{ message.content }}}}"
+    '{{ "\\n\\n" }}{% endfor %}Assistant:{% endif %}'
+)
 
 
 class Message(NamedTuple):

@@ -1,4 +1,4 @@
-"""Rebuilds the tokenizer of a GGUF file as a tokenizer.json.
+"""Rebuilds the tokenizer of a GGUF file as a tokenizer.json, and describes a tokenizer for one.
 
 The file has tokens, their kinds, merges, special ids and the chat template, and names how text is split before it is
 merged. What a name stands for is known to programs only; those of the table below are.
@@ -6,17 +6,24 @@ merged. What a name stands for is known to programs only; those of the table bel
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sentencepiece
 from etils import epath
 
 from instructjax.errors import TokenizerError
+from instructjax.text import special_tokens
+from instructjax.text.huggingface import HuggingFaceTokenizer
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 from instructjax.text.special_tokens import FLAGS
+from instructjax.text.tokenizer import Tokenizer
 
 SUFFIX = ".gguf"
-_CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1  # kinds of tokens
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # kinds of tokens
+_ENDS = ("eos", "eot", "eom")  # the ids of tokens that end a response
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _GPT2 = [{**_BYTES, "use_regex": True}]
@@ -98,6 +105,100 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return described, given
 
 
+def metadata_of(tokenizer: Tokenizer, eos_ids: Sequence[int], chat_template: str) -> dict[str, Any]:
+    """Describes a tokenizer as metadata of a GGUF file.
+
+    Args:
+      tokenizer: SentencePiece, or a byte-level BPE that splits text in one of the ways of the table.
+      eos_ids: of the tokens that end a response, first the one that responses are trained with.
+      chat_template: in jinja.
+
+    Returns:
+      The values by full name.
+
+    Raises:
+      TokenizerError: the tokenizer is of another kind, or a response has more than three ends.
+    """
+    found = _pieces(tokenizer) if isinstance(tokenizer, SentencePieceTokenizer) else _byte_pairs(tokenizer)
+    if len(eos_ids) > len(_ENDS):
+        raise TokenizerError(f"tokenizer: expected at most {len(_ENDS)} EOS for GGUF, found {len(eos_ids)}")
+    found |= {f"{name}_token_id": number for name, number in zip(_ENDS, eos_ids, strict=False)}
+    found |= {
+        "bos_token_id": tokenizer.bos[0] if tokenizer.bos else tokenizer.eos_id,
+        "padding_token_id": tokenizer.pad_id,
+        "add_bos_token": bool(tokenizer.bos),
+        "add_eos_token": False,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in found.items()} | {
+        "tokenizer.chat_template": chat_template
+    }
+
+
+def _pieces(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Describes a SentencePiece BPE: merges are applied by the scores of pieces."""
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
+    ids = range(tokenizer.vocab_size)
+
+    def kind(number: int) -> int:
+        if pieces.is_byte(number):
+            return _BYTE
+        if pieces.is_control(number) or pieces.is_unknown(number):
+            return _CONTROL if pieces.is_control(number) else _UNKNOWN
+        return _USER_DEFINED if pieces.id_to_piece(number) == "\n" else _NORMAL
+
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [pieces.id_to_piece(number) for number in ids],
+        "scores": [float(pieces.get_score(number)) for number in ids],
+        "token_type": [kind(number) for number in ids],
+        "unknown_token_id": tokenizer.unk_id,
+        "add_space_prefix": False,
+        "remove_extra_whitespaces": False,
+    }
+
+
+def _byte_pairs(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Describes a byte-level BPE.
+
+    Raises:
+      TokenizerError: see `metadata_of`.
+    """
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    described = json.loads(tokenizer.to_bytes())
+    model, splits = described["model"], described.get("pre_tokenizer") or {}
+    splits = [_essential(one) for one in splits.get("pretokenizers", [splits])]
+    normalizer = (described.get("normalizer") or {}).get("type")
+    way = (model.get("type"), splits, normalizer, model.get("ignore_merges", False))
+    ways = {
+        name: ("BPE", [_essential(one) for one in known], (normal or {}).get("type"), ignores)
+        for name, (known, normal, ignores) in _SPLITS.items()
+    }
+    name = next((name for name, known in ways.items() if known == way), None)
+    if name is None:
+        raise TokenizerError(
+            f"tokenizer: expected one that splits text like {', '.join(_SPLITS)}, for GGUF, found {reprlib.repr(way)}"
+        )
+    added = {token["id"]: token for token in described["added_tokens"]}
+    tokens = {number: text for text, number in special_tokens.ids_of(described).items()}
+    kinds = {number: _CONTROL if token["special"] else _USER_DEFINED for number, token in added.items()}
+    return {
+        "model": "gpt2",
+        "pre": name,
+        "tokens": [tokens.get(number, f"[PAD{number}]") for number in range(tokenizer.vocab_size)],
+        "token_type": [
+            kinds.get(number, _NORMAL if number in tokens else _UNUSED) for number in range(tokenizer.vocab_size)
+        ],
+        "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]],
+    }
+
+
+def _essential(split: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides how a pre-tokenizer splits text."""
+    defaults = {"use_regex": True, "individual_digits": False, "invert": False}
+    return {**defaults, **{key: value for key, value in split.items() if key != "trim_offsets"}}
+
+
 def _beginning(found: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | None:
     """Returns the processor that puts BOS before a text, if the model has one there."""
     number = found.get("bos_token_id", -1)
@@ -119,7 +220,7 @@ def _fields(path: epath.Path) -> dict[str, Any]:
         import gguf
     except ImportError:
         raise TokenizerError(
-            "tokenizer: expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'"
+            "tokenizer: expected the package gguf for GGUF files, found none; pip install 'instructjax[gguf]'"
         ) from None
     names = ["model", "pre", "tokens", "token_type", "merges", "add_bos_token"]
     names += ["bos_token_id", "eos_token_id", "padding_token_id"]

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from instructjax import conversation
 from instructjax.conversation import Message, as_prompt, messages_of
 from instructjax.errors import ConfigError, DataError
 from instructjax.text.huggingface import HuggingFaceTokenizer
@@ -45,9 +46,11 @@ class Template(Protocol):
 
     Attributes:
       eos_id: ends a response.
+      source: a chat template in jinja that writes the same text, for the engines of others.
     """
 
     eos_id: int
+    source: str
 
     def encode(self, prompt: str) -> PromptTokens:
         """Encodes a prompt, a text or a `Conversation`.
@@ -64,6 +67,8 @@ class SeparatorTemplate:
         """Takes the tokenizer and the text between prompt and response."""
         self._tokenizer, self._separator = tokenizer, separator
         self.eos_id = tokenizer.eos_id
+        bos = "{{ bos_token }}" if tokenizer.bos else ""
+        self.source = f"{bos}{conversation.TEMPLATE}{{{{ {json.dumps(separator, ensure_ascii=False)} }}}}"
 
     def encode(self, prompt: str) -> PromptTokens:
         """Encodes BOS, if the tokenizer has one, the prompt and the separator. No earlier answers are told apart."""
@@ -80,6 +85,7 @@ class ChatTemplate:
 
     Attributes:
       eos_id: the first special token that the template writes after an answer, or else the tokenizer's EOS.
+      source: the template.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -93,7 +99,7 @@ class ChatTemplate:
                 "data.template: expected a tokenizer with a chat template, found one without; "
                 f"set data.template={SEPARATOR}"
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self.source = tokenizer, tokenizer.chat_template
         try:
             self._write = _compiled(tokenizer.chat_template)
         except ConfigError:

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.errors import TokenizerError
+from instructjax.text import gguf as text_gguf
 from instructjax.text import tokenizer_files
+from instructjax.text.huggingface import HuggingFaceTokenizer
+from instructjax.text.sentencepiece import SentencePieceTokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra huggingface")
@@ -95,6 +98,39 @@ words = st.sampled_from(["the", " fox", "\n", " ", "owl", "12", "2024", "'s", "'
 @given(st.text(max_size=20) | st.lists(words).map("".join))
 def test_ids_are_those_of_the_tokenizer_that_was_written(rebuilt, pre, text):
     assert rebuilt[pre].encode(text) == KINDS[pre].encode(text).ids
+
+
+@pytest.mark.parametrize("pre", KINDS)
+def test_a_written_tokenizer_is_read_back_unchanged(rebuilt, tmp_path, pre):
+    tokenizer = rebuilt[pre]
+    writer = gguf.GGUFWriter(tmp_path / "again.gguf", "llama")
+    for name, value in text_gguf.metadata_of(tokenizer, (2, 0), tokenizer.chat_template).items():
+        writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = tokenizer_files.load(tmp_path / "again.gguf")
+    assert found.fingerprint == tokenizer.fingerprint
+
+
+def test_pieces_are_written_with_scores_and_kinds():
+    tokenizer = SentencePieceTokenizer.train(LINES, 310)
+    found = text_gguf.metadata_of(tokenizer, (tokenizer.eos_id,), "")
+    tokens, kinds = (found[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    assert tokens[:4] == ["<pad>", "</s>", "<unk>", "\n"] and kinds[:5] == [3, 3, 2, 4, 6]
+    assert len(tokens) == len(found["tokenizer.ggml.scores"]) == tokenizer.vocab_size
+    assert not found["tokenizer.ggml.add_bos_token"] and not found["tokenizer.ggml.add_space_prefix"]
+
+
+def test_tokenizers_that_llama_cpp_does_not_know_are_refused(rebuilt):
+    described = json.loads(rebuilt["gpt-2"].without_settings())
+    described["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    described["pre_tokenizer"]["use_regex"] = True
+    other = HuggingFaceTokenizer.from_bytes(json.dumps(described).encode())
+    with pytest.raises(TokenizerError, match="splits text like gpt-2, smollm, llama-bpe, qwen2, for GGUF, found"):
+        text_gguf.metadata_of(other, (0,), "")
+    with pytest.raises(TokenizerError, match="expected at most 3 EOS for GGUF, found 4"):
+        text_gguf.metadata_of(rebuilt["gpt-2"], (0, 1, 2, 3), "")
 
 
 def test_the_kinds_differ():

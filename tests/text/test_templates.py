@@ -206,6 +206,18 @@ def test_the_separator_writes_the_transcript():
     assert not any(found.answered)
 
 
+@pytest.mark.parametrize("separator", ["\n", '\n\n"Answer":\t', ""])
+@pytest.mark.parametrize("roles", ["user", "system user", "user assistant user"])
+def test_the_separator_has_an_equal_chat_template(separator, roles):
+    messages = [Message(role, f"{role} {{{{ x }}}}\n") for role in roles.split()]
+    layout = Layout(CHAT, separator, max_prompt=99, max_response=9)
+    written = jinja2.Template(layout.template.source, keep_trailing_newline=True).render(
+        messages=[message._asdict() for message in messages], bos_token=CHAT.names["bos_token"]
+    )
+    bos = CHAT.names["bos_token"] if CHAT.bos else ""
+    assert written == f"{bos}{as_prompt(messages)}{separator}"
+
+
 def test_bos_begins_prompts_and_documents():
     described = json.loads(CHAT.without_settings())
     bos = PLAIN.token_to_id("<s>")

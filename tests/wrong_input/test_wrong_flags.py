@@ -40,6 +40,14 @@ def test_required():
 
 
 @fault(
+    "a type of weights for a folder",
+    "--dtype: expected an --output that ends in .gguf, found PATH",
+)
+def test_dtype_of_a_folder():
+    run("export_weights.py", "--output=policy", "--dtype=q8_0")
+
+
+@fault(
     "only some of the flags for several processes",
     "--process_count: expected with the other flags of several processes, found none",
 )

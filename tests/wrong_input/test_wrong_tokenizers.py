@@ -297,7 +297,7 @@ def test_no_jinja(tmp_path, monkeypatch):
 
 @fault(
     "a missing package for tokenizers in GGUF files",
-    "tokenizer: expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'",
+    "tokenizer: expected the package gguf for GGUF files, found none; pip install 'instructjax[gguf]'",
 )
 def test_no_gguf(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)

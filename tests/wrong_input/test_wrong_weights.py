@@ -201,7 +201,7 @@ def test_no_safetensors(tmp_path, monkeypatch):
 
 @fault(
     "a missing package for GGUF files",
-    "expected the package gguf to read GGUF files, found none; pip install 'instructjax[gguf]'",
+    "expected the package gguf for GGUF files, found none; pip install 'instructjax[gguf]'",
 )
 def test_no_gguf(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
@@ -253,6 +253,52 @@ def test_full_folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("")
     exporting(tmp_path, "sft")
+
+
+def exporting_gguf(tmp_path, stage, **changes):
+    config, workdir = changed(recipe(tmp_path), **changes), tmp_path / "run"
+    save_stage(config, workdir, stage, TOKENIZER)
+    exported.export_gguf(Run(config, workdir), stage, tmp_path / "out.gguf", "q8_0")
+
+
+@fault(
+    "export of a reward model to GGUF",
+    "--stage: expected a policy for GGUF, found reward; export it to a folder",
+)
+def test_gguf_of_a_reward_model(tmp_path):
+    exporting_gguf(tmp_path, "reward")
+
+
+@fault("export to a file that exists", "PATH: expected no such file yet, found one")
+def test_gguf_exists(tmp_path):
+    (tmp_path / "out.gguf").touch()
+    exporting_gguf(tmp_path, "sft")
+
+
+@fault(
+    "export to GGUF of a family that it does not have here",
+    "model_type: expected one of gpt2, llama, qwen2, qwen3 for GGUF, found gpt_neox",
+)
+def test_gguf_of_another_family(tmp_path):
+    exporting_gguf(tmp_path, "sft", model__positions="rotary", model__parallel_residual=True)
+
+
+@fault(
+    "export to GGUF of scaled rotary frequencies",
+    "PATH: model: expected rotary_scaling linear, rotary_factor N, found rotary_scaling , rotary_factor N",
+)
+def test_gguf_of_scaled_positions(tmp_path):
+    llama = {"norm": "rms", "positions": "rotary", "activation": "silu", "gated": True, "biases": "none"}
+    choices = llama | {"rotary_scaling": "linear", "rotary_factor": 2.0}
+    exporting_gguf(tmp_path, "sft", **{f"model__{name}": value for name, value in choices.items()})
+
+
+@fault(
+    "quantization of rows that are not whole blocks",
+    "--dtype: expected rows of a multiple of 32 weights for q8_0, found TEXT",
+)
+def test_gguf_blocks(tmp_path):
+    exporting_gguf(tmp_path, "sft")
 
 
 @fault(
