@@ -67,6 +67,11 @@ def write_model(folder, texts):
     return model, tokenizer
 
 
+def count_tokens(rankings):
+    """Returns the number of tokens of each prompt with each of its choices."""
+    return sum(len(r.prompt) * len(r.responses) + sum(map(len, r.responses)) for r in rankings)
+
+
 def seconds(work):
     """Returns ((wall-clock, CPU) seconds, the log-probabilities of all choices) of a call."""
     clock, processor = time.perf_counter(), time.process_time()
@@ -87,12 +92,12 @@ def main(_):
         params = imported.read(str(folder), model, tokenizer)
         peer = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=_BATCH_SIZE.value)
 
-    def tokenize():
+    def tokenize(case):
         return outputs.tokenize_choices(tokenizer, case.prompts, case.examples, max_length=LENGTH, truncate=False)
 
     def ours():
         batches = outputs.score_choices(
-            model, params, tokenize(), pad_id=tokenizer.pad_id, batch_size=_BATCH_SIZE.value
+            model, params, tokenize(case), pad_id=tokenizer.pad_id, batch_size=_BATCH_SIZE.value
         )
         found = dict(pair for batch in batches for pair in batch)
         return [x for i in range(len(found)) for x in found[i].log_probs]
@@ -109,8 +114,9 @@ def main(_):
     first = {name: seconds(work) for name, work in sides.items()}
     rounds = [{name: seconds(work)[0] for name, work in sides.items()} for _ in range(_ROUNDS.value)]
     difference = np.abs(np.subtract(*(found for _, found in first.values()))).max()
-    tokens = sum(len(r.prompt) * len(r.responses) + sum(map(len, r.responses)) for r in tokenize())
+    tokens, all_tokens = count_tokens(tokenize(case)), count_tokens(tokenize(every))
     print(f"{len(case.prompts)} questions, {tokens} tokens; torch {torch.__version__}, jax {jax.__version__}")
+    print(f"all {len(every.prompts)} questions: {all_tokens} tokens")
     one, other = sides
     for number, unit in enumerate(("wall-clock", "CPU")):
         for name in sides:

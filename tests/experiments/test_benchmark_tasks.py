@@ -13,10 +13,10 @@ import pytest
 from instructjax.evaluation.tasks import outputs
 from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.runs import folder
-from instructjax.stages import pretrain, public_tasks
+from instructjax.stages import evaluate, pretrain, public_tasks
 from instructjax.stages.run import Run
 from tests.local_data import ABSENT, DATA
-from tests.recipes import changed, recipe, save_stage
+from tests.recipes import changed, recipe, save_run, save_stage
 from tests.scripts import SCRIPTS, run
 from tests.stages import test_imported
 
@@ -211,6 +211,26 @@ def test_a_run_measures_its_finished_policies(tmp_path):
     found = folder.read_tasks(a_run.workdir, ["pretrain", "sft", "ppo"])
     assert list(found) == ["pretrain", "ppo"]
     assert all((one["metric"], one["n"]) == ("accuracy", 2) for one, *_ in found.values())
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_run_are_in_its_results_and_its_report(tmp_path):
+    write_data(tmp_path / "data")
+    config = changed(recipe(tmp_path), evaluate__tasks=str(tmp_path / "data"), evaluate__task_names="sst,truthful_qa")
+    config = changed(config, evaluate__batch_size=8, evaluate__prompts=8, evaluate__text_windows=4)
+    config = changed(config, evaluate__few_shot=0, evaluate__few_shot_candidates=1, model__max_length=160)
+    a_run = Run(config, tmp_path / "run", "name")
+    save_run(a_run)
+    public_tasks.check(a_run)
+    public_tasks.measure(a_run)
+    tasks = evaluate.evaluate(a_run)["tasks"]
+    assert list(tasks) == ["pretrain", "sft", "ppo", "ppo_ptx"]
+    written = json.loads((a_run.workdir / "results.json").read_text())["tasks"]
+    report = (a_run.workdir / "report.md").read_text()
+    for stage, found in tasks.items():
+        assert found == written[stage] and {one["task"] for one in found} == {"sst", "truthful_qa"}
+    assert "| task | prompt | shots | pretrain | sft | ppo | ppo_ptx |" in report
+    assert "| sst, accuracy | zero-shot | 0 | " in report and "| truthful_qa, true | QA prompt | 0 | " in report
 
 
 def test_responses_and_the_judge_may_be_the_users(monkeypatch, tmp_path):

@@ -17,9 +17,14 @@ FUNCTIONS = {
     "ppo_init": ("ppo_init", "run"),
     "ppo": ("ppo", "run"),
     "ppo_ptx": ("ppo", "run_with_text"),
+    "tasks": ("public_tasks", "measure"),
     "evaluate": ("evaluate", "evaluate"),
 }
 STAGES = list(FUNCTIONS)
+
+
+def without(*names):
+    return [name for name in STAGES if name not in names]
 
 
 class Names(list):
@@ -33,10 +38,14 @@ class Names(list):
 
 
 @pytest.mark.parametrize(
-    ("reward_from", "expected"),
-    [("", STAGES), ("another/run", [name for name in STAGES if name not in ("comparisons", "reward")])],
+    ("reward_from", "tasks", "expected"),
+    [
+        ("", "", without("tasks")),
+        ("another/run", "", without("tasks", "comparisons", "reward")),
+        ("", "data", STAGES),
+    ],
 )
-def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
+def test_stages_in_order(monkeypatch, tmp_path, reward_from, tasks, expected):
     called, named = [], []
 
     def opened(names, at_least):
@@ -50,11 +59,14 @@ def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
         setattr(modules[module], function, lambda run, name=name: called.append(name))
     for module, fake in modules.items():
         monkeypatch.setattr(reproduce, module, fake)
+    checked = []
+    modules["public_tasks"].check = lambda run: checked.append(list(called))
     monkeypatch.setattr(progress, "Stages", opened)
     config = ml_collections.ConfigDict(
-        {"ppo": {"reward_from": reward_from, "reward_function": ""}, "evaluate": {"tasks": ""}}
+        {"ppo": {"reward_from": reward_from, "reward_function": ""}, "evaluate": {"tasks": tasks}}
     )
     required = []
     fake = types.SimpleNamespace(config=config, workdir=tmp_path, require=lambda *stages: required.extend(stages))
     reproduce.main(fake)
     assert called == named == required == expected
+    assert checked == ([[]] if tasks else [])  # before the first stage

@@ -11,7 +11,6 @@ import pytest
 
 from instructjax.runs import metrics_file
 from instructjax.runs.folder import PAPER
-from tests.experiments.test_benchmark_tasks import write_data
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {
@@ -65,21 +64,17 @@ def start(workdir, devices, *flags):
 
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path):
-    write_data(tmp_path / "data")
-    tasks = [f"--config.evaluate.tasks={tmp_path}/data", "--config.evaluate.task_names=hellaswag,truthful_qa"]
-    tasks.append("--config.evaluate.task_examples=2")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    several = [coordinator, "--process_count=2", *tasks]
-    two = [start(tmp_path / "two", 4, f"--process_id={i}", *several) for i in range(2)]
+    two = [start(tmp_path / "two", 4, coordinator, f"--process_id={i}", "--process_count=2") for i in range(2)]
     printed = [process.communicate(timeout=900) for process in two]
     assert [process.returncode for process in two] == [0, 0], "\n".join(error[-2000:] for _, error in printed)
     # The first process prints the table, the other nothing. Gloo's own messages are ignored.
     ours = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in printed]
     assert any("PPO-ptx" in line for line in ours[0]) and not ours[1]
 
-    one = start(tmp_path / "one", 1, *tasks)
+    one = start(tmp_path / "one", 1)
     output, error = one.communicate(timeout=600)
     assert one.returncode == 0, error[-2000:]
     for stage in PAPER:
@@ -95,13 +90,3 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     for model, entry in there["models"].items():
         if entry:
             assert here["models"][model]["pretrain_loss"] == pytest.approx(entry["pretrain_loss"], rel=2e-3)
-    # Choices are scored, and answers judged, by the policies that each run has trained.
-    assert here["tasks"].keys() == there["tasks"].keys() == {"pretrain", "sft", "ppo", "ppo_ptx"}
-    for stage, expected in there["tasks"].items():
-        assert {one["task"] for one in expected} == {"hellaswag", "truthful_qa"}
-        for found, other in zip(here["tasks"][stage], expected, strict=True):
-            measured = ("task", "prompt_type", "metric", "n")
-            assert [found[name] for name in measured] == [other[name] for name in measured]
-            assert other["n"] == 2 and 0 <= found["value"] <= 1
-    for name in ("one", "two"):
-        assert "| hellaswag" in (tmp_path / name / "report.md").read_text()
