@@ -33,14 +33,18 @@ class Names(list):
 
 
 @pytest.mark.parametrize(
-    ("reward_from", "expected"),
-    [("", STAGES), ("another/run", [name for name in STAGES if name not in ("comparisons", "reward")])],
+    ("reward_from", "without", "expected"),
+    [
+        ("", None, STAGES),
+        ("", "ppo", [name for name in STAGES if name != "ppo"]),
+        ("another/run", None, [name for name in STAGES if name not in ("comparisons", "reward")]),
+    ],
 )
-def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
+def test_stages_in_order(monkeypatch, tmp_path, reward_from, without, expected):
     called, named = [], []
 
     def opened(names, at_least):
-        assert at_least == {"ppo_ptx": "ppo"}
+        assert at_least == ({} if without else {"ppo_ptx": "ppo"})
         named.extend(names)
         return Names(names)
 
@@ -51,6 +55,7 @@ def test_stages_in_order(monkeypatch, tmp_path, reward_from, expected):
     for module, fake in modules.items():
         monkeypatch.setattr(reproduce, module, fake)
     monkeypatch.setattr(progress, "Stages", opened)
+    monkeypatch.setattr(reproduce, "_WITHOUT", types.SimpleNamespace(value=without))
     config = ml_collections.ConfigDict(
         {"ppo": {"reward_from": reward_from, "reward_function": ""}, "evaluate": {"tasks": ""}}
     )
