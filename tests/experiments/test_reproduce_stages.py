@@ -38,18 +38,19 @@ class Names(list):
 
 
 @pytest.mark.parametrize(
-    ("reward_from", "tasks", "expected"),
+    ("reward_from", "tasks", "left_out", "expected"),
     [
-        ("", "", without("tasks")),
-        ("another/run", "", without("tasks", "comparisons", "reward")),
-        ("", "data", STAGES),
+        ("", "", None, without("tasks")),
+        ("", "", "ppo", without("tasks", "ppo")),
+        ("another/run", "", None, without("tasks", "comparisons", "reward")),
+        ("", "data", None, STAGES),
     ],
 )
-def test_stages_in_order(monkeypatch, tmp_path, reward_from, tasks, expected):
+def test_stages_in_order(monkeypatch, tmp_path, reward_from, tasks, left_out, expected):
     called, named = [], []
 
     def opened(names, at_least):
-        assert at_least == {"ppo_ptx": "ppo"}
+        assert at_least == ({} if left_out else {"ppo_ptx": "ppo"})
         named.extend(names)
         return Names(names)
 
@@ -62,6 +63,7 @@ def test_stages_in_order(monkeypatch, tmp_path, reward_from, tasks, expected):
     checked = []
     modules["public_tasks"].check = lambda run: checked.append(list(called))
     monkeypatch.setattr(progress, "Stages", opened)
+    monkeypatch.setattr(reproduce, "_WITHOUT", types.SimpleNamespace(value=left_out))
     config = ml_collections.ConfigDict(
         {"ppo": {"reward_from": reward_from, "reward_function": ""}, "evaluate": {"tasks": tasks}}
     )

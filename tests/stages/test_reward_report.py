@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructjax.evaluation import reward_models
-from instructjax.records import Ranking
+from instructjax.records import Demonstration, Ranking
 from instructjax.reporting import watch
 from instructjax.runs import checkpoint_files
 from instructjax.stages import ranking_report, reward
@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
         for i, record in enumerate(RECORDS["rankings"])
     ]
     config = changed(recipe(folder, rankings=lines), reward__epochs=2, reward__learning_rate=0.1)
+    config = changed(config, reward__offset_demonstrations=3)
     config = changed(config, reward__candidates=2, log__every=2, log__save_every=2, log__evaluate_every=4)
     run = Run(config, folder / "run")
     save_stage(config, folder / "run", "sft", run.layout.tokenizer)
@@ -40,6 +41,17 @@ def test_the_candidate_with_the_least_validation_loss_is_kept(finished):
     measure = reward_models.held_out_metrics(kept.model, finished.validation_rankings())
     assert measure(kept.params)["validation_loss"] == pytest.approx(losses[candidates["step"]], abs=1e-6)
     assert checkpoint_files.saved_steps(finished.checkpoints("reward"))[-1] == 5
+
+
+def test_the_mean_reward_of_the_first_demonstrations_is_0(finished):
+    """Counts `reward.offset_demonstrations` of them, 3."""
+    kept, batch_size = finished.load_reward_model(), finished.config.evaluate.batch_size
+    given = finished.records(Demonstration, "train")
+
+    def mean(records):
+        return reward.mean_score(kept.model, kept.params, records, finished.layout, batch_size)
+
+    assert len(given) > 3 and abs(mean(given[:3])) < 1e-5 < abs(mean(given))
 
 
 def test_the_report_measures_the_kept_model_on_test_rankings(finished):
