@@ -2,12 +2,12 @@
 
     python experiments/sample.py --workdir=runs/sandbox --prompt="tell me about the fox ."
     python experiments/sample.py --workdir=runs/sandbox --stage=all --rewards --prompt="tell me about the fox ."
-    python experiments/sample.py --workdir=runs/sandbox --samples=16 --best --prompts=prompts.jsonl --output=answers.jsonl
+    python experiments/sample.py --workdir=runs/sandbox --samples=16 --best --prompts=in.jsonl --output=out.jsonl
     python experiments/sample.py --workdir=runs/sandbox --chat
 
 Prompts are given with --prompt, in a file of records with --prompts, or on standard input: one per line, or one in all
-with --whole_input. They are taken as they are, with their spaces, as in training. In a chat, each line is a message, and
-a blank line begins another conversation.
+with --whole_input. They are taken as they are, with their spaces, as in training. In a chat, each line is a message; a
+blank line begins another conversation.
 """
 
 import json
