@@ -1,27 +1,44 @@
-"""Answers prompts with a trained policy, or with one whose stage is in progress.
+"""Answers prompts with trained policies, or with some whose stages are in progress: in batches, or in a chat.
 
-Prompts are given with --prompt, or on standard input: one per line, or one in all with --whole_input. They are taken as
-they are, with their spaces, as in training.
+    python experiments/sample.py --workdir=runs/sandbox --prompt="tell me about the fox ."
+    python experiments/sample.py --workdir=runs/sandbox --stage=all --rewards --prompt="tell me about the fox ."
+    python experiments/sample.py --workdir=runs/sandbox --samples=16 --best --prompts=in.jsonl --output=out.jsonl
+    python experiments/sample.py --workdir=runs/sandbox --chat
 
-python experiments/sample.py --workdir=runs/sandbox --stage=ppo_ptx --prompt="tell me about the fox ."
+Prompts are given with --prompt, in a file of records with --prompts, or on standard input: one per line, or one in all
+with --whole_input. They are taken as they are, with their spaces, as in training. In a chat, each line is a message; a
+blank line begins another conversation.
 """
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import command_line
 import jax
+import numpy as np
 from absl import flags
+from etils import epath
 
+from instructjax import files, records
+from instructjax.conversation import Message, as_prompt
+from instructjax.data.layouts import Layout
 from instructjax.errors import InputError
-from instructjax.stages import answers
+from instructjax.records import Prompt
+from instructjax.runs import folder, progress
+from instructjax.stages import answers, rewards
 from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
+from instructjax.stages.trained import Trained
 from instructjax.training import parallel
 
-_STAGE = flags.DEFINE_string(
-    "stage", "ppo_ptx", "The stage whose policy answers: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest such as dpo."
+_STAGE = flags.DEFINE_list(
+    "stage",
+    ["ppo_ptx"],
+    "The stages whose policies answer, side by side: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest such as dpo; "
+    "all for every stage of the paper that has a checkpoint.",
 )
 _STEP = flags.DEFINE_string(
     "step",
@@ -30,7 +47,13 @@ _STEP = flags.DEFINE_string(
     "was chosen for sft.",
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; repeat the flag for several.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts, .jsonl or .jsonl.gz; see docs/formats.md.")
 _WHOLE = flags.DEFINE_boolean("whole_input", False, "Read standard input as one prompt, such as a dialogue.")
+_CHAT = flags.DEFINE_boolean("chat", False, "Continue conversations with the user's messages, line by line.")
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Answers of each policy to each prompt.", lower_bound=1)
+_BEST = flags.DEFINE_boolean("best", False, "Keep only the answer with the largest reward: best of --samples.")
+_REWARDS = flags.DEFINE_boolean("rewards", False, "Add the scores of the run's reward model.")
+_OUTPUT = flags.DEFINE_string("output", None, "Write the answers to a file, .jsonl, instead of printing them.")
 _SEED = flags.DEFINE_integer("seed", 0, "The random seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Of the samples; 0 for the most likely tokens. By default evaluate.temperature.", lower_bound=0
@@ -46,28 +69,115 @@ _STOP = flags.DEFINE_multi_string("stop", [], "Cut answers before this text; rep
 
 READ = ("seed", "evaluate.temperature", "evaluate.batch_size", "parallel.")  # keys that have an effect here
 
+Policy: TypeAlias = tuple[Trained, Layout]
+Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], list[np.ndarray]]
+
 
 def main(run: Run) -> None:
-    """Prints each prompt with its answer."""
+    """Prints each prompt with its answers, or writes them to a file, or chats."""
     for key in command_line.given_keys():
         if not key.startswith(READ):
             raise InputError(
                 f"--config.{key}: expected one of {', '.join(READ)}, found a key without effect on a policy, which "
                 "keeps the recipe that it was trained with; see --help for flags"
             )
-    asked = list(_prompts())
-    if not asked:
+    output = _output()
+    asked = [] if _CHAT.value else _prompts()
+    if not (asked or _CHAT.value):
         raise InputError("--prompt: expected a prompt, here or in standard input, found none")
     with parallel.on_mesh(run.config.parallel):
-        _answer(run, asked)
+        policies = {stage: run.open_policy(stage, _step()) for stage in _stages(run)}
+        score = _score(run) if _REWARDS.value or _BEST.value else None
+        if _CHAT.value:
+            _chat(run, policies, score)
+            return
+        found = _answer(run, policies, score, asked)
+    if output is None:
+        print("".join(map(_shown, found)), end="")
+    else:
+        files.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+        print(f"{output}: {sum(len(line['responses']) for line in found)} answers to {len(found)} prompts")
 
 
-def _answer(run: Run, asked: Sequence[tuple[str, str]]) -> None:
-    policy, layout = run.open_policy(_STAGE.value, _step())
-    for where, prompt in asked:
-        layout.encode_prompt(prompt, where)  # rejects a prompt that is too long
+def _answer(
+    run: Run, policies: Mapping[str, Policy], score: Score | None, asked: Sequence[Prompt]
+) -> list[dict[str, Any]]:
+    """Returns each prompt's record with "responses", their "models" and, if they are scored, their "rewards"."""
+    for _, layout in policies.values():
+        for record in asked:
+            layout.encode_prompt(record.prompt, record.where)  # rejects a prompt that is too long
+    lines: list[dict[str, Any]] = [
+        {**json.loads(records.to_json(record)), "responses": [], "models": []} for record in asked
+    ]
+    count, key = _SAMPLES.value, jax.random.key(_SEED.value)
+    repeated = [record.prompt for record in asked for _ in range(count)]
+    for stage, (policy, layout) in policies.items():
+        with progress.Bar(f"{stage}: answers", len(repeated), "answer") as bar:
+            drawn = answers.answer(policy, layout, repeated, key, _sampling(run))
+            texts = [text for _, text in bar.over(drawn, size=lambda _: 1)]
+        grouped = [texts[i : i + count] for i in range(0, len(texts), count)]
+        given = score(asked, grouped) if score else None
+        for i, line in enumerate(lines):
+            kept = [int(np.argmax(given[i]))] if given and _BEST.value else range(count)
+            line["responses"] += [grouped[i][k] for k in kept]
+            line["models"] += [stage] * len(kept)
+            if given:
+                line.setdefault("rewards", []).extend(float(given[i][k]) for k in kept)
+    return lines
+
+
+def _shown(line: Mapping[str, Any]) -> str:
+    """Returns a prompt and its answers as text, with the names of the policies if there are several."""
+    names, prompt = line["models"], line["prompt"]
+    if not isinstance(prompt, str):  # messages
+        prompt = as_prompt([Message(**message) for message in prompt])
+    width = max(map(len, names)) if len(set(names)) > 1 else 0
+    parts = [f"{prompt}\n"]
+    for i, text in enumerate(line["responses"]):
+        name = f"{names[i]:{width}} " if width else ""
+        reward = f"{line['rewards'][i]:6.2f} " if "rewards" in line else ""
+        parts.append(f"  {name}{reward}-> {text}\n")
+    return "".join([*parts, "\n"])
+
+
+def _chat(run: Run, policies: Mapping[str, Policy], score: Score | None) -> None:
+    """Answers line by line; each policy continues its own conversation, which forgets messages that do not fit."""
+    said: dict[str, list[Message]] = {stage: [] for stage in policies}
+    for turn, line in enumerate(_said()):
+        if not line.strip():
+            said = {stage: [] for stage in policies}
+            continue
+        for stage, (policy, layout) in policies.items():
+            messages = [*said[stage], Message("user", line)]
+            while len(messages) > 1 and layout.count_prompt(as_prompt(messages)) > layout.max_prompt:
+                messages = messages[2:]
+            if forgotten := 1 + len(said[stage]) - len(messages):
+                print(f"  ({stage} forgets {forgotten} messages)")
+            record = Prompt(prompt=as_prompt(messages), where=f"standard input:{turn + 1}")
+            layout.encode_prompt(record.prompt, record.where)
+            key = jax.random.fold_in(jax.random.key(_SEED.value), turn)
+            drawn = answers.answer(policy, layout, [record.prompt] * _SAMPLES.value, key, _sampling(run))
+            texts = [text for _, text in drawn]
+            given = score([record], [texts])[0] if score else np.zeros(len(texts))
+            for k in [int(np.argmax(given))] if _BEST.value else range(len(texts)):
+                name = f"{stage} " if len(policies) > 1 else ""
+                print(f"  {name}{f'{given[k]:.2f} ' if score else ''}-> {texts[k]}", flush=True)
+            said[stage] = [*messages, Message("assistant", texts[int(np.argmax(given))])]
+
+
+def _said() -> Iterator[str]:
+    """Yields the lines of standard input."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        if not (line := sys.stdin.buffer.readline()):
+            return
+        yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _sampling(run: Run) -> Sampling:
     section, temperature = run.config.evaluate, _TEMPERATURE.value
-    sampling = Sampling(
+    return Sampling(
         temperature=section.temperature if temperature is None else temperature,
         batch_size=section.batch_size,
         top_k=_TOP_K.value,
@@ -75,9 +185,23 @@ def _answer(run: Run, asked: Sequence[tuple[str, str]]) -> None:
         max_tokens=_MAX_TOKENS.value,
         stop=tuple(_STOP.value),
     )
-    prompts = [prompt for _, prompt in asked]
-    for prompt, answer in answers.answer(policy, layout, prompts, jax.random.key(_SEED.value), sampling):
-        print(f"{prompt}\n  -> {answer}\n")
+
+
+def _score(run: Run) -> Score:
+    """Returns the scores of the run's reward model."""
+    reward, layout = run.open_reward_model()
+    size = run.config.evaluate.batch_size
+    return lambda prompts, answered: rewards.score_texts(reward, layout, prompts, answered, size)
+
+
+def _stages(run: Run) -> list[str]:
+    """Returns the names of the stages, "all" replaced by those with a policy and a checkpoint."""
+    if _STAGE.value != ["all"]:
+        return list(dict.fromkeys(_STAGE.value))
+    found = [name for name in folder.PAPER if name != "reward" and files.exists(run.directory(name) / "checkpoints")]
+    if not found:
+        raise InputError(f"--stage: expected a run with checkpoints, found none in {run.workdir}")
+    return found
 
 
 def _step() -> int | str | None:
@@ -89,16 +213,29 @@ def _step() -> int | str | None:
     return int(found)
 
 
-def _prompts() -> Iterator[tuple[str, str]]:
-    """Yields (where the prompt was given, the prompt)."""
+def _output() -> epath.Path | None:
+    if _OUTPUT.value is None:
+        return None
+    output = files.parse(_OUTPUT.value, "--output")
+    if output.suffix != ".jsonl":
+        raise InputError(f"--output: expected a file that ends in .jsonl, found {output}")
+    return output
+
+
+def _prompts() -> list[Prompt]:
+    """Reads the prompts, each with the place where it was given."""
+    if _PROMPTS.value is not None:
+        return records.read(files.parse(_PROMPTS.value, "--prompts"), Prompt)
     given = [("--prompt", os.fsencode(prompt)) for prompt in _PROMPT.value]
+    found = []
     for where, prompt in given or _input():
         try:
             text = prompt.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: expected UTF-8, found {error.reason}") from None
         if text.strip():
-            yield where, text
+            found.append(Prompt(prompt=text, where=where))
+    return found
 
 
 def _input() -> Iterator[tuple[str, bytes]]:

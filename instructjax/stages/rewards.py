@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from instructjax.batch import Episodes
-from instructjax.data.layouts import TokenizedRanking
+from instructjax.data.layouts import Layout, TokenizedRanking
 from instructjax.evaluation import reward_models
 from instructjax.models.transformer import ScalarModel
 from instructjax.records import Prompt, Ranking
@@ -66,19 +66,43 @@ def of_model(run: Run, reward: Trained[ScalarModel]) -> Rewards:
         return np.asarray(scorer(reward.params, episodes), np.float64)[: len(texts)]
 
     def of_texts(prompts: Sequence[Prompt], answered: Sequence[Sequence[str]]) -> np.ndarray:
-        rows = [
-            TokenizedRanking(
-                layout.encode_prompt(record.prompt), [layout.encode_response(layout.truncate(text)) for text in texts]
-            )
-            for record, texts in zip(prompts, answered, strict=True)
-        ]
-        size = run.config.evaluate.batch_size
-        scores = reward_models.rewards(
-            reward.model, reward.params, rows, pad_id=layout.tokenizer.pad_id, batch_size=size
-        )
-        return np.stack(scores)
+        return np.stack(score_texts(reward, layout, prompts, answered, run.config.evaluate.batch_size))
 
     return Rewards(of_episodes, of_texts, lambda rankings: ranking_report.ranking_rewards(run, reward, rankings))
+
+
+def score_texts(
+    reward: Trained[ScalarModel],
+    layout: Layout,
+    prompts: Sequence[Prompt],
+    answered: Sequence[Sequence[str]],
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Scores texts as answers to prompts, by a reward model. A text that is longer than a sample is cut.
+
+    Args:
+      reward: the reward model.
+      layout: of its prompts and responses.
+      prompts: N records.
+      answered: K texts that answer each.
+      batch_size: the maximum number of packed rows per forward pass.
+
+    Returns:
+      N arrays float64[K].
+
+    Raises:
+      DataError: a prompt is too long.
+    """
+    rows = [
+        TokenizedRanking(
+            layout.encode_prompt(record.prompt, record.where),
+            [layout.encode_response(layout.truncate(text)) for text in texts],
+        )
+        for record, texts in zip(prompts, answered, strict=True)
+    ]
+    return reward_models.rewards(
+        reward.model, reward.params, rows, pad_id=layout.tokenizer.pad_id, batch_size=batch_size
+    )
 
 
 def of_function(place: str, score: scoring.Score) -> Rewards:

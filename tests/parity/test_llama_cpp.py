@@ -33,9 +33,7 @@ POLICIES += [("qwen2", "qwen2", "chat"), ("qwen3", "llama-bpe", "separator")]
 MODELS = {"gpt2": GPT2, "llama": LLAMA}
 MODELS["qwen2"] = dataclasses.replace(LLAMA, biases="query_key_value")
 MODELS["qwen3"] = dataclasses.replace(LLAMA, query_key_norm="head", d_head=32, tied=False)
-PROMPTS = [f"{line} {word}\n{number} é" for number, line in enumerate(LINES) for word in ("12's", "OWL <|im_end|>")][
-    :50
-]
+PROMPTS = [f"{line} {('OWL', '12', ' ')[number % 3]}\n{number} é" for number, line in enumerate(LINES)][:50]
 
 
 @pytest.fixture(scope="module", params=POLICIES, ids=["-".join(names) for names in POLICIES])

@@ -40,6 +40,22 @@ def test_required():
 
 
 @fault(
+    "answers to a file of another kind",
+    "--output: expected a file that ends in .jsonl, found PATH",
+)
+def test_output_of_samples():
+    run("sample.py", "--output=answers.txt", "--prompt=a")
+
+
+@fault(
+    "all stages of a folder without any",
+    "--stage: expected a run with checkpoints, found none in PATH",
+)
+def test_all_stages_of_none(tmp_path):
+    run("sample.py", f"--workdir={tmp_path}", "--stage=all", "--prompt=a")
+
+
+@fault(
     "a type of weights for a folder",
     "--dtype: expected an --output that ends in .gguf, found PATH",
 )
