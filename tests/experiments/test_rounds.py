@@ -77,8 +77,8 @@ def base(tmp_path, monkeypatch):
 
     monkeypatch.setattr(selection, "select", lambda one: None)
     monkeypatch.setattr(evaluate, "evaluate", judge)
-    made, rounds = make_base(tmp_path, RECIPE)
-    return made.workdir, rounds
+    _, rounds = make_base(tmp_path, RECIPE)
+    return tmp_path / "run", rounds
 
 
 @pytest.fixture
