@@ -15,6 +15,7 @@ RECIPES = [
     ("instructgpt", "175b"),
     ("sandbox", ""),
     ("sandbox", "smoke"),
+    ("sandbox", "rounds"),
     ("e2e", ""),
     ("e2e", "smoke"),
     ("own", ""),
