@@ -178,6 +178,7 @@ def run(
                     f"{directory.name}: stopped by {signal} after step {number} of {schedule.steps}, which is saved"
                 )
         checkpoints.wait()
+        signal = signal or requested(True)  # since the last step was made
         cost = reporter.clock.summary()
     processes.first(lambda: files.write_json(summary, {"steps": schedule.steps, **cost}))
     if signal:

@@ -152,8 +152,8 @@ def test_interrupted_in_a_step(tmp_path, whole, call):
     assert_same_run(tmp_path, whole)
 
 
-def signalling(call, *numbers):
-    """Wraps the step so that its `call`-th call sends signals to its own process."""
+def signalling(call, *numbers, function=step):
+    """Wraps the step, or another function, so that its `call`-th call sends signals to its own process."""
     calls = iter(range(1, 1000))
 
     def wrapped(*arguments):
@@ -161,7 +161,7 @@ def signalling(call, *numbers):
             for number in numbers:
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)  # another thread may have been woken for it
-        return step(*arguments)
+        return function(*arguments)
 
     return wrapped
 
@@ -188,10 +188,15 @@ def counting(calls):
     return wrapped
 
 
-def test_asked_to_stop_in_the_last_step(tmp_path, whole):
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": signalling(STEPS, signal.SIGTERM)}, {"finish": signalling(1, signal.SIGTERM, function=finish)}],
+    ids=["in it", "after it"],
+)
+def test_asked_to_stop_in_the_last_step(tmp_path, whole, changes):
     """The stage is finished, but the next one does not begin."""
     with pytest.raises(Interrupted, match="stopped by SIGTERM after its last step, which is saved"):
-        run(tmp_path, step=signalling(STEPS, signal.SIGTERM))
+        run(tmp_path, **changes)
     assert_same_run(tmp_path, whole)
     run(tmp_path, step=counting(done := []))
     assert not done
