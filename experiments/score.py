@@ -1,10 +1,13 @@
-"""Scores any file of answers with the reward model of a run.
+"""Scores any file of answers with the reward model of a run, or with the sandbox's simulated labelers.
 
     python experiments/score.py --workdir=runs/e2e --answers=answers.jsonl --output=scored.jsonl
 
 A line of the file is {"prompt": ..., "response": ...} or {"prompt": ..., "responses": [...]}. The output has the same
 lines in the same order, with all of their fields, and "reward" or "rewards". If lines with responses have "scores", as
 rankings have, it also prints how well the reward model orders them.
+
+With --by=labelers, `evaluate.judgements` held-out labelers judge the responses to each prompt, which must be one of the
+recipe's sandbox. The output has a line for each of them, with "scores" and "labeler", as win_rates.py reads it.
 """
 
 import json
@@ -17,23 +20,43 @@ from etils import epath
 
 from instructjax import files, records
 from instructjax.data.layouts import Layout, TokenizedRanking
-from instructjax.errors import InputError, RecordError
+from instructjax.errors import ConfigError, InputError, RecordError
 from instructjax.evaluation import ranking_report, reward_models
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.records import Prompt, Ranking
+from instructjax.sources.sandbox import Sandbox
 from instructjax.stages.run import Run
 from instructjax.training import parallel
 
 _ANSWERS = flags.DEFINE_string("answers", None, "The file, .jsonl or .jsonl.gz.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, .jsonl.", required=True)
+_BY = flags.DEFINE_enum("by", "reward_model", ["reward_model", "labelers"], "Who scores.")
 
 
 def main(run: Run) -> None:
-    """Writes the file with rewards, and prints their mean."""
+    """Writes the file with scores."""
     output = files.parse(_OUTPUT.value, "--output")
     if output.suffix != ".jsonl":
         raise InputError(f"--output: expected a file that ends in .jsonl, found {output}")
     asked = read_answers(files.parse(_ANSWERS.value, "--answers"))
+    (by_labelers if _BY.value == "labelers" else by_reward_model)(run, asked, output)
+
+
+def by_labelers(run: Run, asked: Sequence[tuple[Prompt, list[str]]], output: epath.Path) -> None:
+    """Writes the file with the scores of simulated labelers."""
+    if not isinstance(run.source, Sandbox):
+        raise ConfigError("--by=labelers: expected a recipe of the sandbox, found another")
+    judged = run.source.judge_file(asked)
+    lines = (
+        json.loads(records.to_json(asked[number][0])) | {"labeler": labeler, "scores": scores.tolist()}
+        for number, labeler, scores in judged
+    )
+    files.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    print(f"{output}: {len(judged)} judgments of the answers to {len(asked)} prompts")
+
+
+def by_reward_model(run: Run, asked: Sequence[tuple[Prompt, list[str]]], output: epath.Path) -> None:
+    """Writes the file with rewards, and prints their mean."""
     ranked = {
         i: records.parse(records.to_json(record), Ranking, record.where)
         for i, (record, _) in enumerate(asked)

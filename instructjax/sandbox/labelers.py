@@ -118,6 +118,15 @@ def compare(prompt: str, a: str, b: str, labeler: Labeler, rng: np.random.Genera
     return float(first > second)
 
 
+def levels(prompt: str, responses: Sequence[str], labeler: Labeler, rng: np.random.Generator) -> np.ndarray:
+    """Divides K responses into levels as `rank` does, and returns them: float[K], 1 for the lowest, equal for ties.
+
+    Raises:
+      RecordError: the prompt is not one of the sandbox's.
+    """
+    return _tie_levels(perceive(prompt, responses, labeler, rng), labeler.tie_threshold)
+
+
 def rank(prompt: str, responses: Sequence[str], labeler: Labeler, rng: np.random.Generator) -> Ranking | None:
     """Ranks K responses, and gives each a Likert score and flags (section 3.4, Table 3).
 

@@ -113,6 +113,25 @@ class Sandbox:
         """Returns the mean true quality of the answers."""
         return {"true_quality": float(np.mean([quality(p, a) for p, a in zip(prompts, texts, strict=True)]))}
 
+    def judge_file(self, asked: Sequence[tuple[Prompt, list[str]]]) -> list[tuple[int, str, np.ndarray]]:
+        """Has held-out labelers judge answers from anywhere, `evaluate.judgements` of them each prompt's answers.
+
+        Args:
+          asked: records with the answers to each prompt.
+
+        Returns:
+          (number of the record, name of the labeler, score of each answer) for each judgment. Equal scores tie.
+
+        Raises:
+          RecordError: a prompt is not one of the sandbox's.
+        """
+        rng = np.random.default_rng([self._config.seed, 5])
+        return [
+            (number, self._heldout[index].name, labelers.levels(record.prompt, texts, self._heldout[index], rng))
+            for number, (record, texts) in enumerate(asked)
+            for index in rng.choice(len(self._heldout), size=self._config.evaluate.judgements, replace=False)
+        ]
+
     def judge(self, answers: Answers) -> Judgement:
         """Has labelers of both groups judge, and adds the true quality and the reward model's accuracy."""
         rng = np.random.default_rng([self._config.seed, 4])
