@@ -51,6 +51,8 @@ def train(
       iterations: of PPO.
       observe: is called after each.
     """
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     section, optimizer = config.ppo, config.optimizer
     learner, reference = (transformers.AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
     scorer, critic = (

@@ -36,15 +36,15 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
       second: at least two values.
 
     Raises:
-      DataError: a sample has fewer than two values, or neither varies.
+      DataError: a sample has fewer than two values.
     """
     if min(len(first), len(second)) < 2:
         raise DataError(f"expected two samples of at least 2 values, found {len(first)} and {len(second)}")
-    if np.ptp(first) == np.ptp(second) == 0:
-        raise DataError("expected samples that vary, found two constants")
+    mean = float(np.mean(first) - np.mean(second))
+    if np.ptp(first) == np.ptp(second) == 0:  # the limit of small variances
+        return Difference(mean, mean, mean, float(mean == 0))
     found = scipy.stats.ttest_ind(first, second, equal_var=False)
     interval = found.confidence_interval()
-    mean = float(np.mean(first) - np.mean(second))
     return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))
 
 

@@ -28,10 +28,14 @@ def test_equal_means_lie_in_the_interval_19_times_in_20():
     assert 0.93 < np.mean(covered) < 0.97
 
 
-@pytest.mark.parametrize(("first", "second"), [([1.0], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0])])
-def test_samples_without_a_variance_are_rejected(first, second):
-    with pytest.raises(DataError, match="expected"):
-        two_samples.welch(first, second)
+def test_constants_differ_or_do_not():
+    assert two_samples.welch([2.0, 2.0], [2.0, 2.0]) == two_samples.Difference(0.0, 0.0, 0.0, 1.0)
+    assert two_samples.welch([3.0, 3.0], [2.0, 2.0]) == two_samples.Difference(1.0, 1.0, 1.0, 0.0)
+
+
+def test_a_sample_of_one_value_is_rejected():
+    with pytest.raises(DataError, match="expected two samples of at least 2 values, found 1 and 2"):
+        two_samples.welch([1.0], [1.0, 2.0])
 
 
 def test_holm_of_a_worked_example():
