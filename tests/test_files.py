@@ -262,7 +262,8 @@ def test_each_host_prepares_records_of_its_own(bucket, tmp_path, monkeypatch):
     config = in_bucket(bucket / "records", recipe(tmp_path))
     run = Run(config, bucket)
     fingerprint = run.layout.tokenizer.fingerprint
-    assert names(bucket / "data") == [".begun", "checked.json", "config.json", "report.md", "tokenizer.model"]
+    whole = [".begun", "checked.json", "config.json", "overlap.json", "report.md", "tokenizer.model"]
+    assert names(bucket / "data") == whole
     assert run.prepared_folder == tmp_path / "cache" / "instructjax" / "gs" / "bucket" / "runs" / "a" / "data"
     expected = Run(recipe(tmp_path), tmp_path / "local").records(Text, "train")
     assert [record.text for record in run.records(Text, "train")] == [record.text for record in expected]
