@@ -32,7 +32,7 @@ def end_of(program, main, arguments, stdin=b""):
     with (
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(told),
-        without_flags_of_benchmarks(),
+        without_flags_of_imported_scripts(),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(sys, "argv", [program, *arguments])
@@ -55,10 +55,11 @@ def end_of(program, main, arguments, stdin=b""):
 
 
 @contextlib.contextmanager
-def without_flags_of_benchmarks():
-    """Sets flags aside that tests of benchmarks have defined by importing them: a script may have the same names."""
+def without_flags_of_imported_scripts():
+    """Sets aside flags that tests have defined by importing a script: the one that is run may have the same names."""
+    scripts = {path.stem for path in SCRIPTS.iterdir()} - {"command_line"}
     modules = {name: flags.FLAGS.find_module_defining_flag(name) for name in flags.FLAGS}
-    aside = {name: flags.FLAGS[name] for name, module in modules.items() if module.startswith("benchmarks.")}
+    aside = {name: flags.FLAGS[name] for name, module in modules.items() if module.partition(".")[0] in scripts}
     for name in aside:
         delattr(flags.FLAGS, name)
     try:

@@ -119,9 +119,9 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, lengt
     calls = []
     plain = jax.nn.dot_product_attention
 
-    def record(query, key, value, *, mask, scale, implementation):
-        calls.append(implementation)
-        return plain(query, key, value, mask=mask, scale=scale, implementation="xla")
+    def record(query, key, value, *, mask, scale, is_causal, implementation):
+        calls.append((implementation, is_causal))
+        return plain(query, key, value, mask=mask, scale=scale, is_causal=is_causal, implementation="xla")
 
     platform, capability = device.split(" ")
     described = types.SimpleNamespace(platform=platform, compute_capability=capability)
@@ -130,7 +130,10 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, lengt
     array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
     found = attention(array, array, array, Visible(mask))
-    assert calls == (["cudnn"] if fused else [])
+    last = attention(array[:, :, 2:], array, array, Visible(mask[:, 2:]))
+    # The last queries see keys before them, which a causal mask would hide.
+    assert calls == ([("cudnn", True), ("cudnn", False)] if fused else [])
     monkeypatch.undo()
     expected = attention(*[array.astype(jnp.float32)] * 3, Visible(mask))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=5e-2)
+    np.testing.assert_allclose(last.astype(jnp.float32), expected[:, :, 2:], atol=5e-2)
