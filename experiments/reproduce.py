@@ -11,9 +11,7 @@ from instructjax.runs import folder, progress
 from instructjax.stages import comparisons, evaluate, ppo, ppo_init, pretrain, public_tasks, reward, selection, sft
 from instructjax.stages.run import Run
 
-_WITHOUT = flags.DEFINE_enum(
-    "without", None, ["ppo", "ppo_ptx"], "One of the two to leave out, with its row in reports."
-)
+_WITHOUT = flags.DEFINE_enum("without", None, ["ppo", "ppo_ptx"], "Leave out PPO or PPO-ptx, also in reports.")
 
 
 def main(run: Run) -> None:

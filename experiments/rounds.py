@@ -1,6 +1,6 @@
 """Repeats steps 2 and 3 of the paper: comparisons of answers of the newest policy, a reward model, a new policy.
 
-    python experiments/rounds.py --workdir=runs/sandbox --rounds=3
+    python experiments/rounds.py --workdir=runs/sandbox --rounds=3 --config.comparisons.prompts=2000
 
 Round N is an ordinary run in WORKDIR/rounds/N. It starts from GPT, SFT and PPO's initial policy of WORKDIR, which are
 trained first if they are missing. Run it again with the same flags to resume. With --desk, people label; see
@@ -23,6 +23,7 @@ from instructjax import files, records
 from instructjax.errors import CheckpointError, DataError, InputError
 from instructjax.records import Prompt, Ranking
 from instructjax.runs import checkpoint, processes
+from instructjax.sources import sandbox
 from instructjax.stages import (
     answers,
     beginning,
@@ -53,6 +54,7 @@ def main(run: Run) -> None:
     """Trains what the rounds share, then one round after the other, as far as there are labels."""
     if files.is_bucket(run.workdir):
         raise InputError(f"--workdir: expected a local folder for rounds, found {run.workdir}")
+    check(run)
     for stage in BASE:
         if not run.is_finished(stage.declaration.name):
             stage(run)
@@ -71,6 +73,33 @@ def main(run: Run) -> None:
         finished.append(summarize(one, number))
         processes.first(lambda: files.write_json(run.workdir / _FOLDER.value / "rounds.json", {"rounds": finished}))
     print("\n".join(lines(finished)))
+
+
+def check(run: Run) -> None:
+    """Checks, before anything is trained, that every round can collect comparisons of its own.
+
+    Raises:
+      InputError: there is no one to rank answers, or the recipe has rankings already.
+      DataError: there are too few prompts for all rounds; or see `Run.require`.
+    """
+    if not _DESK.value and "sandbox" not in run.config:
+        raise InputError("--desk: expected with a recipe that has no simulated labelers, found none")
+    if "files" in run.config and run.config.files.rankings:
+        raise InputError(
+            f"files.rankings: expected none, because each round collects its own, found {run.config.files.rankings}"
+        )
+    run.require(*(stage.declaration.name for stage in BASE), _POLICY.value, "evaluate")
+    if _DESK.value:
+        key, prompts = "prompts", run.records(Prompt, "train")
+    else:
+        drawn = records.read(run.data_folder / sandbox.REWARD_PROMPTS, Prompt)
+        key, prompts = "sandbox.reward_prompts", [record for record in drawn if record.split == "train"]
+    asked = run.config.comparisons
+    if len(prompts) < (needed := asked.skip + _ROUNDS.value * asked.prompts):
+        raise DataError(
+            f"{key}: expected {needed} of the split train for {_ROUNDS.value} rounds of {asked.prompts}, "
+            f"found {len(prompts)}; lower comparisons.prompts or --rounds"
+        )
 
 
 def make_round(run: Run, number: int) -> Run:
@@ -179,7 +208,7 @@ def write_tasks(one: Run, output: epath.Path) -> None:
 
 
 def summarize(one: Run, number: int) -> dict[str, Any]:
-    """Returns what a round's results say of its comparisons, its reward model and its policy."""
+    """Returns the numbers of a round that are printed: of its comparisons, its reward model and its policy."""
     results = files.read_json(one.workdir / "results.json")
     policy = results["models"][_POLICY.value]
     return {

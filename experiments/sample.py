@@ -1,4 +1,4 @@
-"""Answers prompts with trained policies, or with some whose stages are in progress: in batches, or in a chat.
+"""Answers prompts with policies, also of stages in progress, in batches or in a chat.
 
     python experiments/sample.py --workdir=runs/sandbox --prompt="tell me about the fox ."
     python experiments/sample.py --workdir=runs/sandbox --stage=all --rewards --prompt="tell me about the fox ."
@@ -38,7 +38,7 @@ _STAGE = flags.DEFINE_list(
     "stage",
     ["ppo_ptx"],
     "The stages whose policies answer, side by side: pretrain, sft, ppo_init, ppo, ppo_ptx, or a guest such as dpo; "
-    "all for every stage of the paper that has a checkpoint.",
+    "all means every stage of the paper that has a policy and a checkpoint.",
 )
 _STEP = flags.DEFINE_string(
     "step",
@@ -56,14 +56,14 @@ _REWARDS = flags.DEFINE_boolean("rewards", False, "Add the scores of the run's r
 _OUTPUT = flags.DEFINE_string("output", None, "Write the answers to a file, .jsonl, instead of printing them.")
 _SEED = flags.DEFINE_integer("seed", 0, "The random seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", None, "Of the samples; 0 for the most likely tokens. By default evaluate.temperature.", lower_bound=0
+    "temperature", None, "0 takes the most likely tokens. By default evaluate.temperature.", lower_bound=0
 )
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw only the k most likely tokens; 0 for all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float(
     "top_p", 1.0, "Draw only the most likely tokens that together have this probability.", lower_bound=0, upper_bound=1
 )
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", None, "The most tokens of an answer; by default the policy's data.max_response.", lower_bound=1
+    "max_tokens", None, "The maximum length of an answer, in tokens; by default data.max_response.", lower_bound=1
 )
 _STOP = flags.DEFINE_multi_string("stop", [], "Cut answers before this text; repeat the flag for several.")
 
@@ -141,7 +141,7 @@ def _shown(line: Mapping[str, Any]) -> str:
 
 
 def _chat(run: Run, policies: Mapping[str, Policy], score: Score | None) -> None:
-    """Answers line by line; each policy continues its own conversation, which forgets messages that do not fit."""
+    """Answers line by line. Each policy continues its own conversation, and forgets messages that do not fit."""
     said: dict[str, list[Message]] = {stage: [] for stage in policies}
     for turn, line in enumerate(_said()):
         if not line.strip():

@@ -81,5 +81,5 @@ def of_device(device: jax.Device) -> Chip | None:
 
 
 def has_cuda_plugin() -> bool:
-    """Finds whether JAX's compiler for NVIDIA GPUs is installed. The GPUs themselves may be absent."""
+    """Returns whether JAX's compiler for NVIDIA GPUs is installed. The GPUs themselves may be absent."""
     return any(importlib.util.find_spec(plugin) for plugin in _CUDA_PLUGINS)

@@ -1,4 +1,4 @@
-"""Compares rounds of comparisons with as many comparisons gathered in one round: the table of docs/rounds.md.
+"""Compares rounds of comparisons with as many comparisons in one round; see docs/rounds.md.
 
     python experiments/benchmarks/rounds.py --workdir=runs/rounds
 

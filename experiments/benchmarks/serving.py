@@ -1,4 +1,4 @@
-"""Serves a policy by llama.cpp and compares it with ours: answers, distributions, bytes, speed, and who wins.
+"""Serves a policy with llama.cpp and compares it with ours: answers, distributions, bytes, speed and win rates.
 
     pip install -c constraints.txt -e '.[serve]'
     python experiments/benchmarks/serving.py --workdir=runs/sandbox --stage=ppo_ptx --output=served.json
@@ -42,7 +42,7 @@ import command_line
 from benchmarks.tables import markdown, number
 
 _STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage whose policy is served.")
-_DTYPES = flags.DEFINE_list("dtypes", ["f32", "f16", "q8_0", "q5_0", "q4_0"], f"Of weights: {', '.join(gguf.DTYPES)}.")
+_DTYPES = flags.DEFINE_list("dtypes", ["f32", "f16", "q8_0", "q5_0", "q4_0"], f"Among {', '.join(gguf.DTYPES)}.")
 _PROMPTS = flags.DEFINE_integer("prompts", 50, "Test prompts whose answers are compared token by token.")
 _JUDGED = flags.DEFINE_integer("judged", 400, "Test prompts whose answers are judged; 0 for none.", lower_bound=0)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of the server.", lower_bound=1)

@@ -3,8 +3,8 @@
     overlap.json   {"what": what was counted, "prompts": {SET: {SPLIT: count}}, "shared": [PAIR, ...]}; a pair is
                    [SET, SPLIT, other SET, its SPLIT, count]
 
-Only records that are used count, and equal prompts of a set and split count once. Prompts are the same as in
-`splits.py`: those that differ in case and white space only are one.
+Only records that are used count, and equal prompts of a set and split count once. As in `splits.py`, prompts are equal
+if they differ only in case and white space.
 """
 
 from __future__ import annotations

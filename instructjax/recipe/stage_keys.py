@@ -34,7 +34,7 @@ ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 PRETRAIN = section(
     "pretraining of GPT on text",
     import_from=Key(
-        "", TEXT, "path", "a folder with safetensors, or a GGUF file, perhaps package://NAME/FILE; instead of training"
+        "", TEXT, "path", "a folder with safetensors or a GGUF file, also as package://NAME/FILE, instead of training"
     ),
     length=Key(2048, INTEGER_FROM_1, "tokens", "in a window", "GPT-3, 2.1"),
     batch_size=Key(512, INTEGER_FROM_1, "windows", "nearest multiple of 64", "GPT-3, table 2.1: 1M tokens"),
@@ -68,9 +68,9 @@ COMPARISONS = section(
     min_answers=Key(4, ANSWERS, "answers", "least K", "3.5"),
     max_answers=Key(9, ANSWERS, "answers", "largest K", "3.5"),
     temperature=Key(1.0, AT_LEAST_0, "", "of the samples", "silent"),
-    stages=Key(("sft",), NAMES, "stages", 'whose policies answer in turn; "../1/ppo" is that of another run', "3.5"),
-    skip=Key(0, INTEGER_FROM_0, "prompts", "that are left out before these: those of earlier rounds; docs/rounds.md"),
-    earlier=Key("", TEXT, "path", 'seen from WORKDIR, a run whose rankings are used, too, such as "../1"; "": none'),
+    stages=Key(("sft",), NAMES, "stages", 'whose policies answer in turn; "../1/ppo" is a stage of another run', "3.5"),
+    skip=Key(0, INTEGER_FROM_0, "prompts", "to leave out before these, as those of earlier rounds; docs/rounds.md"),
+    earlier=Key("", TEXT, "path", 'a run whose rankings are also used, relative to WORKDIR, such as "../1"; "": none'),
 )
 
 REWARD = section(
@@ -92,7 +92,7 @@ REWARD = section(
         1, INTEGER_FROM_1, "checkpoints", "compared by validation loss; the best one is kept. 1: keep the last", "C.2"
     ),
     offset_demonstrations=Key(
-        0, INTEGER_FROM_0, "demonstrations", "the first ones, whose mean reward becomes 0; 0: all", "3.5"
+        0, INTEGER_FROM_0, "demonstrations", "the mean reward of the first ones becomes 0; 0: of all", "3.5"
     ),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a batch is computed in, one after the other"),
 )

@@ -276,7 +276,7 @@ def check_same_folder(folder: epath.PathLike) -> None:
 
 
 def connect_devices() -> None:
-    """Has every group of devices along axes of the current mesh make its first collective, if there are processes.
+    """Makes the first collective of every group of devices along axes of the mesh, in a run of several processes.
 
     XLA connects the devices of a group at its first collective. If some of its processes arrive 30 s later than others,
     it fails, and JAX aborts all of them. A program of a stage may take much longer than that to compile, in one process

@@ -169,12 +169,18 @@ def test_a_copy_that_was_interrupted_is_made_again(base, no_answers):
     assert json.loads((workdir / "rounds" / "1" / "sft" / "summary.json").read_text()) == {"steps": 1}
 
 
-def test_too_few_prompts_are_told(base):
-    _, rounds = base
-    with pytest.raises(
-        Left, match="^error: prompts: expected 30 of the split train after the first 0, found 20; lower"
-    ):
-        rounds("--desk", "--config.comparisons.prompts=30")
+def test_rounds_that_cannot_be_finished_are_refused_before_training(base):
+    workdir, rounds = base
+    shutil.rmtree(workdir / "pretrain")
+    few = "prompts: expected 90 of the split train for 3 rounds of 30, found 20; lower comparisons.prompts"
+    for message, flags in {
+        few: ("--desk", "--config.comparisons.prompts=30"),
+        "files.rankings: expected none": ("--desk", "--config.files.rankings=rankings.jsonl"),
+        "--desk: expected with a recipe that has no simulated labelers, found none": (),
+    }.items():
+        with pytest.raises(Left, match=f"^error: {message}"):
+            rounds(*flags)
+    assert not (workdir / "pretrain").exists()
 
 
 @pytest.mark.slow
@@ -196,3 +202,5 @@ def test_simulated_labelers_rank_round_after_round(tmp_path):
     before = (folders[0] / "results.json").read_text()
     assert rounds("--rounds=2").splitlines()[-3:] == table
     assert (folders[0] / "results.json").read_text() == before  # with its seconds: it was not evaluated again
+    with pytest.raises(Left, match="^error: sandbox.reward_prompts: expected 120 .* for 10 rounds of 12, found 73"):
+        rounds("--rounds=10")

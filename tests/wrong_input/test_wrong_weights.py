@@ -276,7 +276,7 @@ def test_gguf_exists(tmp_path):
 
 
 @fault(
-    "export to GGUF of a family that it does not have here",
+    "export to GGUF of an unsupported family",
     "model_type: expected one of gpt2, llama, qwen2, qwen3 for GGUF, found gpt_neox",
 )
 def test_gguf_of_another_family(tmp_path):
