@@ -96,6 +96,12 @@ def test_the_page_compares_measurements_with_peaks_bounds_and_plans():
     assert "| smoke | 4 | stopped after 4 s |" in page
 
 
+def test_the_page_of_the_h100_is_that_of_its_results():
+    folder = device.ROOT / "docs" / "device"
+    measured = json.loads((folder / "h100.json").read_text())
+    assert (folder / "h100.md").read_text() == device_page.page(measured)
+
+
 def test_a_page_of_nothing_names_the_failed_part():
     failed = results() | {"parts": {"machine": {"seconds": 1.0, "measurements": [], "error": "no device"}}}
     assert "| machine | 1 | no device |" in device_page.page(failed)
