@@ -1,6 +1,6 @@
 """Repeats steps 2 and 3 of the paper: comparisons of answers of the newest policy, a reward model, a new policy.
 
-    python experiments/rounds.py --workdir=runs/sandbox --rounds=3
+    python experiments/rounds.py --config=configs/sandbox.py:rounds --workdir=runs/sandbox-rounds --rounds=3
 
 Round N is an ordinary run in WORKDIR/rounds/N. It starts from GPT, SFT and PPO's initial policy of WORKDIR, which are
 trained first if they are missing. Run it again with the same flags to resume. With --desk, people label; see
@@ -21,6 +21,7 @@ from etils import epath
 
 from instructjax import files, records
 from instructjax.errors import CheckpointError, DataError, InputError
+from instructjax.recipe import check
 from instructjax.records import Prompt, Ranking
 from instructjax.runs import checkpoint, processes
 from instructjax.stages import (
@@ -53,12 +54,13 @@ def main(run: Run) -> None:
     """Trains what the rounds share, then one round after the other, as far as there are labels."""
     if files.is_bucket(run.workdir):
         raise InputError(f"--workdir: expected a local folder for rounds, found {run.workdir}")
+    rounds = [make_round(run, number) for number in range(1, _ROUNDS.value + 1)]
+    check_rounds(run, rounds)
     for stage in BASE:
         if not run.is_finished(stage.declaration.name):
             stage(run)
     finished: list[dict[str, Any]] = []
-    for number in range(1, _ROUNDS.value + 1):
-        one = make_round(run, number)
+    for number, one in enumerate(rounds, start=1):
         for stage in BASE:
             share(run, one, stage)
         if not (collect_labels(one) if _DESK.value else collect(one)):
@@ -84,6 +86,21 @@ def make_round(run: Run, number: int) -> Run:
     return Run(config.lock(), run.workdir / _FOLDER.value / str(number), run.recipe)
 
 
+def check_rounds(run: Run, rounds: Sequence[Run]) -> None:
+    """Checks all rounds before anything is trained.
+
+    Raises:
+      ConfigError: a round has too many policies, or the sandbox too few prompts for all rounds.
+      DataError: the source has rankings, which would be those of every round, or too few prompts for people.
+    """
+    for one in rounds:
+        check.recipe(one.config)
+    if run.has(Ranking) and not files.exists(run.data_folder / "comparisons.json"):  # of the source, not collected
+        raise DataError("rankings: expected none among the records, because each round collects its own, found some")
+    if _DESK.value:
+        prompts_to_label(run, rounds[-1])
+
+
 def share(run: Run, one: Run, stage: StageFunction) -> None:
     """Copies a finished stage into a round, and compares its recipe and records with the round's.
 
@@ -95,8 +112,8 @@ def share(run: Run, one: Run, stage: StageFunction) -> None:
     """
     name = stage.declaration.name
     source, target = run.directory(name), one.directory(name)
-    if not one.is_finished(name):
-        processes.first(lambda: copy(source, target))
+    # Only the first process looks: another may come when the copy is there already, and would not wait for it.
+    processes.first(lambda: None if one.is_finished(name) else copy(source, target))
     found, expected = (checkpoint.fingerprint(place.checkpoints(name)) for place in (one, run))
     if found != expected:
         raise CheckpointError(f"{target}: expected the checkpoint of {source}, found another; choose another --folder")
@@ -150,32 +167,42 @@ def collect_labels(one: Run) -> bool:
 
 
 def write_tasks(one: Run, output: epath.Path) -> None:
-    """Writes answers to the round's prompts: `comparisons.prompts` of train, and a tenth as many of validation.
+    """Writes answers to the round's prompts; see `prompts_to_label`."""
+    section = one.config.comparisons
+    sampling = Sampling(temperature=section.temperature, batch_size=one.config.evaluate.batch_size)
+    prompts = prompts_to_label(one, one)
+    key = jax.random.fold_in(jax.random.key(one.config.seed), section.skip)
+    with parallel.on_mesh(one.config.parallel):
+        tasks = answers.collect(one, section.stages, prompts, section.min_answers, key, sampling)
+    lines = "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+    processes.first(lambda: files.write_text(output, lines))
+
+
+def prompts_to_label(run: Run, one: Run) -> list[Prompt]:
+    """Returns a round's prompts: `comparisons.prompts` of the split train, and a tenth as many of validation.
+
+    Args:
+      run: has the records.
+      one: the round.
 
     Raises:
       DataError: fewer prompts are left after those of earlier rounds.
     """
-    section = one.config.comparisons
-    sampling = Sampling(temperature=section.temperature, batch_size=one.config.evaluate.batch_size)
-    prompts: list[Prompt] = []
+    section, prompts = one.config.comparisons, []
     validation = max(1, section.prompts // 10)
     asked = {
         "train": (section.skip, section.prompts),
         "validation": (section.skip // section.prompts * validation, validation),
     }
     for split, (first, count) in asked.items():
-        found = one.records(Prompt, split)[first : first + count]
+        found = run.records(Prompt, split)[first : first + count]
         if len(found) < count:
             raise DataError(
                 f"prompts: expected {count} of the split {split} after the first {first}, found {len(found)}; "
                 "lower comparisons.prompts"
             )
         prompts += found
-    key = jax.random.fold_in(jax.random.key(one.config.seed), section.skip)
-    with parallel.on_mesh(one.config.parallel):
-        tasks = answers.collect(one, section.stages, prompts, section.min_answers, key, sampling)
-    lines = "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
-    processes.first(lambda: files.write_text(output, lines))
+    return prompts
 
 
 def summarize(one: Run, number: int) -> dict[str, Any]:
