@@ -1,6 +1,6 @@
 """Repeats steps 2 and 3 of the paper: comparisons of answers of the newest policy, a reward model, a new policy.
 
-    python experiments/rounds.py --workdir=runs/sandbox --rounds=3 --config.comparisons.prompts=2000
+    python experiments/rounds.py --config=configs/sandbox.py:rounds --workdir=runs/sandbox-rounds --rounds=3
 
 Round N is an ordinary run in WORKDIR/rounds/N. It starts from GPT, SFT and PPO's initial policy of WORKDIR, which are
 trained first if they are missing. Run it again with the same flags to resume. With --desk, people label; see
@@ -20,10 +20,10 @@ from absl import flags
 from etils import epath
 
 from instructjax import files, records
-from instructjax.errors import CheckpointError, DataError, InputError
+from instructjax.errors import CheckpointError, ConfigError, DataError, InputError
+from instructjax.recipe import check
 from instructjax.records import Prompt, Ranking
 from instructjax.runs import checkpoint, processes
-from instructjax.sources import sandbox
 from instructjax.stages import (
     answers,
     beginning,
@@ -54,13 +54,13 @@ def main(run: Run) -> None:
     """Trains what the rounds share, then one round after the other, as far as there are labels."""
     if files.is_bucket(run.workdir):
         raise InputError(f"--workdir: expected a local folder for rounds, found {run.workdir}")
-    check(run)
+    rounds = [make_round(run, number) for number in range(1, _ROUNDS.value + 1)]
+    check_rounds(run, rounds)
     for stage in BASE:
         if not run.is_finished(stage.declaration.name):
             stage(run)
     finished: list[dict[str, Any]] = []
-    for number in range(1, _ROUNDS.value + 1):
-        one = make_round(run, number)
+    for number, one in enumerate(rounds, start=1):
         for stage in BASE:
             share(run, one, stage)
         if not (collect_labels(one) if _DESK.value else collect(one)):
@@ -75,33 +75,6 @@ def main(run: Run) -> None:
     print("\n".join(lines(finished)))
 
 
-def check(run: Run) -> None:
-    """Checks, before anything is trained, that every round can collect comparisons of its own.
-
-    Raises:
-      InputError: there is no one to rank answers, or the recipe has rankings already.
-      DataError: there are too few prompts for all rounds; or see `Run.require`.
-    """
-    if not _DESK.value and "sandbox" not in run.config:
-        raise InputError("--desk: expected with a recipe that has no simulated labelers, found none")
-    if "files" in run.config and run.config.files.rankings:
-        raise InputError(
-            f"files.rankings: expected none, because each round collects its own, found {run.config.files.rankings}"
-        )
-    run.require(*(stage.declaration.name for stage in BASE), _POLICY.value, "evaluate")
-    if _DESK.value:
-        key, prompts = "prompts", run.records(Prompt, "train")
-    else:
-        drawn = records.read(run.data_folder / sandbox.REWARD_PROMPTS, Prompt)
-        key, prompts = "sandbox.reward_prompts", [record for record in drawn if record.split == "train"]
-    asked = run.config.comparisons
-    if len(prompts) < (needed := asked.skip + _ROUNDS.value * asked.prompts):
-        raise DataError(
-            f"{key}: expected {needed} of the split train for {_ROUNDS.value} rounds of {asked.prompts}, "
-            f"found {len(prompts)}; lower comparisons.prompts or --rounds"
-        )
-
-
 def make_round(run: Run, number: int) -> Run:
     """Returns the run of a round: its policies are those of all rounds before it, the newest first, and SFT."""
     config = run.config.copy_and_resolve_references().unlock()
@@ -111,6 +84,23 @@ def make_round(run: Run, number: int) -> Run:
     if number > 1:
         config.comparisons.earlier = f"../{number - 1}"
     return Run(config.lock(), run.workdir / _FOLDER.value / str(number), run.recipe)
+
+
+def check_rounds(run: Run, rounds: Sequence[Run]) -> None:
+    """Checks all rounds before anything is trained.
+
+    Raises:
+      ConfigError: no one ranks, a round has too many policies, or the sandbox too few prompts for all rounds.
+      DataError: the source has rankings, which would be those of every round, or too few prompts for people.
+    """
+    for one in rounds:
+        check.recipe(one.config)
+    if run.has(Ranking) and not files.exists(run.data_folder / "comparisons.json"):  # of the source, not collected
+        raise DataError("rankings: expected none among the records, because each round collects its own, found some")
+    if _DESK.value:
+        prompts_to_label(run, rounds[-1])
+    elif "sandbox" not in run.config:
+        raise ConfigError("--desk: expected with a recipe that has no simulated labelers, found none")
 
 
 def share(run: Run, one: Run, stage: StageFunction) -> None:
@@ -124,8 +114,8 @@ def share(run: Run, one: Run, stage: StageFunction) -> None:
     """
     name = stage.declaration.name
     source, target = run.directory(name), one.directory(name)
-    if not one.is_finished(name):
-        processes.first(lambda: copy(source, target))
+    # Only the first process looks: another may come when the copy is there already, and would not wait for it.
+    processes.first(lambda: None if one.is_finished(name) else copy(source, target))
     found, expected = (checkpoint.fingerprint(place.checkpoints(name)) for place in (one, run))
     if found != expected:
         raise CheckpointError(f"{target}: expected the checkpoint of {source}, found another; choose another --folder")
@@ -179,27 +169,10 @@ def collect_labels(one: Run) -> bool:
 
 
 def write_tasks(one: Run, output: epath.Path) -> None:
-    """Writes answers to the round's prompts: `comparisons.prompts` of train, and a tenth as many of validation.
-
-    Raises:
-      DataError: fewer prompts are left after those of earlier rounds.
-    """
+    """Writes answers to the round's prompts; see `prompts_to_label`."""
     section = one.config.comparisons
     sampling = Sampling(temperature=section.temperature, batch_size=one.config.evaluate.batch_size)
-    prompts: list[Prompt] = []
-    validation = max(1, section.prompts // 10)
-    asked = {
-        "train": (section.skip, section.prompts),
-        "validation": (section.skip // section.prompts * validation, validation),
-    }
-    for split, (first, count) in asked.items():
-        found = one.records(Prompt, split)[first : first + count]
-        if len(found) < count:
-            raise DataError(
-                f"prompts: expected {count} of the split {split} after the first {first}, found {len(found)}; "
-                "lower comparisons.prompts"
-            )
-        prompts += found
+    prompts = prompts_to_label(one, one)
     key = jax.random.fold_in(jax.random.key(one.config.seed), section.skip)
     with parallel.on_mesh(one.config.parallel):
         tasks = answers.collect(one, section.stages, prompts, section.min_answers, key, sampling)
@@ -207,8 +180,35 @@ def write_tasks(one: Run, output: epath.Path) -> None:
     processes.first(lambda: files.write_text(output, lines))
 
 
+def prompts_to_label(run: Run, one: Run) -> list[Prompt]:
+    """Returns a round's prompts: `comparisons.prompts` of the split train, and a tenth as many of validation.
+
+    Args:
+      run: has the records.
+      one: the round.
+
+    Raises:
+      DataError: fewer prompts are left after those of earlier rounds.
+    """
+    section, prompts = one.config.comparisons, []
+    validation = max(1, section.prompts // 10)
+    asked = {
+        "train": (section.skip, section.prompts),
+        "validation": (section.skip // section.prompts * validation, validation),
+    }
+    for split, (first, count) in asked.items():
+        found = run.records(Prompt, split)[first : first + count]
+        if len(found) < count:
+            raise DataError(
+                f"prompts: expected {count} of the split {split} after the first {first}, found {len(found)}; "
+                "lower comparisons.prompts"
+            )
+        prompts += found
+    return prompts
+
+
 def summarize(one: Run, number: int) -> dict[str, Any]:
-    """Returns the numbers of a round that are printed: of its comparisons, its reward model and its policy."""
+    """Returns what a round's results say of its comparisons, its reward model and its policy."""
     results = files.read_json(one.workdir / "results.json")
     policy = results["models"][_POLICY.value]
     return {

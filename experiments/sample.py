@@ -27,7 +27,7 @@ from instructjax.conversation import Message, as_prompt
 from instructjax.data.layouts import Layout
 from instructjax.errors import InputError
 from instructjax.records import Prompt
-from instructjax.runs import folder, progress
+from instructjax.runs import folder, processes, progress
 from instructjax.stages import answers, rewards
 from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
@@ -81,6 +81,7 @@ def main(run: Run) -> None:
                 f"--config.{key}: expected one of {', '.join(READ)}, found a key without effect on a policy, which "
                 "keeps the recipe that it was trained with; see --help for flags"
             )
+    _check_flags()
     output = _output()
     asked = [] if _CHAT.value else _prompts()
     if not (asked or _CHAT.value):
@@ -95,7 +96,8 @@ def main(run: Run) -> None:
     if output is None:
         print("".join(map(_shown, found)), end="")
     else:
-        files.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+        processes.first(lambda: files.write_text(output, lines))
         print(f"{output}: {sum(len(line['responses']) for line in found)} answers to {len(found)} prompts")
 
 
@@ -211,6 +213,17 @@ def _step() -> int | str | None:
     if not found.isdecimal() or len(found) > 18:
         raise InputError(f'--step: expected the step of a checkpoint, or "best", found {found!r:.50}')
     return int(found)
+
+
+def _check_flags() -> None:
+    """Raises an error if a flag would have no effect next to another."""
+    if _CHAT.value and jax.process_count() > 1:
+        raise InputError(f"--chat: expected one process, found {jax.process_count()}")
+    ignored = {"chat": (_PROMPT, _PROMPTS, _OUTPUT, _WHOLE), "prompts": (_PROMPT, _WHOLE)}
+    for flag in (_CHAT, _PROMPTS):
+        for other in ignored[flag.name]:
+            if flag.value and other.value:
+                raise InputError(f"--{other.name}: expected none with --{flag.name}, found {other.value}")
 
 
 def _output() -> epath.Path | None:

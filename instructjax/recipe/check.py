@@ -301,6 +301,9 @@ def _labelers(config: ml_collections.ConfigDict) -> None:
         expected = f"to the {group} labelers of the smaller group"
         _require(config, "sandbox.raters", lambda raters: 2 <= raters <= group, f"2 {expected}")
         _require(config, "evaluate.judgements", lambda judgements: judgements <= group, f"1 {expected}")
+        asked = config.comparisons.skip + config.comparisons.prompts
+        expected = f"at least {asked} (comparisons.skip + comparisons.prompts)"
+        _require(config, "sandbox.reward_prompts", lambda n: n >= asked or not config.comparisons.skip, expected)
 
 
 def _brief(value: Any) -> str:

@@ -133,22 +133,33 @@ def sample_answers(
     Yields:
       (prompt, K answers), in the order of the prompts. Answers may be equal.
     """
-    section, layout = run.config.comparisons, run.layout
+    section = run.config.comparisons
     rng = np.random.default_rng(seed)
     counts = rng.integers(section.min_answers, section.max_answers, size=len(prompts), endpoint=True)
     answers: list[list[str]] = [[] for _ in prompts]
     with progress.Bar("comparisons: answer", int(counts.sum()), "answer") as bar:
         for number, load in enumerate(policies):
-            policy, shares = load(), [len(range(number, count, len(policies))) for count in counts]
-            sampler = samplers.make_sampler(
-                policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
-            )
+            shares = [len(range(number, count, len(policies))) for count in counts]
             repeated = [record.prompt for record, share in zip(prompts, shares, strict=True) for _ in range(share)]
             key = jax.random.key(seed)
             if number:  # the first policy's samples do not depend on whether there are others
                 key = jax.random.fold_in(key, number)
-            sampled = bar.over(batch for _, batch in sampler(policy.params, repeated, key))
-            texts = (layout.truncate(text) for batch in sampled for text in batch)
+            texts = iter(_sample(run, load, repeated, key, bar))
             for found, share in zip(answers, shares, strict=True):
                 found += itertools.islice(texts, share)
     yield from zip((record.prompt for record in prompts), answers, strict=True)
+
+
+def _sample(
+    run: Run, load: Callable[[], Trained[LanguageModel]], prompts: Sequence[str], key: jax.Array, bar: progress.Bar
+) -> list[str]:
+    """Loads a policy and samples its answers. The policy is freed at the end, before the next one is loaded."""
+    section, layout, policy = run.config.comparisons, run.layout, load()
+    sampler = samplers.make_sampler(
+        policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
+    )
+    return [
+        layout.truncate(text)
+        for texts in bar.over(batch for _, batch in sampler(policy.params, prompts, key))
+        for text in texts
+    ]

@@ -41,7 +41,11 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer) -> bytes:
 
     Two things differ in the result: the texts "<pad>", "</s>" and "<unk>" become special
     tokens, and U+2581, SentencePiece's mark for a space, becomes a space.
+
+    Raises:
+      TokenizerError: see `SentencePieceTokenizer.check_merges`.
     """
+    tokenizer.check_merges()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
     size = tokenizer.vocab_size
     vocab = {pieces.id_to_piece(i): i for i in range(size)}

@@ -136,6 +136,7 @@ def metadata_of(tokenizer: Tokenizer, eos_ids: Sequence[int], chat_template: str
 
 def _pieces(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """Describes a SentencePiece BPE: merges are applied by the scores of pieces."""
+    tokenizer.check_merges()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
     ids = range(tokenizer.vocab_size)
 

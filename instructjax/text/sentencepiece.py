@@ -168,6 +168,16 @@ class SentencePieceTokenizer:
         """Returns the whole model, to be saved in a checkpoint."""
         return self._model
 
+    def check_merges(self) -> None:
+        """Raises an error unless the model merges pieces by rank, as exported tokenizers do.
+
+        Raises:
+          TokenizerError: it was trained elsewhere as a Unigram, which takes the most likely pieces instead.
+        """
+        scores = map(self._pieces.get_score, range(self.vocab_size))
+        if not all(score.is_integer() for score in scores):  # a merge's score is minus its rank
+            raise TokenizerError("tokenizer: expected a byte-pair encoding to export, found a Unigram of SentencePiece")
+
     def save(self, path: epath.PathLike) -> None:
         """Writes the model to a file."""
         path = epath.Path(path)

@@ -9,7 +9,7 @@ import pytest
 
 from instructjax import records
 from instructjax.records import Prompt, Ranking
-from instructjax.runs import checkpoint
+from instructjax.runs import checkpoint, processes
 from instructjax.stages import answers, evaluate, ppo, reward, selection
 from instructjax.stages.run import Run
 from tests import recipes
@@ -169,18 +169,51 @@ def test_a_copy_that_was_interrupted_is_made_again(base, no_answers):
     assert json.loads((workdir / "rounds" / "1" / "sft" / "summary.json").read_text()) == {"steps": 1}
 
 
-def test_rounds_that_cannot_be_finished_are_refused_before_training(base):
+def test_too_few_prompts_are_told(base):
+    _, rounds = base
+    with pytest.raises(
+        Left, match="^error: prompts: expected 30 of the split train after the first 0, found 20; lower"
+    ):
+        rounds("--desk", "--rounds=1", "--config.comparisons.prompts=30")
+
+
+def test_more_rounds_than_there_are_prompts_are_refused_before_the_first(base):
     workdir, rounds = base
-    shutil.rmtree(workdir / "pretrain")
-    few = "prompts: expected 90 of the split train for 3 rounds of 30, found 20; lower comparisons.prompts"
-    for message, flags in {
-        few: ("--desk", "--config.comparisons.prompts=30"),
-        "files.rankings: expected none": ("--desk", "--config.files.rankings=rankings.jsonl"),
-        "--desk: expected with a recipe that has no simulated labelers, found none": (),
-    }.items():
-        with pytest.raises(Left, match=f"^error: {message}"):
+    with pytest.raises(Left, match="^error: prompts: expected 4 of the split train after the first 20, found 0; lower"):
+        rounds("--desk", "--rounds=6", "--config.comparisons.min_answers=6")
+    assert not (workdir / "rounds").exists()
+
+
+def test_more_policies_than_answers_are_refused_before_the_first_round(base):
+    workdir, rounds = base
+    with pytest.raises(Left, match="^error: comparisons.stages: expected 1 to 4 stages .comparisons.min_answers."):
+        rounds("--desk", "--rounds=5")
+    assert not (workdir / "rounds").exists()
+
+
+def test_rankings_among_the_records_are_refused(base):
+    workdir, rounds = base
+    recipe = workdir.parent / "recipe.py"
+    recipe.write_text(recipe.read_text().replace('files__rankings="", ', ""))
+    shutil.rmtree(workdir / "data")
+    for flags in ([], ["--desk"]):
+        with pytest.raises(Left, match="^error: rankings: expected none among the records, because each round"):
             rounds(*flags)
-    assert not (workdir / "pretrain").exists()
+
+
+def test_a_recipe_without_labelers_needs_the_desk(base):
+    _, rounds = base
+    with pytest.raises(Left, match="^error: --desk: expected with a recipe that has no simulated labelers, found none"):
+        rounds()
+
+
+def test_processes_wait_for_copies_that_are_there(base, no_answers, monkeypatch):
+    _, rounds = base
+    rounds("--desk")
+    waited = []
+    monkeypatch.setattr(processes, "first", lambda function: waited.append(function.__qualname__) or function())
+    rounds("--desk")
+    assert sum(name.startswith("share.") for name in waited) == len(SHARED)
 
 
 @pytest.mark.slow
@@ -202,5 +235,3 @@ def test_simulated_labelers_rank_round_after_round(tmp_path):
     before = (folders[0] / "results.json").read_text()
     assert rounds("--rounds=2").splitlines()[-3:] == table
     assert (folders[0] / "results.json").read_text() == before  # with its seconds: it was not evaluated again
-    with pytest.raises(Left, match="^error: sandbox.reward_prompts: expected 120 .* for 10 rounds of 12, found 73"):
-        rounds("--rounds=10")

@@ -7,6 +7,7 @@ import pytest
 
 from instructjax.conversation import Conversation, Message
 from instructjax.data.layouts import Layout
+from instructjax.runs import processes
 from instructjax.stages import answers, rewards
 from instructjax.stages.run import Run
 from instructjax.text.sentencepiece import SentencePieceTokenizer
@@ -67,6 +68,12 @@ def test_a_file_of_records_gives_one_prompt_a_line_and_keeps_fields(tmp_path, as
         {**lines[0], "responses": ["sft 0", "sft 1", "ppo 0", "ppo 1"], "models": ["sft", "sft", "ppo", "ppo"]},
         {**lines[1], "responses": ["sft 2", "sft 3", "ppo 2", "ppo 3"], "models": ["sft", "sft", "ppo", "ppo"]},
     ]
+
+
+def test_only_the_first_process_writes_the_file(tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(processes, "first", lambda function: None)
+    scripts.run("sample.py", f"--workdir={tmp_path}", f"--output={tmp_path}/out.jsonl", "--prompt=a")
+    assert asked == ["a"] and not (tmp_path / "out.jsonl").exists()
 
 
 def test_policies_are_printed_side_by_side_with_rewards(tmp_path, asked):

@@ -1,10 +1,12 @@
 """Rankings that a run collects, and what is said of them when the policy that answered is trained further."""
 
+import gc
 import hashlib
 import io
 import json
 import shutil
 import types
+import weakref
 from unittest import mock
 
 import pytest
@@ -100,6 +102,24 @@ def test_policies_answer_in_turn(collected, monkeypatch):
     assert [len(texts) for _, texts in alone] == [len(texts) for texts in answered.values()]
 
 
+def test_one_policy_is_in_memory_at_a_time(collected, monkeypatch):
+    def make_sampler(model, layout, *, temperature, batch_size):
+        return lambda params, prompts, key: iter([(None, list(prompts))])
+
+    loaded = []
+
+    def load():
+        gc.collect()
+        assert all(one() is None for one in loaded)
+        policy = mock.Mock(model=None, params=None)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr(samplers, "make_sampler", make_sampler)
+    list(comparisons.sample_answers(collected, [load, load, load], [Prompt(prompt="p")], seed=0))
+    assert len(loaded) == 3
+
+
 def test_another_run_answers_and_its_rankings_are_used(collected, capsys):
     changes = {"comparisons__stages": ("../run/ppo", "../run/sft"), "comparisons__earlier": "../run"}
     config = changed(collected.config, **changes)
@@ -114,7 +134,7 @@ def test_another_run_answers_and_its_rankings_are_used(collected, capsys):
         earlier, found = (records.read(run.data_folder / name, Ranking) for run in (collected, later))
         assert [one.prompt for one in found] == [*(one.prompt for one in earlier), *added]
     known = {f"../run/{stage}": checkpoint.fingerprint(collected.checkpoints(stage)) for stage in ("ppo", "sft")}
-    assert json.loads((later.data_folder / "comparisons.json").read_text()) == {"checkpoints": known}
+    assert json.loads((later.data_folder / "comparisons.json").read_text())["checkpoints"] == known
     shutil.rmtree(collected.workdir / "ppo")
     save_stage(config, collected.workdir, "ppo", later.layout.tokenizer, seed=2)
     comparisons.collect(later)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from instructjax import records
 from instructjax.errors import TokenizerError
 from instructjax.records import Text
+from instructjax.text import export, gguf
 from instructjax.text.sentencepiece import SentencePieceTokenizer
 
 WORDS = "fox dog owl red blue big small runs sleeps the a and in forest river one two count list".split()
@@ -148,6 +149,21 @@ def test_a_model_that_alters_text_is_rejected():
     )  # fmt: skip
     with pytest.raises(TokenizerError, match="expected a model that gives back every text"):
         SentencePieceTokenizer.from_bytes(model.getvalue())
+
+
+def test_a_unigram_is_not_exported(tokenizer):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(documents()), model_writer=model, vocab_size=380, model_type="unigram",
+        byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
+        user_defined_symbols=["\n"],
+    )  # fmt: skip
+    unigram = SentencePieceTokenizer.from_bytes(model.getvalue())
+    for write in (export.tokenizer_json, lambda given: gguf.metadata_of(given, given.eos_ids, "")):
+        assert write(tokenizer)
+        with pytest.raises(TokenizerError, match="expected a byte-pair encoding to export, found a Unigram"):
+            write(unigram)
 
 
 def test_training_is_silent():

@@ -47,6 +47,16 @@ def test_output_of_samples():
     run("sample.py", "--output=answers.txt", "--prompt=a")
 
 
+@fault("a prompt next to a chat", "--prompt: expected none with --chat, found ['a']")
+def test_prompt_of_a_chat():
+    run("sample.py", "--chat", "--prompt=a")
+
+
+@fault("prompts of two kinds", "--whole_input: expected none with --prompts, found True")
+def test_two_kinds_of_prompts():
+    run("sample.py", "--prompts=in.jsonl", "--whole_input")
+
+
 @fault(
     "all stages of a folder without any",
     "--stage: expected a run with checkpoints, found none in PATH",

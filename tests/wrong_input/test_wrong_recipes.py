@@ -469,6 +469,14 @@ def test_comparisons_stages(tmp_path):
     run_with(tmp_path, comparisons__stages=("sft", "sft"))
 
 
+@fault(
+    "fewer prompts than rounds need",
+    "sandbox.reward_prompts: expected at least 700 (comparisons.skip + comparisons.prompts), found 600",
+)
+def test_prompts_of_rounds():
+    begin("--config.comparisons.skip=500")
+
+
 @fault("more answers than a ranking may have", "comparisons.max_answers: expected 2 to 32, found 33")
 def test_max_answers(tmp_path):
     run_with(tmp_path, comparisons__max_answers=33)
