@@ -10,7 +10,7 @@ Expected:   gpt < gpt_prompted < sft < ppo_ptx in win rate against sft; ppo_ptx 
 Command:    python experiments/reproduce.py
 
 Variants:   smoke: the same in about two minutes, for tests; too small to show the results.
-            rounds: few comparisons and short training, for several rounds of them; see docs/rounds.md.
+            rounds: a fifth of the comparisons and half of PPO, for several rounds of them; see docs/rounds.md.
 
 Values that are not set here are the paper's; docs/recipe.md explains them.
 """
@@ -90,16 +90,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ppo.validation_prompts = config.evaluate.few_shot_prompts = 64
         config.evaluate.update(prompts=60, batch_size=64, text_windows=32)
     if variant == "rounds":
-        sandbox.update(documents=4_000, demonstrations=1_200, reward_prompts=1_500, prompts=4_000, users=500)
-        sandbox.validation_prompts = 60
-        config.model.update(d_model=64, num_heads=4, d_ff=256)
-        config.pretrain.update(steps=300, warmup_steps=20)
-        config.sft.update(epochs=8, candidates=2, selection_prompts=64)
-        config.comparisons.prompts = 200
-        config.reward.batch_size = 16
-        config.ppo_init.epochs = 4
-        config.ppo.update(iterations=24, batch_size=128, minibatch_size=32, ema_decay=0.8)
-        config.ppo.update(learning_rate=5e-4, value_learning_rate=1e-3, warmup_iterations=4, validation_prompts=64)
-        config.ppo_log.update(save_every=24, evaluate_every=12)
-        config.evaluate.update(prompts=400, judgements=1, text_windows=32, few_shot_candidates=1, few_shot_prompts=16)
+        config.comparisons.prompts = 1_000
+        config.ppo.iterations = 25
+        config.ppo_log.update(save_every=25, evaluate_every=25)
+        config.evaluate.update(prompts=300, judgements=1, text_windows=32, few_shot_candidates=1, few_shot_prompts=16)
     return config.lock()

@@ -18,7 +18,7 @@ import numpy as np
 from instructjax.evaluation.intervals import clustered_mean
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "rounds.py"
-RECIPE, PROMPTS, ROUNDS = "configs/sandbox.py:rounds", 200, 3  # PROMPTS is the recipe's comparisons.prompts
+RECIPE, PROMPTS, ROUNDS = "configs/sandbox.py:rounds", 1_000, 3  # PROMPTS is the recipe's comparisons.prompts
 
 
 def main(arguments: Sequence[str]) -> None:
