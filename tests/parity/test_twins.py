@@ -30,8 +30,8 @@ def twins(tmp_path, *changes):
     small = [f"--config.{key}={value}" for key, value in SMALL.items()]
     output = tmp_path / "twins"
     printed = scripts.run(
-        *("twins.py", f"--config={RECIPE}", *small, *changes, f"--workdir={tmp_path / 'run'}", f"--output={output}"),
-        *("--seeds=2", "--iterations=2", "--every=1"),
+        *("benchmarks/twins.py", f"--config={RECIPE}", *small, *changes, f"--workdir={tmp_path / 'run'}"),
+        *(f"--output={output}", "--seeds=2", "--iterations=2", "--every=1"),
     )
     return json.loads((output / "twins.json").read_text()), printed
 

@@ -25,7 +25,7 @@ from tests.algorithms import test_ppo as ppo
 
 LIMITS = ml_collections.ConfigDict({"reward_retries": 0, "reward_retry_seconds": 0.0, "reward_timeout_seconds": 0.0})
 RECORDS = [Prompt(prompt=f"prompt {i}") for i in range(ppo.BATCH)]
-LETTERS = mock.create_autospec(Tokenizer, instance=True, eos_id=ppo.EOS, eos_ids=(ppo.EOS,))
+LETTERS = mock.create_autospec(Tokenizer, instance=True, eos_id=ppo.EOS, eos_ids=(ppo.EOS,), bos=())
 LAYOUT = Layout(LETTERS, "", max_prompt=1, max_response=1)
 LETTERS.decode = lambda tokens: "".join(chr(97 + token) for token in tokens)
 

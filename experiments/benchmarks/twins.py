@@ -1,7 +1,7 @@
 """Compares PPO here with PPO in Hugging Face's TRL, on the same start, reward model and prompts.
 
     pip install -e '.[parity]'
-    python experiments/twins.py --workdir=runs/sandbox --output=runs/twins [--seeds=5] [--iterations=50]
+    python experiments/benchmarks/twins.py --workdir=runs/sandbox --output=runs/twins [--seeds=5] [--iterations=50]
 
 The run must have PPO's initial policy and the reward model. TRL reads our export of both. The settings of the recipe's
 section `ppo` hold on both sides, and those of TRL that cannot be chosen hold on ours: no warm-up, moving average or
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,10 @@ from instructjax.runs import checkpoint, progress
 from instructjax.stages import exported, ppo
 from instructjax.stages.run import Run
 from instructjax.training.state import Params
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder of the comparison, new or to be continued.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each side.", lower_bound=2)
@@ -161,7 +166,7 @@ def train(start: Start, seed: int, observe: Observe) -> None:
 
 def train_trl(start: Start, seed: int, observe: Observe) -> None:
     """Runs TRL's PPO from our export."""
-    import twins_trl  # needs the extra parity
+    from benchmarks import twins_trl  # needs the extra parity
 
     run = start.run
     rows = [layouts.prompt_row(record, run.layout) for record in run.records(Prompt, "train")]
