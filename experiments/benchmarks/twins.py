@@ -59,7 +59,7 @@ SIDES = ("instructjax", "TRL")
 METRICS = {
     "reward": "reward (RM)",
     "kl": "KL to the start (nats)",
-    "entropy": "-log probability of a response (nats)",
+    "entropy": "entropy of a response (nats)",
     "response_tokens": "tokens of a response",
     "true_quality": "true quality",
 }
@@ -103,7 +103,7 @@ def main(run: Run) -> None:
         runs[side].append(known(path, identity) or finish(sides[side], start, seed, measure, path, identity))
     results = {**identity, "runs": runs, "comparisons": compare(runs)}
     files.write_json(output / "twins.json", results)
-    panels = [curves.Panel(title, {name: name}) for name, title in METRICS.items()]
+    panels = [curves.Panel(title, {name: title}) for name, title in METRICS.items()]
     figures.save(curves.draw_groups(runs, panels), output / "twins.png")
     print("\n".join(lines(results)))
 
