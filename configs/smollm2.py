@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     with config.ignore_type():  # None in the base
         config.model.update(num_kv_heads=3, local_window=None)
     config.model.update(norm="rms", positions="rotary", rotary_base=1e5, activation="silu", gated=True, biases="none")
-    config.model.max_length = 144  # of 8,192: prompt and response, so there is no room for few-shot examples
+    config.model.max_length = 144  # prompt and response, of 8,192 that the model reads; no few-shot examples fit
     # On CPUs only the matmuls are faster in bfloat16.
     config.model.update(dtype="float32", matmul_dtype="bfloat16", logits_chunk=512)
     config.parallel.fsdp = 1  # the weights fit

@@ -43,7 +43,7 @@ from benchmarks.tables import markdown, number
 
 _STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage whose policy is served.")
 _DTYPES = flags.DEFINE_list("dtypes", ["f32", "f16", "q8_0", "q5_0", "q4_0"], f"Among {', '.join(gguf.DTYPES)}.")
-_PROMPTS = flags.DEFINE_integer("prompts", 50, "Test prompts whose answers are compared token by token.")
+_PROMPTS = flags.DEFINE_integer("prompts", 50, "Test prompts whose answers are compared token by token.", lower_bound=2)
 _JUDGED = flags.DEFINE_integer("judged", 400, "Test prompts whose answers are judged; 0 for none.", lower_bound=0)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of the server.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file to write, next to the printed table.")
@@ -216,6 +216,8 @@ def judge(run, records, texts, baseline):
 
 def main(run):
     """Prints a table with a row for each type of weights."""
+    if unknown := set(_DTYPES.value) - set(gguf.DTYPES):
+        raise ConfigError(f"--dtypes: expected some of {', '.join(gguf.DTYPES)}, found {', '.join(sorted(unknown))}")
     policy, layout = run.open_policy(_STAGE.value)
     records = run.records(Prompt, "test")
     prompts = [record.prompt for record in records[: _PROMPTS.value]]

@@ -32,7 +32,7 @@ def read(directory: epath.Path, split: str) -> Iterator[tuple[str, dict[str, Any
       split: its name.
 
     Raises:
-      DataError: there is no such split, or the set has no random access.
+      DataError: the set has no such split, or its file format has no random access.
     """
     builder = tfds.builder_from_directory(directory)
     if split not in builder.info.splits:

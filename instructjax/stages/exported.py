@@ -55,7 +55,7 @@ def export_gguf(run: Run, stage: str, output: epath.PathLike, dtype: str = "f32"
       What was written, for the user.
 
     Raises:
-      CheckpointError, TokenizerError: there is no checkpoint, or a GGUF file cannot hold its model or tokenizer.
+      CheckpointError, TokenizerError: the stage has no checkpoint, or GGUF does not support its model or tokenizer.
     """
     if stage == "reward":
         raise CheckpointError("--stage: expected a policy for GGUF, found reward; export it to a folder")
