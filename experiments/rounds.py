@@ -8,9 +8,6 @@ docs/rounds.md.
 """
 
 import json
-import os
-import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,14 +17,14 @@ from absl import flags
 from etils import epath
 
 from instructjax import files, records
-from instructjax.errors import CheckpointError, ConfigError, DataError, InputError
+from instructjax.errors import ConfigError, DataError, InputError
 from instructjax.recipe import check
 from instructjax.records import Prompt, Ranking
-from instructjax.runs import checkpoint, processes
+from instructjax.runs import processes
 from instructjax.stages import (
     answers,
-    beginning,
     comparisons,
+    copying,
     evaluate,
     ppo,
     ppo_init,
@@ -38,7 +35,6 @@ from instructjax.stages import (
 )
 from instructjax.stages.answers import Sampling
 from instructjax.stages.run import Run
-from instructjax.stages.stage import StageFunction
 from instructjax.training import parallel
 
 BASE = (pretrain.run, sft.run, ppo_init.run)
@@ -62,7 +58,7 @@ def main(run: Run) -> None:
     finished: list[dict[str, Any]] = []
     for number, one in enumerate(rounds, start=1):
         for stage in BASE:
-            share(run, one, stage)
+            copying.copy_stage(run, one, stage)
         if not (collect_labels(one) if _DESK.value else collect(one)):
             return
         reward.run(one)
@@ -101,38 +97,6 @@ def check_rounds(run: Run, rounds: Sequence[Run]) -> None:
         prompts_to_label(run, rounds[-1])
     elif "sandbox" not in run.config:
         raise ConfigError("--desk: expected with a recipe that has no simulated labelers, found none")
-
-
-def share(run: Run, one: Run, stage: StageFunction) -> None:
-    """Copies a finished stage into a round, and compares its recipe and records with the round's.
-
-    Checkpoints never change in place, so they become hard links, which need no space.
-
-    Raises:
-      CheckpointError: the round has another checkpoint of this stage.
-      ConfigError, DataError: the stage was trained with another recipe or other records.
-    """
-    name = stage.declaration.name
-    source, target = run.directory(name), one.directory(name)
-    # Only the first process looks: another may come when the copy is there already, and would not wait for it.
-    processes.first(lambda: None if one.is_finished(name) else copy(source, target))
-    found, expected = (checkpoint.fingerprint(place.checkpoints(name)) for place in (one, run))
-    if found != expected:
-        raise CheckpointError(f"{target}: expected the checkpoint of {source}, found another; choose another --folder")
-    _ = one.layout
-    beginning.check(one, stage.declaration)
-
-
-def copy(source: epath.Path, target: epath.Path) -> None:
-    """Copies the folder of a stage without the choice among its checkpoints, which belongs to a reward model."""
-    partial = target.parent / f".{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, copy_function=_link_checkpoint, ignore=shutil.ignore_patterns("selected.json"))
-    os.replace(partial, target)
-
-
-def _link_checkpoint(source: str, target: str) -> None:
-    (os.link if "checkpoints" in pathlib.Path(source).parts else shutil.copy2)(source, target)
 
 
 def collect(one: Run) -> bool:

@@ -137,8 +137,8 @@ def test_two_processes_give_the_outputs_of_one(benchmark, tmp_path):
     ]
     texts = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for _, error in texts)
-    first, second = ([line for line in text.splitlines() if not line.startswith("[Gloo]")] for text, _ in texts)
-    assert len(first) == len(printed.splitlines()) and not second
+    # The first process alone prints results. Gloo's threads write to the same output, in the middle of a line too.
+    assert [text.count("zero-shot") for text, _ in texts] == [printed.count("zero-shot"), 0]
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in expected.iterdir())
     for path in out.glob("*.jsonl"):
         lines, (head, *others) = map(json.loads, path.open()), map(json.loads, (expected / path.name).open())

@@ -70,9 +70,8 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     two = [start(tmp_path / "two", 4, coordinator, f"--process_id={i}", "--process_count=2") for i in range(2)]
     printed = [process.communicate(timeout=900) for process in two]
     assert [process.returncode for process in two] == [0, 0], "\n".join(error[-2000:] for _, error in printed)
-    # The first process prints the table, the other nothing. Gloo's own messages are ignored.
-    ours = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in printed]
-    assert any("PPO-ptx" in line for line in ours[0]) and not ours[1]
+    # The first process alone prints the table. Gloo's threads write to the same output, in the middle of a line too.
+    assert ["PPO-ptx" in output for output, _ in printed] == [True, False]
 
     one = start(tmp_path / "one", 1)
     output, error = one.communicate(timeout=600)
