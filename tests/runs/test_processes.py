@@ -128,10 +128,10 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path):
         wait_for_a_checkpoint(tmp_path)
         running[1].send_signal(signal.SIGKILL)
         printed, _ = running[0].communicate(timeout=180)
+        # Gloo or JAX's coordination service ends it, whichever notices first, each with messages of its own.
         assert running[0].returncode not in (0, -signal.SIGKILL), printed
     finally:
         end(running)
-    assert "rror" in printed
 
 
 @pytest.mark.slow
