@@ -256,6 +256,11 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
         f"at most {name}.batch_size / {name}.rollout_parts ({at_once})",
     )
     parallel.check_batch_size(ppo.minibatch_size, f"{name}.minibatch_size", config.parallel, ppo.microbatches)
+    if ppo.pack_episodes and ppo.microbatches == 1:
+        raise ConfigError(
+            f"{name}.microbatches: expected at least 2 with {name}.pack_episodes, which skips the microbatches that no "
+            f"episode is left for, found {ppo.microbatches}"
+        )
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,
         f"{name}.minibatch_size x {name}.ptx_examples_per_episode",

@@ -151,6 +151,13 @@ PPO = section(
     ),
     minibatch_size=Key(64, INTEGER_FROM_1, "episodes", "of an update", "C.4"),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a minibatch is scored and updated in, one after the other"),
+    pack_episodes=Key(
+        False,
+        TRUE_OR_FALSE,
+        "",
+        "score and update rows that several episodes share, and skip parts without any; for microbatches above 1. "
+        "Changes no result but by rounding",
+    ),
     epochs=Key(1, INTEGER_FROM_1, "passes", "over a batch", "C.4"),
     rollout_parts=Key(1, INTEGER_FROM_1, "parts", "that a batch is sampled in; the cache holds one part"),
     rollout_refill=Key(

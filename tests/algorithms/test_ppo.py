@@ -52,6 +52,7 @@ PPO = ml_collections.ConfigDict(
         "ptx_examples_per_episode": 1,
         "ptx_microbatches": 2,
         "microbatches": 1,
+        "pack_episodes": False,
         "rollout_parts": 1,
         "rollout_refill": 0,
     }

@@ -360,6 +360,15 @@ def test_minibatches(tmp_path):
 
 
 @fault(
+    "episodes packed into minibatches that are one part",
+    "ppo.microbatches: expected at least 2 with ppo.pack_episodes, which skips the microbatches that no episode is left "
+    "for, found 1",
+)
+def test_packed_in_one_part(tmp_path):
+    run_with(tmp_path, ppo__pack_episodes=True)
+
+
+@fault(
     "sequences longer than the context",
     "model.max_length: expected at least data.max_prompt + data.max_response = 28 tokens, found 20",
 )
