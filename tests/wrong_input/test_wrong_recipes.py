@@ -361,8 +361,8 @@ def test_minibatches(tmp_path):
 
 @fault(
     "episodes packed into minibatches that are one part",
-    "ppo.microbatches: expected at least 2 with ppo.pack_episodes, which skips the microbatches that no episode is left "
-    "for, found 1",
+    "ppo.microbatches: expected at least 2 with ppo.pack_episodes, which skips the microbatches that no episode is "
+    "left for, found 1",
 )
 def test_packed_in_one_part(tmp_path):
     run_with(tmp_path, ppo__pack_episodes=True)
