@@ -166,6 +166,13 @@ PPO = section(
         "rows",
         "refill a device once this many of its rows are idle; 0: parts one after the other. Changes no token",
     ),
+    rollout_widths=Key(
+        1,
+        INTEGER_FROM_1,
+        "widths",
+        "of prompts in a rollout: data.max_prompt and its halves; a part has prompts of similar lengths and the least "
+        "width that holds them. Changes no token",
+    ),
     temperature=Key(1.0, POSITIVE, "", "of the rollout", "C.4"),
     learning_rate=Key(8.06e-6, AT_LEAST_0, "", "of the policy, constant", "silent; E.9: 2.55e-6 to 2.55e-5"),
     value_learning_rate=Key(9e-6, AT_LEAST_0, "", "of the value network, if there is one", "C.4"),

@@ -1,5 +1,6 @@
-"""Iterations whose episodes share rows give the results of those whose episodes are padded, in every layout."""
+"""Iterations without padding give the results of padded ones: packed episodes, and rollouts of narrow prompts."""
 
+import dataclasses
 import functools
 
 import jax
@@ -82,7 +83,8 @@ def with_fakes(mode=None, **keys):
         return two_iterations(parallel.compile_step(iterate, config), ppo.fake_params())
 
 
-@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices_pack_their_rows(mode):
     assert jax.device_count() == 8
     assert_same(with_fakes(mode, **{**PACKED, "microbatches": 2}), with_fakes(epochs=2))
@@ -113,3 +115,22 @@ def test_without_a_critic_and_with_scores_of_the_host():
         return state, [ppo.numbers(metrics)]
 
     assert_same(learned(**PACKED), learned(epochs=2))
+
+
+@pytest.mark.parametrize(("parts", "samples"), [(2, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
+def test_narrow_prompts_give_the_same_tokens(parts, samples):
+    """Samples parts of prompts of similar lengths, each in the least of three widths that holds them."""
+    policy, _ = ppo.real_params()
+    some = jax.tree.map(lambda x: x[: ppo.BATCH // samples], prompts())
+
+    def sampled(**keys):
+        iterate = ppo.make(ppo.changed(**keys), models=ppo.REAL, eos_id=ENDS)
+        iterate = dataclasses.replace(iterate, samples_per_prompt=samples)
+        return jax.jit(iterate.rollout)(policy, some, ppo.KEY)[0]
+
+    found, expected = sampled(rollout_widths=3, rollout_parts=parts), sampled()
+    for name in ("tokens", "segments", "response_mask", "group"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    ppo.assert_close(found.log_probs, expected.log_probs, rtol=1e-5, atol=1e-6)
+    inside = expected.segments > 0
+    np.testing.assert_array_equal(found.positions * inside, expected.positions * inside)

@@ -55,6 +55,7 @@ PPO = ml_collections.ConfigDict(
         "pack_episodes": False,
         "rollout_parts": 1,
         "rollout_refill": 0,
+        "rollout_widths": 1,
     }
 )
 PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_optimizer_state": False}

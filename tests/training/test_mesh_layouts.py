@@ -209,6 +209,7 @@ PPO = ml_collections.ConfigDict(
         "pack_episodes": False,
         "rollout_parts": 2,
         "rollout_refill": 0,
+        "rollout_widths": 1,
     }
 )
 
