@@ -107,16 +107,19 @@ class Episodes(flax.struct.PyTreeNode):
     T = P + R: the first P columns hold the prompt (padded on the left), the last R
     the response (padded on the right, after EOS).
 
+    Rows may also be packed with several episodes; see `rollout/packing.py`. Then every column but the first may belong
+    to a response: P = 1 and R = T - 1.
+
     Attributes:
       tokens: token ids.
-      segments: 1 on tokens and 0 on padding.
-      positions: of each token in its row, from 0.
+      segments: 1 on tokens and 0 on padding; in packed rows the number of the episode, from 1.
+      positions: of each token in its episode, from 0.
       response_mask: 1 on the tokens of the response, EOS included.
       log_probs: of each token of the response, in the distribution from which the sampler
         drew it; 0 on padding. PPO computes its own in a full forward pass and compares them
         with these.
       group: index, in the global batch, of the prompt that a row answers; samples of one
-        prompt share it.
+        prompt share it. None in packed rows.
     """
 
     tokens: Int32[Leaf, "B T"]
@@ -124,7 +127,12 @@ class Episodes(flax.struct.PyTreeNode):
     positions: Int32[Leaf, "B T"]
     response_mask: Float32[Leaf, "B R"]
     log_probs: Float32[Leaf, "B R"]
-    group: Int32[Leaf, "B"]
+    group: Int32[Leaf, "B"] | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows may have several episodes."""
+        return self.group is None
 
 
 def count_tokens(batch: Any) -> int:

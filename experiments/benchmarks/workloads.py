@@ -140,11 +140,12 @@ def ppo(shape, config, size):
     return lambda state: iterate(state, *constants)[0], state, size["ppo"][0]
 
 
-def ppo_iteration(shape, config, rows, minibatch, response):
-    """Returns (iterate, state, the other arguments) for answers of `response` tokens."""
+def ppo_iteration(shape, config, rows, minibatch, response, prompts=None, eos_id=NEVER):
+    """Returns (iterate, state, the other arguments) for answers of up to `response` tokens."""
     config.ppo.update(batch_size=rows, minibatch_size=minibatch)
-    low, width = PROMPT
-    prompts = prompt_batch(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
+    if prompts is None:
+        low, width = PROMPT
+        prompts = prompt_batch(shape, np.random.default_rng(1).integers(low, width, rows, endpoint=True), width)
     policy, scalar = LanguageModel(shape), ScalarModel(shape)
     params, head = (trained.initial_params(model, jax.random.key(i)) for i, model in enumerate((policy, scalar)))
     (bases, params), (own, head) = (with_adapters(whole, shape, config) for whole in (params, head))
@@ -159,7 +160,7 @@ def ppo_iteration(shape, config, rows, minibatch, response):
         train_state.create(jax.tree.map(jnp.copy, head), adam),
     )
     parts = Learner(policy, adam), scalar, Learner(scalar, adam), advantages.gae(1.0, 0.95)
-    iterate = make_iteration(*parts, config.ppo, max_response=response, eos_id=NEVER, pad_id=0)
+    iterate = make_iteration(*parts, config.ppo, max_response=response, eos_id=eos_id, pad_id=0)
     frozen = Frozen(reference=params, reward=head)
 
     def step(state, batch, key, frozen, *bases):

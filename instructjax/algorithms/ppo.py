@@ -188,7 +188,8 @@ class Iteration:
         """Samples `samples_per_prompt` responses to each prompt from the full softmax, without top-k or top-p.
 
         A row's tokens depend on its number in the global batch, not on devices, microbatches or neighbors. Responses to
-        a prompt share its prefill, unless idle rows are refilled.
+        a prompt share its prefill, unless idle rows are refilled. With several `rollout_widths`, parts consist of
+        prompts of similar lengths.
 
         Returns:
           Episodes, with the responses to a prompt next to each other, and the number of decoded tokens, including
@@ -203,7 +204,12 @@ class Iteration:
 
         def sample(part: tuple[PromptBatch, Array]) -> tuple[Episodes, Array]:
             prompts, keys = constrain_rows(part)
-            episodes, decoded = sampling.sample(self.policy.model, policy, prompts, keys.reshape(-1), choose, **ends)
+            given = self.policy.model, policy, prompts, keys.reshape(-1), choose
+            if config.rollout_widths == 1:
+                episodes, decoded = sampling.sample(*given, **ends)
+            else:
+                widths = sampling.halved(prompts.tokens.shape[1], config.rollout_widths)
+                episodes, decoded = sampling.sample_narrow(*given, widths=widths, **ends)
             return jax.tree.map(lambda x: x.reshape(-1, samples, *x.shape[1:]), episodes), decoded
 
         if config.rollout_refill:  # each row has a prefill of its own
@@ -212,8 +218,13 @@ class Iteration:
             episodes, decoded = refilling.sample(self.policy.model, policy, repeated, keys, choose, **at_a_time, **ends)
         else:
             groups = prompts, keys.reshape(-1, samples)
+            order = None if config.rollout_widths == 1 else _shortest_first(prompts, config.rollout_parts)
+            groups = groups if order is None else jax.tree.map(lambda x: x[order], groups)
             episodes, decoded = jax.lax.map(sample, split_interleaved(groups, config.rollout_parts))
-            episodes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), merge_interleaved(episodes))
+            episodes = merge_interleaved(episodes)
+            if order is not None:
+                episodes = jax.tree.map(lambda x: x[jnp.argsort(order)], episodes)
+            episodes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
             decoded = decoded.sum()
         group = (first + jnp.arange(size, dtype=jnp.int32)) // samples
         return episodes.replace(group=group), decoded
@@ -264,6 +275,12 @@ class Iteration:
             return jax.lax.scan(minibatch, state, (order.reshape(self.minibatches, -1), windows))
 
         return jax.lax.scan(epoch, state, jnp.arange(self.config.epochs))
+
+
+def _shortest_first(prompts: PromptBatch, parts: int) -> Array:
+    """Returns the order of prompts in which `split_interleaved` gives the shortest ones to the first of its parts."""
+    order = jnp.argsort(jnp.sum(prompts.segments > 0, axis=1), stable=True)
+    return order.reshape(parts, -1).T.reshape(-1)
 
 
 def make_iteration(

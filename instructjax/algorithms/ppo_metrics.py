@@ -15,7 +15,6 @@ from instructjax.batch import Episodes
 from instructjax.rollout import consistency, episode
 from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
-from instructjax.training import objectives
 from instructjax.training.metrics import Maximum, Mean, Metrics
 from instructjax.typing import TokenIds
 
@@ -48,6 +47,7 @@ def rollout(
     docs/metrics.md describes each metric. Arguments are those of `checks`.
     """
     episodes, mask = experience.episodes, experience.episodes.response_mask
+    assert experience.scores is not None  # the rows are not packed yet
     episode_kl, k2, k3 = losses.kl_estimates(experience.log_probs, experience.ref_log_probs, mask)
     rows = jnp.ones_like(experience.scores).sum()
     _, variance = losses.masked_moments(episode_kl, jnp.ones_like(episode_kl), axis_name)
@@ -62,7 +62,6 @@ def rollout(
         "max_abs_kl": Maximum(jnp.abs(episode_kl).max()),
         "entropy": Mean((readings.entropy * mask).sum(), mask.sum()),
         "response_tokens": Mean(mask.sum(), rows),
-        "padding": objectives.padding(episodes.segments),
         "missing_eos": Mean((~episode.ended(episodes, eos_id)).sum().astype(jnp.float32), rows),
     }
     if experience.values is not None and experience.returns is not None:
@@ -73,6 +72,17 @@ def rollout(
             "explained_variance": Mean(explained * rows, rows),
         }
     return metrics
+
+
+def padding(parts: Episodes) -> Mean:
+    """Measures the share of the columns that the networks read that are padding.
+
+    Args:
+      parts: rows [n, B / n, ...], padded or packed; parts without a token are not read.
+    """
+    inside = parts.segments > 0
+    columns = inside.any(axis=(1, 2)).sum() * inside[0].size
+    return Mean((columns - inside.sum()).astype(jnp.float32), columns.astype(jnp.float32))
 
 
 def decoding(episodes: Episodes, decoded: Array) -> Metrics:
@@ -109,6 +119,7 @@ def checks(
       first: bool scalar, whether this is the first iteration, where policy and reference are the same.
     """
     episodes, mask = experience.episodes, experience.episodes.response_mask
+    assert experience.scores is not None  # the rows are not packed yet
     log_ratio = (experience.log_probs - experience.ref_log_probs) * mask
     sampler_log_ratio = (experience.log_probs - episodes.log_probs) * mask
     initial_kl = Mean(*losses.masked_sum(0.5 * jnp.square(log_ratio), mask))
@@ -123,21 +134,16 @@ def checks(
     }
 
 
-def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair], eos_id: TokenIds) -> Metrics:
-    """Adds the checks of ratio and masks to the metrics of `losses.policy_loss`.
+def policy_update(log_probs: Array, batch: Experience, metrics: dict[str, losses.Pair]) -> Metrics:
+    """Adds the check of the ratio to the metrics of `losses.policy_loss`.
 
     Args:
       log_probs: [B, R], of the policy that is being updated.
       batch: the minibatch.
       metrics: the metrics of the loss.
-      eos_id: ends a response.
     """
     deviation = losses.ratio_deviation(log_probs, batch.log_probs, batch.episodes.response_mask)
-    return {
-        **means(metrics),
-        "max_ratio_deviation": Maximum(deviation),
-        "mask_mismatches": Maximum(consistency.mask_mismatches(batch.episodes, eos_id)),
-    }
+    return {**means(metrics), "max_ratio_deviation": Maximum(deviation)}
 
 
 def means(pairs: dict[str, losses.Pair]) -> Metrics:

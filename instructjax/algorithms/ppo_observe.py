@@ -17,8 +17,9 @@ from instructjax.algorithms.ppo_state import Frozen, Learner, PPOState
 from instructjax.batch import Episodes
 from instructjax.models.partitioning import constrain_rows
 from instructjax.rollout import consistency, episode
+from instructjax.rollout import packing as packing_lib
 from instructjax.rollout.episode import Experience
-from instructjax.training.metrics import Metrics
+from instructjax.training.metrics import Mean, Metrics
 from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.typing import TokenIds
 
@@ -61,8 +62,9 @@ class Observe:
           scores: float32[B], instead of the scorer's.
         """
         config, mask = self.config, episodes.response_mask
+        assert episodes.group is not None  # these rows are not packed
         # 2. Full forward passes over the sampled ids, as in the update: at its first minibatch the ratio is 1.
-        readings = self._read(state, frozen, episodes, scores)
+        readings, padding = self._read(state, frozen, episodes, scores)
         # 3. The scorer's output at the last token (section 3.5); a response without EOS pays a penalty.
         consistency.require_floating(scores=readings.rewards)
         outcome = episode.at_last_token(readings.rewards, episodes.segments)
@@ -89,6 +91,7 @@ class Observe:
         )
         first = state.step == 0
         return experience, {
+            "padding": padding,
             **ppo_metrics.rollout(experience, readings, outcome, self.eos_id, self.axis_name),
             **ppo_metrics.checks(experience, readings, rewards, outcome, beta=beta, eos_id=self.eos_id, first=first),
         }
@@ -100,15 +103,18 @@ class Observe:
             scores = scale * scores
         return jnp.clip(scores, -most, most) if most else scores
 
-    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None) -> Readings:
+    def _read(self, state: PPOState, frozen: Frozen, episodes: Episodes, scores: Array | None) -> tuple[Readings, Mean]:
         """Reads episodes with all networks, one microbatch at a time.
 
-        So the logits of the whole batch are never in memory, and matmuls have the same shapes, and the same rounding,
-        as in the update.
+        So the logits of the whole batch are never in memory, and matmuls have the same shapes as in the update. If
+        episodes are not packed, they also round as in the update.
+
+        Returns:
+          The readings, and the share of the columns read that are padding.
         """
 
-        def read(of_part: tuple[Episodes, Array | None]) -> Readings:
-            part, given = constrain_rows(of_part)
+        def read(part: Episodes) -> tuple[tuple[Array, Array, Array, Array | None], Array | None]:
+            part = constrain_rows(part)
             model, temperature = self.policy.model, self.config.temperature
             policy = state.policy.params
             log_probs, entropy = episode.response_log_probs_and_entropy(model, policy, part, temperature)
@@ -116,11 +122,21 @@ class Observe:
             values = None
             if self.critic is not None and state.value is not None:
                 values = episode.response_values(self.critic.model, state.value.params, part)
-            if given is not None:
-                rewards = jnp.broadcast_to(given[:, None], part.tokens.shape)
-            else:
+            rewards = None
+            if scores is None:
                 rewards = self.scorer.apply({"params": frozen.reward}, part.tokens, part.segments, part.positions)
-            return Readings(log_probs, ref_log_probs, entropy, values, rewards)
+            return (log_probs, ref_log_probs, entropy, values), rewards
 
-        parts = split_interleaved((episodes, scores), self.parts)
-        return merge_interleaved(jax.lax.map(read, parts))
+        if self.config.pack_episodes:
+            packing = packing_lib.plan(episodes.segments, self.parts)
+            parts = split_interleaved(packing.episodes(episodes), self.parts)
+            of_rows = merge_interleaved(jax.lax.map(packing_lib.skip_empty(read), parts))
+            of_tokens = packing.unpack_responses(of_rows[0], episodes.response_mask.shape[1])
+            rewards = packing.unpack(of_rows[1])
+        else:
+            parts = split_interleaved(episodes, self.parts)
+            of_tokens, rewards = merge_interleaved(jax.lax.map(read, parts))
+        if scores is not None:
+            rewards = jnp.broadcast_to(scores[:, None], episodes.tokens.shape)
+        log_probs, ref_log_probs, entropy, values = of_tokens
+        return Readings(log_probs, ref_log_probs, entropy, values, rewards), ppo_metrics.padding(parts)

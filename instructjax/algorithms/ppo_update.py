@@ -12,11 +12,12 @@ from instructjax import losses
 from instructjax.algorithms import ppo_metrics
 from instructjax.algorithms.ppo_state import Learner, PPOState
 from instructjax.batch import LMBatch
-from instructjax.rollout import episode
+from instructjax.rollout import consistency, episode
+from instructjax.rollout import packing as packing_lib
 from instructjax.rollout.episode import Experience
 from instructjax.training import metrics as metrics_lib
 from instructjax.training import objectives
-from instructjax.training.metrics import Mean, Metrics
+from instructjax.training.metrics import Maximum, Mean, Metrics
 from instructjax.training.state import Params, TrainState
 from instructjax.training.step import Loss, finite_update, summed_gradient
 from instructjax.typing import TokenIds
@@ -45,8 +46,10 @@ class Update:
     def __call__(self, state: PPOState, batch: Experience, text: LMBatch | None) -> tuple[PPOState, Metrics]:
         """Updates the policy and the critic once."""
 
+        batch, checks = self._packed(batch)
+
         def learn(policy: TrainState) -> tuple[TrainState, Metrics]:
-            return self._update_policy(policy, batch, text)
+            return self._update_policy(policy, batch, text, checks)
 
         if warmup := self.config.value_warmup_iterations:  # the critic learns alone
             nothing = metrics_lib.empty(jax.eval_shape(learn, state.policy)[1])
@@ -56,15 +59,28 @@ class Update:
         metrics["policy_loss"] = metrics.pop("loss")
         if self.critic is None or state.value is None:
             return state.replace(policy=policy), metrics
-        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch)
+        skip = self.config.pack_episodes
+        pair, value_metrics = self._gradient(self._value_loss, state.value.params, batch, skip=skip)
         loss, gradient = metrics_lib.total(value_metrics, "loss"), losses.mean(*pair)
         value, value_metrics = finite_update(state.value, gradient, loss, value_metrics, self.critic.optimizer)
         metrics |= {f"value_{name}": metric for name, metric in value_metrics.items()}
         return state.replace(policy=policy, value=value), metrics
 
-    def _update_policy(self, state: TrainState, batch: Experience, text: LMBatch | None) -> tuple[TrainState, Metrics]:
+    def _packed(self, batch: Experience) -> tuple[Experience, Metrics]:
+        """Returns the rows that the networks read, packed if the recipe says so, and the check of their masks."""
+        mismatches = consistency.mask_mismatches(batch.episodes, self.eos_id)
+        if self.config.pack_episodes:
+            packing, padded = packing_lib.plan(batch.episodes.segments, self.config.microbatches), batch.episodes
+            batch = packing.experience(batch)
+            mismatches += consistency.packing_mismatches(batch.episodes, padded, packing)
+        return batch, metrics_lib.reduce({"mask_mismatches": Maximum(mismatches)}, self.axis_name)
+
+    def _update_policy(
+        self, state: TrainState, batch: Experience, text: LMBatch | None, checks: Metrics
+    ) -> tuple[TrainState, Metrics]:
         """Updates the policy by the clipped surrogate and, with text, the ptx term."""
-        pair, metrics = self._gradient(self._policy_loss, state.params, batch)
+        pair, metrics = self._gradient(self._policy_loss, state.params, batch, skip=self.config.pack_episodes)
+        metrics |= checks
         gradient, loss = losses.mean(*pair), metrics_lib.total(metrics, "loss")
         if text is not None:
             ptx_loss, microbatches = objectives.language_model_loss(self.policy.model), self.config.ptx_microbatches
@@ -75,11 +91,13 @@ class Update:
         return finite_update(state, gradient, loss, metrics, self.policy.optimizer)
 
     def _gradient(
-        self, loss: Loss, params: Params, batch: Any, microbatches: int | None = None
+        self, loss: Loss, params: Params, batch: Any, microbatches: int | None = None, *, skip: bool = False
     ) -> tuple[tuple[Params, Array], Metrics]:
         microbatches = microbatches or self.config.microbatches
+        is_empty = (lambda rows: packing_lib.is_empty(rows.episodes)) if skip else None
+        split: dict[str, Any] = {"microbatches": microbatches, "axis_name": self.axis_name, "is_empty": is_empty}
         # No key, because nothing is drawn: devices can sum the gradients of their microbatches.
-        return summed_gradient(loss, params, batch, None, microbatches=microbatches, axis_name=self.axis_name)
+        return summed_gradient(loss, params, batch, None, **split)
 
     def _policy_loss(self, params: Params, batch: Experience, key: None) -> tuple[losses.Pair, Metrics]:
         del key  # no dropout in PPO: the ratio must be 1 before any update
@@ -91,7 +109,7 @@ class Update:
             log_probs = episode.response_log_probs(model, params, batch.episodes, temperature)
         ratio = log_probs, batch.log_probs
         pair, metrics = losses.policy_loss(*ratio, batch.advantages, mask, self.config.clip_ratio)
-        found = ppo_metrics.policy_update(log_probs, batch, metrics, self.eos_id)
+        found = ppo_metrics.policy_update(log_probs, batch, metrics)
         if bonus:  # Σ and weight are over the same tokens
             total, weight = losses.masked_sum(entropy, mask)
             pair = pair[0] - bonus * total, pair[1]

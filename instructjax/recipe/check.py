@@ -255,7 +255,17 @@ def ppo_section(config: ml_collections.ConfigDict, name: str) -> None:
         lambda refill: refill <= at_once,
         f"at most {name}.batch_size / {name}.rollout_parts ({at_once})",
     )
+    most = 1 if ppo.rollout_refill else config.data.max_prompt.bit_length()
+    reason = (
+        f" with {name}.rollout_refill" if ppo.rollout_refill else f", as data.max_prompt is {config.data.max_prompt}"
+    )
+    _require(config, f"{name}.rollout_widths", lambda widths: widths <= most, f"at most {most}{reason}")
     parallel.check_batch_size(ppo.minibatch_size, f"{name}.minibatch_size", config.parallel, ppo.microbatches)
+    if ppo.pack_episodes and ppo.microbatches == 1:
+        raise ConfigError(
+            f"{name}.microbatches: expected at least 2 with {name}.pack_episodes, which skips the microbatches that no "
+            f"episode is left for, found {ppo.microbatches}"
+        )
     parallel.check_batch_size(
         ppo.minibatch_size * ppo.ptx_examples_per_episode,
         f"{name}.minibatch_size x {name}.ptx_examples_per_episode",

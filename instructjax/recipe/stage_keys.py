@@ -151,6 +151,13 @@ PPO = section(
     ),
     minibatch_size=Key(64, INTEGER_FROM_1, "episodes", "of an update", "C.4"),
     microbatches=Key(1, INTEGER_FROM_1, "parts", "that a minibatch is scored and updated in, one after the other"),
+    pack_episodes=Key(
+        False,
+        TRUE_OR_FALSE,
+        "",
+        "score and update rows that several episodes share, and skip parts without any; for microbatches above 1. "
+        "Changes no result but by rounding",
+    ),
     epochs=Key(1, INTEGER_FROM_1, "passes", "over a batch", "C.4"),
     rollout_parts=Key(1, INTEGER_FROM_1, "parts", "that a batch is sampled in; the cache holds one part"),
     rollout_refill=Key(
@@ -158,6 +165,13 @@ PPO = section(
         INTEGER_FROM_0,
         "rows",
         "refill a device once this many of its rows are idle; 0: parts one after the other. Changes no token",
+    ),
+    rollout_widths=Key(
+        1,
+        INTEGER_FROM_1,
+        "widths",
+        "of prompts in a rollout: data.max_prompt and its halves; a part has prompts of similar lengths and the least "
+        "width that holds them. Changes no token",
     ),
     temperature=Key(1.0, POSITIVE, "", "of the rollout", "C.4"),
     learning_rate=Key(8.06e-6, AT_LEAST_0, "", "of the policy, constant", "silent; E.9: 2.55e-6 to 2.55e-5"),

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from instructjax.batch import Episodes
 from instructjax.errors import InvariantError
 from instructjax.rollout import episode
+from instructjax.rollout.packing import Packing
 from instructjax.typing import AnyArray, Array, TokenIds
 
 
@@ -58,6 +59,31 @@ def mask_mismatches(episodes: Episodes, eos_id: TokenIds) -> Float[Array, ""]:
         (episodes.positions != positions) & inside,
     ]
     return sum((cells.sum() for cells in wrong), start=jnp.zeros((), jnp.int32)).astype(jnp.float32)
+
+
+def packing_mismatches(packed: Episodes, episodes: Episodes, packing: Packing) -> Float[Array, ""]:
+    """Counts the tokens that packed rows do not have as the padded rows have them, and those that they have too many.
+
+    Args:
+      packed: what `packing.episodes` returned.
+      episodes: what was packed.
+      packing: where the tokens should lie.
+    """
+    (rows, length), size = episodes.tokens.shape, episodes.response_mask.shape[1]
+    inside = episodes.segments > 0
+    tokens, segments, positions = packing.unpack((packed.tokens, packed.segments, packed.positions))
+    mask = packing.unpack_responses(packed.response_mask, size)
+    cells = packing.cells
+    follows = (cells[:, 1:] == cells[:, :-1] + 1) & (cells[:, 1:] // length == cells[:, :-1] // length)
+    number = jnp.arange(rows)[:, None] + 1
+    wrong = [
+        inside & ((tokens != episodes.tokens) | (positions != episodes.positions) | (segments != number)),
+        mask != episodes.response_mask,
+        inside[:, 1:] & inside[:, :-1] & ~follows,
+        (packed.response_mask > 0) & (packed.segments[:, 1:] == 0),
+    ]
+    count = sum((cells.sum() for cells in wrong), start=jnp.zeros((), jnp.int32))
+    return (count + jnp.abs((packed.segments > 0).sum() - inside.sum())).astype(jnp.float32)
 
 
 def score_read_error(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 
@@ -46,7 +47,7 @@ class Experience(flax.struct.PyTreeNode):
       log_probs: of the response's tokens under the policy that sampled them.
       ref_log_probs: the same under the initial policy.
       values: of the critic before each token of the response; None without a critic.
-      scores: of the reward model, with the penalty for a missing EOS.
+      scores: of the reward model, with the penalty for a missing EOS; None in packed rows.
       advantages: see `algorithms/advantages.py`.
       returns: targets of the critic; None without one.
     """
@@ -55,7 +56,7 @@ class Experience(flax.struct.PyTreeNode):
     log_probs: Float[Array, "B R"]
     ref_log_probs: Float[Array, "B R"]
     values: Float[Array, "B R"] | None
-    scores: Float[Array, "B"]
+    scores: Float[Array, "B"] | None
     advantages: Float[Array, "B R"]
     returns: Float[Array, "B R"] | None
 
@@ -71,9 +72,16 @@ def read_response(model: Model, params: Params, episodes: Episodes, read: Read) 
     The token in column P + t is predicted at column P + t - 1.
     """
     hidden, _ = model.apply({"params": params}, episodes.tokens, episodes.segments, episodes.positions, method="hidden")
-    before = hidden[:, -episodes.response_mask.shape[1] - 1 : -1]
-    tokens = response_tokens(episodes)
-    return unembedding.read_logits(model, params, before, tokens, episodes.response_mask, read)
+    mask, tokens = episodes.response_mask, response_tokens(episodes)
+    before = hidden[:, -mask.shape[1] - 1 : -1]
+    if not episodes.packed:
+        return unembedding.read_logits(model, params, before, tokens, mask, read)
+    # Responses lie anywhere in a packed row. Moved to its left, they fill fewer chunks of logits.
+    columns = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+    mask, before, tokens, columns = unembedding.weighted_first(mask, before, tokens, columns)
+    found = unembedding.read_logits(model, params, before, tokens, mask, read)
+    back = jnp.argsort(columns, axis=1)
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, back, axis=1), found)
 
 
 def response_log_probs(

@@ -27,10 +27,18 @@ Array = jax.Array
 Batch = Any
 Pair = tuple[Array, Array]  # (sum, weight)
 Loss = Callable[[Params, Any, Any], tuple[Pair, Metrics]]  # of weights, a batch and a key (None: no dropout)
+IsEmpty = Callable[[Any], Array]  # of a batch; returns a bool scalar
 
 
 def summed_gradient(
-    loss: Loss, params: Params, batch: Batch, key: Array | None, *, microbatches: int = 1, axis_name: str | None = None
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    key: Array | None,
+    *,
+    microbatches: int = 1,
+    axis_name: str | None = None,
+    is_empty: IsEmpty | None = None,
 ) -> tuple[tuple[Params, Array], Metrics]:
     """Computes the gradient of a loss's sum over the global batch, and the weight to divide it by.
 
@@ -47,22 +55,29 @@ def summed_gradient(
       key: random key of the loss, for dropout; None if it draws nothing.
       microbatches: number of parts of the batch that are computed one after the other.
       axis_name: the mapped axis over which devices hold parts of the batch.
+      is_empty: whether a microbatch has weight 0 and nothing to measure; then it is skipped. None if none is.
 
     Returns:
       (gradient, weight), and the metrics with "loss" added, all over the global batch.
     """
     mesh = mesh_of_context()
     if mesh is None or mesh.shape["data"] != mesh.size or microbatches == 1 or key is not None:
-        return _summed_gradient(loss, params, batch, key, microbatches, axis_name)
+        return _summed_gradient(loss, params, batch, key, microbatches, axis_name, is_empty)
 
     def on_device(params: Params, rows: Batch) -> tuple[tuple[Params, Array], Metrics]:
-        return _summed_gradient(loss, params, rows, None, microbatches, "data")
+        return _summed_gradient(loss, params, rows, None, microbatches, "data", is_empty)
 
     return jax.shard_map(on_device, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)(params, batch)
 
 
 def _summed_gradient(
-    loss: Loss, params: Params, batch: Batch, key: Array | None, microbatches: int, axis_name: str | None
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    key: Array | None,
+    microbatches: int,
+    axis_name: str | None,
+    is_empty: IsEmpty | None,
 ) -> tuple[tuple[Params, Array], Metrics]:
     def total(params: Params, batch: Batch, key: Array | None) -> tuple[Array, tuple[Array, Metrics]]:
         (value, weight), metrics = loss(params, batch, key)
@@ -79,10 +94,16 @@ def _summed_gradient(
 
         def add(sums: Any, index_and_part: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = index_and_part
-            noise = None if key is None else jax.random.fold_in(key, index)
-            gradient, (weight, metrics) = differentiate(params, constrain_rows(part), noise)
-            pair, merged = sums
-            return (jax.tree.map(jnp.add, pair, (gradient, weight)), metrics_lib.merge(merged, metrics)), None
+
+            def added(sums: Any) -> Any:
+                noise = None if key is None else jax.random.fold_in(key, index)
+                gradient, (weight, metrics) = differentiate(params, constrain_rows(part), noise)
+                pair, merged = sums
+                return jax.tree.map(jnp.add, pair, (gradient, weight)), metrics_lib.merge(merged, metrics)
+
+            if is_empty is None:
+                return added(sums), None
+            return jax.lax.cond(is_empty(part), lambda sums: sums, added, sums), None
 
         first = jax.tree.map(lambda x: x[0], parts)
         gradient, (weight, metrics) = jax.eval_shape(differentiate, params, first, key)

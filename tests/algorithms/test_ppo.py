@@ -52,8 +52,10 @@ PPO = ml_collections.ConfigDict(
         "ptx_examples_per_episode": 1,
         "ptx_microbatches": 2,
         "microbatches": 1,
+        "pack_episodes": False,
         "rollout_parts": 1,
         "rollout_refill": 0,
+        "rollout_widths": 1,
     }
 )
 PARALLEL = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "shard_optimizer_state": False}

@@ -285,3 +285,34 @@ def test_truncated_tokens_are_never_drawn():
     tokens, log_probs = sampling.categorical(1.0, top_k=3)(logits, keys, steps)
     assert set(np.asarray(tokens).tolist()) == {3, 4, 5}
     np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits[:, 3:])[jnp.arange(500), tokens - 3], rtol=1e-5)
+
+
+class TestWidths:
+    def test_each_width_is_half_of_the_next(self):
+        assert sampling.halved(20, 1) == (20,)
+        assert sampling.halved(21, 4) == (3, 6, 11, 21)
+
+    @pytest.mark.parametrize(("longest", "expected"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
+    def test_the_least_width_that_holds_all_prompts_is_sampled(self, monkeypatch, longest, expected):
+        """Samples with a fake that answers with the tokens of the last column and the width it was given."""
+
+        def last_column(model, params, prompts, keys, choose, *, max_response, eos_id, pad_id):
+            width = prompts.tokens.shape[1]
+            tokens = jnp.repeat(prompts.tokens, 2, axis=0)
+            responses = jnp.broadcast_to(tokens[:, -1:], (4, max_response))
+            log_probs = jnp.full(responses.shape, -0.5)
+            return sampling.episodes(
+                jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), prompts), responses, log_probs, eos_id
+            ), jnp.asarray(width)
+
+        monkeypatch.setattr(sampling, "sample", last_column)
+        segments = np.asarray([[0] * (8 - longest) + [1] * longest, [0] * 7 + [1]], np.int32)
+        prompts = PromptBatch(segments * np.asarray([[3], [4]], np.int32), segments)
+        keys = sampling.row_keys(jax.random.key(0), 4)
+        ends = {"max_response": 3, "eos_id": 1, "pad_id": 0}
+        found, width = sampling.sample_narrow(None, {}, prompts, keys, sampling.greedy, widths=(2, 4, 8), **ends)
+        assert width == expected
+        np.testing.assert_array_equal(found.tokens[:, :8], np.repeat(prompts.tokens, 2, axis=0))
+        np.testing.assert_array_equal(found.segments[:, :8], np.repeat(segments, 2, axis=0))
+        np.testing.assert_array_equal(found.tokens[:, 8:], np.repeat([3, 3, 4, 4], 3).reshape(4, 3))
+        np.testing.assert_array_equal(found.log_probs, np.full((4, 3), -0.5))

@@ -206,8 +206,10 @@ PPO = ml_collections.ConfigDict(
         "ptx_coefficient": 2.0,
         "ptx_microbatches": 2,
         "microbatches": 1,
+        "pack_episodes": False,
         "rollout_parts": 2,
         "rollout_refill": 0,
+        "rollout_widths": 1,
     }
 )
 
@@ -218,17 +220,18 @@ def prompt_batch():
     return PromptBatch(rng.integers(2, CONFIG.vocab_size, size=segments.shape).astype(np.int32) * segments, segments)
 
 
-def two_iterations(layout, adapters=None):
+def two_iterations(layout, adapters=None, eos_id=EOS, **keys):
     """Returns (state, metrics) after two iterations, of adapters on one base if they are given."""
+    section = ml_collections.ConfigDict({**PPO.to_dict(), **keys})
     with on(layout) as config:
         iterate = make_iteration(
             Learner(MODEL, ADAM),
             SCALAR,
             Learner(SCALAR, ADAM),
             gae(PPO.discount, PPO.gae_lambda),
-            PPO,
+            section,
             max_response=R,
-            eos_id=EOS,
+            eos_id=eos_id,
             pad_id=PAD,
             axis_name=parallel.axis_name(config.mode),
         )
@@ -257,8 +260,8 @@ def step_on_bases(iterate, state, batch, key, frozen, *bases):
 
 
 @functools.cache
-def iterations_on_one(adapters=None):
-    return two_iterations("one device", adapters)
+def iterations_on_one(adapters=None, eos_id=EOS):
+    return two_iterations("one device", adapters, eos_id)
 
 
 @pytest.mark.parametrize(("layout",), slow_but({("all three, slots too",)}, OTHERS))
@@ -273,7 +276,18 @@ def test_an_iteration_on_one_base_is_the_same_on_every_layout(layout):
     assert_same_iterations(two_iterations(layout, adapters), iterations_on_one(adapters))
 
 
-def assert_same_iterations(found, expected):
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [None, LoraConfig(2, 1.0, 0.0, ("*",))], ids=["all weights", "one base"])
+@pytest.mark.parametrize("layout", OTHERS)
+def test_packed_episodes_give_the_same_iteration_on_every_layout(layout, adapters):
+    ends = tuple(range(1, 8))  # so many that responses are short
+    packed = two_iterations(layout, adapters, ends, pack_episodes=True, microbatches=2)
+    padded = iterations_on_one(adapters, ends)
+    assert packed[1][0]["padding"] < padded[1][0]["padding"]
+    assert_same_iterations(packed, padded, apart=("rollout_padding", "padding"))
+
+
+def assert_same_iterations(found, expected, apart=("rollout_padding",)):
     (state, metrics), (expected_state, expected) = found, expected
     assert_close(state, expected_state)
     for here, there in zip(metrics, expected, strict=True):
@@ -281,7 +295,7 @@ def assert_same_iterations(found, expected):
         # Over all sampled tokens, so that one different token would show.
         assert all(here[name] == there[name] for name in ("response_tokens", "missing_eos"))
         # Under pmap each device decodes until its own rows are done.
-        names = [name for name in here if name != "rollout_padding"]
+        names = [name for name in here if name not in apart]
         np.testing.assert_allclose(
             [here[name] for name in names], [there[name] for name in names], rtol=2e-4, atol=1e-5
         )

@@ -360,6 +360,31 @@ def test_minibatches(tmp_path):
 
 
 @fault(
+    "more widths of prompts than halves",
+    "ppo.rollout_widths: expected at most 5, as data.max_prompt is 16, found 6",
+)
+def test_rollout_widths(tmp_path):
+    run_with(tmp_path, ppo__rollout_widths=6)
+
+
+@fault(
+    "several widths of prompts with refilling",
+    "ppo.rollout_widths: expected at most 1 with ppo.rollout_refill, found 2",
+)
+def test_rollout_widths_with_refilling(tmp_path):
+    run_with(tmp_path, ppo__rollout_widths=2, ppo__rollout_refill=2)
+
+
+@fault(
+    "episodes packed into minibatches that are one part",
+    "ppo.microbatches: expected at least 2 with ppo.pack_episodes, which skips the microbatches that no episode is "
+    "left for, found 1",
+)
+def test_packed_in_one_part(tmp_path):
+    run_with(tmp_path, ppo__pack_episodes=True)
+
+
+@fault(
     "sequences longer than the context",
     "model.max_length: expected at least data.max_prompt + data.max_response = 28 tokens, found 20",
 )
