@@ -70,6 +70,24 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def pair_accuracy(proxy: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Computes the share of pairs of answers to a prompt whose order by gold reward the proxy reward has, too.
+
+    Args:
+      proxy: float[P, N], for N answers to each of P prompts. Pairs with equal proxy rewards count half.
+      gold: float[P, N]. Pairs with equal gold rewards do not count.
+
+    Returns:
+      float64[P]; NaN for a prompt whose answers all have the same gold reward.
+    """
+    shares = []
+    for guessed, known in zip(proxy, gold, strict=True):
+        better = known[:, None] > known[None]
+        right = (np.sign(guessed[:, None] - guessed[None])[better] + 1) / 2
+        shares.append(right.mean() if right.size else math.nan)
+    return np.array(shares)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """A law of over-optimization, fitted to measured rewards.
