@@ -114,7 +114,7 @@ def resized(config: TransformerConfig, size: str) -> TransformerConfig:
         if width % config.d_head:
             raise ConfigError(f"size: expected a width that is a multiple of d_head ({config.d_head}), found {size!r}")
         heads = width // config.d_head
-        shape = {"num_layers": layers, "d_model": width, "num_heads": heads, "d_ff": 4 * width}
+        shape: dict[str, Any] = {"num_layers": layers, "d_model": width, "num_heads": heads, "d_ff": 4 * width}
     else:
         row = dataclasses.asdict(gpt3_config(size))
         shape = {name: row[name] for name in ("num_layers", "d_model", "num_heads", "d_head", "d_ff")}
