@@ -244,9 +244,7 @@ def p_value(values: np.ndarray) -> float:
 
 def _predict(law: Law, fitted: np.ndarray, kl: np.ndarray, measured: np.ndarray) -> Prediction:
     """Compares the gain of each draw's law at each draw's KL with the measured one."""
-    predicted = [
-        Fit(law, alpha, beta, 1.0).predict(at[None])[0] for (alpha, beta), at in zip(fitted, kl, strict=True)
-    ]
+    predicted = [Fit(law, alpha, beta, 1.0).predict(at[None])[0] for (alpha, beta), at in zip(fitted, kl, strict=True)]
     return compare(kl, np.array(predicted), measured)
 
 

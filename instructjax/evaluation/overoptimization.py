@@ -114,8 +114,10 @@ class Fit:
         """The KL, in nats, at which the predicted gain is largest; infinity if it never falls."""
         if self.beta <= 0:
             return math.inf
-        d = self.alpha / (2 * self.beta) if self.law == "best of n" else math.exp(self.alpha / self.beta - 1)
-        return d * d if d > 0 else 0.0
+        if self.law == "best of n":
+            return max(self.alpha / (2 * self.beta), 0.0) ** 2
+        with np.errstate(over="ignore"):  # a tiny beta puts the peak beyond the range of floats
+            return float(np.exp(2 * (np.float64(self.alpha) / self.beta - 1)))
 
 
 def fit(law: Law, kl: np.ndarray, gain: np.ndarray) -> Fit:

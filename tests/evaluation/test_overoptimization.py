@@ -92,6 +92,8 @@ def test_the_peak_is_where_the_gain_is_largest(law):
     kl = np.linspace(0.01, 200, 400_000)
     assert found.peak == pytest.approx(kl[found.predict(kl).argmax()], abs=1e-3)
     assert overoptimization.Fit(law, 1.0, 0.0, 1.0).peak == math.inf
+    assert overoptimization.Fit("rl", 1.0, 1e-4, 1.0).peak == math.inf
+    assert overoptimization.Fit("best of n", -1.0, 0.3, 1.0).peak == 0.0
 
 
 def test_two_points_are_too_few_for_a_fit():
