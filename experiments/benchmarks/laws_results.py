@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -47,13 +48,26 @@ def analyze(
     first = arms[0]["kl_coefficient"]
     plain = [arm for arm in arms if arm["kl_coefficient"] == first]
     noisy = [arm for arm in plain if arm["labels"] == "noisy"]
-    return {
+    results = {
         "prompts": len(prompts),
         "arms": reported,
         "trends": {method: _trend(method, noisy, curves, fitted, weights) for method in LAWS},
         "penalty": _penalty(arms, first, curves, weights),
         "noise": [_noise(arm, plain, curves, fitted, weights) for arm in plain if arm["labels"] == "exact"],
     }
+    rounded: dict[str, Any] = _rounded(results)
+    return rounded
+
+
+def _rounded(value: Any) -> Any:
+    """Returns JSON with six digits of each number, and null for infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def _of_curve(method: Method, curve: Curve, fitted: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
