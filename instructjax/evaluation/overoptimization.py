@@ -70,6 +70,24 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def pair_accuracy(proxy: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Computes the share of pairs of answers to a prompt whose order by gold reward the proxy reward has, too.
+
+    Args:
+      proxy: float[P, N], for N answers to each of P prompts. Pairs with equal proxy rewards count half.
+      gold: float[P, N]. Pairs with equal gold rewards do not count.
+
+    Returns:
+      float64[P]; NaN for a prompt whose answers all have the same gold reward.
+    """
+    shares = []
+    for guessed, known in zip(proxy, gold, strict=True):
+        better = known[:, None] > known[None]
+        right = (np.sign(guessed[:, None] - guessed[None])[better] + 1) / 2
+        shares.append(right.mean() if right.size else math.nan)
+    return np.array(shares)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """A law of over-optimization, fitted to measured rewards.
@@ -96,8 +114,10 @@ class Fit:
         """The KL, in nats, at which the predicted gain is largest; infinity if it never falls."""
         if self.beta <= 0:
             return math.inf
-        d = self.alpha / (2 * self.beta) if self.law == "best of n" else math.exp(self.alpha / self.beta - 1)
-        return d * d if d > 0 else 0.0
+        if self.law == "best of n":
+            return max(self.alpha / (2 * self.beta), 0.0) ** 2
+        with np.errstate(over="ignore"):  # a tiny beta puts the peak beyond the range of floats
+            return float(np.exp(2 * (np.float64(self.alpha) / self.beta - 1)))
 
 
 def fit(law: Law, kl: np.ndarray, gain: np.ndarray) -> Fit:

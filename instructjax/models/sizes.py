@@ -12,6 +12,7 @@ this. They are corrected to agree with the parameter count of the row:
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from typing import Any
 
@@ -20,6 +21,7 @@ from instructjax.models.config import TransformerConfig
 
 VOCAB_SIZE = 50_257  # GPT-2's byte pair encoding, which GPT-3 keeps
 MAX_LENGTH = 2048  # section 2.1
+_LAYERS_BY_WIDTH = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +91,33 @@ def gpt3_config(size: str, **changes: Any) -> TransformerConfig:
     return dataclasses.replace(config, **changes)
 
 
+def is_size(name: str) -> bool:
+    """Returns whether a text names a size: a key of `SIZES`, or "LAYERSxWIDTH" such as "2x64"."""
+    return name in SIZES or _LAYERS_BY_WIDTH.fullmatch(name) is not None
+
+
 def resized(config: TransformerConfig, size: str) -> TransformerConfig:
     """Changes the size of a model, but keeps its vocabulary, context and arithmetic. No heads share keys.
 
     Args:
       config: the model.
-      size: a key of `SIZES`; "" keeps the model's own size.
+      size: a key of `SIZES`; "LAYERSxWIDTH" for that many layers with heads of the model's width and
+        d_ff = 4 d_model; "" keeps the model's own size.
 
     Raises:
-      ConfigError: there is no such size.
+      ConfigError: there is no such size, or its width is not a multiple of the model's width of a head.
     """
     if not size:
         return config
-    row = dataclasses.asdict(gpt3_config(size))
-    shape = {name: row[name] for name in ("num_layers", "d_model", "num_heads", "d_head", "d_ff")}
+    if found := _LAYERS_BY_WIDTH.fullmatch(size):
+        layers, width = map(int, found.groups())
+        if width % config.d_head:
+            raise ConfigError(f"size: expected a width that is a multiple of d_head ({config.d_head}), found {size!r}")
+        heads = width // config.d_head
+        shape: dict[str, Any] = {"num_layers": layers, "d_model": width, "num_heads": heads, "d_ff": 4 * width}
+    else:
+        row = dataclasses.asdict(gpt3_config(size))
+        shape = {name: row[name] for name in ("num_layers", "d_model", "num_heads", "d_head", "d_ff")}
     return dataclasses.replace(config, **shape, num_kv_heads=None, query_scalar=None)
 
 

@@ -6,7 +6,7 @@ other sizes are in configs/instructgpt.py.
 
 from __future__ import annotations
 
-from instructjax.models.sizes import SIZES
+from instructjax.models.sizes import SIZES, is_size
 from instructjax.recipe.key import (
     AT_LEAST_0,
     AT_LEAST_0_OR_INFINITY,
@@ -21,7 +21,7 @@ from instructjax.recipe.key import (
     TRUE_OR_FALSE,
     UP_TO_1,
     Key,
-    empty_or_one_of,
+    Range,
     integers,
     one_of,
     section,
@@ -29,6 +29,10 @@ from instructjax.recipe.key import (
 from instructjax.records import MAX_RESPONSES
 
 ESTIMATORS = ("gae", "rloo", "grpo")  # of advantages; see algorithms/advantages.py
+MODEL_SIZE = Range(
+    f'"" or one of {", ".join(SIZES)}, or LAYERSxWIDTH such as 2x64',
+    lambda value: isinstance(value, str) and (not value or is_size(value)),
+)
 ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 
 PRETRAIN = section(
@@ -78,9 +82,7 @@ REWARD = section(
     import_from=Key(
         "", TEXT, "path", "a folder with a GPT2ForSequenceClassification of one label, instead of training"
     ),
-    size=Key(
-        "6.7b", empty_or_one_of(*SIZES), "", 'of reward model and value network; "": the policy\'s', "C.2: 6B for all"
-    ),
+    size=Key("6.7b", MODEL_SIZE, "", 'of reward model and value network; "": the policy\'s', "C.2: 6B for all"),
     init_from=Key("", TEXT, "path", 'a checkpoint folder of a policy of that size; "": WORKDIR/sft', "3.5"),
     epochs=Key(1.0, POSITIVE, "epochs", "", "C.2: more overfit"),
     batch_size=Key(64, INTEGER_FROM_1, "prompts", "with all comparisons of their answers", "C.2"),

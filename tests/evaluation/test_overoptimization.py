@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from instructjax.errors import DataError
 from instructjax.evaluation import overoptimization
-from instructjax.evaluation.overoptimization import best_of_n, best_of_n_kl, fit
+from instructjax.evaluation.overoptimization import best_of_n, best_of_n_kl, fit, pair_accuracy
 
 # Few values, so that there are ties.
 REWARDS = st.integers(1, 7).flatmap(
@@ -92,8 +92,22 @@ def test_the_peak_is_where_the_gain_is_largest(law):
     kl = np.linspace(0.01, 200, 400_000)
     assert found.peak == pytest.approx(kl[found.predict(kl).argmax()], abs=1e-3)
     assert overoptimization.Fit(law, 1.0, 0.0, 1.0).peak == math.inf
+    assert overoptimization.Fit("rl", 1.0, 1e-4, 1.0).peak == math.inf
+    assert overoptimization.Fit("best of n", -1.0, 0.3, 1.0).peak == 0.0
 
 
 def test_two_points_are_too_few_for_a_fit():
     with pytest.raises(DataError, match="^kl: expected at least 3 different values above 0, found "):
         fit("rl", np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.0, 1.0, 1.0, 1.5]))
+
+
+@given(REWARDS)
+def test_pair_accuracy_is_the_share_of_pairs_in_the_order_of_the_gold_reward(drawn):
+    proxy, gold, _ = drawn
+    for found, guessed, known in zip(pair_accuracy(proxy, gold), proxy, gold, strict=True):
+        right = [
+            (guessed[i] > guessed[j]) + 0.5 * (guessed[i] == guessed[j])
+            for i, j in itertools.permutations(range(len(known)), 2)
+            if known[i] > known[j]
+        ]
+        assert found == pytest.approx(np.mean(right) if right else math.nan, nan_ok=True)

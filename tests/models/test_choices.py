@@ -182,6 +182,29 @@ def test_a_resized_model_has_no_shared_heads():
     assert sizes.resized(decoders.GEMMA, "small").query_scalar is None
 
 
+def test_a_size_of_layers_by_width_keeps_the_heads_of_the_model():
+    found = sizes.resized(decoders.GEMMA, f"3x{4 * decoders.GEMMA.d_head}")
+    assert (found.num_layers, found.d_model, found.num_heads) == (3, 4 * decoders.GEMMA.d_head, 4)
+    assert (found.d_head, found.d_ff) == (decoders.GEMMA.d_head, 4 * found.d_model)
+    assert (found.vocab_size, found.norm, found.positions) == (
+        decoders.GEMMA.vocab_size,
+        decoders.GEMMA.norm,
+        decoders.GEMMA.positions,
+    )
+
+
+@pytest.mark.parametrize("size", ["", "x64", "0x64", "2x0", "2x64x2", "2 x 64", "7b"])
+def test_other_texts_are_not_sizes(size):
+    assert not sizes.is_size(size)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    width = decoders.GEMMA.d_head + 1
+    message = f"^size: expected a width that is a multiple of d_head \\({decoders.GEMMA.d_head}\\), found '2x{width}'$"
+    with pytest.raises(ConfigError, match=message):
+        sizes.resized(decoders.GEMMA, f"2x{width}")
+
+
 def test_patterns_of_layers():
     found = [bool(is_local("LLD", layer)) for layer in range(7)]
     assert found == [True, True, False, True, True, False, True]

@@ -1,0 +1,279 @@
+"""Measures the laws of over-optimization (Gao et al. 2022) over sizes of reward model and amounts of comparisons.
+
+    python experiments/benchmarks/laws.py --workdir=runs/laws [--base=runs/sandbox]
+
+One GPT, one SFT and one initial policy answer, and one collection of comparisons is ranked. A reward model of each of
+--sizes learns from each of --comparisons, the first ones of the same collection, starting from a GPT and SFT of its own
+size. Two questions have arms of their own: labels without noise, which rank the same answers by their true quality, and
+other KL coefficients against the same reward model. See docs/overoptimization.md.
+
+Best of n chooses from one pool of answers of the initial policy for all reward models. PPO starts from this policy, and
+answers the same prompts every --every iterations. The true quality of every answer is known.
+
+Every arm is an ordinary run in WORKDIR/arms. Finished stages are not trained again: run the same command to resume, and
+to compute the results again. Writes WORKDIR/laws.json; laws_page.py makes tables and figures of it. --base names a run
+of the same recipe whose GPT, SFT and initial policy are taken instead of trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from absl import flags
+
+from instructjax import files, records
+from instructjax.errors import ConfigError, DataError
+from instructjax.evaluation import overoptimization
+from instructjax.evaluation.law_bootstrap import Curve
+from instructjax.models import sizes
+from instructjax.planning import plan
+from instructjax.records import Prompt, Ranking
+from instructjax.runs import checkpoint, folder, samples_file
+from instructjax.stages import answers, comparisons, copying, ppo, ppo_init, pretrain, reward, rewards, sft
+from instructjax.stages.answers import Sampling
+from instructjax.stages.run import Run
+from instructjax.training import parallel
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
+
+import command_line
+
+from benchmarks import laws_results
+
+_BASE = flags.DEFINE_string("base", "", "A run whose GPT, SFT and initial policy are taken; by default WORKDIR's own.")
+_SIZES = flags.DEFINE_list("sizes", ["2x32", "2x64", "2x128"], "Reward models, LAYERSxWIDTH; the last the policy's.")
+_COMPARISONS = flags.DEFINE_list("comparisons", ["600", "1200", "2400", "4800"], "Rankings that one learns from.")
+_KL = flags.DEFINE_list("kl", ["0.0", "0.02", "0.07"], "KL coefficients of PPO; all arms have the first.")
+_ITERATIONS = flags.DEFINE_integer("iterations", 60, "PPO iterations of an arm.", lower_bound=1)
+_EVERY = flags.DEFINE_integer("every", 3, "Iterations between measurements.", lower_bound=1)
+_PROMPTS = flags.DEFINE_integer("prompts", 256, "The first prompts of the validation split.", lower_bound=2)
+_SAMPLES = flags.DEFINE_integer("samples", 64, "Answers to each prompt, and the largest n.", lower_bound=8)
+
+TRUE = "true_quality"  # the metric that `Source.measure` gives where the truth is known
+SHARED = (pretrain.run, sft.run, ppo_init.run)
+IN_A_ROW = 8  # answers that are scored in one packed row, whose attention grows with their number squared
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A reward model, and what PPO trains against it.
+
+    Attributes:
+      size: of the reward model and the value network.
+      comparisons: rankings that it learns from.
+      labels: "noisy" ones of the simulated labelers, or "exact" ones by the true quality.
+      kl_coefficient: of PPO.
+    """
+
+    size: str
+    comparisons: int
+    labels: Literal["noisy", "exact"]
+    kl_coefficient: float
+
+    @property
+    def reward_model(self) -> str:
+        """The name of the reward model."""
+        return f"{self.size}-{self.comparisons}-{self.labels}"
+
+    @property
+    def name(self) -> str:
+        """The name of the arm's folder."""
+        return f"{self.reward_model}-kl{self.kl_coefficient:g}"
+
+
+def main(run: Run) -> None:
+    """Trains all arms, then measures them, and writes the results."""
+    all_arms = arms(_SIZES.value, [int(count) for count in _COMPARISONS.value], [float(value) for value in _KL.value])
+    asked = run.records(Prompt, "validation")[: _PROMPTS.value]
+    if TRUE not in run.source.measure([asked[0].prompt], [""]):
+        raise ConfigError("--config: expected a source that knows the true quality, such as the sandbox, found none")
+    starts = {size: sized(run, size) for size in _SIZES.value}
+    train_shared(run, starts)
+    pool = sample_pool(run, asked)
+    gold = true_quality(run, asked, pool)
+    curves: dict[str, dict[str, Curve]] = {}
+    described: list[dict[str, Any]] = []
+    for arm in all_arms:
+        one = train(run, arm, starts[arm.size])
+        proxy = score_pool(one, asked, pool)
+        start = Curve(np.zeros((1, len(asked))), proxy.mean(1)[None], gold.mean(1)[None])
+        curves[arm.name] = {"best of n": best_of_n_curve(proxy, gold), "ppo": ppo_curve(one, asked, start)}
+        described.append(describe(arm, starts[arm.size], overoptimization.pair_accuracy(proxy, gold)))
+        jax.clear_caches()  # each arm compiles its own programs, and keeps their memory
+    results = laws_results.analyze(described, curves, [record.prompt for record in asked])
+    files.write_json(run.workdir / "laws.json", results)
+    print("\n".join(laws_results.lines(results)))
+
+
+def arms(sizes: Sequence[str], counts: Sequence[int], coefficients: Sequence[float]) -> list[Arm]:
+    """Returns all sizes with all amounts, exact labels for the last size, and other coefficients for the last arm."""
+    first, *others = coefficients
+    return [
+        *(Arm(size, count, "noisy", first) for size in sizes for count in counts),
+        *(Arm(sizes[-1], count, "exact", first) for count in counts),
+        *(Arm(sizes[-1], counts[-1], "noisy", other) for other in others),
+    ]
+
+
+def sized(run: Run, size: str) -> Run:
+    """Returns the run with the GPT and SFT that reward models of a size start from."""
+    network = sizes.resized(run.policy_config, size)
+    if network == run.policy_config:
+        return run
+    shape = {f"model.{name}": getattr(network, name) for name in ("num_layers", "d_model", "num_heads", "d_ff")}
+    return Run(plan.override(run.config, shape), run.workdir / "bases" / size, run.recipe)
+
+
+def train_shared(run: Run, starts: dict[str, Run]) -> None:
+    """Trains or takes over the models that arms start from, and collects the comparisons."""
+    base = Run(run.config, _BASE.value, run.recipe) if _BASE.value else None
+    for stage in SHARED:
+        if base is not None:
+            copying.copy_stage(base, run, stage)
+        elif not run.is_finished(stage.declaration.name):
+            stage(run)
+    comparisons.collect(run)
+    for start in starts.values():
+        for stage in (pretrain.run, sft.run):
+            if not start.is_finished(stage.declaration.name):
+                stage(start)
+
+
+def train(run: Run, arm: Arm, start: Run) -> Run:
+    """Trains the reward model and the policy of an arm, and returns its run."""
+    one = arm_run(run, arm, start)
+    if not one.config.ppo.reward_from and not one.is_finished("reward"):
+        if not one.has(Ranking):
+            add_comparisons(run, one, arm)
+        reward.run(one)
+    if not one.is_finished("ppo"):
+        ppo.run(one)
+    return one
+
+
+def arm_run(run: Run, arm: Arm, start: Run) -> Run:
+    """Returns the run of an arm, whose checkpoints to start from are those of other runs."""
+    owner = dataclasses.replace(arm, kl_coefficient=float(_KL.value[0]))
+    changes = {
+        "reward.size": arm.size,
+        "reward.init_from": str(start.checkpoints("sft")),
+        "comparisons.prompts": arm.comparisons,
+        "ppo.init_from": str(run.checkpoints("ppo_init")),
+        "ppo.reward_from": "" if arm == owner else str(run.workdir / "arms" / owner.name / "reward" / "checkpoints"),
+        "ppo.kl_coefficient": arm.kl_coefficient,
+        "ppo.iterations": _ITERATIONS.value,
+        "ppo.validation_prompts": _PROMPTS.value,
+        "ppo.shown_answers": _PROMPTS.value,  # all of them, because intervals are over prompts
+        "ppo_log.evaluate_every": _EVERY.value,
+        "ppo_log.save_every": _ITERATIONS.value,
+        "evaluate.text_windows": 32,  # the loss on text is not a question here
+    }
+    return Run(plan.override(run.config, changes), run.workdir / "arms" / arm.name, run.recipe)
+
+
+def add_comparisons(run: Run, one: Run, arm: Arm) -> None:
+    """Gives an arm the first rankings of the collection, of whose answers exact labels are the true quality."""
+    found = records.read(run.data_folder / "rankings.jsonl", Ranking)
+    train = [ranking for ranking in found if ranking.split == "train"]
+    if len(train) < arm.comparisons:
+        raise DataError(
+            f"--comparisons: expected at most the {len(train)} training rankings of {run.data_folder}, "
+            f"found {arm.comparisons}"
+        )
+    used = [*train[: arm.comparisons], *(ranking for ranking in found if ranking.split == "validation")]
+    if arm.labels == "exact":
+        used = [dataclasses.replace(ranking, scores=exact_scores(run, ranking)) for ranking in used]
+    comparisons.add(one, used, [])
+
+
+def exact_scores(run: Run, ranking: Ranking) -> tuple[float, ...]:
+    """Returns the true quality of each answer."""
+    return tuple(run.source.measure([ranking.prompt], [response])[TRUE] for response in ranking.responses)
+
+
+def sample_pool(run: Run, asked: Sequence[Prompt]) -> list[list[str]]:
+    """Returns --samples answers of the initial policy to each prompt; they are sampled once."""
+    identity = {"policy": checkpoint.fingerprint(run.checkpoints("ppo_init")), "samples": _SAMPLES.value}
+    identity |= {"prompts": [record.prompt for record in asked], "temperature": run.config.evaluate.temperature}
+    path = run.workdir / "pool.json"
+    if files.exists(path) and (found := files.read_json(path))["of"] == identity:
+        return found["texts"]
+    sampling = Sampling(temperature=run.config.evaluate.temperature, batch_size=run.config.evaluate.batch_size)
+    with parallel.on_mesh(run.config.parallel):
+        key = jax.random.key(run.config.seed)
+        tasks = answers.collect(run, ["ppo_init"], asked, _SAMPLES.value, key, sampling)
+    texts = [task["responses"] for task in tasks]
+    files.write_json(path, {"of": identity, "texts": texts})
+    return texts
+
+
+def true_quality(run: Run, asked: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns float64[P, N], the true quality of N answers to each prompt."""
+    measured = [
+        [run.source.measure([record.prompt], [text])[TRUE] for text in row]
+        for record, row in zip(asked, texts, strict=True)
+    ]
+    return np.array(measured)
+
+
+def score_pool(one: Run, asked: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns float64[P, N], the rewards of the pool by an arm's reward model; they are computed once."""
+    identity = {"reward": rewards.identify(one), "pool": folder.digest(json.dumps(texts).encode())}
+    path = one.workdir / "pool.json"
+    if files.exists(path) and (found := files.read_json(path))["of"] == identity:
+        return np.array(found["rewards"])
+    together = math.gcd(IN_A_ROW, len(texts[0]))
+    parts = [
+        (record, row[place : place + together])
+        for record, row in zip(asked, texts, strict=True)
+        for place in range(0, len(row), together)
+    ]
+    with parallel.on_mesh(one.config.parallel):
+        scored = rewards.load(one, "laws").of_texts(*zip(*parts, strict=True)).reshape(len(texts), -1)
+    files.write_json(path, {"of": identity, "rewards": np.round(scored, 6).tolist()})
+    return scored
+
+
+def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray) -> Curve:
+    """Returns the curve of n = 1, 2, 3, 4, 6, 8, ... up to the size of the pool; both rewards are float[P, N]."""
+    size = proxy.shape[1]
+    numbers = sorted({n for power in range(size.bit_length()) for n in (2**power, 3 * 2**power) if n <= size})
+    kl = [np.full(len(proxy), overoptimization.best_of_n_kl(n)) for n in numbers]
+    chosen = [[overoptimization.best_of_n(proxy, measured, n) for n in numbers] for measured in (proxy, gold)]
+    return Curve(np.stack(kl), *map(np.stack, chosen))
+
+
+def ppo_curve(one: Run, asked: Sequence[Prompt], start: Curve) -> Curve:
+    """Returns the curve of an arm's policy; its first point is that of the pool, which has more answers."""
+    lines = samples_file.read(one.directory("ppo"))
+    points = [start]
+    for step in sorted({line["step"] for line in lines} - {0}):
+        shown = [line for line in lines if line["step"] == step]
+        texts = [[line["response"]] for line in shown]
+        gold = true_quality(one, asked, texts)[:, 0]
+        kl, proxy = (np.array([line[name] for line in shown]) for name in ("kl", "reward"))
+        points.append(Curve(*(values[None] for values in (kl, proxy, gold))))
+    return Curve(*(np.concatenate(parts) for parts in zip(*map(dataclasses.astuple, points), strict=True)))
+
+
+def describe(arm: Arm, start: Run, accuracy: np.ndarray) -> dict[str, Any]:
+    """Returns an arm as JSON, with the parameters of its reward model and its accuracy on pairs of the pool."""
+    parameters = sizes.count_parameters(start.policy_config)
+    return {
+        **dataclasses.asdict(arm),
+        "name": arm.name,
+        "parameters": parameters,
+        "accuracy": float(np.nanmean(accuracy)),
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)
