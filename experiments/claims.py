@@ -10,20 +10,20 @@ decide the claims. benchmarks/claims_page.py reads those of several seeds; see d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import claims_measures
 import command_line
 import jax
 from absl import flags
-from claims_arms import ARMS
+from claims_arms import ARMS, JUDGED
 
 from instructjax import files, warning_log
 from instructjax.errors import ConfigError, DivergenceError, InputError
 from instructjax.evaluation.claims import Claim
 from instructjax.evaluation.paper_claims import CLAIMS
 from instructjax.reporting import claims_page
-from instructjax.runs import folder, metrics_file, processes
+from instructjax.runs import processes
 from instructjax.stages import arms, comparisons, evaluate, ppo, ppo_init, pretrain, reward, selection, sft
 from instructjax.stages.arms import Arm
 from instructjax.stages.run import Run
@@ -39,9 +39,6 @@ STAGES = (
     ppo.run,
     ppo.run_with_text,
 )
-MEASURED = ("models", "reward_model")  # of results.json
-HELD_OUT = {"text_loss", "demonstration_loss", "validation_loss", "validation_reward"}  # a line with one is kept
-KEPT = {*HELD_OUT, "step", "true_quality", "validation_accuracy", "validation_kl", "entropy", "response_tokens"}
 
 _CLAIMS = flags.DEFINE_list("claims", [], "Letters of claims, whose arms are run; by default all.")
 
@@ -59,10 +56,10 @@ def main(run: Run) -> None:
         stage(run)
     if not files.exists(run.workdir / "results.json"):
         evaluate.evaluate(run)
-    measured = {BASE: measure_base(run)}
+    measured = {BASE: claims_measures.measure_base(run)}
     for number, arm in enumerate(needed, start=1):
         print(f"arm {number} of {len(needed)}: {arm.name}")
-        measured[arm.name] = measure(train(run, arm), arm)
+        measured[arm.name] = claims_measures.measure(run, train(run, arm), arm, JUDGED.get(arm.name, ()))
         jax.clear_caches()  # no other arm has the same programs
     results = {"seed": run.config.seed, "recipe": run.recipe, **measured}
     processes.first(lambda: files.write_json(run.workdir / "claims.json", results))
@@ -96,26 +93,6 @@ def train(run: Run, arm: Arm) -> Run:
     except DivergenceError as error:
         warning_log.warn(f"arm {arm.name}: {error}")
         return arms.make_run(run, arm)
-
-
-def measure_base(run: Run) -> dict[str, Any]:
-    """Returns the numbers of the run itself: its curves, and what results.json has."""
-    results = files.read_json(run.workdir / "results.json")
-    return {**curves(run, folder.PAPER), "results": {name: results[name] for name in MEASURED}}
-
-
-def measure(one: Run, arm: Arm) -> dict[str, Any]:
-    """Returns the numbers of an arm: the curves of the stages that it trained."""
-    return curves(one, [stage.declaration.name for stage in arm.stages])
-
-
-def curves(run: Run, stages: Sequence[str]) -> dict[str, list[Mapping[str, float]]]:
-    """Returns the lines of each stage's metrics.jsonl with held-out measurements."""
-    found = {stage: metrics_file.read(run.directory(stage) / "metrics.jsonl") for stage in stages}
-    return {
-        stage: [{name: line[name] for name in line if name in KEPT} for line in lines if HELD_OUT & line.keys()]
-        for stage, lines in found.items()
-    }
 
 
 if __name__ == "__main__":

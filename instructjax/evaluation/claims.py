@@ -18,6 +18,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
@@ -33,22 +35,22 @@ class Part:
 
     Attributes:
       about: what it is, for a table.
-      plus: where the first number is; see `lookup`.
-      minus: where the number is that is subtracted; "" for none.
+      plus: where the first number is, or several places whose mean is taken; see `lookup`.
+      minus: where the number is that is subtracted; () for none.
       above: the lower end of the range.
       below: the upper end.
     """
 
     about: str
-    plus: str
-    minus: str = ""
+    plus: str | tuple[str, ...]
+    minus: str | tuple[str, ...] = ()
     above: float = -math.inf
     below: float = math.inf
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The places of its numbers."""
-        return tuple(filter(None, (self.plus, self.minus)))
+        return (*_places(self.plus), *_places(self.minus))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +105,15 @@ def measure(part: Part, seeds: Sequence[Results]) -> Outcome:
 
 
 def _difference(part: Part, results: Results) -> float | None:
-    plus, minus = lookup(results, part.plus), lookup(results, part.minus) if part.minus else 0.0
-    return None if plus is None or minus is None else plus - minus
+    plus, minus = ([lookup(results, path) for path in _places(side)] for side in (part.plus, part.minus))
+    known = [number for number in (*plus, *minus) if number is not None]
+    if len(known) < len(part.paths):
+        return None
+    return float(np.mean(known[: len(plus)])) - (float(np.mean(known[len(plus) :])) if minus else 0.0)
+
+
+def _places(side: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (side,) if isinstance(side, str) else side
 
 
 def decide(verdicts: Sequence[str]) -> str:

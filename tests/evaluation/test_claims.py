@@ -16,13 +16,12 @@ SIMILAR = Part("similar", "new", "old", above=-0.05, below=0.05)
 
 def seeds(part, differences):
     """Returns made-up results of a few seeds: nested dictionaries with numbers at the places of the part."""
-    found = []
-    for difference in differences:
-        results = {}
-        put(results, part.plus, 1.0 + difference if part.minus else difference)
-        if part.minus:
-            put(results, part.minus, 1.0)
-        found.append(results)
+    found = [{} for _ in differences]
+    for results, difference in zip(found, differences, strict=True):
+        for path in part.paths:
+            put(results, path, 1.0)
+        for path in [part.plus] if isinstance(part.plus, str) else part.plus:
+            put(results, path, 1.0 + difference if part.minus else difference)
     return found
 
 
@@ -53,6 +52,12 @@ def test_two_seeds_tell_nothing():
     found = measure(SIMILAR, seeds(SIMILAR, (0.001, 0.0)))
     assert (found.verdict, len(found.values)) == (UNTOLD, 2)
     assert measure(SIMILAR, []).estimate is None
+
+
+def test_several_numbers_are_averaged():
+    part = Part("mean", ("a", "b"), ("c", "d"))
+    assert measure(part, [{"a": 1.0, "b": 2.0, "c": 0.5, "d": 1.5}]).values == (0.5,)
+    assert measure(part, [{"a": 1.0, "b": 2.0, "c": 0.5}]).values == ()
 
 
 def test_seeds_without_a_number_do_not_count():
@@ -97,7 +102,11 @@ def test_each_verdict_of_each_part_can_be_reached(claim):
 def test_numbers_of_claims_are_those_of_arms():
     trained = {arm.name: {stage.declaration.name for stage in arm.stages} for arm in claims_arms.ARMS}
     assert len(trained) == len(claims_arms.ARMS)
-    trained["base"] = {*folder.PAPER, "results"}
+    trained["base"] = {*folder.PAPER, "results", "prefixed"}
+    for name in claims_arms.JUDGED:
+        trained[name].add("judged")
+    for name in claims_arms.FOLDS:
+        trained[name].add("accuracy")
     used = set()
     for claim in CLAIMS:
         for part in claim.parts:
