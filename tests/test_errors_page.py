@@ -22,6 +22,7 @@ FILES = [
         "tokenizers",
         "checkpoints",
         "weights",
+        "sharing",
         "places",
         "environment",
         "tasks",

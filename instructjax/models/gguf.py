@@ -120,6 +120,12 @@ def read_config(path: epath.PathLike) -> dict[str, Any]:
     return config_of(found, names) | {"vocab_size": rows}
 
 
+def read_license(path: epath.PathLike) -> str:
+    """Reads `general.license` of a file; "" if it has none."""
+    field = _reader(path).fields.get("general.license")
+    return str(field.contents()) if field else ""
+
+
 def config_of(metadata: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Converts the metadata of a file of a known architecture to a config.json without the vocabulary's size.
 

@@ -41,6 +41,20 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
     return _json(folder / "config.json")
 
 
+def read_license(folder: epath.PathLike) -> str:
+    """Reads the identifier of the license of a model, such as "apache-2.0"; "" if it names none.
+
+    It is `license` in the front matter of the folder's README.md, or `general.license` in a GGUF file.
+    """
+    folder = epath.Path(folder)
+    if folder.suffix == GGUF:
+        return gguf.read_license(folder)
+    card = folder / "README.md"
+    front = re.match(r"---\s*\n(.*?)\n---", card.read_text(), re.DOTALL) if card.is_file() else None
+    named = re.search(r"^license:[ \t]*[\"']?([\w.-]+)", front[1], re.MULTILINE) if front else None
+    return named[1] if named else ""
+
+
 def read_tensors(folder: epath.PathLike) -> Mapping[str, AnyArray]:
     """Reads all tensors of a folder, from one file or from the files that an index names, or those of a GGUF file.
 

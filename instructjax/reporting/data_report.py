@@ -71,7 +71,7 @@ def markdown(
     """
     rows = _rows(summary)
     tables = [
-        ("Records", "", "set,split,in,used,the paper has (Table 6),left out,used in part", _records(rows)),
+        ("Records", "", _COUNTED, _records(rows)),
         ("Sources", _SHARES, "set,split,source,records,share in training,epochs", _sources(rows, shares)),
         ("Prompts in two sets", _OVERLAP, "set,split,prompts,also in,split,of them,%", _overlap(overlap)),
         ("Records per user", "", "set,split,users,records per user,the paper has (Table 8)", _users(rows)),
@@ -92,6 +92,12 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def records_table(summary: Summary) -> str:
+    """Returns the report's table of how many records came in and are used; see `write`."""
+    return _table(_COUNTED.split(","), _records(_rows(summary)))
+
+
+_COUNTED = "set,split,in,used,the paper has (Table 6),left out,used in part"
 _COLUMNS = ",".join(checked.STATISTICS)
 _SHARES = (
     "Shares are those of `mixture`: of examples, or of the characters of text. Epochs are how often a source is seen "

@@ -32,7 +32,12 @@ COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAUL
 
 
 def check_config(
-    config: ml_collections.ConfigDict, path: epath.Path, sections: Sequence[str], *, may_change: Collection[str] = ()
+    config: ml_collections.ConfigDict,
+    path: epath.Path,
+    sections: Sequence[str],
+    *,
+    may_change: Collection[str] = (),
+    advice: str = "choose another --workdir",
 ) -> None:
     """Raises an error if a recipe differs from the one that a folder began with.
 
@@ -41,6 +46,7 @@ def check_config(
       path: the folder's config.json.
       sections: names of the sections that must be the same.
       may_change: keys in them that need not be the same, such as "ppo.iterations".
+      advice: what to do about a difference.
 
     Raises:
       ConfigError: names the file and each key that differs, with both values.
@@ -56,7 +62,7 @@ def check_config(
             if old.get(key) != new.get(key) and key not in (*may_change, *HOSTS_OWN)
         ]
     if differing:
-        raise ConfigError(f"{path}: {'; '.join(differing)}; choose another --workdir")
+        raise ConfigError(f"{path}: {'; '.join(differing)}; {advice}")
 
 
 def describe(data: epath.PathLike, sets: Iterable[str], functions: Mapping[str, str]) -> dict[str, Any]:

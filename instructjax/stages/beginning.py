@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from instructjax import files
 from instructjax.recipe.declared import SOURCES
@@ -36,6 +37,37 @@ def check(run: Run, declaration: Declaration) -> None:
     provenance.check_config(run.config, directory / "config.json", sections, may_change=declaration.may_change)
     functions = _functions(run, declaration)
     provenance.check(directory / "began.json", run.prepared_folder, declaration.uses, functions)
+
+
+def check_recipe(run: Run, stage: str) -> None:
+    """Raises an error if the recipe differs from what a stage of this run, or one before it, began with.
+
+    Raises:
+      ConfigError: see `provenance.check_config`.
+    """
+    began = folder.began(run.workdir, stage).get("stage")
+    if began is None:  # of another run, which the recipe names
+        return
+    sections = (*_SHARED, *began["sections"], *(_AFTER_OTHERS if began["after"] else ()))
+    path = run.directory(stage) / "config.json"
+    advice = "give the flags with which the run was made"
+    provenance.check_config(run.config, path, sections, may_change=began["may_change"], advice=advice)
+    for before in began["after"]:
+        check_recipe(run, before)
+
+
+def base(run: Run, stage: str) -> tuple[str, str]:
+    """Returns the key and the folder of the weights that a stage of this run descends from, if they are of elsewhere.
+
+    Returns:
+      For example ("pretrain.import_from", "gpt2"), or ("", "") if all began in this run.
+    """
+    began: dict[str, Any] = folder.began(run.workdir, stage).get("stage", {})
+    section = began.get("section", stage)
+    for key in ("import_from", "init_from"):
+        if found := run.config.get(section, {}).get(key, ""):
+            return f"{section}.{key}", found
+    return base(run, began["after"][0]) if began.get("after") else ("", "")
 
 
 def note(run: Run, declaration: Declaration) -> None:

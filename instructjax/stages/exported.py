@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -15,13 +16,14 @@ from instructjax.text import gguf as gguf_tokenizers
 from instructjax.text.export import pretrained_files
 
 
-def export(run: Run, stage: str, output: epath.PathLike) -> str:
+def export(run: Run, stage: str, output: epath.PathLike, others: Mapping[str, bytes] | None = None) -> str:
     """Writes the policy or the reward model of a finished stage, with its tokenizer, as a folder.
 
     Args:
       run: its folder is only read.
       stage: "reward" gives a sequence classifier with one label, any other a causal language model.
       output: the folder to write; it must not exist, or be empty.
+      others: files that the folder gets too, by name, such as a model card.
 
     Returns:
       What was written, for the user.
@@ -36,7 +38,7 @@ def export(run: Run, stage: str, output: epath.PathLike) -> str:
         described |= huggingface.score_offset(trained.params, trained.model.config)
     tensors = huggingface.tensors_of(trained.params, trained.model.config)
     files = pretrained_files(layout.tokenizer, trained.model.config.max_length)
-    pretrained.write(output, described, tensors, files)
+    pretrained.write(output, described, tensors, files | dict(others or {}))
     offset = described.get(huggingface.OFFSET)
     note = "" if offset is None else f"; its scores are lower by {huggingface.OFFSET} in config.json, {offset:.4g}"
     return f"{described['architectures'][0]}, {len(tensors)} tensors, {', '.join(files)}{note}"

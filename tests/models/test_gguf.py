@@ -145,3 +145,10 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
         pretrained.read_config(tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match="other.gguf: expected a GGUF file, found none"):
         pretrained.read_tensors(tmp_path / "other.gguf")
+
+
+def test_the_license_is_read(tmp_path):
+    tensors = huggingface.tensors_of(fakes.params(LanguageModel(CONFIG)), CONFIG)
+    for name, add in {"": lambda writer: None, "mit": lambda writer: writer.add_license("mit")}.items():
+        write(tmp_path / "model.gguf", tensors, add=add)
+        assert pretrained.read_license(tmp_path / "model.gguf") == name

@@ -1,0 +1,124 @@
+"""Uploads and downloads folders of models through the client of a model hub. Only this module imports the client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from instructjax.errors import InputError, show
+
+# What is downloaded: files that `models/pretrained.py` and `text/tokenizer_files.py` read, the card and the license.
+# Pickle files are left out, because they can run code when they are read.
+PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.json", "*.jinja", "*.model", "merges.txt")
+PAPERS = ("README.md", "LICENSE*", "NOTICE*")
+
+
+def create(repo: str, *, is_public: bool) -> None:
+    """Creates a repository, unless it exists, which shows before any other work that one may write to it.
+
+    Args:
+      repo: OWNER/NAME.
+      is_public: whether everybody may read a new repository. An existing one stays as it is.
+
+    Raises:
+      InputError: the package or a token is missing, or the hub refuses.
+    """
+    package = _package()
+    _check_name(repo)
+    if not package.get_token():
+        raise InputError(
+            "--repo: expected a token of the hub, in HF_TOKEN or saved by 'hf auth login', found none; --output alone "
+            "writes the folder without it"
+        )
+    with _explained(repo):
+        package.HfApi().create_repo(repo, private=not is_public, exist_ok=True)
+
+
+def upload(folder: epath.PathLike, repo: str, message: str) -> str:
+    """Uploads all files of a folder in one commit, and returns its address.
+
+    Raises:
+      InputError: the hub refuses, or cannot be reached.
+    """
+    with _explained(repo):
+        commit = _package().HfApi().upload_folder(repo_id=repo, folder_path=os.fspath(folder), commit_message=message)
+    return str(commit.commit_url)
+
+
+def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> list[str]:
+    """Downloads the model of a repository: weights, tokenizer, card and license, but no pickle files.
+
+    Args:
+      repo: OWNER/NAME.
+      folder: a local folder that is new or empty, or that an earlier call has begun.
+      revision: a branch, tag or commit; None for the newest commit of the main branch.
+
+    Returns:
+      The names of the files, sorted.
+
+    Raises:
+      InputError: the folder has other files, or there is no such repository or revision, or none that one may read.
+    """
+    package, folder = _package(), epath.Path(folder)
+    _check_name(repo)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, found a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".cache" / "huggingface").is_dir():
+        raise InputError(f"{folder}: expected no folder, an empty one or one that was pulled before, found other files")
+    with _explained(repo, revision):
+        api = package.HfApi()
+        found = api.repo_info(repo, revision=revision, files_metadata=False)
+        names = [file.rfilename for file in found.siblings or ()]
+        wanted = sorted(package.utils.filter_repo_objects(names, allow_patterns=[*PATTERNS, *PAPERS]))
+        if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
+            raise InputError(f"{repo}: expected safetensors or GGUF files, found {show(', '.join(names) or 'none')}")
+        api.snapshot_download(repo, revision=found.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
+    return wanted
+
+
+def _check_name(repo: str) -> None:
+    package = _package()
+    try:
+        package.utils.validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise package.errors.HFValidationError
+    except package.errors.HFValidationError:
+        raise InputError(f"--repo: expected a repository, OWNER/NAME, found {show(repo)}") from None
+
+
+@contextlib.contextmanager
+def _explained(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turns the client's errors into errors of one line."""
+    errors = _package().errors
+    try:
+        yield
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f"{repo}: expected the revision {show(revision)}, found no such branch, tag or commit"
+        ) from None
+    except errors.RepositoryNotFoundError:  # the hub does not tell private repositories from missing ones
+        raise InputError(
+            f"{repo}: expected a repository that you may read, found none; check its name and HF_TOKEN"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code
+        expected = {401: "a valid token", 403: "a token that may write here"}.get(code, "the hub to answer")
+        found = " ".join((error.server_message or str(error)).split())[:200]
+        raise InputError(f"{repo}: expected {expected}, found {code}: {found}") from None
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise InputError(f"{repo}: expected a connection to the hub, found {type(error).__name__}: {found}") from None
+
+
+def _package() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError:
+        raise InputError("expected the package huggingface_hub, found none; pip install 'instructjax[hub]'") from None
+    return huggingface_hub
