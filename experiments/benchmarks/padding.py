@@ -71,7 +71,7 @@ def share_run(segments, parts):
 
 
 def shares(config, microbatches, parts, widths, seed):
-    """Returns mean lengths, the share of columns that are tokens, those that run with packing, and the parts' widths."""
+    """Returns mean lengths, shares of columns that are tokens and that run when packed, and the widths of the parts."""
     ppo, data = config.ppo, config.data
     prompts, responses = draw(ppo.batch_size, data.max_prompt, data.max_response, seed)
     segments = episode_segments(prompts, responses, data.max_prompt, data.max_response)

@@ -88,7 +88,7 @@ def plan(segments: Int[AnyArray, "B T"], parts: int) -> Packing:
       parts: the number of parts, a divisor of B, into which `split_interleaved` will split the packed rows. The first
         parts have the filled rows.
     """
-    inside = replicate(segments > 0)
+    inside = replicate(jnp.asarray(segments) > 0)
     (rows, length), lengths = inside.shape, inside.sum(axis=1, dtype=jnp.int32)
     longest_first = jnp.argsort(-lengths, stable=True)
 

@@ -10,7 +10,8 @@ from instructjax import losses
 from instructjax.algorithms import ppo_metrics
 from instructjax.batch import Episodes
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.rollout import episode, sampling
+from instructjax.rollout import episode, packing, sampling
+from instructjax.rollout.episode import Experience
 from instructjax.testing import laws
 from tests import fakes
 
@@ -67,6 +68,18 @@ class Test:
     def test_padding(self, make, params, pad):
         """Adds padding on both sides, with any token."""
         laws.losses_agree(loss_of(make), loss_of(make), params, batch(14, 8, pad), batch())
+
+    def test_packing(self, make, params):
+        """Lets two episodes share a row."""
+        with jax.enable_x64(True):
+            episodes, noise = batch()
+            columns = [noise[..., i] for i in range(4)]
+            padded = Experience(episodes, *columns[:3], scores=None, advantages=columns[3], returns=None)
+            rows = packing.plan(episodes.segments, 1).experience(padded)
+            packed = rows.log_probs, rows.ref_log_probs, rows.values, rows.advantages
+            batches = (rows.episodes, np.stack(packed, axis=-1)), (episodes, noise)
+        assert (rows.episodes.segments.max(axis=1) > 0).sum() == 3
+        laws.losses_agree(loss_of(make), loss_of(make), params, *batches)
 
     def test_order(self, make, params):
         laws.permutation_of_rows(loss_of(make), params, batch())
