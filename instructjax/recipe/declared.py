@@ -27,6 +27,7 @@ REQUIRED: Mapping[str, Section] = {
     "parallel": run_keys.PARALLEL,
     "log": run_keys.LOG,
     "ppo_log": run_keys.PPO_LOG,
+    "tracking": run_keys.TRACKING,
     "pretrain": stage_keys.PRETRAIN,
     "sft": stage_keys.SFT,
     "comparisons": stage_keys.COMPARISONS,

@@ -73,6 +73,14 @@ def empty_or_one_of(*choices: str) -> Range:
     return Range(f'"" or one of {", ".join(choices)}', lambda value: isinstance(value, str) and value in ("", *choices))
 
 
+def some_of(*choices: str) -> Range:
+    """Returns a range that consists of the lists of different texts from these."""
+    return Range(
+        f"a list from {', '.join(choices)}",
+        lambda value: NAMES.contains(value) and len({*value}) == len(value) and {*value} <= {*choices},
+    )
+
+
 def integers(expected: str, least: int, most: int = 2**31 - 1) -> Range:
     """Returns the range of the integers from `least` to `most`."""
     return Range(expected, lambda value: _is_integer(value) and least <= value <= most)

@@ -30,6 +30,7 @@ from instructjax.recipe.key import (
     integers,
     one_of,
     section,
+    some_of,
 )
 
 # With virtual CPU devices, collectives hang if about 33 steps are in flight and the host waits for none of them. A line
@@ -258,3 +259,10 @@ def _intervals(unit: str, about: str, every: int, save_every: int, evaluate_ever
 
 LOG = _intervals("steps", "what the stages before PPO write", every=20, save_every=100, evaluate_every=100)
 PPO_LOG = _intervals("iterations", "what the PPO stages write", every=1, save_every=10, evaluate_every=10)
+
+TRACKING = section(
+    "trackers of experiments that get the metrics, next to TensorBoard; docs/tracking.md",
+    trackers=Key((), some_of("wandb", "trackio", "mlflow"), "", "from the extra trackers"),
+    project=Key("instructjax", TEXT, "", "in which they list the run"),
+    run=Key("", TEXT, "", 'name of the run; "": that of WORKDIR'),
+)

@@ -29,7 +29,7 @@ _READERS: Mapping[str, Sequence[str]] = {
     "reward": ("reward",),
     "ppo_init": ("ppo_init",),
     "ppo": ("ppo", "ppo_ptx"),
-    **{section: () for section in ("evaluate", "log", "ppo_log", "guards", "invariants")},
+    **{section: () for section in ("evaluate", "log", "ppo_log", "tracking", "guards", "invariants")},
 }
 _SHOWN_KEYS = 2  # that tell apart two recipes of one name
 _LONGEST = 24  # characters of a value

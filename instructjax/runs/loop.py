@@ -18,6 +18,7 @@ from instructjax.runs import digest, interruption, processes, profile
 from instructjax.runs.best import Best
 from instructjax.runs.checkpoint import Checkpoints, Resumable
 from instructjax.runs.interruption import Interrupted
+from instructjax.runs.metrics_file import Writer
 from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Matmuls, Speed
@@ -48,6 +49,7 @@ class Callbacks(Generic[State]):
       finish: changes the last state before it is saved. All earlier checkpoints can be read by then.
       best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is saved when it is
         measured, and kept in addition to the newest ones. With "", none is kept as the best.
+      writers: opens further writers of the metrics, in the first process; see `metrics_file.MetricsWriter`.
     """
 
     prepare: Prepare | None = None
@@ -56,6 +58,7 @@ class Callbacks(Generic[State]):
     draw: Callable[[], None] | None = None
     finish: Callable[[State], State] | None = None
     best: str = ""
+    writers: Callable[[bool], Sequence[Writer]] | None = None
 
 
 def run(
@@ -119,7 +122,17 @@ def run(
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
         reporter = stack.enter_context(
-            Reporter(directory, schedule.steps, done, window, started, check_metrics, matmuls, owed=owed)
+            Reporter(
+                directory,
+                schedule.steps,
+                done,
+                window,
+                started,
+                check_metrics,
+                matmuls,
+                owed=owed,
+                writers=callbacks.writers,
+            )
         )
         made = stack.enter_context(
             profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)

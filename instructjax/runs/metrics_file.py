@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -13,8 +13,21 @@ from instructjax.errors import RecordError
 from instructjax.runs.tensorboard import EventFile
 
 
+class Writer(Protocol):
+    """Takes the metrics of a run, one line for each reported step."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes the scalars of a step by name."""
+
+    def flush(self) -> None:
+        """Returns when the lines are where they would survive the end of this process."""
+
+    def close(self) -> None:
+        """Ends the writer."""
+
+
 class MetricsWriter:
-    """Writes metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
+    """Writes metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`, and hands them to other writers.
 
     A context manager. In a run of several processes, only the first one writes.
 
@@ -22,24 +35,34 @@ class MetricsWriter:
       path: the file of JSON lines: {"step": 10, "loss": 0.125, ...}.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, first_step: int = 0):
-        """Opens both outputs, and creates the directory if needed.
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        first_step: int = 0,
+        others: Callable[[bool], Sequence[Writer]] | None = None,
+    ):
+        """Opens the outputs, and creates the directory if needed.
 
         Args:
           workdir: the run's directory.
           first_step: the first step that will be written. Lines of it and of later steps are
             removed, because those steps are repeated. 0 starts a new file.
+          others: `others(resumes)` opens further writers. They get each step once: not those that are repeated.
         """
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read(self.path) if line["step"] < first_step] if first_step else []
+        found = read(self.path) if first_step else []
+        kept = [line for line in found if line["step"] < first_step]
+        self._repeated = found[-1]["step"] if found else -1  # the last step that other writers may have
         self._last: dict[str, Any] = {}
         for line in kept:
             self._last.update(line)
         content = "".join(json.dumps(line) + "\n" for line in kept).encode()
         self._file = files.GrowingFile(self.path, content, warn=warning_log.warn)
         self._events = EventFile(workdir / "tensorboard", first_step=first_step)
+        self._others = others(first_step > 0) if others else ()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -66,20 +89,26 @@ class MetricsWriter:
         self._last.update(line)
         self._file.write(json.dumps(line).encode() + b"\n")
         self._events.write(step, scalars)
+        for writer in self._others if step > self._repeated else ():
+            writer.write(step, scalars)
 
     def last(self, name: str) -> float | None:
         """Returns the newest value of a metric, even from before the run was resumed; None if there is none."""
         return self._last.get(name)
 
     def flush(self) -> None:
-        """Returns when all lines are in both outputs."""
+        """Returns when all lines are in the outputs."""
         self._file.flush()
         self._events.flush()
+        for writer in self._others:
+            writer.flush()
 
     def close(self) -> None:
-        """Closes both outputs."""
+        """Closes the outputs."""
         self._file.close()
         self._events.close()
+        for writer in self._others:
+            writer.close()
 
 
 class NullWriter:

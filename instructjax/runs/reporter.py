@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from etils import epath
 
 from instructjax.errors import WorkdirError
 from instructjax.runs import processes, progress
-from instructjax.runs.metrics_file import MetricsWriter, NullWriter
+from instructjax.runs.metrics_file import MetricsWriter, NullWriter, Writer
 from instructjax.runs.speed import Matmuls, Speed, Window
 from instructjax.training.metrics import Maximum, Mean, Metrics, compute
 
@@ -45,6 +45,7 @@ class Reporter:
         matmuls: Matmuls | None = None,
         *,
         owed: bool = False,
+        writers: Callable[[bool], Sequence[Writer]] | None = None,
     ):
         """Opens the outputs.
 
@@ -57,13 +58,16 @@ class Reporter:
           check_metrics: see `loop.Callbacks`.
           matmuls: of a step, for MFU.
           owed: whether the line of the step `done` is still to be written.
+          writers: opens further writers of the metrics; see `MetricsWriter`.
         """
         self.window = window
         # The step, the metrics and the counts of a line that is not yet read.
         self._pending: tuple[int, list[Metrics], Window] | None = None
         self._name, self._check_metrics = directory.name, check_metrics
         first_step = done if owed or not done else done + 1
-        self._writer = MetricsWriter(directory, first_step=first_step) if processes.is_first() else NullWriter()
+        self._writer = (
+            MetricsWriter(directory, first_step=first_step, others=writers) if processes.is_first() else NullWriter()
+        )
         self._bar = progress.Bar(directory.name, steps, "step", done=done, stage=True)
         self.clock = Clock(started, self._writer.last("wall_seconds"))
         self.speed = Speed(matmuls)

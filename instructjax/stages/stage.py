@@ -35,7 +35,7 @@ from instructjax.recipe import check
 from instructjax.recipe.declared import SECTIONS
 from instructjax.recipe.key import Section
 from instructjax.reporting import curves
-from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes
+from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes, trackers
 from instructjax.runs.loop import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Flops, Matmuls
@@ -77,6 +77,7 @@ class StageFunction:
             check.section(run.config, self.declaration.section, self.keys)
         elif self.declaration.section not in run.config:
             raise ConfigError(f"{self.declaration.section}: expected a section of the recipe, found None")
+        processes.first(lambda: trackers.check(run.config))
         with warning_log.kept_in(run.workdir):
             if not stage.section.get("import_from"):  # weights that do not fit are refused before records are prepared
                 run.require(stage.name)
@@ -312,7 +313,7 @@ class Stage:
           schedule: how many steps, and what is due when.
           network: the policy's shape, saved with the checkpoints; the recipe's if not given.
           constants: further arguments of the step.
-          callbacks: what to measure. Checks of metrics and curves are added here.
+          callbacks: what to measure. Checks of metrics, curves and trackers are added here.
           matmuls: of a step, for MFU; None if they are not known.
           base: where the rest of the policy's weights is, if its part of the state has only what learns.
 
@@ -329,6 +330,7 @@ class Stage:
             callbacks or Callbacks(),
             check_metrics=alarms.check_metrics(self.config),
             draw=functools.partial(curves.redraw, self.directory),
+            writers=trackers.opener(self.config, self.directory, self.run.workdir.name),
         )
         loop.run(
             parallel.compile_step(step, self.config.parallel),

@@ -1,6 +1,7 @@
 """A stage resumes only with the recipe and records that it began with, and any stage can be a guest."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -13,7 +14,7 @@ import pytest
 from instructjax.data import pipeline
 from instructjax.errors import ConfigError, DataError
 from instructjax.records import Demonstration, Prompt
-from instructjax.runs import folder
+from instructjax.runs import folder, trackers
 from instructjax.runs.schedule import Schedule
 from instructjax.stages import answers, evaluate, trained
 from instructjax.stages.answers import Sampling
@@ -210,10 +211,37 @@ def visited(tmp_path_factory):
     home = tmp_path_factory.mktemp("guest")
     config = changed(recipe(home), evaluate__batch_size=8, evaluate__prompts=8, evaluate__text_windows=4)
     config = changed(config, evaluate__few_shot=0, evaluate__few_shot_candidates=1, evaluate__guests=("guest",))
+    config = changed(config, tracking__trackers=("mlflow",))
     run = Run(config, home / "run", "name")
     save_run(run)
-    guest(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trackers.PACKAGES, "mlflow", "json")
+        patch.setitem(trackers.TRACKERS, "mlflow", functools.partial(Listed, home / "tracked.jsonl"))
+        guest(run)
     return run
+
+
+class Listed:
+    """A tracker that is a file."""
+
+    def __init__(self, path, tracked):
+        self.path = path
+        self.add([tracked.name, tracked.config["sft.epochs"]])
+
+    def add(self, line):
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write(self, step, scalars):
+        self.add([step, scalars["loss"]])
+
+    def close(self):
+        self.add("closed")
+
+
+def test_any_stage_is_tracked(visited):
+    found = [json.loads(line) for line in (visited.workdir.parent / "tracked.jsonl").read_text().splitlines()]
+    assert found == [["run/guest", visited.config.sft.epochs], [2, 1.0], "closed"]
 
 
 def test_any_stage_declares_the_place_of_its_policy(visited):

@@ -6,6 +6,10 @@ import socket
 import subprocess
 import sys
 
+from instructjax.runs import trackers
+from instructjax.stages import pretrain
+from instructjax.stages.run import Run
+from tests.recipes import changed, recipe
 from tests.scripts import SCRIPTS, Left, end_of, run
 from tests.wrong_input.fault import fault
 
@@ -89,3 +93,12 @@ def test_no_script():
         text=True,
     )
     raise Left(finished.returncode, finished.stderr)
+
+
+@fault(
+    "a missing package of a tracker",
+    "tracking.trackers: expected the package trackio, found none; pip install 'instructjax[trackers]'",
+)
+def test_no_tracker(tmp_path, monkeypatch):
+    monkeypatch.setitem(trackers.PACKAGES, "trackio", "package_that_is_missing")
+    pretrain.run(Run(changed(recipe(tmp_path), tracking__trackers=("trackio",)), tmp_path / "run"))
