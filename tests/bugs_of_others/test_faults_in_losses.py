@@ -101,8 +101,8 @@ def test_a_mean_of_the_means_of_responses(monkeypatch):
 
 def test_a_mean_of_the_means_of_devices(monkeypatch):
     def of_devices(summed_gradient):
-        def gradient(loss, params, batch, key, microbatches, axis_name):
-            (total, weight), metrics = summed_gradient(loss, params, batch, key, microbatches, None)
+        def gradient(loss, params, batch, key, microbatches, axis_name, is_empty):
+            (total, weight), metrics = summed_gradient(loss, params, batch, key, microbatches, None, is_empty)
             mean = losses.mean(total, weight)
             mean = mean if axis_name is None else jax.lax.pmean(mean, axis_name)
             return (mean, jnp.ones_like(weight)), metrics_lib.reduce(metrics, axis_name)
