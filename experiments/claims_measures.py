@@ -92,7 +92,7 @@ def judge_stage(run: Run, one: Run, name: str) -> Numbers:
         config = one.config.copy_and_resolve_references()
         config.ppo.reward_from = str(run.checkpoints("reward").absolute())
         step = selection.select(Run(config, one.workdir, one.recipe))
-    section, prompts = run.config.evaluate, test_prompts(run)
+    section, prompts = run.config.evaluate, asked_prompts(run)
     sampling = Sampling(temperature=section.temperature, batch_size=section.batch_size)
     key = jax.random.fold_in(jax.random.key(run.config.seed), len(POLICIES) + 1)  # after those of `evaluate`
     policy = one.load_policy(stage, step)
@@ -103,7 +103,7 @@ def judge_stage(run: Run, one: Run, name: str) -> Numbers:
 
 def judge_prefixed(run: Run, prefix: str) -> Numbers:
     """Lets the policies of a run answer behind the few-shot prefix, and compares them with SFT behind it."""
-    prompts = test_prompts(run)
+    prompts = asked_prompts(run)
     texts = {}
     for number, (model, stage) in enumerate(POLICIES.items()):
         key = jax.random.fold_in(jax.random.key(run.config.seed), len(POLICIES) + 2 + number)
@@ -148,6 +148,6 @@ def _stage_of(name: str) -> str:
     return name.removesuffix(FIRST).removesuffix(BEST)
 
 
-def test_prompts(run: Run) -> list[Prompt]:
+def asked_prompts(run: Run) -> list[Prompt]:
     """Returns the prompts of `evaluate`."""
     return list(run.records(Prompt, "test")[: run.config.evaluate.prompts])

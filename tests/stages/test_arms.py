@@ -43,15 +43,15 @@ PPO, PPO_INIT, REWARD, SFT = (
 )
 
 
-@pytest.fixture
-def base(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Returns a run of a tiny sandbox whose stages before PPO look finished."""
     config = sandbox.get_config("smoke").unlock()
     config.sandbox.update(documents=60, demonstrations=60, users=60, reward_prompts=40, prompts=60)
     config.tokenizer.vocab_size = 330
     config.data.update(max_prompt=60, max_response=60, validation=0.2, test=0.2)
     config.model.update(num_layers=1, d_model=8, num_heads=1, d_head=8, d_ff=8)
-    run = Run(config.lock(), tmp_path / "run")
+    run = Run(config.lock(), tmp_path_factory.mktemp("arms") / "run")
     asked = run.layout and records.read(run.data_folder / REWARD_PROMPTS, Prompt)
     rankings = [
         Ranking(prompt=one.prompt, responses=("a", "b"), scores=(1.0, 0.0), split=one.split)
@@ -62,6 +62,13 @@ def base(tmp_path):
     for seed, stage in enumerate(FINISHED):
         finish(run, stage, seed)
     return run
+
+
+@pytest.fixture
+def base(made, tmp_path):
+    """Returns a copy of that run."""
+    shutil.copytree(made.workdir, tmp_path / "run")
+    return Run(made.config, tmp_path / "run")
 
 
 def test_factors_keep_integers():

@@ -1,3 +1,5 @@
+"""Examples of public tasks in the sandbox."""
+
 import numpy as np
 import pytest
 
