@@ -5,7 +5,7 @@
 WORKDIR is an ordinary run of the recipe. Variants of it, the arms of claims_arms.py, are ordinary runs in
 WORKDIR/arms/NAME, which share its GPT, SFT, comparisons, reward model and initial policy. Run it again with the same
 flags to resume: finished arms are skipped if their recipe is the same. Writes WORKDIR/claims.json with the numbers that
-decide the claims. benchmarks/claims_page.py reads those of several seeds; see docs/claims.md.
+decide the claims, and benchmarks/claims_page.py writes those of several seeds into docs/claims.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ Factors are of the recipe's values, so that the arms of a smaller variant are sm
 
 import itertools
 
-from instructjax.records import Ranking
+import numpy as np
+
+from instructjax.records import Demonstration, Ranking
+from instructjax.sandbox import public_tasks
 from instructjax.stages import ppo, ppo_init, pretrain, reward, sft
 from instructjax.stages.arms import Arm
 
@@ -14,12 +17,12 @@ SIZES = {"quarter": 0.25, "half": 0.5}  # of the width; with the recipe's, param
 FOLDS = {f"reward_fold_{fold}": fold for fold in range(5)}
 
 
-def fifth(rankings):
+def fifth(rankings, seed):
     """Returns the first fifth of the rankings."""
     return list(rankings[: max(1, len(rankings) // 5)])
 
 
-def pairs(rankings):
+def pairs(rankings, seed):
     """Returns each untied pair of the answers of the first fifth as a ranking of its own."""
     return [
         Ranking(
@@ -32,7 +35,7 @@ def pairs(rankings):
             use_case=one.use_case,
             source=one.source,
         )
-        for one in fifth(rankings)
+        for one in fifth(rankings, seed)
         for pair in itertools.combinations(range(len(one.scores)), 2)
         if one.scores[pair[0]] != one.scores[pair[1]]
     ]
@@ -45,11 +48,26 @@ def group(ranking):
 
 def without_group(fold):
     """Returns a function that leaves out the rankings by a group of labelers."""
-    return lambda rankings: [one for one in rankings if group(one) != fold]
+    return lambda rankings, seed: [one for one in rankings if group(one) != fold]
 
 
 def _reward(name, rankings=fifth, **scale):
-    return Arm(name, (reward.run,), scale={f"reward.{key}": factor for key, factor in scale.items()}, rankings=rankings)
+    return Arm(
+        name,
+        (reward.run,),
+        scale={f"reward.{key}": factor for key, factor in scale.items()},
+        records={Ranking: rankings},
+    )
+
+
+def public_tasks_of(use_cases):
+    """Returns a function that writes eight times as many examples of public tasks as there are demonstrations."""
+    return lambda found, seed: public_tasks.write_examples(np.random.default_rng([seed, 7]), use_cases, 8 * len(found))
+
+
+def _fine_tuned(name, use_cases):
+    scale = {"sft.epochs": 1 / 16, "log.save_every": 0.25}
+    return Arm(name, (sft.run,), scale=scale, records={Demonstration: public_tasks_of(use_cases)})
 
 
 def _size(name, factor):
@@ -87,11 +105,16 @@ ARMS = (
         {"log.evaluate_every": 0.37, "log.save_every": 0.185},
     ),
     *(_reward(name, without_group(fold), epochs=0.5) for name, fold in FOLDS.items()),
+    # No example is repeated. The recipe's SFT has 16 epochs, so it sees twice as many.
+    _fine_tuned("flan", public_tasks.FLAN),
+    _fine_tuned("t0", public_tasks.T0),
     *(_size(f"size_{name}", factor) for name, factor in SIZES.items()),
 )
 
 # Policies that answer the test prompts and are compared with the run's SFT, by arm.
 JUDGED = {
+    "flan": ("sft_best",),
+    "t0": ("sft_best",),
     "sft_epochs": ("sft_first", "sft"),
     **{f"size_{name}": ("pretrain", "sft", "ppo_ptx") for name in SIZES},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from instructjax import files
 from instructjax.evaluation import agreement, preference
 from instructjax.records import Prompt, Ranking
 from instructjax.runs import checkpoint, checkpoint_files, folder, metrics_file, processes
-from instructjax.stages import answers, few_shot, ranking_report, rewards
+from instructjax.stages import answers, few_shot, ranking_report, rewards, selection
 from instructjax.stages.answers import Sampling
 from instructjax.stages.arms import Arm
 from instructjax.stages.evaluate import POLICIES
@@ -24,7 +24,8 @@ from instructjax.training import parallel
 MEASURED = ("models", "reward_model")  # of results.json
 HELD_OUT = {"text_loss", "demonstration_loss", "validation_loss", "validation_reward"}  # a line with one is kept
 KEPT = {*HELD_OUT, "step", "true_quality", "validation_accuracy", "validation_kl", "entropy", "response_tokens"}
-FIRST = "_first"  # behind the name of a stage: its first checkpoint
+# Behind the name of a stage: its first checkpoint, or the one with the highest reward (appendix C.5).
+FIRST, BEST = "_first", "_best"
 
 Numbers = dict[str, Any]
 
@@ -34,7 +35,7 @@ def measure_base(run: Run) -> Numbers:
     results = files.read_json(run.workdir / "results.json")
     found = {**curves(run, folder.PAPER), "results": {name: results[name] for name in MEASURED}}
     if prefix := results["few_shot_prefix"]:
-        found["prefixed"] = known(run, "prefixed", [*POLICIES.values()], lambda: judge_prefixed(run, prefix))
+        found["prefixed"] = known(run, run, "prefixed", [*POLICIES.values()], lambda: judge_prefixed(run, prefix))
     return found
 
 
@@ -45,15 +46,17 @@ def measure(run: Run, one: Run, arm: Arm, judged: Sequence[str]) -> Numbers:
       run: the run, whose SFT the policies are compared with.
       one: the arm's run.
       arm: the arm.
-      judged: names of stages, some with `FIRST`.
+      judged: names of stages, some with `FIRST` or `BEST` behind them.
     """
     names = [stage.declaration.name for stage in arm.stages]
     found = curves(one, names)
     if judged:
-        stages = [name.removesuffix(FIRST) for name in judged]
-        found["judged"] = known(one, "judged", stages, lambda: {name: judge_stage(run, one, name) for name in judged})
+        stages = [_stage_of(name) for name in judged]
+        found["judged"] = known(
+            run, one, "judged", stages, lambda: {name: judge_stage(run, one, name) for name in judged}
+        )
     if arm.name in FOLDS:
-        found["accuracy"] = known(one, "accuracy", ["reward"], lambda: fold_accuracy(run, one, FOLDS[arm.name]))
+        found["accuracy"] = known(run, one, "accuracy", ["reward"], lambda: fold_accuracy(run, one, FOLDS[arm.name]))
     return found
 
 
@@ -66,10 +69,11 @@ def curves(run: Run, stages: Sequence[str]) -> dict[str, list[Mapping[str, float
     }
 
 
-def known(one: Run, name: str, stages: Sequence[str], compute: Any) -> Numbers:
+def known(run: Run, one: Run, name: str, stages: Sequence[str], compute: Callable[[], Numbers]) -> Numbers:
     """Returns numbers that were computed for these weights before, or computes them and writes WORKDIR/NAME.json."""
     path = one.workdir / f"{name}.json"
     of = {stage: checkpoint.fingerprint(one.checkpoints(stage)) for stage in dict.fromkeys(stages)}
+    of |= {f"the run's {stage}": checkpoint.fingerprint(run.checkpoints(stage)) for stage in ("sft", "reward")}
     of["evaluate"] = one.config.evaluate.to_json()
     if files.exists(path) and (found := files.read_json(path))["of"] == of:
         return found["numbers"]
@@ -81,10 +85,14 @@ def known(one: Run, name: str, stages: Sequence[str], compute: Any) -> Numbers:
 
 def judge_stage(run: Run, one: Run, name: str) -> Numbers:
     """Lets a policy of an arm answer the test prompts; see `judge`."""
-    stage, step = name.removesuffix(FIRST), None
+    stage, step = _stage_of(name), None
     if name.endswith(FIRST):
         step = checkpoint_files.saved_steps(one.checkpoints(stage))[0]
-    section, prompts = run.config.evaluate, test_prompts(run)
+    if name.endswith(BEST):
+        config = one.config.copy_and_resolve_references()
+        config.ppo.reward_from = str(run.checkpoints("reward").absolute())
+        step = selection.select(Run(config, one.workdir, one.recipe))
+    section, prompts = run.config.evaluate, asked_prompts(run)
     sampling = Sampling(temperature=section.temperature, batch_size=section.batch_size)
     key = jax.random.fold_in(jax.random.key(run.config.seed), len(POLICIES) + 1)  # after those of `evaluate`
     policy = one.load_policy(stage, step)
@@ -95,7 +103,7 @@ def judge_stage(run: Run, one: Run, name: str) -> Numbers:
 
 def judge_prefixed(run: Run, prefix: str) -> Numbers:
     """Lets the policies of a run answer behind the few-shot prefix, and compares them with SFT behind it."""
-    prompts = test_prompts(run)
+    prompts = asked_prompts(run)
     texts = {}
     for number, (model, stage) in enumerate(POLICIES.items()):
         key = jax.random.fold_in(jax.random.key(run.config.seed), len(POLICIES) + 2 + number)
@@ -136,6 +144,10 @@ def fold_accuracy(run: Run, one: Run, fold: int) -> Numbers:
     return found
 
 
-def test_prompts(run: Run) -> list[Prompt]:
+def _stage_of(name: str) -> str:
+    return name.removesuffix(FIRST).removesuffix(BEST)
+
+
+def asked_prompts(run: Run) -> list[Prompt]:
     """Returns the prompts of `evaluate`."""
     return list(run.records(Prompt, "test")[: run.config.evaluate.prompts])

@@ -1,18 +1,17 @@
-"""Writes docs/claims.md from the results of claims.py for several seeds.
+"""Writes the tables of docs/claims.md from the results of claims.py in docs/claims, one file per seed.
 
-    python experiments/benchmarks/claims_page.py docs/claims/*.json
+python experiments/benchmarks/claims_page.py
 
-The tables are written between the marks of the page. The rest of it is unchanged.
+The rest of the page is unchanged.
 """
 
 import json
 import pathlib
-import sys
 
 from instructjax.evaluation.paper_claims import CLAIMS
 from instructjax.reporting import claims_page
 
-PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "claims.md"
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 MARKS = "<!-- claims -->\n", "<!-- the end of the claims -->"
 
 
@@ -23,11 +22,16 @@ def filled(text, seeds):
     return f"{before}{MARKS[0]}\n{claims_page.page(CLAIMS, seeds)}\n\n{MARKS[1]}{after}"
 
 
-def main(paths):
+def read(folder):
+    """Returns the results of all seeds in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def main():
     """Writes the tables into the page."""
-    seeds = [json.loads(pathlib.Path(path).read_text()) for path in paths]
-    PAGE.write_text(filled(PAGE.read_text(), seeds))
+    path = DOCS / "claims.md"
+    path.write_text(filled(path.read_text(), read(DOCS / "claims")))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -250,6 +250,22 @@ CLAIMS = (
         "that could be false.",
     ),
     Claim(
+        "k",
+        "4.1, C.5, Figure 5",
+        "Models fine-tuned on public tasks (FLAN, T0) are worse than SFT, and PPO-ptx is preferred to them.",
+        "win rate against SFT: FLAN .298 ± .02, T0 .268 ± .02, 175B PPO-ptx .734 ± .02",
+        tuple(
+            part
+            for name, arm in (("FLAN", "flan"), ("T0", "t0"))
+            for part in (
+                Part(f"win rate of {name}, against SFT", f"{arm}.judged.sft_best.win_rate", below=0.5),
+                Part(f"win rate, PPO-ptx − {name}", _win_rate("ppo_ptx"), f"{arm}.judged.sft_best.win_rate", above=0),
+            )
+        ),
+        "Fine-tuned on questions, classification and extraction (T0: also on rewriting and others) with the shortest "
+        "right answers; the checkpoint is chosen by reward.",
+    ),
+    Claim(
         "l",
         "C.3, E.8, Figure 37",
         "PPO from an initial policy with 10 % of pretraining data is better than from one with 0 % or 50 %.",

@@ -12,16 +12,15 @@ import ml_collections
 
 from instructjax import files, records
 from instructjax.data import prepared
+from instructjax.data.prepared import SET_NAMES
 from instructjax.errors import DataError
-from instructjax.records import Ranking
-from instructjax.runs import folder, processes
-from instructjax.sources.sandbox import HELDOUT_RANKINGS
-from instructjax.stages import beginning, comparisons, copying, ppo, ppo_init, pretrain, reward, sft
+from instructjax.records import SPLITS, R, Ranking, Record
+from instructjax.runs import processes
+from instructjax.stages import beginning, copying, ppo, ppo_init, pretrain, reward, sft
 from instructjax.stages.run import Run
 from instructjax.stages.stage import StageFunction
 
 FOLDER = "arms"  # in the WORKDIR of the run
-_RANKINGS = ("rankings", "rankings.jsonl", HELDOUT_RANKINGS, "comparisons.json")  # in WORKDIR/data
 _SHARED = {stage.declaration.name: stage for stage in (pretrain.run, sft.run, reward.run, ppo_init.run, ppo.run)}
 
 
@@ -35,15 +34,16 @@ class Arm:
       set: new values of keys of the recipe, by name, such as {"ppo.kl_coefficient": 0.0}.
       scale: factors of values of the recipe, so that an arm means the same in a smaller variant of it. An integer stays
         one, and is at least 1.
-      rankings: chooses or changes the training rankings of the run; None for all of them. Validation rankings are the
-        same in all arms.
+      records: by kind, a function of the run's training records and its seed, whose result the arm learns from instead.
+        Validation and test records are the same in all arms. The run's source must have written its records to
+        WORKDIR/data, as the sandbox does.
     """
 
     name: str
     stages: tuple[StageFunction, ...]
     set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scale: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    rankings: Callable[[Sequence[Ranking]], list[Ranking]] | None = None
+    records: Mapping[type[Record], Callable[[Sequence[Any], int], list[Any]]] = dataclasses.field(default_factory=dict)
 
 
 def make_run(base: Run, arm: Arm) -> Run:
@@ -81,15 +81,14 @@ def train(base: Run, arm: Arm) -> Run:
 
     Raises:
       ConfigError: a stage of the arm was trained with another recipe.
-      DataError: it was trained with other records.
+      DataError: it was trained with other records, or the run has not written records that the arm changes.
       CheckpointError: the run has another checkpoint of a stage that the arm starts from.
     """
     one = make_run(base, arm)
-    processes.first(lambda: _copy_data(base, one, without=_RANKINGS if arm.rankings else ()))
+    written = {kind: _records(base, kind, choose) for kind, choose in arm.records.items()}
+    processes.first(lambda: _copy_data(base, one, written))
     for stage in shared(arm):
         copying.copy_stage(base, one, stage)
-    if arm.rankings:
-        _give_rankings(base, one, arm.rankings)
     for stage in arm.stages:
         if one.is_finished(stage.declaration.name):
             _ = one.layout
@@ -107,23 +106,34 @@ def shared(arm: Arm) -> list[StageFunction]:
     return [_SHARED[name] for name in names]
 
 
-def _copy_data(base: Run, one: Run, without: Sequence[str]) -> None:
-    """Copies WORKDIR/data, which takes less time than to prepare the same records again."""
+def _records(base: Run, kind: type[R], choose: Callable[[Sequence[R], int], list[R]]) -> bytes:
+    """Returns the file of an arm's records of a kind."""
+    path = prepared.written_file(kind, base.data_folder)
+    if path not in base.source.files(kind, base.data_folder):
+        raise DataError(f"{path}: expected records that the run has written, to change them in an arm, found none")
+    held_out = (split for split in SPLITS[1:] if split in prepared.split_sizes(base.prepared_folder, SET_NAMES[kind]))
+    kept = [record for split in held_out for record in base.records(kind, split)]
+    return records.to_lines([*choose(base.records(kind, "train"), base.config.seed), *kept])
+
+
+def _copy_data(base: Run, one: Run, written: Mapping[type[Record], bytes]) -> None:
+    """Copies WORKDIR/data, which takes less time than to prepare the same records again, with other files of a kind.
+
+    Raises:
+      DataError: the arm has other files.
+    """
     if one.data_folder.exists():
+        for kind, content in written.items():
+            path = prepared.written_file(kind, one.data_folder)
+            if path.read_bytes() != content:
+                raise DataError(f"{path}: expected the records that the arm now has, found others")
         return
+    without = {name for kind in written for name in (SET_NAMES[kind], f"{SET_NAMES[kind]}.jsonl")}
+    if Ranking in written:
+        without.add("comparisons.json")  # it describes the run's rankings
     partial = one.workdir / ".data"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base.data_folder, partial, ignore=lambda _, names: set(names) & set(without))
+    shutil.copytree(base.data_folder, partial, ignore=lambda _, names: without & set(names))
+    for kind, content in written.items():
+        files.write_bytes(prepared.written_file(kind, partial), content)
     os.replace(partial, one.data_folder)
-
-
-def _give_rankings(base: Run, one: Run, choose: Callable[[Sequence[Ranking]], list[Ranking]]) -> None:
-    """Adds the arm's rankings, or compares them with those that it has."""
-    given = [*choose(base.records(Ranking, "train")), *base.records(Ranking, "validation")]
-    if not one.has(Ranking):
-        comparisons.add(one, given, records.read(base.data_folder / HELDOUT_RANKINGS, Ranking))
-        return
-    name = prepared.written_file(Ranking, one.data_folder).name
-    found = files.read_json(one.data_folder / "comparisons.json")["files"][name]
-    if found != (expected := folder.digest(records.to_lines(given))):
-        raise DataError(f"{one.data_folder / name}: expected the arm's rankings ({expected}), found others ({found})")
