@@ -1,6 +1,5 @@
 """Training with the instructions of other processors: the same batches, and losses that differ by rounding."""
 
-import logging
 import os
 import pathlib
 import subprocess
@@ -20,8 +19,7 @@ SMALL = {
     "log.save_every": 40,
     "log.evaluate_every": 40,
 }
-# XLA's names of vector instructions; a processor without AVX-512 gives the first two the same program.
-INSTRUCTIONS = ("AVX512", "AVX2", "SSE4_2")
+INSTRUCTIONS = ("AVX512", "AVX2")  # XLA's names; a processor without AVX-512 has the same program for both
 
 
 def train(workdir, instructions):
@@ -46,13 +44,7 @@ def train(workdir, instructions):
 
 @pytest.mark.slow
 def test_the_same_instructions_give_the_same_bits_and_others_the_same_losses_within_rounding(tmp_path):
-    trained = {name: train(tmp_path / name, name) for name in INSTRUCTIONS}
-    again = train(tmp_path / "again", INSTRUCTIONS[-1])
-    assert again[1] == trained[INSTRUCTIONS[-1]][1]
-    expected, _ = trained[INSTRUCTIONS[0]]
-    for name in INSTRUCTIONS[1:]:
-        found, _ = trained[name]
-        differences = [abs(a["loss"] - b["loss"]) for a, b in zip(found, expected, strict=True) if "loss" in a]
-        logging.getLogger(__name__).info("%s: losses differ by up to %.2g", name, max(differences))
-        assert max(differences) < 1e-3
-        assert [line.get("padding") for line in found] == [line.get("padding") for line in expected]  # the same batches
+    (expected, _), (found, bits) = (train(tmp_path / name, name) for name in INSTRUCTIONS)
+    assert train(tmp_path / "again", INSTRUCTIONS[-1])[1] == bits
+    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(found, expected, strict=True) if "loss" in a]
+    assert len(differences) == 8 and max(differences) < 1e-4
