@@ -59,6 +59,7 @@ _SAMPLES = flags.DEFINE_integer("samples", 64, "Answers to each prompt, and the 
 
 TRUE = "true_quality"  # the metric that `Source.measure` gives where the truth is known
 SHARED = (pretrain.run, sft.run, ppo_init.run)
+FEWEST = 3  # points after the initial policy that two coefficients do not always fit
 IN_A_ROW = 8  # answers that are scored in one packed row, whose attention grows with their number squared
 
 
@@ -91,6 +92,11 @@ class Arm:
 
 def main(run: Run) -> None:
     """Trains all arms, then measures them, and writes the results."""
+    if _ITERATIONS.value // _EVERY.value < FEWEST:
+        raise ConfigError(
+            f"--every: expected at most --iterations / {FEWEST} = {_ITERATIONS.value // FEWEST}, because a law needs "
+            f"{FEWEST} points, found {_EVERY.value}"
+        )
     all_arms = arms(_SIZES.value, [int(count) for count in _COMPARISONS.value], [float(value) for value in _KL.value])
     asked = run.records(Prompt, "validation")[: _PROMPTS.value]
     if TRUE not in run.source.measure([asked[0].prompt], [""]):

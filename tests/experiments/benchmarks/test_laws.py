@@ -14,7 +14,7 @@ from instructjax.evaluation.overoptimization import Fit, best_of_n_kl
 from instructjax.records import Ranking
 from instructjax.runs import metrics_file
 from instructjax.sandbox.quality import quality
-from tests.scripts import run
+from tests.scripts import Left, run
 
 PROMPTS = [f"prompt {i}" for i in range(30)]
 PARAMETERS = {"2x32": 2**16, "2x64": 2**17, "2x128": 2**19}
@@ -128,6 +128,13 @@ def test_the_figures_have_a_panel_for_each_size_and_question(results):
         f"KL coefficient {beta}" for beta in ("0", "0.05", "0.1")
     ]
     assert len(labels.get_lines()) == 6
+
+
+def test_too_few_points_for_a_law_are_told_before_anything_is_trained(tmp_path):
+    message = "^error: --every: expected at most --iterations / 3 = 1, because a law needs 3 points, found 2$"
+    with pytest.raises(Left, match=message):
+        run("benchmarks/laws.py", f"--workdir={tmp_path / 'run'}", "--iterations=5", "--every=2")
+    assert not list((tmp_path / "run").glob("*/*"))
 
 
 @pytest.mark.slow
