@@ -91,7 +91,7 @@ def write(card: Card) -> str:
 def command(card: Card) -> str:
     """Returns the command that repeats the run up to this stage's results."""
     flags = [f"--config={shorten(card.recipe)}"]
-    for key in card.given:
+    for key in dict.fromkeys(card.given):
         section, _, name = key.rpartition(".")
         value = (card.config[section] if section else card.config)[name]
         text = value if isinstance(value, str) else repr(value)
