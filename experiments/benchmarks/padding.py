@@ -5,7 +5,7 @@ python experiments/benchmarks/padding.py --config=configs/instructgpt.py:1p3b
 Lengths are drawn from the quartiles of the paper's prompts (Table 9) and of its customers' responses (Table 11), with
 logarithms interpolated between them. Longer prompts than data.max_prompt are left out, and longer responses than
 data.max_response are cut. Operations are those of the matmuls of the recipe's programs, traced and not run; a part that
-is skipped has none. With --seconds, iterations of a small network run here, too.
+is skipped has none. With --timed, iterations of a small network run here, too.
 """
 
 import os
@@ -31,7 +31,7 @@ from instructjax.rollout import packing, sampling
 _MICROBATCHES = flags.DEFINE_integer("microbatches", 16, "Parts of a minibatch with packing.", lower_bound=2)
 _PARTS = flags.DEFINE_integer("rollout_parts", 4, "Parts of a rollout.", lower_bound=1)
 _WIDTHS = flags.DEFINE_integer("rollout_widths", 4, "Widths of prompts.", lower_bound=1)
-_SECONDS = flags.DEFINE_bool("seconds", False, "Also time iterations of a small network.")
+_TIMED = flags.DEFINE_bool("timed", False, "Also time iterations of a small network.")
 
 BATCHES = 5
 # Of the small network: tokens of a prompt and of a response, rows, rows of a minibatch, and its shape.
@@ -148,7 +148,7 @@ def main(run):
     print(f"rollout: prompts of {width:.0f} columns instead of {config.data.max_prompt}, {slots:.3f} of the cache")
     for name, (padded, packed) in operations(config, found, microbatches, parts).items():
         print(f"{name}: {padded:.3g} FLOPs padded, {packed:.3g} packed, {packed / padded:.3f}")
-    if _SECONDS.value:
+    if _TIMED.value:
         (seconds, processor), (packed, packed_processor) = laps(config)
         print(f"an iteration of the small network: {seconds:.2f} s padded, {packed:.2f} s packed; processor time")
         print(f"{processor:.2f} s padded, {packed_processor:.2f} s packed; load {os.getloadavg()[0]:.1f}")

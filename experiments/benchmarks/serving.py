@@ -43,7 +43,9 @@ from benchmarks.tables import markdown, number
 
 _STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage whose policy is served.")
 _DTYPES = flags.DEFINE_list("dtypes", ["f32", "f16", "q8_0", "q5_0", "q4_0"], f"Among {', '.join(gguf.DTYPES)}.")
-_PROMPTS = flags.DEFINE_integer("prompts", 50, "Test prompts whose answers are compared token by token.", lower_bound=2)
+_COMPARED = flags.DEFINE_integer(
+    "compared", 50, "Test prompts whose answers are compared token by token.", lower_bound=2
+)
 _JUDGED = flags.DEFINE_integer("judged", 400, "Test prompts whose answers are judged; 0 for none.", lower_bound=0)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of the server.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file to write, next to the printed table.")
@@ -220,7 +222,7 @@ def main(run):
         raise ConfigError(f"--dtypes: expected some of {', '.join(gguf.DTYPES)}, found {', '.join(sorted(unknown))}")
     policy, layout = run.open_policy(_STAGE.value)
     records = run.records(Prompt, "test")
-    prompts = [record.prompt for record in records[: _PROMPTS.value]]
+    prompts = [record.prompt for record in records[: _COMPARED.value]]
     judged = records[: _JUDGED.value]
     texts, results = {}, {}
     with parallel.on_mesh(run.config.parallel), tempfile.TemporaryDirectory() as folder:
