@@ -211,13 +211,12 @@ def visited(tmp_path_factory):
     home = tmp_path_factory.mktemp("guest")
     config = changed(recipe(home), evaluate__batch_size=8, evaluate__prompts=8, evaluate__text_windows=4)
     config = changed(config, evaluate__few_shot=0, evaluate__few_shot_candidates=1, evaluate__guests=("guest",))
-    config = changed(config, tracking__trackers=("mlflow",))
     run = Run(config, home / "run", "name")
     save_run(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trackers.PACKAGES, "mlflow", "json")
         patch.setitem(trackers.TRACKERS, "mlflow", functools.partial(Listed, home / "tracked.jsonl"))
-        guest(run)
+        guest(Run(changed(config, tracking__trackers=("mlflow",)), run.workdir))
     return run
 
 
