@@ -122,4 +122,4 @@ def test_a_judge_that_never_answers_is_ended_by_the_time_limit(judged):
     _, codes, text = judged("stuck", 2, ppo__reward_timeout_seconds=3)
     assert set(codes) == {2}, (codes, text[-20_000:])
     (line,) = errors(text)
-    assert "judges.py:stuck: " in line and "ppo.reward_timeout_seconds" in line, line
+    assert line.startswith("error: ppo, ") and "judges.py:stuck: " in line and "(reward_timeout_seconds)" in line, line
