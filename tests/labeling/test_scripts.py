@@ -227,7 +227,7 @@ def test_a_round_over_http_trains_the_reward_model_that_direct_labels_train(tmp_
     for script in ("pretrain.py", "sft.py"):
         run(script, *flags)
     sampled = run("label.py", *flags, "--stages=sft", "--count=3", f"--export={tmp_path}")
-    assert sampled == "3 new tasks of 3\n"
+    assert sampled == "3 new tasks of 3\nno labels to export\n"
     shutil.rmtree(tmp_path / "run" / "labeling")
     tasks = []
     for split, count in (("train", 120), ("validation", 30)):
