@@ -16,6 +16,7 @@ from etils import epath
 
 from instructjax import files, hub
 from instructjax.errors import InputError
+from instructjax.reporting import model_card
 from instructjax.stages import shared
 from instructjax.stages.run import Run
 
@@ -43,7 +44,8 @@ def main(run: Run) -> None:
         folder = output or epath.Path(temporary) / "model"
         print(f"{output or name}: {shared.write(run, card, folder)}, README.md")
         if _REPO.value:
-            print(hub.upload(folder, _REPO.value, f"Add {_STAGE.value} of {run.recipe}, seed {run.config.seed}"))
+            message = f"Add {_STAGE.value} of {model_card.shorten(run.recipe)}, seed {run.config.seed}"
+            print(hub.upload(folder, _REPO.value, message))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -104,11 +105,10 @@ class MetricsWriter:
             writer.flush()
 
     def close(self) -> None:
-        """Closes the outputs."""
-        self._file.close()
-        self._events.close()
-        for writer in self._others:
-            writer.close()
+        """Closes the outputs, each of them even if another one fails."""
+        with contextlib.ExitStack() as stack:  # the last one first
+            for output in (*self._others, self._events, self._file):
+                stack.callback(output.close)
 
 
 class NullWriter:

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import queue
+import re
 import threading
 import time
 import uuid
@@ -197,12 +198,18 @@ class Background:
                     writer.write(*line)
             writer.close()
         except Exception as error:  # of a package, a network or a disk
-            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            found = _without_logins(" ".join(str(error).split()))
+            self._give_up(f"{type(error).__name__}: {found[:200]}")
 
     def _give_up(self, why: str) -> None:
         if not self._failed:
             self._failed = True
             warning_log.warn(f"tracking.trackers: {self._name} gets no more metrics of this stage: {why}")
+
+
+def _without_logins(text: str) -> str:
+    """Removes names and passwords from addresses such as https://NAME:PASSWORD@server, which errors may quote."""
+    return re.sub(r"(?<=://)[^\s/@]+@", "", text)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -225,7 +232,7 @@ def _check_login() -> None:
 
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return
-    if not wandb.login(prompt=False):
+    if not wandb.login(prompt=False, verify=False):  # a server that cannot be reached is a warning, later
         raise ConfigError(
             "tracking.trackers: expected a login of wandb (WANDB_API_KEY or `wandb login`) or WANDB_MODE=offline, "
             "found neither"

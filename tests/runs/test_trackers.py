@@ -8,12 +8,13 @@ import struct
 import sys
 import threading
 import time
+import types
 
 import pytest
 from etils import epath
 
 from configs import instructgpt
-from instructjax.errors import ConfigError
+from instructjax.errors import ConfigError, WorkdirError
 from instructjax.recipe import check
 from instructjax.runs import trackers
 from instructjax.runs.metrics_file import MetricsWriter
@@ -117,6 +118,37 @@ def test_a_tracker_that_fails_is_a_warning_and_the_file_has_all_lines(folder, ke
         "warning: tracking.trackers: wandb gets no more metrics of this stage: OSError: no route to host\n"
     )
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_tracker_is_closed_although_a_file_is_not(folder, kept, monkeypatch):
+    def fail(self):
+        raise WorkdirError("no space")
+
+    monkeypatch.setattr("instructjax.files.GrowingFile.close", fail)
+    with pytest.raises(WorkdirError, match="no space"):
+        record(folder, recipe("wandb"), [0])
+    assert [step for _, step, _ in kept.lines] == [0, "closed"]
+
+
+def test_a_warning_has_no_password(folder, kept, monkeypatch, capsys):
+    error = OSError("request to https://ann:hunter2@server/a@b failed")
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", broken(error))
+    record(folder, recipe("wandb"), range(2))
+    assert "OSError: request to https://server/a@b failed" in capsys.readouterr().out
+
+
+def test_a_server_that_cannot_be_reached_does_not_stop_a_stage_that_begins(monkeypatch):
+    """wandb.login verifies by default, and raises an error of its own if the server does not answer."""
+
+    def login(prompt=True, verify=True):
+        if verify:
+            raise RuntimeError("the server does not answer")
+        return True
+
+    settings = types.SimpleNamespace(settings=types.SimpleNamespace(mode="online"))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(setup=lambda: settings, login=login))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    trackers.check(recipe("wandb"))
 
 
 def test_a_tracker_that_cannot_be_opened_is_a_warning(folder, monkeypatch, capsys):

@@ -121,7 +121,7 @@ def test_a_model_goes_to_a_hub_and_starts_another_run_with_its_license(run, tmp_
         with hub_here() as hub:
             printed = scripts.run("push.py", *flags, "--noconfig.data.strict", "--config.data.strict")
             assert printed.splitlines()[-1].endswith(f"/me/mine/commit/{hub.sha('me/mine')}")
-            assert hub.messages["me/mine"] == f"Add pretrain of {mine}, seed 0"
+            assert hub.messages["me/mine"] == "Add pretrain of mine.py, seed 0"
             assert hub.files["me/mine"]["README.md"].count(b"--config.data.strict=True") == 1
             hub.files["me/mine"]["LICENSE"] = b"Do as you like.\n"
             scripts.run("pull.py", "--repo=me/mine", f"--output={tmp_path}/base")
