@@ -224,8 +224,8 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        "Half of the iterations. Diverged: the answers are worse than at the start. The policy's rate grows, not the "
-        "value network's.",
+        "Half of the iterations. Diverged: the answers are worse than at the start. An arm that stops with an error "
+        "counts as last measured. The policy's rate grows, not the value network's.",
         ("ppo_rate_3", "ptx_rate_3"),
     ),
     Claim(
