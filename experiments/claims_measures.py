@@ -42,6 +42,8 @@ def measure_base(run: Run) -> Numbers:
 def measure(run: Run, one: Run, arm: Arm, judged: Sequence[str]) -> Numbers:
     """Returns the numbers of an arm: the curves of the stages that it trained, and its policies' win rates.
 
+    An arm that diverged has only the curves up to there.
+
     Args:
       run: the run, whose SFT the policies are compared with.
       one: the arm's run.
@@ -49,7 +51,9 @@ def measure(run: Run, one: Run, arm: Arm, judged: Sequence[str]) -> Numbers:
       judged: names of stages, some with `FIRST` or `BEST` behind them.
     """
     names = [stage.declaration.name for stage in arm.stages]
-    found = curves(one, names)
+    found = curves(one, [name for name in names if files.exists(one.directory(name))])
+    if not all(one.is_finished(name) for name in names):
+        return found
     if judged:
         stages = [_stage_of(name) for name in judged]
         found["judged"] = known(
@@ -97,8 +101,14 @@ def judge_stage(run: Run, one: Run, name: str) -> Numbers:
     key = jax.random.fold_in(jax.random.key(run.config.seed), len(POLICIES) + 1)  # after those of `evaluate`
     policy = one.load_policy(stage, step)
     texts = [text for _, text in answers.answer(policy, one.layout, [p.prompt for p in prompts], key, sampling)]
-    rows = (run.workdir / "evaluate" / "answers.jsonl").read_text().splitlines()
-    return judge(run, prompts, texts, [json.loads(row)["sft"] for row in rows])
+    return judge(run, prompts, texts, answers_of_sft(run))
+
+
+def answers_of_sft(run: Run) -> list[str]:
+    """Reads the answers of a run's SFT to the prompts of `evaluate`."""
+    # Not splitlines(): answers may have other line breaks than the file, such as U+2028.
+    rows = (run.workdir / "evaluate" / "answers.jsonl").read_text().rstrip("\n").split("\n")
+    return [json.loads(row)["sft"] for row in rows]
 
 
 def judge_prefixed(run: Run, prefix: str) -> Numbers:

@@ -10,9 +10,10 @@ other KL coefficients against the same reward model. See docs/overoptimization.m
 Best of n chooses from one pool of answers of the initial policy for all reward models. PPO starts from this policy, and
 answers the same prompts every --every iterations. The true quality of every answer is known.
 
-Every arm is an ordinary run in WORKDIR/arms. Finished stages are not trained again: run the same command to resume, and
-to compute the results again. Writes WORKDIR/laws.json; laws_page.py makes tables and figures of it. --base names a run
-of the same recipe whose GPT, SFT and initial policy are taken instead of trained.
+Every case is an arm of the run, in WORKDIR/arms; other KL coefficients are arms of the arm with their reward model.
+Finished stages are not trained again: run the same command to resume, and to compute the results again. Writes
+WORKDIR/laws.json; laws_page.py makes tables and figures of it. --base names a run of the same recipe whose GPT, SFT and
+initial policy are taken instead of trained.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from absl import flags
 
-from instructjax import files, records
+from instructjax import files
 from instructjax.errors import ConfigError, DataError
 from instructjax.evaluation import overoptimization
 from instructjax.evaluation.law_bootstrap import Curve
 from instructjax.models import sizes
-from instructjax.planning import plan
 from instructjax.records import Prompt, Ranking
 from instructjax.runs import checkpoint, folder, samples_file
-from instructjax.stages import answers, comparisons, copying, ppo, ppo_init, pretrain, reward, rewards, sft
+from instructjax.stages import answers, arms, comparisons, copying, ppo, ppo_init, pretrain, reward, rewards, sft
 from instructjax.stages.answers import Sampling
+from instructjax.stages.arms import Arm
 from instructjax.stages.run import Run
 from instructjax.training import parallel
 
@@ -51,8 +52,8 @@ from benchmarks import laws_results
 _BASE = flags.DEFINE_string("base", "", "A run whose GPT, SFT and initial policy are taken; by default WORKDIR's own.")
 _SIZES = flags.DEFINE_list("sizes", ["2x32", "2x64", "2x128"], "Reward models, LAYERSxWIDTH; the last the policy's.")
 _COMPARISONS = flags.DEFINE_list("comparisons", ["600", "1200", "2400", "4800"], "Rankings that one learns from.")
-_KL = flags.DEFINE_list("kl", ["0.0", "0.02", "0.07"], "KL coefficients of PPO; all arms have the first.")
-_ITERATIONS = flags.DEFINE_integer("iterations", 60, "PPO iterations of an arm.", lower_bound=1)
+_KL = flags.DEFINE_list("kl", ["0.0", "0.02", "0.07"], "KL coefficients of PPO; all reward models have the first.")
+_ITERATIONS = flags.DEFINE_integer("iterations", 60, "PPO iterations of a case.", lower_bound=1)
 _EVERY = flags.DEFINE_integer("every", 3, "Iterations between measurements.", lower_bound=1)
 _PROMPTS = flags.DEFINE_integer("prompts", 256, "The first prompts of the validation split.", lower_bound=2)
 _SAMPLES = flags.DEFINE_integer("samples", 64, "Answers to each prompt, and the largest n.", lower_bound=8)
@@ -64,7 +65,7 @@ IN_A_ROW = 8  # answers that are scored in one packed row, whose attention grows
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class Case:
     """A reward model, and what PPO trains against it.
 
     Attributes:
@@ -86,95 +87,94 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The name of the arm's folder."""
+        """The name of its arm."""
         return f"{self.reward_model}-kl{self.kl_coefficient:g}"
 
 
 def main(run: Run) -> None:
-    """Trains all arms, then measures them, and writes the results."""
+    """Trains and measures all cases, and writes the results."""
     if _ITERATIONS.value // _EVERY.value < FEWEST:
         raise ConfigError(
             f"--every: expected at most --iterations / {FEWEST} = {_ITERATIONS.value // FEWEST}, because a law needs "
             f"{FEWEST} points, found {_EVERY.value}"
         )
-    all_arms = arms(_SIZES.value, [int(count) for count in _COMPARISONS.value], [float(value) for value in _KL.value])
+    all_cases = cases(_SIZES.value, [int(count) for count in _COMPARISONS.value], [float(value) for value in _KL.value])
     asked = run.records(Prompt, "validation")[: _PROMPTS.value]
     if TRUE not in run.source.measure([asked[0].prompt], [""]):
         raise ConfigError("--config: expected a source that knows the true quality, such as the sandbox, found none")
+    train_shared(run)
     starts = {size: sized(run, size) for size in _SIZES.value}
-    train_shared(run, starts)
     pool = sample_pool(run, asked)
     gold = true_quality(run, asked, pool)
     curves: dict[str, dict[str, Curve]] = {}
     described: list[dict[str, Any]] = []
-    for arm in all_arms:
-        one = train(run, arm, starts[arm.size])
+    for case in all_cases:
+        one = train(run, case, starts[case.size])
         proxy = score_pool(one, asked, pool)
         start = Curve(np.zeros((1, len(asked))), proxy.mean(1)[None], gold.mean(1)[None])
-        curves[arm.name] = {"best of n": best_of_n_curve(proxy, gold), "ppo": ppo_curve(one, asked, start)}
-        described.append(describe(arm, starts[arm.size], overoptimization.pair_accuracy(proxy, gold)))
-        jax.clear_caches()  # each arm compiles its own programs, and keeps their memory
+        curves[case.name] = {"best of n": best_of_n_curve(proxy, gold), "ppo": ppo_curve(one, asked, start)}
+        described.append(describe(case, starts[case.size], overoptimization.pair_accuracy(proxy, gold)))
+        jax.clear_caches()  # each case compiles its own programs, and keeps their memory
     results = laws_results.analyze(described, curves, [record.prompt for record in asked])
     files.write_json(run.workdir / "laws.json", results)
     print("\n".join(laws_results.lines(results)))
 
 
-def arms(sizes: Sequence[str], counts: Sequence[int], coefficients: Sequence[float]) -> list[Arm]:
-    """Returns all sizes with all amounts, exact labels for the last size, and other coefficients for the last arm."""
+def cases(sizes: Sequence[str], counts: Sequence[int], coefficients: Sequence[float]) -> list[Case]:
+    """Returns all sizes with all amounts, exact labels for the last size, and other coefficients for the last case."""
     first, *others = coefficients
     return [
-        *(Arm(size, count, "noisy", first) for size in sizes for count in counts),
-        *(Arm(sizes[-1], count, "exact", first) for count in counts),
-        *(Arm(sizes[-1], counts[-1], "noisy", other) for other in others),
+        *(Case(size, count, "noisy", first) for size in sizes for count in counts),
+        *(Case(sizes[-1], count, "exact", first) for count in counts),
+        *(Case(sizes[-1], counts[-1], "noisy", other) for other in others),
     ]
 
 
+def train_shared(run: Run) -> None:
+    """Trains or takes over the models that all cases start from, and collects the comparisons."""
+    base = Run(run.config, _BASE.value, run.recipe) if _BASE.value else None
+    for stage in SHARED:
+        if base is None:
+            stage(run)
+        else:
+            copying.copy_stage(base, run, stage)
+    comparisons.collect(run)
+
+
 def sized(run: Run, size: str) -> Run:
-    """Returns the run with the GPT and SFT that reward models of a size start from."""
+    """Returns the run with the GPT and SFT that reward models of a size start from, and trains them."""
     network = sizes.resized(run.policy_config, size)
     if network == run.policy_config:
         return run
     shape = {f"model.{name}": getattr(network, name) for name in ("num_layers", "d_model", "num_heads", "d_ff")}
-    return Run(plan.override(run.config, shape), run.workdir / "bases" / size, run.recipe)
+    return arms.train(run, Arm(size, (pretrain.run, sft.run), shape))
 
 
-def train_shared(run: Run, starts: dict[str, Run]) -> None:
-    """Trains or takes over the models that arms start from, and collects the comparisons."""
-    base = Run(run.config, _BASE.value, run.recipe) if _BASE.value else None
-    for stage in SHARED:
-        if base is not None:
-            copying.copy_stage(base, run, stage)
-        elif not run.is_finished(stage.declaration.name):
-            stage(run)
-    comparisons.collect(run)
-    for start in starts.values():
-        for stage in (pretrain.run, sft.run):
-            if not start.is_finished(stage.declaration.name):
-                stage(start)
+def train(run: Run, case: Case, start: Run) -> Run:
+    """Trains the reward model and the policy of a case, and returns its run.
 
-
-def train(run: Run, arm: Arm, start: Run) -> Run:
-    """Trains the reward model and the policy of an arm, and returns its run."""
-    one = arm_run(run, arm, start)
-    if not one.config.ppo.reward_from and not one.is_finished("reward"):
-        if not one.has(Ranking):
-            add_comparisons(run, one, arm)
-        reward.run(one)
-    if not one.is_finished("ppo"):
-        ppo.run(one)
-    return one
-
-
-def arm_run(run: Run, arm: Arm, start: Run) -> Run:
-    """Returns the run of an arm, whose checkpoints to start from are those of other runs."""
-    owner = dataclasses.replace(arm, kl_coefficient=float(_KL.value[0]))
+    Args:
+      run: the run with the initial policy and the comparisons.
+      case: what to train.
+      start: the run with the SFT that the reward model starts from.
+    """
+    owner = dataclasses.replace(case, kl_coefficient=float(_KL.value[0]))
     changes = {
-        "reward.size": arm.size,
+        "reward.size": case.size,
         "reward.init_from": str(start.checkpoints("sft")),
-        "comparisons.prompts": arm.comparisons,
-        "ppo.init_from": str(run.checkpoints("ppo_init")),
-        "ppo.reward_from": "" if arm == owner else str(run.workdir / "arms" / owner.name / "reward" / "checkpoints"),
-        "ppo.kl_coefficient": arm.kl_coefficient,
+        **ppo_changes(),
+        "ppo.kl_coefficient": owner.kl_coefficient,
+    }
+    arm = Arm(owner.name, (reward.run, ppo.run), changes, records={Ranking: chooser(run, case)})
+    trained = arms.train(run, arm)
+    if case == owner:
+        return trained
+    return arms.train(trained, Arm(case.name, (ppo.run,), {"ppo.kl_coefficient": case.kl_coefficient}))
+
+
+def ppo_changes() -> Mapping[str, Any]:
+    """Returns what the recipe of PPO changes in all cases."""
+    return {
         "ppo.iterations": _ITERATIONS.value,
         "ppo.validation_prompts": _PROMPTS.value,
         "ppo.shown_answers": _PROMPTS.value,  # all of them, because intervals are over prompts
@@ -182,22 +182,24 @@ def arm_run(run: Run, arm: Arm, start: Run) -> Run:
         "ppo_log.save_every": _ITERATIONS.value,
         "evaluate.text_windows": 32,  # the loss on text is not a question here
     }
-    return Run(plan.override(run.config, changes), run.workdir / "arms" / arm.name, run.recipe)
 
 
-def add_comparisons(run: Run, one: Run, arm: Arm) -> None:
-    """Gives an arm the first rankings of the collection, of whose answers exact labels are the true quality."""
-    found = records.read(run.data_folder / "rankings.jsonl", Ranking)
-    train = [ranking for ranking in found if ranking.split == "train"]
-    if len(train) < arm.comparisons:
-        raise DataError(
-            f"--comparisons: expected at most the {len(train)} training rankings of {run.data_folder}, "
-            f"found {arm.comparisons}"
-        )
-    used = [*train[: arm.comparisons], *(ranking for ranking in found if ranking.split == "validation")]
-    if arm.labels == "exact":
-        used = [dataclasses.replace(ranking, scores=exact_scores(run, ranking)) for ranking in used]
-    comparisons.add(one, used, [])
+def chooser(run: Run, case: Case) -> Callable[[Sequence[Ranking], int], list[Ranking]]:
+    """Returns a function that chooses the first training rankings, and ranks them by true quality for exact labels."""
+
+    def choose(found: Sequence[Ranking], seed: int) -> list[Ranking]:
+        if len(found) < case.comparisons:
+            raise DataError(
+                f"--comparisons: expected at most the {len(found)} training rankings of {run.data_folder}, "
+                f"found {case.comparisons}"
+            )
+        used = list(found[: case.comparisons])
+        if case.labels == "noisy":
+            return used
+        exact = [dataclasses.replace(ranking, scores=exact_scores(run, ranking)) for ranking in used]
+        return [ranking for ranking in exact if len(set(ranking.scores)) > 1]
+
+    return choose
 
 
 def exact_scores(run: Run, ranking: Ranking) -> tuple[float, ...]:
@@ -270,12 +272,12 @@ def ppo_curve(one: Run, asked: Sequence[Prompt], start: Curve) -> Curve:
     return Curve(*(np.concatenate(parts) for parts in zip(*map(dataclasses.astuple, points), strict=True)))
 
 
-def describe(arm: Arm, start: Run, accuracy: np.ndarray) -> dict[str, Any]:
-    """Returns an arm as JSON, with the parameters of its reward model and its accuracy on pairs of the pool."""
+def describe(case: Case, start: Run, accuracy: np.ndarray) -> dict[str, Any]:
+    """Returns a case as JSON, with the parameters of its reward model and its accuracy on pairs of the pool."""
     parameters = sizes.count_parameters(start.policy_config)
     return {
-        **dataclasses.asdict(arm),
-        "name": arm.name,
+        **dataclasses.asdict(case),
+        "name": case.name,
         "parameters": parameters,
         "accuracy": float(np.nanmean(accuracy)),
     }

@@ -135,8 +135,8 @@ def lookup(results: Results, path: str) -> float | None:
     for key in path.split("."):
         if isinstance(found, list):
             found = _line(found, key)
-        elif isinstance(found, Mapping):
-            found = found.get(key)
+        else:
+            found = found.get(key) if isinstance(found, Mapping) else None
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 

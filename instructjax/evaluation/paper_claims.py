@@ -62,8 +62,8 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        "The paper's GPT is 134 times larger, and this one 9 times. Each size has a reward model of its own size, "
-        "which learns from the same rankings of the largest SFT's answers.",
+        "The paper's GPT is more than 100 times larger, and this one 9 times. Each size has a reward model of its own "
+        "size, which learns from the same rankings of the largest SFT's answers.",
     ),
     Claim(
         "c",
@@ -167,12 +167,19 @@ CLAIMS = (
             _models("text loss, PPO-ptx − PPO", "pretrain_loss", "ppo_ptx", "ppo", below=-0.01),
             *(
                 _end(
-                    f"{name}, gamma x 10 − gamma / 10", metric, "ptx_gamma_10.ppo_ptx", "ptx_gamma_01.ppo_ptx", below=0
+                    f"{name}, gamma x 10 − gamma / 10",
+                    metric,
+                    "ptx_gamma_10.ppo_ptx",
+                    "ptx_gamma_01.ppo_ptx",
+                    below=below,
                 )
-                for name, metric in (("text loss", "text_loss"), ("reward", "validation_reward"))
+                for name, metric, below in (("text loss", "text_loss", -0.01), ("reward", "validation_reward", 0))
             ),
-            _end(
-                "text loss, PPO with KL coefficient 2 − PPO-ptx", "text_loss", "ppo_kl_2.ppo", "base.ppo_ptx", above=0
+            Part(
+                "text loss, PPO with KL coefficient 2 − GPT",
+                "ppo_kl_2.ppo.end.text_loss",
+                f"{_MODELS}.gpt.pretrain_loss",
+                above=0.01,
             ),
             _end(
                 "reward, PPO with KL coefficient 2 − PPO-ptx",
@@ -217,8 +224,8 @@ CLAIMS = (
                 above=0,
             ),
         ),
-        "Half of the iterations. Diverged: the answers are worse than at the start. The policy's rate grows, not the "
-        "value network's.",
+        "Half of the iterations. Diverged: the answers are worse than at the start. An arm that stops with an error "
+        "counts as last measured. The policy's rate grows, not the value network's.",
         ("ppo_rate_3", "ptx_rate_3"),
     ),
     Claim(
@@ -239,10 +246,10 @@ CLAIMS = (
                 "fails the instruction, PPO-ptx − GPT", "metadata.fails_correct_instruction", "ppo_ptx", "gpt", below=0
             ),
             _models(
-                "inappropriate, PPO-ptx − SFT",
+                "inappropriate, PPO-ptx − GPT",
                 "metadata.inappropriate_for_customer_assistant",
                 "ppo_ptx",
-                "sft",
+                "gpt",
                 below=0,
             ),
         ),
@@ -295,7 +302,7 @@ CLAIMS = (
         "n",
         "3.5",
         "Without the KL penalty, PPO over-optimizes the reward model: as the KL grows, proxy and truth part.",
-        "Likert about 2.1 without the penalty, 3.9 with .02 (Figure 36)",
+        "with ptx, Likert about 2.1 without the penalty and 3.9 with .02 (Figure 36)",
         (
             _end("KL, without − with the penalty", "validation_kl", "ppo_kl_0.ppo", "base.ppo", above=0),
             _end("reward, without − with the penalty", "validation_reward", "ppo_kl_0.ppo", "base.ppo", above=0),

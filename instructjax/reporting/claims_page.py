@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from instructjax.errors import DataError
 from instructjax.evaluation import claims
 from instructjax.evaluation.claims import Claim, Outcome, Part, Results
 
@@ -35,8 +36,22 @@ def section(claim: Claim, seeds: Sequence[Results]) -> str:
 
 
 def page(chosen: Sequence[Claim], seeds: Sequence[Results]) -> str:
-    """Returns the table of all claims, followed by their sections."""
-    return "\n\n".join([table(chosen, seeds), *(section(claim, seeds) for claim in chosen)])
+    """Returns where the numbers are from, and the table of all claims, followed by their sections."""
+    return "\n\n".join([_origin(seeds), table(chosen, seeds), *(section(claim, seeds) for claim in chosen)])
+
+
+def _origin(seeds: Sequence[Results]) -> str:
+    """Returns which seeds and recipe the results are of.
+
+    Raises:
+      DataError: two results are of the same seed, so they are not independent, or of different recipes.
+    """
+    if not seeds:
+        return "Nothing has been measured yet, so no claim is decided."
+    numbers, recipes = sorted(results["seed"] for results in seeds), sorted({results["recipe"] for results in seeds})
+    if len(set(numbers)) < len(numbers) or len(recipes) > 1:
+        raise DataError(f"results: expected different seeds of one recipe, found the seeds {numbers} of {recipes}")
+    return f"Measured with `{recipes[0]}`, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, numbers))}."
 
 
 def _range(part: Part) -> str:

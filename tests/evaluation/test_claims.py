@@ -5,6 +5,7 @@ import math
 import claims_arms
 import pytest
 
+from instructjax.errors import DataError
 from instructjax.evaluation.claims import FAILS, HOLDS, UNTOLD, Claim, Part, decide, lookup, measure
 from instructjax.evaluation.paper_claims import CLAIMS
 from instructjax.reporting import claims_page
@@ -16,7 +17,7 @@ SIMILAR = Part("similar", "new", "old", above=-0.05, below=0.05)
 
 def seeds(part, differences):
     """Returns made-up results of a few seeds: nested dictionaries with numbers at the places of the part."""
-    found = [{} for _ in differences]
+    found = [{"seed": seed, "recipe": "sandbox"} for seed, _ in enumerate(differences)]
     for results, difference in zip(found, differences, strict=True):
         for path in part.paths:
             put(results, path, 1.0)
@@ -87,6 +88,7 @@ def test_places_in_a_curve():
     assert lookup({"ppo": CURVE[:2]}, "ppo.middle.loss") is None
     assert lookup({}, "base.ppo.end.loss") is None
     assert lookup({"base": {"x": {"mean": 2}}}, "base.x") is None
+    assert lookup({"base": {"x": 2}}, "base.x.mean") is None
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
@@ -129,7 +131,17 @@ def test_the_page_has_each_part_with_its_interval():
     assert "| similar | -0.05 to 0.05 | +0.010 | 1 | cannot be told |" in claims_page.page(
         [claim], seeds(SIMILAR, (0.01,))
     )
-    assert "| similar | -0.05 to 0.05 | not measured | 0 | cannot be told |" in claims_page.page([claim], [{}])
+    assert text.startswith("Measured with `sandbox`, seeds 0, 1, 2.\n\n| |")
+    empty = claims_page.page([claim], [])
+    assert empty.startswith("Nothing has been measured yet")
+    assert "| similar | -0.05 to 0.05 | not measured | 0 | cannot be told |" in empty
+
+
+@pytest.mark.parametrize("key, value", [("seed", 0), ("recipe", "smoke")])
+def test_results_of_one_seed_or_several_recipes_are_refused(key, value):
+    first, second = seeds(SIMILAR, (0.0, 0.0))
+    with pytest.raises(DataError, match="results: expected different seeds of one recipe"):
+        claims_page.page([], [first, second | {key: value}])
 
 
 def test_a_claim_that_cannot_be_asked_has_no_table():

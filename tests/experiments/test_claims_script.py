@@ -11,6 +11,8 @@ from benchmarks import claims_page
 from configs import sandbox
 from instructjax.records import Demonstration, Ranking
 from instructjax.runs import checkpoint, folder
+from instructjax.stages import pretrain, sft
+from instructjax.stages.arms import Arm
 from instructjax.stages.run import Run
 from tests.scripts import Left, run
 
@@ -84,6 +86,23 @@ def test_curves_have_the_lines_with_held_out_measurements(tmp_path):
     assert claims_measures.curves(Run(sandbox.get_config("smoke"), tmp_path), ["sft"]) == {
         "sft": [{"step": 0, "text_loss": 2.0}, {"step": 10, "text_loss": 1.5}]
     }
+
+
+def test_an_arm_that_diverged_has_only_its_curves(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 0, "text_loss": 2.0}\n')
+    run = Run(sandbox.get_config("smoke"), tmp_path)
+    arm = Arm("flan", (pretrain.run, sft.run))  # pretrain did not even begin
+    found = claims_measures.measure(run, run, arm, ("sft_best",))
+    assert found == {"sft": [{"step": 0, "text_loss": 2.0}]}
+
+
+def test_answers_may_have_other_line_breaks(tmp_path):
+    texts = ["a\u2028b", "c\x85", "d\n"]
+    (tmp_path / "evaluate").mkdir()
+    lines = "".join(json.dumps({"sft": text}, ensure_ascii=False) + "\n" for text in texts)
+    (tmp_path / "evaluate" / "answers.jsonl").write_text(lines)
+    assert claims_measures.answers_of_sft(Run(sandbox.get_config("smoke"), tmp_path)) == texts
 
 
 def test_the_page_is_up_to_date():

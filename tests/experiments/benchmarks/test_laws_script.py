@@ -1,29 +1,31 @@
-"""The arms of experiments/benchmarks/laws.py, what its results say of curves of known laws, and its page."""
+"""The cases of experiments/benchmarks/laws.py, what its results say of curves of known laws, and its page."""
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 from benchmarks import laws, laws_page, laws_results
 
 from instructjax import records
+from instructjax.errors import DataError
 from instructjax.evaluation import overoptimization
 from instructjax.evaluation.law_bootstrap import Curve
 from instructjax.evaluation.overoptimization import Fit, best_of_n_kl
 from instructjax.records import Ranking
-from instructjax.runs import metrics_file
+from instructjax.runs import checkpoint, metrics_file
 from instructjax.sandbox.quality import quality
 from tests.scripts import Left, run
 
 PROMPTS = [f"prompt {i}" for i in range(30)]
 PARAMETERS = {"2x32": 2**16, "2x64": 2**17, "2x128": 2**19}
 NUMBERS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
-ARMS = laws.arms(list(PARAMETERS), [500, 1_000, 2_000], [0.0, 0.05, 0.1])
+CASES = laws.cases(list(PARAMETERS), [500, 1_000, 2_000], [0.0, 0.05, 0.1])
 
 
 def known(arm):
-    """The coefficients of an arm: linear in the logarithms, and without a fall for exact labels."""
+    """The coefficients of a case: linear in the logarithms, and without a fall for exact labels."""
     alpha = 0.01 * np.log2(PARAMETERS[arm.size]) + 0.02 * np.log2(arm.comparisons / 500)
     return alpha, 0.0 if arm.labels == "exact" else 0.1
 
@@ -40,7 +42,7 @@ def curve(law, alpha, beta, kl):
 def results():
     """Results of known laws, but the largest KL coefficient gives less than the others at equal KL."""
     curves, described = {}, []
-    for arm in ARMS:
+    for arm in CASES:
         alpha, beta = known(arm)
         far = np.linspace(0, 9 if arm.kl_coefficient == 0 else 4, 40)
         ppo = curve("rl", alpha, beta, far)
@@ -56,12 +58,27 @@ def results():
         return laws_results.analyze(described, curves, PROMPTS)
 
 
-def test_every_reward_model_has_its_arm():
-    names = [arm.name for arm in ARMS]
+def test_every_reward_model_has_its_case():
+    names = [arm.name for arm in CASES]
     assert len(names) == len(set(names)) == 9 + 3 + 2
     assert names[0] == "2x32-500-noisy-kl0" and names[-1] == "2x128-2000-noisy-kl0.1"
     assert [name for name in names if "exact" in name] == [f"2x128-{n}-exact-kl0" for n in (500, 1_000, 2_000)]
-    assert {arm.reward_model for arm in ARMS if arm.kl_coefficient} == {"2x128-2000-noisy"}
+    assert {arm.reward_model for arm in CASES if arm.kl_coefficient} == {"2x128-2000-noisy"}
+
+
+@pytest.mark.parametrize("labels, expected", [("noisy", [(2.0, 1.0), (1.0, 2.0)]), ("exact", [(1.0, 3.0)])])
+def test_a_case_learns_from_the_first_rankings(labels, expected):
+    """The true quality of an answer is its length here, and two answers of the same length tie."""
+    source = types.SimpleNamespace(measure=lambda prompts, texts: {laws.TRUE: float(len(texts[0]))})
+    run = types.SimpleNamespace(source=source, data_folder="data")
+    found = [
+        Ranking(prompt="p", responses=responses, scores=scores)
+        for responses, scores in ((("a", "b"), (2.0, 1.0)), (("a", "bbb"), (1.0, 2.0)), (("a", "bb"), (1.0, 2.0)))
+    ]
+    choose = laws.chooser(run, laws.Case("2x32", 2, labels, 0.0))
+    assert [one.scores for one in choose(found, 0)] == expected
+    with pytest.raises(DataError, match="--comparisons: expected at most the 1 training rankings of data, found 2"):
+        choose(found[:1], 0)
 
 
 def test_a_curve_of_best_of_n_is_that_of_the_estimator():
@@ -76,7 +93,7 @@ def test_a_curve_of_best_of_n_is_that_of_the_estimator():
 
 
 def test_known_laws_are_found_with_their_trends(results):
-    for arm, found in zip(ARMS, results["arms"], strict=True):
+    for arm, found in zip(CASES, results["arms"], strict=True):
         alpha, beta = known(arm)
         for method, law in laws_results.LAWS.items():
             fit = found[method]["fits"][law]
@@ -104,7 +121,7 @@ def test_exact_labels_have_no_fall_and_noisy_ones_have(results):
     for row in results["noise"]:
         for method in ("best of n", "ppo"):
             assert row[method]["exact"]["mean"] == pytest.approx(0, abs=1e-6)
-        alpha, _ = known(next(arm for arm in ARMS if arm.name == row["noisy"]))
+        alpha, _ = known(next(arm for arm in CASES if arm.name == row["noisy"]))
         law = Fit("rl", alpha, 0.1, 1.0)
         expected = law.predict(np.array([min(law.peak, 9.0), 9.0]))
         assert row["ppo"]["difference"]["mean"] == pytest.approx(expected[0] - expected[1], abs=1e-5)
@@ -159,10 +176,16 @@ def test_arms_are_trained_once_and_measured_from_their_folders(tmp_path):
     results = json.loads((tmp_path / "laws.json").read_text())
     names = ["2x32-60-noisy-kl0", "2x64-60-noisy-kl0", "2x64-60-exact-kl0", "2x64-60-noisy-kl0.1"]
     assert [arm["name"] for arm in results["arms"]] == names and all(name in printed for name in names)
-    small, large, exact, penalized = (tmp_path / "arms" / name for name in names)
+    small, large, exact = (tmp_path / "arms" / name for name in names[:3])
+    penalized = large / "arms" / names[3]
     assert results["arms"][0]["parameters"] < results["arms"][1]["parameters"]
-    assert not (penalized / "reward").exists() and (exact / "reward").exists()
-    noisy, true = (records.read(arm / "data" / "rankings.jsonl", Ranking) for arm in (large, exact))
+    assert checkpoint.fingerprint(penalized / "reward" / "checkpoints") == (
+        checkpoint.fingerprint(large / "reward" / "checkpoints")
+    )
+    noisy, true = (
+        [one for one in records.read(arm / "data" / "rankings.jsonl", Ranking) if one.split == "train"]
+        for arm in (large, exact)
+    )
     by_answers = {(one.prompt, one.responses): one.scores for one in true}
     assert {(one.prompt, one.responses) for one in noisy} >= by_answers.keys()
     for (prompt, responses), scores in by_answers.items():
