@@ -107,8 +107,10 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the outputs, each of them even if another one fails."""
         with contextlib.ExitStack() as stack:  # the last one first
-            for output in (*self._others, self._events, self._file):
-                stack.callback(output.close)
+            for writer in self._others:
+                stack.callback(writer.close)
+            stack.callback(self._events.close)
+            stack.callback(self._file.close)
 
 
 class NullWriter:
