@@ -213,7 +213,7 @@ def test_processes_wait_for_copies_that_are_there(base, no_answers, monkeypatch)
     waited = []
     monkeypatch.setattr(processes, "first", lambda function: waited.append(function.__qualname__) or function())
     rounds("--desk")
-    assert sum(name.startswith("share.") for name in waited) == len(SHARED)
+    assert sum(name.startswith("copy_stage.") for name in waited) == len(SHARED)
 
 
 @pytest.mark.slow
