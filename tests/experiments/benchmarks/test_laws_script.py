@@ -173,7 +173,8 @@ def test_arms_are_trained_once_and_measured_from_their_folders(tmp_path):
         "--config.log.every=10",
     ]
     printed = run("benchmarks/laws.py", *flags)
-    results = json.loads((tmp_path / "laws.json").read_text())
+    written = (tmp_path / "laws.json").read_text()
+    results = json.loads(written)
     names = ["2x32-60-noisy-kl0", "2x64-60-noisy-kl0", "2x64-60-exact-kl0", "2x64-60-noisy-kl0.1"]
     assert [arm["name"] for arm in results["arms"]] == names and all(name in printed for name in names)
     small, large, exact = (tmp_path / "arms" / name for name in names[:3])
@@ -199,4 +200,4 @@ def test_arms_are_trained_once_and_measured_from_their_folders(tmp_path):
     trained = {path: path.stat().st_mtime for path in tmp_path.rglob("summary.json")}
     assert run("benchmarks/laws.py", *flags).splitlines()[-8:] == printed.splitlines()[-8:]
     assert {path: path.stat().st_mtime for path in tmp_path.rglob("summary.json")} == trained
-    assert json.loads((tmp_path / "laws.json").read_text()) == results
+    assert (tmp_path / "laws.json").read_text() == written
