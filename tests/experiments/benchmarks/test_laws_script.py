@@ -197,6 +197,6 @@ def test_arms_are_trained_once_and_measured_from_their_folders(tmp_path):
             assert point["proxy"] == pytest.approx(line["validation_reward"], abs=1e-4)
             assert point["kl"] == pytest.approx(max(line["validation_kl"], 0), abs=1e-4)
     trained = {path: path.stat().st_mtime for path in tmp_path.rglob("summary.json")}
-    # As printed: rewards that are scored in the process that trained differ from those scored later by float32 rounding.
+    # As printed: rewards scored in the process that trained, and those scored later, differ by float32 rounding.
     assert run("benchmarks/laws.py", *flags).splitlines()[-8:] == printed.splitlines()[-8:]
     assert {path: path.stat().st_mtime for path in tmp_path.rglob("summary.json")} == trained
