@@ -20,7 +20,7 @@ from claims_arms import ARMS, JUDGED
 
 from instructjax import files, warning_log
 from instructjax.errors import ConfigError, DivergenceError, InputError
-from instructjax.evaluation.claims import Claim
+from instructjax.evaluation.claims import Claim, missing
 from instructjax.evaluation.paper_claims import CLAIMS
 from instructjax.reporting import claims_page
 from instructjax.runs import processes
@@ -63,6 +63,8 @@ def main(run: Run) -> None:
         jax.clear_caches()  # no other arm has the same programs
     results = {"seed": run.config.seed, "recipe": run.recipe, **measured}
     processes.first(lambda: files.write_json(run.workdir / "claims.json", results))
+    if absent := missing(chosen, results):  # an arm diverged, or a claim names a number that no arm has
+        warning_log.warn(f"claims.json: expected numbers that are not there: {', '.join(absent)}")
     print(claims_page.table(chosen, [results]))
 
 
@@ -70,7 +72,7 @@ def choose(letters: Sequence[str]) -> list[Claim]:
     """Returns the claims with these letters; all without any.
 
     Raises:
-      InputError: there is no such claim.
+      InputError: a letter names no claim.
     """
     known = {claim.key: claim for claim in CLAIMS}
     for letter in letters:

@@ -61,7 +61,7 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
       The names of the files, sorted.
 
     Raises:
-      InputError: the folder has other files, or there is no such repository or revision, or none that one may read.
+      InputError: the folder has other files, or the repository or revision does not exist or may not be read.
     """
     package, folder = _package(), epath.Path(folder)
     _check_name(repo)

@@ -62,7 +62,7 @@ class Claim:
       section: of the paper.
       sentence: the claim.
       paper: the paper's figures.
-      parts: what it says of saved numbers; none if it cannot be asked here.
+      parts: what it says of saved numbers; empty if the sandbox cannot test it.
       note: what is asked differently here, and what is known about the reason of the outcome.
       shown: arms that decide nothing and are shown next to those that do.
     """
@@ -138,6 +138,12 @@ def lookup(results: Results, path: str) -> float | None:
         else:
             found = found.get(key) if isinstance(found, Mapping) else None
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+
+
+def missing(claims: Sequence[Claim], results: Results) -> list[str]:
+    """Returns the places of numbers that claims need and that the results of a seed lack, sorted."""
+    paths = {path for claim in claims for part in claim.parts for path in part.paths}
+    return sorted(path for path in paths if lookup(results, path) is None)
 
 
 def _line(curve: Sequence[Mapping[str, float]], key: str) -> Mapping[str, float] | None:

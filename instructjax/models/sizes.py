@@ -105,7 +105,7 @@ def resized(config: TransformerConfig, size: str) -> TransformerConfig:
         d_ff = 4 d_model; "" keeps the model's own size.
 
     Raises:
-      ConfigError: there is no such size, or its width is not a multiple of the model's width of a head.
+      ConfigError: the size is unknown, or its width is not a multiple of the width of the model's heads.
     """
     if not size:
         return config

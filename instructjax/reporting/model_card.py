@@ -190,7 +190,7 @@ def _invariants(card: Card) -> str:
 
 
 def _license(card: Card) -> str:
-    base = f"The base model is {shorten(card.base)}." if card.base else "There is no base model."
+    base = f"The base model is {shorten(card.base)}." if card.base else "The weights have no base model."
     return f"License of the weights: {f'`{card.license}`' if card.license else 'not stated'}. {base}"
 
 

@@ -6,7 +6,7 @@ import claims_arms
 import pytest
 
 from instructjax.errors import DataError
-from instructjax.evaluation.claims import FAILS, HOLDS, UNTOLD, Claim, Part, decide, lookup, measure
+from instructjax.evaluation.claims import FAILS, HOLDS, UNTOLD, Claim, Part, decide, lookup, measure, missing
 from instructjax.evaluation.paper_claims import CLAIMS
 from instructjax.reporting import claims_page
 from instructjax.runs import folder
@@ -120,6 +120,12 @@ def test_numbers_of_claims_are_those_of_arms():
         used |= set(claim.shown)
     assert used == trained.keys()  # nothing is trained in vain
     assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_missing_numbers_are_named():
+    claim = Claim("z", "4.1", "New is like old.", "no figures", (SIMILAR,))
+    assert missing([claim], {"old": 1.0, "new": math.nan}) == ["new"]
+    assert missing([claim], {}) == ["new", "old"] and missing([claim], {"old": 1.0, "new": 2.0}) == []
 
 
 def test_the_page_has_each_part_with_its_interval():

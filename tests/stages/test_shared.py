@@ -76,7 +76,7 @@ def test_the_card_of_a_reward_model(run):
     assert "text-classification" in card and "license:" not in card
     assert 'text = prompt + "\\n" + response + tokenizer.eos_token' in card
     assert section(card, "Invariants").startswith("This stage reports no invariants")
-    assert section(card, "License") == "License of the weights: not stated. There is no base model."
+    assert section(card, "License") == "License of the weights: not stated. The weights have no base model."
 
 
 def test_it_counts_the_weights(run):
