@@ -245,8 +245,9 @@ def score_pool(one: Run, asked: Sequence[Prompt], texts: Sequence[Sequence[str]]
         for place in range(0, len(row), together)
     ]
     with parallel.on_mesh(one.config.parallel):
-        scored = rewards.load(one, "laws").of_texts(*zip(*parts, strict=True)).reshape(len(texts), -1)
-    files.write_json(path, {"of": identity, "rewards": np.round(scored, 6).tolist()})
+        found = rewards.load(one, "laws").of_texts(*zip(*parts, strict=True)).reshape(len(texts), -1)
+    scored = np.asarray(found, np.float64)  # as JSON gives them back
+    files.write_json(path, {"of": identity, "rewards": scored.tolist()})
     return scored
 
 
