@@ -5,7 +5,6 @@ python experiments/benchmarks/claims_page.py
 The rest of the page is unchanged.
 """
 
-import json
 import pathlib
 
 from instructjax.evaluation.paper_claims import CLAIMS
@@ -22,15 +21,10 @@ def filled(text, seeds):
     return f"{before}{MARKS[0]}\n{claims_page.page(CLAIMS, seeds)}\n\n{MARKS[1]}{after}"
 
 
-def read(folder):
-    """Returns the results of all seeds in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-
-
 def main():
     """Writes the tables into the page."""
     path = DOCS / "claims.md"
-    path.write_text(filled(path.read_text(), read(DOCS / "claims")))
+    path.write_text(filled(path.read_text(), claims_page.read(DOCS / "claims")))
 
 
 if __name__ == "__main__":

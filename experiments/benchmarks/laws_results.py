@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from instructjax.errors import DataError
 from instructjax.evaluation import law_bootstrap, overoptimization, two_samples
 from instructjax.evaluation.law_bootstrap import Curve
-from instructjax.evaluation.overoptimization import Law
+from instructjax.evaluation.overoptimization import LAWS, Law, Method
 
-Method = Literal["best of n", "ppo"]
-LAWS: Mapping[Method, Law] = {"best of n": "best of n", "ppo": "rl"}  # what Gao et al. found for each
 FORMS: Mapping[Law, str] = {"best of n": "d (α - β d)", "rl": "d (α - β log d)"}
 DRAWS = 1_000
 COEFFICIENTS = ("alpha", "beta")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from instructjax.errors import DataError
 
 Law = Literal["best of n", "rl"]
+Method = Literal["best of n", "ppo"]
+LAWS: Mapping[Method, Law] = {"best of n": "best of n", "ppo": "rl"}  # what Gao et al. found for each
 
 
 def best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> np.ndarray:

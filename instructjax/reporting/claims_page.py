@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from etils import epath
+
+from instructjax import files
 from instructjax.errors import DataError
 from instructjax.evaluation import claims
 from instructjax.evaluation.claims import Claim, Outcome, Part, Results
+
+
+def read(folder: epath.PathLike) -> list[Results]:
+    """Reads the results of all seeds in a folder, its .json files."""
+    return [files.read_json(path) for path in sorted(files.parse(folder, "folder").glob("*.json"))]
 
 
 def table(chosen: Sequence[Claim], seeds: Sequence[Results]) -> str:

@@ -14,6 +14,7 @@ from instructjax.evaluation import overoptimization
 from instructjax.evaluation.law_bootstrap import Curve
 from instructjax.evaluation.overoptimization import Fit, best_of_n_kl
 from instructjax.records import Ranking
+from instructjax.reporting import law_figures
 from instructjax.runs import checkpoint, metrics_file
 from instructjax.sandbox.quality import quality
 from tests.scripts import Left, run
@@ -95,7 +96,7 @@ def test_a_curve_of_best_of_n_is_that_of_the_estimator():
 def test_known_laws_are_found_with_their_trends(results):
     for arm, found in zip(CASES, results["arms"], strict=True):
         alpha, beta = known(arm)
-        for method, law in laws_results.LAWS.items():
+        for method, law in overoptimization.LAWS.items():
             fit = found[method]["fits"][law]
             if arm.kl_coefficient != 0.1:
                 assert (fit["alpha"]["mean"], fit["beta"]["mean"]) == pytest.approx((alpha, beta), abs=1e-5)
@@ -137,10 +138,10 @@ def test_a_page_has_the_tables_between_its_marks(results):
 
 
 def test_the_figures_have_a_panel_for_each_size_and_question(results):
-    figure = laws_page.gold_and_proxy(results)
+    figure = law_figures.gold_and_proxy(results)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [f"{kind}{size}" for kind in ("best of n, ", "PPO, ", "PPO's reward, ") for size in PARAMETERS]
-    penalty, labels = laws_page.questions(results).axes
+    penalty, labels = law_figures.questions(results).axes
     assert [line.get_label() for line in penalty.get_lines()] == [
         f"KL coefficient {beta}" for beta in ("0", "0.05", "0.1")
     ]
