@@ -4,12 +4,14 @@
     python experiments/sample.py --workdir=runs/sandbox --stage=all --rewards --prompt="tell me about the fox ."
     python experiments/sample.py --workdir=runs/sandbox --samples=16 --best --prompts=in.jsonl --output=out.jsonl
     python experiments/sample.py --workdir=runs/sandbox --chat
+    python experiments/sample.py --workdir=runs/sandbox --refill=8 --prompts=in.jsonl --output=out.jsonl
 
 Prompts are given with --prompt, in a file of records with --prompts, or on standard input: one per line, or one in all
 with --whole_input. They are taken as they are, with their spaces, as in training. In a chat, each line is a message; a
 blank line begins another conversation.
 """
 
+import functools
 import json
 import os
 import sys
@@ -24,14 +26,12 @@ from etils import epath
 
 from instructjax import files, records
 from instructjax.conversation import Message, as_prompt
-from instructjax.data.layouts import Layout
 from instructjax.errors import InputError
 from instructjax.records import Prompt
 from instructjax.runs import folder, processes, progress
 from instructjax.stages import answers, rewards
-from instructjax.stages.answers import Sampling
-from instructjax.stages.run import Run
-from instructjax.stages.trained import Trained
+from instructjax.stages.answers import Policy, Sampling
+from instructjax.stages.run import Run, Step
 from instructjax.training import parallel
 
 _STAGE = flags.DEFINE_list(
@@ -65,11 +65,17 @@ _TOP_P = flags.DEFINE_float(
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "The maximum length of an answer, in tokens; by default data.max_response.", lower_bound=1
 )
+_REFILL = flags.DEFINE_integer(
+    "refill",
+    0,
+    "Continuous batching: refill a device once this many of its rows are idle; 0 answers one batch after the other. "
+    "Changes no answer.",
+    lower_bound=0,
+)
 _STOP = flags.DEFINE_multi_string("stop", [], "Cut answers before this text; repeat the flag for several.")
 
 READ = ("seed", "evaluate.temperature", "evaluate.batch_size", "parallel.")  # keys that have an effect here
 
-Policy: TypeAlias = tuple[Trained, Layout]
 Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], list[np.ndarray]]
 
 
@@ -87,12 +93,13 @@ def main(run: Run) -> None:
     if not (asked or _CHAT.value):
         raise InputError("--prompt: expected a prompt, here or in standard input, found none")
     with parallel.on_mesh(run.config.parallel):
-        policies = {stage: run.open_policy(stage, _step()) for stage in _stages(run)}
+        stages, step = _stages(run), _step()
+        answers.check_prompts(run, stages, asked, step)
         score = _score(run) if _REWARDS.value or _BEST.value else None
         if _CHAT.value:
-            _chat(run, policies, score)
+            _chat(run, {stage: run.open_policy(stage, step) for stage in stages}, score)
             return
-        found = _answer(run, policies, score, asked)
+        found = _answer(run, stages, step, score, asked)
     if output is None:
         print("".join(map(_shown, found)), end="")
     else:
@@ -102,29 +109,25 @@ def main(run: Run) -> None:
 
 
 def _answer(
-    run: Run, policies: Mapping[str, Policy], score: Score | None, asked: Sequence[Prompt]
+    run: Run, stages: Sequence[str], step: Step, score: Score | None, asked: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
     """Returns each prompt's record with "responses", their "models" and, if they are scored, their "rewards"."""
-    for _, layout in policies.values():
-        for record in asked:
-            layout.encode_prompt(record.prompt, record.where)  # rejects a prompt that is too long
     lines: list[dict[str, Any]] = [
         {**json.loads(records.to_json(record)), "responses": [], "models": []} for record in asked
     ]
-    count, key = _SAMPLES.value, jax.random.key(_SEED.value)
-    repeated = [record.prompt for record in asked for _ in range(count)]
-    for stage, (policy, layout) in policies.items():
-        with progress.Bar(f"{stage}: answers", len(repeated), "answer") as bar:
-            drawn = answers.answer(policy, layout, repeated, key, _sampling(run))
-            texts = [text for _, text in bar.over(drawn, size=lambda _: 1)]
-        grouped = [texts[i : i + count] for i in range(0, len(texts), count)]
-        given = score(asked, grouped) if score else None
-        for i, line in enumerate(lines):
-            kept = [int(np.argmax(given[i]))] if given and _BEST.value else range(count)
-            line["responses"] += [grouped[i][k] for k in kept]
-            line["models"] += [stage] * len(kept)
-            if given:
-                line.setdefault("rewards", []).extend(float(given[i][k]) for k in kept)
+    count, keys = _SAMPLES.value, [jax.random.key(_SEED.value)] * len(stages)
+    policies = [functools.partial(run.open_policy, stage, step) for stage in stages]
+    counts = [[count] * len(asked)] * len(stages)
+    with progress.Bar("answers", len(stages) * len(asked) * count, "answer") as bar:
+        answered = answers.answer_in_turn(policies, asked, counts, keys, _sampling(run), bar)
+        for stage, texts in zip(stages, answered, strict=True):
+            given = score(asked, texts) if score else None
+            for i, line in enumerate(lines):
+                kept = [int(np.argmax(given[i]))] if given and _BEST.value else range(count)
+                line["responses"] += [texts[i][k] for k in kept]
+                line["models"] += [stage] * len(kept)
+                if given:
+                    line.setdefault("rewards", []).extend(float(given[i][k]) for k in kept)
     return lines
 
 
@@ -186,6 +189,7 @@ def _sampling(run: Run) -> Sampling:
         top_p=_TOP_P.value,
         max_tokens=_MAX_TOKENS.value,
         stop=tuple(_STOP.value),
+        refill=_REFILL.value,
     )
 
 
@@ -206,9 +210,9 @@ def _stages(run: Run) -> list[str]:
     return found
 
 
-def _step() -> int | str | None:
+def _step() -> Step:
     found = _STEP.value
-    if found in (None, "best"):
+    if found is None or found == "best":
         return found
     if not found.isdecimal() or len(found) > 18:
         raise InputError(f'--step: expected the step of a checkpoint, or "best", found {found!r:.50}')

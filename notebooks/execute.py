@@ -1,6 +1,6 @@
-"""Executes the notebooks in place, from the numbers in notebooks/runs: python notebooks/execute.py [RUN ...]
+"""Executes the notebooks that plot, in place, from the numbers in notebooks/runs: python notebooks/execute.py [RUN ...]
 
-Needs the extra notebooks.
+Needs the extra notebooks. accelerator.ipynb trains, and is kept without outputs.
 With RUNs, folders of runs, their numbers first replace those in notebooks/runs: runs on human data replace such runs,
 others replace the others.
 """
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 PACKAGES = ("ipykernel", "nbclient", "nbformat")  # those of the extra notebooks
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+PLOTS = "[0-9]_*.ipynb"
 TIMEOUT = 120  # seconds for a cell
 
 
-def execute(path: pathlib.Path, runs: pathlib.Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of its cells; `runs` is the folder of runs that it reads.
+def execute(path: pathlib.Path, runs: pathlib.Path, timeout: int = TIMEOUT) -> nbformat.NotebookNode:
+    """Returns the notebook with the outputs of its cells, without what differs between executions (times, ids).
 
-    What differs from one execution to the next (times, ids) is left out.
+    Args:
+      path: of the notebook.
+      runs: the folder of runs that it reads, or writes.
+      timeout: seconds for a cell.
     """
     import nbclient  # here, so that `main` can tell that it is missing
     import nbformat
@@ -38,7 +42,7 @@ def execute(path: pathlib.Path, runs: pathlib.Path) -> nbformat.NotebookNode:
     os.environ["RUNS"] = str(runs)
     resources = {"metadata": {"path": str(path.parent)}}
     client = nbclient.NotebookClient(
-        notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources, coalesce_streams=True
+        notebook, timeout=timeout, kernel_name="python3", resources=resources, coalesce_streams=True
     )
     client.execute()
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
@@ -57,7 +61,7 @@ def check_packages():
 
 
 def main(runs):
-    """Saves the numbers of the runs, if any are given, and executes every notebook."""
+    """Saves the numbers of the runs, if any are given, and executes every notebook that plots."""
     check_packages()
     import nbformat
 
@@ -70,7 +74,7 @@ def main(runs):
                     shutil.rmtree(saved / run.name)
         for folder, run in zip(runs, new, strict=True):
             run_groups.save(folder, saved / run.name)
-    for path in sorted(FOLDER.glob("*.ipynb")):
+    for path in sorted(FOLDER.glob(PLOTS)):
         print(path.name)
         nbformat.write(execute(path, saved), path)
 

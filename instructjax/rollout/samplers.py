@@ -6,12 +6,16 @@ for all models of a shape.
 
 from __future__ import annotations
 
+import collections
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key
 
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.data import pipeline
@@ -19,11 +23,28 @@ from instructjax.data.layouts import Layout
 from instructjax.models.partitioning import constrain_rows, replicate
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
-from instructjax.rollout import episode, sampling
+from instructjax.rollout import episode, refilling, sampling
+
+QUEUE = 8  # batches at most whose prompts are in one queue of continuous batching
 
 Params = Any
 # sampler(params, prompts, key) -> batches of (Episodes with B rows, n <= B texts)
 Sampler = Callable[[Params, Sequence[str], jax.Array], Iterator[tuple[Episodes, list[str]]]]
+
+
+def prompt_keys(key: Key[jax.Array, ""], prompts: Sequence[str]) -> Key[jax.Array, "N"]:
+    """Makes one key per prompt, from its text and the number of equal prompts before it.
+
+    Both are folded into the key: 64 bits of the text's SHA-256, then the number. So an answer depends on the key, on
+    its prompt and on how often it was asked before, and not on other prompts or their order.
+    """
+    asked: collections.Counter[str] = collections.Counter()
+    words = np.zeros((len(prompts), 3), np.uint32)
+    for row, prompt in zip(words, prompts, strict=True):
+        row[:2] = np.frombuffer(hashlib.sha256(prompt.encode()).digest()[:8], "<u4")
+        row[2] = asked[prompt]
+        asked[prompt] += 1
+    return jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(jnp.asarray(words))
 
 
 @functools.cache
@@ -35,6 +56,7 @@ def make_sampler(
     batch_size: int,
     top_k: int = 0,
     top_p: float = 1.0,
+    refill: int = 0,
 ) -> Sampler:
     """Builds a compiled sampler of answers.
 
@@ -45,18 +67,21 @@ def make_sampler(
       batch_size: B, the number of prompts sampled at a time.
       top_k: only the k most likely tokens are drawn; 0 for all.
       top_p: only the most likely tokens are drawn that together have this probability; 1 for all.
+      refill: with continuous batching, a device is refilled once this many of its rows are idle; see `refilling.py`.
+        0 samples one batch after the other.
 
     Returns:
-      `sampler(params, prompts, key)`, which yields batches in the order of the prompts:
-      Episodes of B rows, and the texts of the first n of them (n < B in the last
-      batch). Row i of the whole list has the key fold_in(key, i), so an answer does not
-      depend on the batch size.
+      `sampler(params, prompts, key)`, which yields batches in the order of the N prompts: Episodes of B rows, and the
+      texts of the first n of them (n < B in the last batch). With continuous batching, B is a multiple of the batch
+      size. Row i of the whole list has the key fold_in(key, i), or key[i] if there is a key per prompt, such as those
+      of `prompt_keys`. So an answer does not depend on the batch size or on `refill`.
     """
 
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
         choose = sampling.categorical(temperature, top_k, top_p) if temperature > 0 else sampling.greedy
-        episodes, _ = sampling.sample(
+        draw = functools.partial(refilling.sample, rows=batch_size, refill=refill) if refill else sampling.sample
+        episodes, _ = draw(
             model,
             params,
             constrain_rows(prompts),
@@ -69,13 +94,21 @@ def make_sampler(
         return replicate(episodes)
 
     def sampler(params: Params, prompts: Sequence[str], key: jax.Array) -> Iterator[tuple[Episodes, list[str]]]:
+        keys = key if key.ndim else sampling.row_keys(key, len(prompts))
         rows = pipeline.prompt_rows([Prompt(prompt=prompt) for prompt in prompts], layout)
-        for number, batch in enumerate(pipeline.ordered_batches(rows, batch_size=batch_size)):
-            first = number * batch_size
-            episodes = sample(params, batch, sampling.row_keys(key, batch_size, first))
+        size = batch_size * (_queue_length(-(-len(prompts) // batch_size)) if refill else 1)
+        for number, batch in enumerate(pipeline.ordered_batches(rows, batch_size=size)):
+            first = number * size
+            # The last batch is filled up with copies of the last prompt.
+            episodes = sample(params, batch, keys[jnp.minimum(first + jnp.arange(size), len(prompts) - 1)])
             yield episodes, texts(layout, episodes)[: len(prompts) - first]
 
     return sampler
+
+
+def _queue_length(batches: int) -> int:
+    """Returns how many batches share a queue, if all queues are as long and at most QUEUE: one shape is compiled."""
+    return -(-batches // -(-batches // QUEUE))
 
 
 def responses(episodes: Episodes) -> list[list[int]]:

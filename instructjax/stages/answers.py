@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import jax
 
@@ -15,8 +17,11 @@ from instructjax.errors import InputError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
-from instructjax.stages.run import Run
+from instructjax.runs import progress
+from instructjax.stages.run import Run, Step
 from instructjax.stages.trained import Trained
+
+Policy: TypeAlias = tuple[Trained[LanguageModel], Layout]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Sampling:
       top_p: only the most likely tokens are drawn that together have this probability; 1 for all.
       max_tokens: the most tokens of an answer; None for the layout's `max_response`.
       stop: texts before which an answer is cut.
+      refill: with continuous batching, a device is refilled once this many of its rows are idle; 0 answers one batch
+        after the other. Changes no answer.
     """
 
     temperature: float
@@ -38,12 +45,16 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    refill: int = 0
 
 
 def answer(
     policy: Trained[LanguageModel], layout: Layout, prompts: Sequence[str], key: jax.Array, sampling: Sampling
 ) -> Iterator[tuple[str, str]]:
     """Yields (prompt, a sampled answer) for each prompt.
+
+    An answer depends on the weights, the key, its prompt and the number of equal prompts before it: see
+    `samplers.prompt_keys`. The same prompts in another order, or among others, get the same answers.
 
     Args:
       policy: the model that answers.
@@ -69,9 +80,73 @@ def answer(
         batch_size=min(len(prompts), sampling.batch_size),
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        refill=sampling.refill,
     )
-    texts = (text for _, batch in sampler(policy.params, prompts, key) for text in batch)
+    batches = sampler(policy.params, prompts, samplers.prompt_keys(key, prompts))
+    texts = (text for _, batch in batches for text in batch)
     yield from zip(prompts, (cut(text, sampling.stop) for text in texts), strict=True)
+
+
+def answer_in_turn(
+    policies: Sequence[Callable[[], Policy]],
+    prompts: Sequence[Prompt],
+    counts: Sequence[Sequence[int]],
+    keys: Sequence[jax.Array],
+    sampling: Sampling,
+    bar: progress.Bar,
+) -> Iterator[list[list[str]]]:
+    """Lets one policy after the other answer all prompts. Only one policy is in memory.
+
+    Args:
+      policies: functions that load them.
+      prompts: N records.
+      counts: for each policy, the number of its answers to each prompt, [N].
+      keys: of the samples of each policy.
+      sampling: how to draw.
+      bar: counts the answers.
+
+    Yields:
+      For each policy, when it has been freed: its answers to each prompt, N lists of texts.
+    """
+    for load, shares, key in zip(policies, counts, keys, strict=True):
+        yield _answers(load, prompts, shares, key, sampling, bar)
+
+
+def _answers(
+    load: Callable[[], Policy],
+    prompts: Sequence[Prompt],
+    counts: Sequence[int],
+    key: jax.Array,
+    sampling: Sampling,
+    bar: progress.Bar,
+) -> list[list[str]]:
+    """Returns the answers of a policy, which is freed at the end; see `answer_in_turn`."""
+    repeated = [record.prompt for record, count in zip(prompts, counts, strict=True) for _ in range(count)]
+    if not repeated:
+        return [[] for _ in prompts]
+    policy, layout = load()
+    drawn = bar.over(answer(policy, layout, repeated, key, sampling), size=lambda _: 1)
+    texts = iter([text for _, text in drawn])
+    return [list(itertools.islice(texts, count)) for count in counts]
+
+
+def check_prompts(run: Run, stages: Sequence[str], prompts: Sequence[Prompt], step: Step = None) -> list[Layout]:
+    """Returns the layouts of policies, without reading their weights, and rejects prompts that are too long for one.
+
+    Args:
+      run: the run whose policies they are.
+      stages: names of their stages; see `Run.open_policy`, also for `step`.
+      prompts: records.
+      step: of the checkpoints.
+
+    Raises:
+      CheckpointError: a stage has no such checkpoint.
+      InputError: a prompt is too long for a policy.
+    """
+    layouts = [run.policy_layout(stage, step) for stage in stages]
+    for layout, record in itertools.product(layouts, prompts):
+        layout.encode_prompt(record.prompt, record.where)
+    return layouts
 
 
 def collect(
@@ -95,16 +170,22 @@ def collect(
       CheckpointError: a stage has no checkpoint.
       InputError: a prompt is too long for a policy.
     """
-    responses: list[list[str]] = [[] for _ in prompts]
     models = [stages[k % len(stages)] for k in range(count)]
-    for number, stage in enumerate(dict.fromkeys(models)):
-        policy, layout = run.open_policy(stage)
-        for record in prompts:
-            layout.encode_prompt(record.prompt, record.where)
-        repeated = [record.prompt for record in prompts for _ in range(models.count(stage))]
-        sampled = answer(policy, layout, repeated, jax.random.fold_in(key, number), sampling)
-        for place, (_, text) in enumerate(sampled):
-            responses[place // models.count(stage)].append(layout.truncate(text))
+    names = list(dict.fromkeys(models))
+    layouts = check_prompts(run, names, prompts)
+    responses: list[list[str]] = [[] for _ in prompts]
+    with progress.Bar("answers", len(prompts) * count, "answer") as bar:
+        answered = answer_in_turn(
+            [functools.partial(run.open_policy, name) for name in names],
+            prompts,
+            [[models.count(name)] * len(prompts) for name in names],
+            [jax.random.fold_in(key, number) for number in range(len(names))],
+            sampling,
+            bar,
+        )
+        for layout, of_policy in zip(layouts, answered, strict=True):
+            for texts, found in zip(responses, of_policy, strict=True):
+                texts += map(layout.truncate, found)
     grouped = sorted(models, key=models.index)  # the order of `responses`
     return [
         {**json.loads(records.to_json(record)), "responses": texts, "models": grouped}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -14,14 +13,12 @@ from etils import epath
 from instructjax import files, records, warning_log
 from instructjax.data import prepared
 from instructjax.errors import DataError
-from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt, Ranking
-from instructjax.rollout import samplers
 from instructjax.runs import checkpoint, cost, folder, processes, progress
 from instructjax.sources.sandbox import HELDOUT_RANKINGS
-from instructjax.stages import needs, prepare, trained
+from instructjax.stages import answers, needs, prepare, trained
+from instructjax.stages.answers import Policy, Sampling
 from instructjax.stages.run import Run
-from instructjax.stages.trained import Trained
 from instructjax.training import parallel
 
 
@@ -54,8 +51,8 @@ def collect(run: Run) -> None:
         add(run, rankings, heldout, {stage: checkpoint.fingerprint(starts[stage]) for stage in own})
 
 
-def _load(run: Run, start: epath.Path) -> Trained[LanguageModel]:
-    return trained.load_policy(start, run.policy_config, run.layout.tokenizer)
+def _load(run: Run, start: epath.Path) -> Policy:
+    return trained.load_policy(start, run.policy_config, run.layout.tokenizer), run.layout
 
 
 def add(
@@ -118,7 +115,7 @@ def _earlier(run: Run) -> tuple[Sequence[Ranking], Sequence[Ranking]]:
 
 
 def sample_answers(
-    run: Run, policies: Sequence[Callable[[], Trained[LanguageModel]]], prompts: Sequence[Prompt], seed: int
+    run: Run, policies: Sequence[Callable[[], Policy]], prompts: Sequence[Prompt], seed: int
 ) -> Iterator[tuple[str, list[str]]]:
     """Samples K answers to each prompt, K drawn evenly from the configured range.
 
@@ -133,33 +130,13 @@ def sample_answers(
     Yields:
       (prompt, K answers), in the order of the prompts. Answers may be equal.
     """
-    section = run.config.comparisons
+    section, layout = run.config.comparisons, run.layout
     rng = np.random.default_rng(seed)
     counts = rng.integers(section.min_answers, section.max_answers, size=len(prompts), endpoint=True)
-    answers: list[list[str]] = [[] for _ in prompts]
+    shares = [[len(range(number, count, len(policies))) for count in counts] for number in range(len(policies))]
+    keys = [jax.random.fold_in(jax.random.key(seed), number) for number in range(len(policies))]
+    sampling = Sampling(temperature=section.temperature, batch_size=run.config.evaluate.batch_size)
     with progress.Bar("comparisons: answer", int(counts.sum()), "answer") as bar:
-        for number, load in enumerate(policies):
-            shares = [len(range(number, count, len(policies))) for count in counts]
-            repeated = [record.prompt for record, share in zip(prompts, shares, strict=True) for _ in range(share)]
-            key = jax.random.key(seed)
-            if number:  # the first policy's samples do not depend on whether there are others
-                key = jax.random.fold_in(key, number)
-            texts = iter(_sample(run, load, repeated, key, bar))
-            for found, share in zip(answers, shares, strict=True):
-                found += itertools.islice(texts, share)
-    yield from zip((record.prompt for record in prompts), answers, strict=True)
-
-
-def _sample(
-    run: Run, load: Callable[[], Trained[LanguageModel]], prompts: Sequence[str], key: jax.Array, bar: progress.Bar
-) -> list[str]:
-    """Loads a policy and samples its answers. The policy is freed at the end, before the next one is loaded."""
-    section, layout, policy = run.config.comparisons, run.layout, load()
-    sampler = samplers.make_sampler(
-        policy.model, layout, temperature=section.temperature, batch_size=run.config.evaluate.batch_size
-    )
-    return [
-        layout.truncate(text)
-        for texts in bar.over(batch for _, batch in sampler(policy.params, prompts, key))
-        for text in texts
-    ]
+        answered = list(answers.answer_in_turn(policies, prompts, shares, keys, sampling, bar))
+    for record, *given in zip(prompts, *answered, strict=True):
+        yield record.prompt, [layout.truncate(text) for texts in given for text in texts]

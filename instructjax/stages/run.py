@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import ml_collections
 import numpy as np
@@ -29,6 +29,8 @@ from instructjax.stages import prepare, trained
 from instructjax.stages.adapter_base import Base, lora_config
 from instructjax.stages.trained import Trained
 from instructjax.training.state import Params
+
+Step: TypeAlias = int | Literal["best"] | None  # of a checkpoint; see `Run.open_policy`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +224,7 @@ class Run:
         start, tokenizer = self.checkpoints("reward", elsewhere), self.layout.tokenizer
         return trained.load_reward_model(start, self.reward_config, tokenizer, adapters=adapters, shared=shared)
 
-    def open_policy(self, stage: str, step: int | Literal["best"] | None = None) -> tuple[Trained, Layout]:
+    def open_policy(self, stage: str, step: Step = None) -> tuple[Trained, Layout]:
         """Loads a policy with the network and layout that its checkpoint describes. Its stage may be in progress.
 
         Args:
@@ -233,10 +235,16 @@ class Run:
         Raises:
           CheckpointError: there is no such checkpoint.
         """
-        start = folder.saved_checkpoints(self.workdir, stage)
-        if step is None:
-            step = folder.selected_step(self.workdir, stage)
-        return trained.open_policy(start, step=best_step(self.directory(stage)) if step == "best" else step)
+        return trained.open_policy(folder.saved_checkpoints(self.workdir, stage), step=self._saved_step(stage, step))
+
+    def policy_layout(self, stage: str, step: Step = None) -> Layout:
+        """Reads the layout of a policy, without its weights; see `open_policy`."""
+        return trained.describe(folder.saved_checkpoints(self.workdir, stage), self._saved_step(stage, step))[1]
+
+    def _saved_step(self, stage: str, step: Step) -> int | None:
+        if step == "best":
+            return best_step(self.directory(stage))
+        return folder.selected_step(self.workdir, stage) if step is None else step
 
     def reward_layout(self) -> Layout:
         """Reads the layout that the reward model's checkpoint describes, without its weights."""

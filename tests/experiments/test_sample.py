@@ -1,6 +1,7 @@
 """Tests that `sample.py` takes prompts as they are, compares policies, chooses by reward, and chats."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def asked(monkeypatch):
         return [s * np.array([float(text[-1]) for text in texts]) for s, texts in zip(sign, answered, strict=True)]
 
     monkeypatch.setattr(Run, "open_policy", lambda run, stage, step: (stage, LAYOUT))
+    monkeypatch.setattr(Run, "policy_layout", lambda run, stage, step: LAYOUT)
     monkeypatch.setattr(Run, "open_reward_model", lambda run: (None, LAYOUT))
     monkeypatch.setattr(answers, "answer", answer)
     monkeypatch.setattr(rewards, "score_texts", score)
@@ -80,6 +82,32 @@ def test_policies_are_printed_side_by_side_with_rewards(tmp_path, asked):
     printed = scripts.run("sample.py", f"--workdir={tmp_path}", "--stage=sft,ppo_ptx", "--rewards", "--prompt=a")
     assert printed == "a\n  sft       0.00 -> sft 0\n  ppo_ptx   0.00 -> ppo_ptx 0\n\n"
     assert scripts.run("sample.py", f"--workdir={tmp_path}", "--prompt=a") == "a\n  -> ppo_ptx 0\n\n"
+
+
+class Policy(str):
+    """A name that can be referred to weakly."""
+
+
+def test_one_policy_is_in_memory_at_a_time(tmp_path, asked, monkeypatch):
+    for stage in ("pretrain", "sft", "ppo"):
+        (tmp_path / stage / "checkpoints").mkdir(parents=True)
+    loaded = []
+
+    def open_policy(run, stage, step):
+        assert all(policy() is None for policy in loaded)
+        policy = Policy(stage)
+        loaded.append(weakref.ref(policy))
+        return policy, LAYOUT
+
+    monkeypatch.setattr(Run, "open_policy", open_policy)
+    printed = scripts.run("sample.py", f"--workdir={tmp_path}", "--stage=all", "--prompt=a")
+    assert len(loaded) == 3 and printed.count("->") == 3
+
+
+def test_a_prompt_that_does_not_fit_is_rejected_before_a_policy_is_read(tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(Run, "open_policy", None)
+    with pytest.raises(scripts.Left, match=r"--prompt: prompt: expected at most 80 tokens \(data.max_prompt\), found"):
+        scripts.run("sample.py", f"--workdir={tmp_path}", f"--prompt={'fox ' * 80}")
 
 
 @pytest.mark.parametrize(("prompt", "best"), [("a", "3.00 -> ppo_ptx 3"), ("a-", "-0.00 -> ppo_ptx 0")])

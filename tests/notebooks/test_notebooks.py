@@ -1,6 +1,10 @@
-"""Every notebook runs on the saved numbers of full runs, and is committed with its output."""
+"""The notebooks that plot run on the saved numbers of full runs, and are committed with their outputs.
+
+The one that trains is committed without outputs, and runs on a CPU as it does on an accelerator.
+"""
 
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -10,10 +14,13 @@ import types
 import pytest
 
 from instructjax.reporting import run_groups
+from tests import smollm2
+from tests.local_data import DATA
 from tests.reporting.run_folders import write_run
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+TRAINING = FOLDER / "accelerator.ipynb"
+NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {TRAINING})
 
 nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
 pytest.importorskip("nbclient", reason="needs the extra notebooks")
@@ -97,3 +104,81 @@ def test_the_first_cell_does_nothing_outside_colab_and_asks_for_the_repository_t
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     exec(code, {"get_ipython": lambda: shell})
     assert not commands  # it is installed already
+
+
+# The notebook for accelerators.
+
+LOCAL = {  # the names in docs/smollm2.md
+    "dolly_15k.jsonl.gz": "dolly_15k/dolly_15k.jsonl.gz",
+    "oasst1_demonstrations.jsonl.gz": "oasst1_en/validation_demonstrations.jsonl.gz",
+    "oasst1_rankings.jsonl.gz": "oasst1_en/validation_rankings.jsonl.gz",
+    "gpt3_explanations.jsonl.gz": "gpt3_explanations_k5/rankings.jsonl.gz",
+    "storybooks.jsonl.gz": "storybooks/storybooks.jsonl.gz",
+}
+BACKENDS = "from jax._src import xla_bridge\nprint('backends:', xla_bridge._backends)"
+
+
+def first_cell():
+    """Returns the first cell of code of the notebook that trains, as Python."""
+    source = next(cell.source for cell in nbformat.read(TRAINING, as_version=4).cells if cell.cell_type == "code")
+    return TransformerManager().transform_cell(source)
+
+
+def test_the_notebook_that_trains_has_no_outputs():
+    cells = nbformat.read(TRAINING, as_version=4).cells
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "variable, devices, extra",
+    [
+        ("KAGGLE_KERNEL_RUN_TYPE", ("nvidia-smi",), "[cuda12]"),
+        ("KAGGLE_KERNEL_RUN_TYPE", ("/dev/vfio/[0-9]*",), "[tpu]"),
+        ("KAGGLE_KERNEL_RUN_TYPE", (), ""),
+        ("HOME", ("nvidia-smi",), "[cuda12]"),  # not hosted: nothing is installed
+    ],
+)
+def test_jax_is_installed_for_the_accelerator_that_is_there(monkeypatch, variable, devices, extra):
+    commands = []
+    shell = types.SimpleNamespace(
+        system=commands.append, run_line_magic=lambda name, line: commands.append(f"%{name} {line}")
+    )
+    code = first_cell().replace('REPOSITORY = ""', 'REPOSITORY = "URL"')
+    namespace = {"get_ipython": lambda: shell}
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.setenv(variable, "Interactive")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in devices else None)
+    monkeypatch.setattr("glob.glob", lambda pattern: [pattern] if pattern in devices else [])
+    exec(code, namespace)
+    assert namespace["extra"] == extra
+    installed = [line for line in commands if line.startswith("%pip")]
+    if variable == "HOME":
+        assert not commands
+    else:
+        # IPython replaces {extra} in a magic from the variables of the notebook.
+        assert installed[0].endswith('"./instructjax[gguf,huggingface,tasks]" "jax{extra}"') and len(commands) == 4
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_on_a_cpu_and_leaves_the_devices_to_its_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("DATA", raising=False)
+    if smollm2.FILE is not None and all((DATA / file).is_file() for file in LOCAL.values()):
+        for name, file in LOCAL.items():
+            (tmp_path / "data").mkdir(exist_ok=True)
+            (tmp_path / "data" / name).symlink_to(DATA / file)
+        monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    notebook = nbformat.read(TRAINING, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(BACKENDS))
+    (tmp_path / "notebook").mkdir()
+    copy = tmp_path / "notebook" / TRAINING.name
+    nbformat.write(notebook, copy)
+    found = list(shown(execute.execute(copy, tmp_path / "runs", timeout=3600)))
+    assert found.count("figure") == 2
+    assert "CpuDevice(id=0)" in found[0] and found[-1] == "backends: {}\n"
+    assert "ppo_ptx" in found[1] and (tmp_path / "runs" / "sandbox-smoke" / "report.md").exists()
+    if "DATA" in os.environ:
+        assert (tmp_path / "runs" / "smollm2-smoke" / "results.json").exists() and "ppo_ptx" in found[-2]
+    elif smollm2.FILE is not None:
+        assert "Name three colors." in found[-2]

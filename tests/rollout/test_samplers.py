@@ -1,4 +1,4 @@
-"""Answers as texts do not depend on the batch size, and are scored on the sampled tokens."""
+"""Answers as texts do not depend on the batch size or on idle rows, and are scored on the sampled tokens."""
 
 import dataclasses
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instructjax.batch import Episodes
 from instructjax.data.layouts import Layout
@@ -19,6 +21,7 @@ TOKENIZER = SentencePieceTokenizer.train(["the fox runs and the owl sleeps in th
 LAYOUT = Layout(TOKENIZER, "\n", max_prompt=12, max_response=6)
 CONFIG = dataclasses.replace(fakes.CONFIG, vocab_size=TOKENIZER.vocab_size)
 MODEL, PARAMS = fakes.language_model(CONFIG, noise=0.1)
+KEY = jax.random.key(3)
 PROMPTS = ["the fox", "the owl sleeps", "red", "in the forest", "runs and"]
 
 
@@ -48,6 +51,43 @@ def test_an_answer_does_not_depend_on_the_batch_size(batches):
     expected = [text for _, texts in batches for text in texts]
     assert [text for _, texts in sample(5) for text in texts] == expected
     assert [text for _, texts in sample(5, seed=1) for text in texts] != expected
+
+
+def test_an_answer_does_not_depend_on_continuous_batching(batches, monkeypatch):
+    monkeypatch.setattr(samplers, "QUEUE", 2)  # three batches of 2 rows are two queues of 4 prompts
+    sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=2, refill=1)
+    found = list(sampler(PARAMS, PROMPTS, jax.random.key(0)))
+    assert [len(texts) for _, texts in found] == [4, 1]
+    assert [text for _, texts in found for text in texts] == [text for _, texts in batches for text in texts]
+
+
+def answers_by_prompt(prompts):
+    """Returns the answers to each prompt, in the order in which it was asked."""
+    sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=2)
+    texts = [text for _, batch in sampler(PARAMS, prompts, samplers.prompt_keys(KEY, prompts)) for text in batch]
+    found = {}
+    for prompt, text in zip(prompts, texts, strict=True):
+        found.setdefault(prompt, []).append(text)
+    return found
+
+
+def test_with_keys_by_prompt_an_answer_does_not_depend_on_other_prompts_or_their_order():
+    repeated = [*PROMPTS, *PROMPTS[:2]]
+    found = answers_by_prompt(repeated)
+    assert answers_by_prompt(repeated[::-1]) == found
+    assert answers_by_prompt(PROMPTS[1:]) == {prompt: found[prompt][:1] for prompt in PROMPTS[1:]}
+    assert any(len(set(texts)) > 1 for texts in found.values())  # a prompt that is repeated is answered again
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "ab"]), min_size=6, max_size=6), st.randoms())
+def test_a_key_follows_from_the_text_and_the_number_of_equal_texts_before_it(prompts, random):
+    def keys(prompts):
+        data = jax.random.key_data(samplers.prompt_keys(KEY, prompts)).tolist()
+        return {(prompt, prompts[:i].count(prompt)): tuple(data[i]) for i, prompt in enumerate(prompts)}
+
+    shuffled = random.sample(prompts, len(prompts))
+    assert keys(shuffled) == keys(prompts)
+    assert len(set(keys(prompts).values())) == len(prompts)
 
 
 def test_at_temperature_zero_there_is_no_randomness():

@@ -72,9 +72,9 @@ def test_rankings_of_earlier_weights_are_told(collected, capsys):
 def test_policies_answer_in_turn(collected, monkeypatch):
     loaded, keys = [], []
 
-    def make_sampler(model, layout, *, temperature, batch_size):
+    def make_sampler(model, layout, **sampling):
         def sampler(params, prompts, key):
-            keys.append(key)
+            keys.append(key[0])
             yield None, [f"{params} to {prompt}" for prompt in prompts]
 
         return sampler
@@ -82,7 +82,7 @@ def test_policies_answer_in_turn(collected, monkeypatch):
     def policy(name):
         def load():
             loaded.append(name)
-            return types.SimpleNamespace(model=None, params=name)
+            return types.SimpleNamespace(model=None, params=name), collected.layout
 
         return load
 
@@ -103,7 +103,7 @@ def test_policies_answer_in_turn(collected, monkeypatch):
 
 
 def test_one_policy_is_in_memory_at_a_time(collected, monkeypatch):
-    def make_sampler(model, layout, *, temperature, batch_size):
+    def make_sampler(model, layout, **sampling):
         return lambda params, prompts, key: iter([(None, list(prompts))])
 
     loaded = []
@@ -113,7 +113,7 @@ def test_one_policy_is_in_memory_at_a_time(collected, monkeypatch):
         assert all(one() is None for one in loaded)
         policy = mock.Mock(model=None, params=None)
         loaded.append(weakref.ref(policy))
-        return policy
+        return policy, collected.layout
 
     monkeypatch.setattr(samplers, "make_sampler", make_sampler)
     list(comparisons.sample_answers(collected, [load, load, load], [Prompt(prompt="p")], seed=0))

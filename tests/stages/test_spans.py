@@ -57,7 +57,7 @@ ZEROS = Rewards(
 def run(tmp_path, monkeypatch):
     """A run with four prompts to a batch, whose models answer each prompt with "a"."""
 
-    def make_sampler(model, layout, *, temperature, batch_size):
+    def make_sampler(model, layout, *, batch_size, **sampling):
         def sampler(params, prompts, key):
             for first in range(0, len(prompts), batch_size):
                 count = len(prompts[first : first + batch_size])
@@ -81,7 +81,7 @@ def model(run):
 
 def test_comparisons_count_the_answers(run, bars):
     prompts = [Prompt(prompt="the fox")] * 5
-    answered = list(comparisons.sample_answers(run, [lambda: model(run)], prompts, seed=0))
+    answered = list(comparisons.sample_answers(run, [lambda: (model(run), run.layout)], prompts, seed=0))
     assert [prompt for prompt, _ in answered] == ["the fox"] * 5
     (bar,) = bars
     assert bar.label == "comparisons: answer"
