@@ -28,6 +28,7 @@ from instructjax import files, records
 from instructjax.conversation import Message, as_prompt
 from instructjax.errors import InputError
 from instructjax.records import Prompt
+from instructjax.rollout import samplers
 from instructjax.runs import folder, processes, progress
 from instructjax.stages import answers, rewards
 from instructjax.stages.answers import Policy, Sampling
@@ -115,7 +116,8 @@ def _answer(
     lines: list[dict[str, Any]] = [
         {**json.loads(records.to_json(record)), "responses": [], "models": []} for record in asked
     ]
-    count, keys = _SAMPLES.value, [jax.random.key(_SEED.value)] * len(stages)
+    count = _SAMPLES.value
+    keys = [functools.partial(samplers.prompt_keys, jax.random.key(_SEED.value))] * len(stages)
     policies = [functools.partial(run.open_policy, stage, step) for stage in stages]
     counts = [[count] * len(asked)] * len(stages)
     with progress.Bar("answers", len(stages) * len(asked) * count, "answer") as bar:

@@ -116,7 +116,10 @@ def figure_5(groups: Sequence[Group]) -> Figure:
     right.set_ylim(1, 7)
     right.set_title("Ours, as in Figure 5:\nLikert score, held-out labelers")
     _bars_legend(figure, shown, "")
-    style.note(figure, "The scores of the paper's Figure 5 are only in its chart. FLAN and T0 are arms of experiments/claims.py.")
+    style.note(
+        figure,
+        "The scores of the paper's Figure 5 are only in its chart. FLAN and T0 are arms of experiments/claims.py.",
+    )
     return figure
 
 

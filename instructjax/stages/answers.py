@@ -22,6 +22,7 @@ from instructjax.stages.run import Run, Step
 from instructjax.stages.trained import Trained
 
 Policy: TypeAlias = tuple[Trained[LanguageModel], Layout]
+MakeKeys: TypeAlias = Callable[[Sequence[str]], jax.Array]  # from N prompts, one key for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +54,11 @@ def answer(
 ) -> Iterator[tuple[str, str]]:
     """Yields (prompt, a sampled answer) for each prompt.
 
-    An answer depends on the weights, the key, its prompt and the number of equal prompts before it: see
-    `samplers.prompt_keys`. The same prompts in another order, or among others, get the same answers.
-
     Args:
       policy: the model that answers.
       layout: of its prompts and responses, as its checkpoint describes it.
       prompts: texts.
-      key: of the samples.
+      key: of the samples, or one per prompt; see `samplers.make_sampler`.
       sampling: how to draw.
 
     Raises:
@@ -82,7 +80,7 @@ def answer(
         top_p=sampling.top_p,
         refill=sampling.refill,
     )
-    batches = sampler(policy.params, prompts, samplers.prompt_keys(key, prompts))
+    batches = sampler(policy.params, prompts, key)
     texts = (text for _, batch in batches for text in batch)
     yield from zip(prompts, (cut(text, sampling.stop) for text in texts), strict=True)
 
@@ -91,7 +89,7 @@ def answer_in_turn(
     policies: Sequence[Callable[[], Policy]],
     prompts: Sequence[Prompt],
     counts: Sequence[Sequence[int]],
-    keys: Sequence[jax.Array],
+    make_keys: Sequence[MakeKeys],
     sampling: Sampling,
     bar: progress.Bar,
 ) -> Iterator[list[list[str]]]:
@@ -101,22 +99,23 @@ def answer_in_turn(
       policies: functions that load them.
       prompts: N records.
       counts: for each policy, the number of its answers to each prompt, [N].
-      keys: of the samples of each policy.
+      make_keys: for each policy, a function that makes one key per answer from the prompts, each of which is repeated
+        as often as it is answered: `samplers.prompt_keys` of a key, or `sampling.row_keys`.
       sampling: how to draw.
       bar: counts the answers.
 
     Yields:
       For each policy, when it has been freed: its answers to each prompt, N lists of texts.
     """
-    for load, shares, key in zip(policies, counts, keys, strict=True):
-        yield _answers(load, prompts, shares, key, sampling, bar)
+    for load, shares, keys in zip(policies, counts, make_keys, strict=True):
+        yield _answers(load, prompts, shares, keys, sampling, bar)
 
 
 def _answers(
     load: Callable[[], Policy],
     prompts: Sequence[Prompt],
     counts: Sequence[int],
-    key: jax.Array,
+    make_keys: MakeKeys,
     sampling: Sampling,
     bar: progress.Bar,
 ) -> list[list[str]]:
@@ -125,7 +124,7 @@ def _answers(
     if not repeated:
         return [[] for _ in prompts]
     policy, layout = load()
-    drawn = bar.over(answer(policy, layout, repeated, key, sampling), size=lambda _: 1)
+    drawn = bar.over(answer(policy, layout, repeated, make_keys(repeated), sampling), size=lambda _: 1)
     texts = iter([text for _, text in drawn])
     return [list(itertools.islice(texts, count)) for count in counts]
 
@@ -179,7 +178,7 @@ def collect(
             [functools.partial(run.open_policy, name) for name in names],
             prompts,
             [[models.count(name)] * len(prompts) for name in names],
-            [jax.random.fold_in(key, number) for number in range(len(names))],
+            [functools.partial(samplers.prompt_keys, jax.random.fold_in(key, n)) for n in range(len(names))],
             sampling,
             bar,
         )

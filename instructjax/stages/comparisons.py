@@ -14,6 +14,7 @@ from instructjax import files, records, warning_log
 from instructjax.data import prepared
 from instructjax.errors import DataError
 from instructjax.records import Prompt, Ranking
+from instructjax.rollout import sampling
 from instructjax.runs import checkpoint, cost, folder, processes, progress
 from instructjax.sources.sandbox import HELDOUT_RANKINGS
 from instructjax.stages import answers, needs, prepare, trained
@@ -134,9 +135,15 @@ def sample_answers(
     rng = np.random.default_rng(seed)
     counts = rng.integers(section.min_answers, section.max_answers, size=len(prompts), endpoint=True)
     shares = [[len(range(number, count, len(policies))) for count in counts] for number in range(len(policies))]
-    keys = [jax.random.fold_in(jax.random.key(seed), number) for number in range(len(policies))]
-    sampling = Sampling(temperature=section.temperature, batch_size=run.config.evaluate.batch_size)
+    keys = [functools.partial(_row_keys, seed, number) for number in range(len(policies))]
+    drawn = Sampling(temperature=section.temperature, batch_size=run.config.evaluate.batch_size)
     with progress.Bar("comparisons: answer", int(counts.sum()), "answer") as bar:
-        answered = list(answers.answer_in_turn(policies, prompts, shares, keys, sampling, bar))
+        answered = list(answers.answer_in_turn(policies, prompts, shares, keys, drawn, bar))
     for record, *given in zip(prompts, *answered, strict=True):
         yield record.prompt, [layout.truncate(text) for texts in given for text in texts]
+
+
+def _row_keys(seed: int, number: int, prompts: Sequence[str]) -> jax.Array:
+    """Returns a key per answer of a policy. Those of the first policy do not depend on whether there are others."""
+    key = jax.random.key(seed)
+    return sampling.row_keys(jax.random.fold_in(key, number) if number else key, len(prompts))

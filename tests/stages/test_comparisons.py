@@ -9,6 +9,7 @@ import types
 import weakref
 from unittest import mock
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -90,6 +91,7 @@ def test_policies_answer_in_turn(collected, monkeypatch):
     prompts = [Prompt(prompt=f"p{i}") for i in range(8)]
     answered = dict(comparisons.sample_answers(collected, [policy("new"), policy("old")], prompts, seed=0))
     assert loaded == ["new", "old"]  # one after the other
+    assert keys[0] == jax.random.fold_in(jax.random.key(0), 0)  # by rows: a recipe's comparisons stay the same
     assert keys[0] != keys[1]  # equal policies would give equal answers
     assert list(answered) == [record.prompt for record in prompts]
     counts = {len(texts) for texts in answered.values()}
