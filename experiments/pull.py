@@ -14,7 +14,9 @@ from instructjax import files, hub
 from instructjax.stages.run import Run
 
 _REPO = flags.DEFINE_string("repo", None, "The repository, OWNER/NAME.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write, new or empty.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to write: new, empty, or with the same repository.", required=True
+)
 _REVISION = flags.DEFINE_string("revision", None, "A branch, tag or commit; by default the newest.")
 
 

@@ -54,29 +54,35 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
 
     Args:
       repo: OWNER/NAME.
-      folder: a local folder that is new or empty, or that an earlier call has begun.
+      folder: a local folder that is new or empty, or into which an earlier call has downloaded this repository.
       revision: a branch, tag or commit; None for the newest commit of the main branch.
 
     Returns:
       The names of the files, sorted.
 
     Raises:
-      InputError: the folder has other files, or the repository or revision does not exist or may not be read.
+      InputError: the folder has other files or another repository, or the repository or revision does not exist or may
+        not be read.
     """
     package, folder = _package(), epath.Path(folder)
     _check_name(repo)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, found a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".cache" / "huggingface").is_dir():
-        raise InputError(f"{folder}: expected no folder, an empty one or one that was pulled before, found other files")
+    pulled = folder / ".cache" / "huggingface" / "repository"  # in the client's own folder, which it never uploads
+    if folder.is_dir() and any(folder.iterdir()):
+        found = pulled.read_text() if pulled.exists() else "other files"
+        if found != repo:
+            raise InputError(f"{folder}: expected no folder, an empty one or one with {repo}, found {found}")
     with _explained(repo, revision):
         api = package.HfApi()
-        found = api.repo_info(repo, revision=revision, files_metadata=False)
-        names = [file.rfilename for file in found.siblings or ()]
+        info = api.repo_info(repo, revision=revision, files_metadata=False)
+        names = [file.rfilename for file in info.siblings or ()]
         wanted = sorted(package.utils.filter_repo_objects(names, allow_patterns=[*PATTERNS, *PAPERS]))
         if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
             raise InputError(f"{repo}: expected safetensors or GGUF files, found {show(', '.join(names) or 'none')}")
-        api.snapshot_download(repo, revision=found.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
+        pulled.parent.mkdir(parents=True, exist_ok=True)
+        pulled.write_text(repo)
+        api.snapshot_download(repo, revision=info.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
     return wanted
 
 

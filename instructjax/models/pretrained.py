@@ -97,7 +97,7 @@ def write(
       folder: is created; if it exists, it must be empty.
       described: the config.json, from `huggingface.describe`.
       tensors: from `huggingface.tensors_of`.
-      files: other files by name, such as the tokenizer's.
+      files: other files by name, such as the tokenizer's. A name may have a folder, as in LICENSES/MIT.txt.
 
     Raises:
       CheckpointError: the folder is not empty.
@@ -122,6 +122,7 @@ def write(
     _safetensors().save_file(arrays, str(unfinished / WEIGHTS), metadata={"format": "pt"})
     (unfinished / "config.json").write_text(config)
     for name, content in files.items():
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
         (unfinished / name).write_bytes(content)
     if folder.exists():
         folder.rmdir()

@@ -103,7 +103,10 @@ def command(card: Card) -> str:
 
 def shorten(text: str) -> str:
     """Cuts absolute paths in a text to their last name. Addresses such as gs://bucket/file stay."""
-    return re.sub(r"(?<![\w:/.])~?/(?:[^\s,'\"/]+/)*(?=[^\s,'\"/])", "", text)
+    return re.sub(rf"(?<![\w/.])~?/(?!/)(?:{_FOLDER}/)*(?=[^\s,'\"/])", "", text)
+
+
+_FOLDER = r"[^\s,'\"/](?:[^\n,'\"/]*[^\s,'\"/])?"  # a name that may have spaces inside
 
 
 def _header(card: Card) -> str:

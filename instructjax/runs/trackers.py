@@ -28,7 +28,7 @@ from instructjax.errors import ConfigError
 from instructjax.runs.metrics_file import Writer
 
 WAITING = 1000  # lines of metrics that may wait for a tracker
-SECONDS = 60.0  # that the end of a stage waits for a tracker
+SECONDS = 60.0  # that the end of a stage waits for its trackers
 PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 
 
@@ -207,6 +207,30 @@ class Background:
             warning_log.warn(f"tracking.trackers: {self._name} gets no more metrics of this stage: {why}")
 
 
+class Together:
+    """Several trackers. They are closed at the same time, so the end of a stage waits for the slowest one only."""
+
+    def __init__(self, trackers: Sequence[Writer]):
+        """Takes trackers that never raise."""
+        self._trackers = trackers
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Hands a line to each tracker."""
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
+
+    def flush(self) -> None:
+        """Does nothing; see `Background.flush`."""
+
+    def close(self) -> None:
+        """Closes all trackers."""
+        threads = [threading.Thread(target=tracker.close) for tracker in self._trackers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
 def _without_logins(text: str) -> str:
     """Removes names and passwords from addresses such as https://NAME:PASSWORD@server, which errors may quote."""
     return re.sub(r"(?<=://)[^\s/@]+@", "", text)
@@ -259,7 +283,9 @@ def _open(config: ml_collections.ConfigDict, directory: epath.Path, run: str, re
     files.write_json(path, {"identity": identity})
     folder = files.local_folder(directory)
     tracked = Tracked(config.tracking.project, run, directory.name, identity, _flatten(config), folder)
-    return [Background(name, functools.partial(TRACKERS[name], tracked)) for name in config.tracking.trackers]
+    return [
+        Together([Background(name, functools.partial(TRACKERS[name], tracked)) for name in config.tracking.trackers])
+    ]
 
 
 def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

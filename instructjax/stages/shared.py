@@ -20,7 +20,7 @@ from instructjax.stages import beginning, exported, prepare, trained
 from instructjax.stages.run import Run
 from instructjax.text.templates import SEPARATOR
 
-PASSED_ON = ("LICENSE*", "NOTICE*")  # files of the base model; many licenses ask for them
+PASSED_ON = ("LICENSE*", "LICENSES/*", "NOTICE*")  # files of the base model; many licenses ask for them
 
 
 def describe(run: Run, stage: str, name: str, license: str | None = None, given: Sequence[str] = ()) -> Card:
@@ -78,7 +78,7 @@ def write(run: Run, card: Card, output: epath.PathLike) -> str:
     key, base = beginning.base(run, card.stage)
     source = files.parse(base, key, files.MODEL_SCHEMES) if base else None
     found = [path for pattern in PASSED_ON for path in (source.glob(pattern) if source and source.is_dir() else ())]
-    others = {path.name: path.read_bytes() for path in found}
+    others = {str(path.relative_to(source)): path.read_bytes() for path in found if path.is_file()}
     return exported.export(run, card.stage, output, {"README.md": model_card.write(card).encode(), **others})
 
 

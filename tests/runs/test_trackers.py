@@ -174,6 +174,14 @@ def test_a_tracker_that_hangs_delays_no_line_and_the_end_only_so_long(capsys):
     assert capsys.readouterr().out.endswith("it did not end within 0.05 seconds\n")
 
 
+def test_trackers_that_hang_share_the_time_at_the_end(capsys):
+    stuck = [Background(f"stuck {i}", threading.Event().wait, seconds=1.0) for i in range(5)]
+    began = time.monotonic()
+    trackers.Together(stuck).close()
+    assert time.monotonic() - began < 3  # one after the other would take 5 seconds
+    assert capsys.readouterr().out.count("did not end within 1 seconds\n") == 5
+
+
 @pytest.mark.parametrize("names", [("wandb", "wandb"), ("tensorboard",), "wandb", ([],)])
 def test_only_known_trackers_once_each(names):
     config = instructgpt.get_config().unlock()

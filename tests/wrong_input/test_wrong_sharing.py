@@ -81,11 +81,21 @@ def test_pickles(here, tmp_path):
 
 @fault(
     "a folder with other files",
-    "PATH: expected no folder, an empty one or one that was pulled before, found other files",
+    "PATH: expected no folder, an empty one or one with me/mine, found other files",
 )
 def test_other_files(here, tmp_path):
     (tmp_path / "a.txt").touch()
     hub.download("me/mine", tmp_path)
+
+
+@fault(
+    "a folder with another repository",
+    "PATH: expected no folder, an empty one or one with me/mine, found me/other",
+)
+def test_other_repository(here, tmp_path):
+    here.files["me/other"] = {"model.safetensors": b""}
+    hub.download("me/other", tmp_path / "base")
+    hub.download("me/mine", tmp_path / "base")
 
 
 @fault("a hub that does not answer", "me/mine: expected a connection to the hub, found ConnectError: TEXT")
