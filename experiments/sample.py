@@ -26,6 +26,7 @@ from instructjax import files, records
 from instructjax.conversation import Message, as_prompt
 from instructjax.data.layouts import Layout
 from instructjax.errors import InputError
+from instructjax.models.config import DECODING_DTYPES
 from instructjax.records import Prompt
 from instructjax.runs import folder, processes, progress
 from instructjax.stages import answers, rewards
@@ -66,6 +67,9 @@ _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "The maximum length of an answer, in tokens; by default data.max_response.", lower_bound=1
 )
 _STOP = flags.DEFINE_multi_string("stop", [], "Cut answers before this text; repeat the flag for several.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, DECODING_DTYPES, "The type of the weights that sample; by default that of training."
+)
 
 READ = ("seed", "evaluate.temperature", "evaluate.batch_size", "parallel.")  # keys that have an effect here
 
@@ -186,6 +190,7 @@ def _sampling(run: Run) -> Sampling:
         top_p=_TOP_P.value,
         max_tokens=_MAX_TOKENS.value,
         stop=tuple(_STOP.value),
+        dtype=_DTYPE.value or "",
     )
 
 

@@ -30,6 +30,7 @@ class Sampling:
       top_p: only the most likely tokens are drawn that together have this probability; 1 for all.
       max_tokens: the most tokens of an answer; None for the layout's `max_response`.
       stop: texts before which an answer is cut.
+      dtype: of the weights; see `TransformerConfig.decoding_dtype`.
     """
 
     temperature: float
@@ -38,6 +39,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    dtype: str = ""
 
 
 def answer(
@@ -63,7 +65,7 @@ def answer(
             )
         layout = dataclasses.replace(layout, max_response=sampling.max_tokens)
     sampler = samplers.make_sampler(
-        policy.model,
+        LanguageModel(dataclasses.replace(policy.model.config, decoding_dtype=sampling.dtype)),
         layout,
         temperature=sampling.temperature,
         batch_size=min(len(prompts), sampling.batch_size),
