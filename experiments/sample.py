@@ -27,6 +27,7 @@ from etils import epath
 from instructjax import files, records
 from instructjax.conversation import Message, as_prompt
 from instructjax.errors import InputError
+from instructjax.models.config import DECODING_DTYPES
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
 from instructjax.runs import folder, processes, progress
@@ -74,6 +75,9 @@ _REFILL = flags.DEFINE_integer(
     lower_bound=0,
 )
 _STOP = flags.DEFINE_multi_string("stop", [], "Cut answers before this text; repeat the flag for several.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, DECODING_DTYPES, "The type of the weights that sample; by default that of training."
+)
 
 READ = ("seed", "evaluate.temperature", "evaluate.batch_size", "parallel.")  # keys that have an effect here
 
@@ -192,6 +196,7 @@ def _sampling(run: Run) -> Sampling:
         max_tokens=_MAX_TOKENS.value,
         stop=tuple(_STOP.value),
         refill=_REFILL.value,
+        dtype=_DTYPE.value or "",
     )
 
 

@@ -352,6 +352,29 @@ def policy_loss(
     return masked_sum(jnp.maximum(plain, clipped), mask), metrics
 
 
+def importance_weights(
+    log_probs: Num[AnyArray, "B R"],
+    sampler_log_probs: Num[AnyArray, "B R"],
+    mask: Shaped[AnyArray, "B R"],
+    most: Scalar,
+) -> Float[Array, "B R"]:
+    """Computes truncated importance weights of tokens, as factors of their advantages: min(π(a_t) / μ(a_t), C).
+
+    They correct for a sampler whose distribution μ is not the policy π that the update starts from (Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl).
+    No gradient flows through them. Outside the mask they are 1.
+
+    Args:
+      log_probs: log π.
+      sampler_log_probs: log μ.
+      mask: 1 on the tokens of the response.
+      most: C, above 0, which bounds the variance.
+    """
+    _same_shape(log_probs=log_probs, sampler_log_probs=sampler_log_probs, mask=mask)
+    log_ratio = lax.stop_gradient(_log_ratio(log_probs, sampler_log_probs, mask))
+    return jnp.exp(jnp.minimum(log_ratio, jnp.log(most)))
+
+
 def ratio_deviation(
     log_probs: Num[AnyArray, "B R"], old_log_probs: Num[AnyArray, "B R"], mask: Shaped[AnyArray, "B R"]
 ) -> Float[Array, ""]:

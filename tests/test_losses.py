@@ -30,7 +30,7 @@ compiled = types.SimpleNamespace(
         name: jax.jit(getattr(losses, name))
         for name in (
             "log_probs entropy is_most_likely cross_entropy ranking_loss ranking_accuracy kl_rewards gae "
-            "masked_moments policy_loss ratio_deviation value_loss"
+            "masked_moments policy_loss importance_weights ratio_deviation value_loss"
         ).split()
     },
     whiten=jax.jit(losses.whiten, static_argnames="shift_mean"),
@@ -115,6 +115,11 @@ def test_minibatch_losses_agree_with_the_loops(minibatch, clip):
     close(metrics["clip_fraction"], (clipped, tokens))
     close(metrics["approx_kl"], (kl, tokens))
     close(compiled.ratio_deviation(log_probs, old_log_probs, mask), largest)
+    ratio = [
+        [min(math.exp(a - b), 1 + clip) if inside else 1.0 for a, b, inside in zip(*row, strict=True)]
+        for row in zip(log_probs, old_log_probs, mask, strict=True)
+    ]
+    close(compiled.importance_weights(log_probs, old_log_probs, mask, 1 + clip), ratio)
 
     total, clipped, tokens = loops.value_loss(*minibatch, clip)
     pair, metrics = compiled.value_loss(*minibatch, clip)
@@ -462,6 +467,17 @@ def test_padding_has_no_influence_on_a_maximum():
     """The numbers differ, because at a tie the gradient of a maximum is shared, even with padding."""
     mask = (np.arange(R) < np.array([[6], [2], [0], [1]])).astype(np.float32)
     laws.mask_is_respected(losses.ratio_deviation, (normal(0, B, R), normal(1, B, R), mask))
+
+
+def test_importance_weights_are_finite_constants():
+    """Whatever is on padding, and however unlikely a token was for the sampler."""
+    log_probs, sampler = np.array([[-1.0, np.nan, -1.0]]), np.array([[-1e4, np.inf, -1.0]])
+    found, gradient = (
+        function(log_probs, sampler, np.array([[1, 0, 1]]), 2.0)
+        for function in (losses.importance_weights, jax.grad(lambda *given: losses.importance_weights(*given).sum()))
+    )
+    close(found, [[2, 1, 1]], 1e-6)
+    close(gradient, np.zeros((1, 3)), 0)
 
 
 KL_REWARDS = functools.partial(losses.kl_rewards, beta=0.1)

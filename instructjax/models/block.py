@@ -18,13 +18,15 @@ from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LORA_A, LORA_B
 from instructjax.models.partitioning import constrain, mesh_of_context
+from instructjax.models.quantization import Quantized
 from instructjax.models.rotary import Rotations, rotate
 from instructjax.typing import Array, Index
 
 Hidden: TypeAlias = Float[Array, "B T d"]  # the residual stream
 Carry: TypeAlias = tuple[Hidden, Slots | None, Slots | None]  # with the keys and values of a cache
 
-TRANSPOSED = "transposed"  # the name of a kernel [features, d] in decoding; see `LanguageModel.decoding_params`
+# The name of a kernel [features, d] in decoding, which may be `Quantized`; see `LanguageModel.decoding_params`.
+TRANSPOSED = "transposed"
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
@@ -53,7 +55,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T features"]:
         config, width = self.config, x.shape[-1]
-        kernel: Array
+        kernel: Array | Quantized
         if self.has_variable("params", TRANSPOSED):
             spec, kernel = "td,fd->tf", self.get_variable("params", TRANSPOSED)
         else:
@@ -66,7 +68,10 @@ class Dense(nn.Module):
             flat = x.reshape(-1, width)
         else:
             spec = spec.replace("t", "bt")
-        y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+        if isinstance(kernel, Quantized):
+            y = matmul.einsum_of_quantized(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+        else:
+            y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
         if self.has_variable("params", LORA_A):
             y += self._low_rank(flat)
         if self.has_bias:

@@ -15,14 +15,15 @@ NORM_PLACEMENTS = ("pre", "post", "both")
 POSITIONS = ("learned", "rotary")
 ROTARY_SCALINGS = ("linear", "llama3", "yarn")
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
+DECODING_DTYPES = ("int8",)
 REMATS = ("none", "dense", "offload", "attention", "all")
 BIASES = ("all", "query_key_value", "none")
 QUERY_KEY_NORMS = ("none", "head", "width")
 
 # Fields that have no part in the function that a model computes: its arithmetic, and how it is run and started.
 _EXECUTION = frozenset(
-    "dropout dtype matmul_dtype param_dtype remat unroll cache_by_layer shard_length logits_chunk init_std "
-    "lora_alpha lora_dropout".split()
+    "dropout dtype matmul_dtype param_dtype decoding_dtype remat unroll cache_by_layer shard_length logits_chunk "
+    "init_std lora_alpha lora_dropout".split()
 )
 _ROTARY = ("rotary_base", "rotary_fraction", "rotary_scaling", "rotary_local_base", "rotary_amplitude")
 _SCALING = ("rotary_factor", "rotary_original_length", "rotary_slow", "rotary_fast")
@@ -79,6 +80,8 @@ class TransformerConfig:
         computes float32 products by default. It is also the fastest on a CPU with bfloat16
         matrix units, where all other operations are slow in bfloat16.
       param_dtype: of the parameters.
+      decoding_dtype: the dtype to which kernels and unembedding are rounded in decoding. "" means `matmul_dtype`;
+        "int8" reads fewer bytes per token, and changes results: see quantization.py.
       tied: whether the token embedding is also the unembedding, as in GPT-2 and GPT-3. Some
         imported models have a separate matrix.
       remat: what the backward pass computes again, to save memory; changes no result. "none": nothing. "dense":
@@ -136,6 +139,7 @@ class TransformerConfig:
     dtype: str = "float32"
     matmul_dtype: str = ""
     param_dtype: str = "float32"
+    decoding_dtype: str = ""
     tied: bool = True
     remat: str = "dense"
     unroll: int = 1
@@ -224,6 +228,7 @@ CHOICES = {
     "matmul_dtype": (*DTYPES, ""),
     "dtype": DTYPES,
     "param_dtype": DTYPES,
+    "decoding_dtype": ("", *DECODING_DTYPES),
 }
 
 

@@ -210,10 +210,10 @@ def iteration_flops(
     return total
 
 
-def weight_bytes(config: TransformerConfig) -> float:
-    """Computes the bytes of the matrices of a forward pass, in the dtype of its computation."""
+def weight_bytes(config: TransformerConfig, dtype: str = "") -> float:
+    """Computes the bytes of the matrices of a forward pass, in a dtype, or else in that of its computation."""
     embedding = config.vocab_size * config.d_model
-    return (config.num_layers * matrix_parameters(config) + embedding) * itemsize(config.dtype)
+    return (config.num_layers * matrix_parameters(config) + embedding) * itemsize(dtype or config.dtype)
 
 
 def activation_bytes(config: TransformerConfig, rows: int, length: int) -> float:
@@ -302,7 +302,7 @@ def decode_work(
     seen, passes = (slots, parts) if turns is None else (width, turns)
 
     def work(rows: int, tokens: int, slots: int, passes: int) -> Work:
-        read = passes * weight_bytes(config)
+        read = passes * weight_bytes(config, config.decoding_dtype)
         return Work(forward_flops(config, rows, tokens, 1, slots=slots), read, cache_bytes(config, rows, slots))
 
     prefill, token = work(rows // samples, width, seen, passes), work(rows, 1, slots, parts)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from instructjax.models.quantization import Quantized
 from instructjax.typing import Array
 
 FEW = 64  # on a CPU, swap the arrays if the first has at most this many rows
@@ -97,6 +98,26 @@ def _backward_of_rounded(
 
 
 einsum_of_rounded.defvjp(_forward_of_rounded, _backward_of_rounded)
+
+
+def einsum_of_quantized(
+    spec: str, x: Float[Array, "..."], y: Quantized, matmul_dtype: DTypeLike, dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """Computes `einsum` with a matrix in int8: sums of integers times x, then times the scale of each output.
+
+    It has no custom gradient, because decoding needs none.
+
+    Args:
+      spec: see `einsum`; the axis of outputs comes first in y and last in the result, as in "td,fd->tf".
+      x: the first factor.
+      y: the second factor, [outputs, inputs].
+      matmul_dtype: the dtype to which x is rounded. The integers are exact in it.
+      dtype: of the result.
+    """
+    # The barrier ties the conversion to x. Without it, XLA converts all matrices before a loop over tokens, which then
+    # reads the converted ones.
+    x, values = jax.lax.optimization_barrier((x, y.values))
+    return (_product(spec, x.astype(matmul_dtype), values.astype(matmul_dtype)) * y.scale).astype(dtype)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:

@@ -20,10 +20,12 @@ from instructjax.models import lora, matmul, partitioning
 from instructjax.models.block import TRANSPOSED, Hidden
 from instructjax.models.cache import Cache
 from instructjax.models.config import TransformerConfig
+from instructjax.models.quantization import Quantized, quantize
 from instructjax.models.trunk import Trunk
 from instructjax.typing import AnyArray, Array, Params
 
-ROUNDED = "rounded"  # the name of a rounded copy of the unembedding; see `LanguageModel.unembedding_params`
+# The name of a rounded copy of the unembedding, which may be `Quantized` in decoding; see `unembedding_params`.
+ROUNDED = "rounded"
 
 
 class _Model(nn.Module):
@@ -95,35 +97,49 @@ class LanguageModel(_Model):
         return self.trunk(tokens, segments, positions, cache, branches=branches, deterministic=deterministic)
 
     def decoding_params(self, params: Params) -> Params:
-        """Rounds and gathers the weights once, instead of in each step that reads them; changes no result.
+        """Rounds and gathers the weights once, instead of in each step that reads them.
 
-        Rounded kernels are also transposed, which makes products of few tokens faster on a CPU. On a mesh, all weights
-        are gathered over "fsdp" after they are rounded, and stay sharded over "tensor". Adapters are merged, which
-        changes results by rounding.
+        Changes no result, unless `config.decoding_dtype` rounds kernels and unembedding further. Rounded kernels are
+        also transposed, which makes products of few tokens faster on a CPU. On a mesh, all weights are gathered over
+        "fsdp" after they are rounded, and stay sharded over "tensor". Adapters are merged, which changes results by
+        rounding.
         """
         params = lora.merge(params, self.config.lora_alpha)
-        decoding: dict[tuple[str, ...], Array] = {}
+        matrix = self._unembedding(params)
+        decoding: dict[tuple[str, ...], Array | Quantized] = {}
         for path, leaf in flax.traverse_util.flatten_dict(params).items():
             name, dtype = path[-1], self._decoding_dtype(path[-1], leaf)
             axes = partitioning.weight_axes("/".join(path), leaf.ndim)
+            swapped = (*axes[:-2], *axes[:-3:-1])
+            if name == "kernel" and self.config.decoding_dtype:
+                decoding[(*path[:-1], TRANSPOSED)] = _gathered(quantize(leaf, inputs=-2), swapped)
+                continue
             if name == "kernel" and leaf.dtype != dtype:
                 # Rounded before it is moved, so that no float32 copy of another layout is made.
                 rounded = partitioning.constrain(leaf.astype(dtype), *axes).swapaxes(-1, -2)
-                name, leaf, axes = TRANSPOSED, rounded, (*axes[:-2], axes[-1], axes[-2])
+                name, leaf, axes = TRANSPOSED, rounded, swapped
             decoding[(*path[:-1], name)] = partitioning.gather_width(leaf.astype(dtype), axes)
-        return self.unembedding_params(flax.traverse_util.unflatten_dict(decoding))
+        params = flax.traverse_util.unflatten_dict(decoding)
+        if self.config.decoding_dtype:
+            return {**params, ROUNDED: _gathered(quantize(matrix), partitioning.WEIGHTS["unembedding"])}
+        return self.unembedding_params(params)
 
     def unembedding_params(self, params: Params) -> Params:
         """Rounds and gathers the unembedding once, instead of in each call of `unembed`; changes no result.
 
         The rounded copy has no gradient of its own: that of `unembed` goes to the unembedding.
         """
-        matrix = params["trunk"]["token_embedding"] if self.config.tied else params["unembedding"]
+        matrix = self._unembedding(params)
         dtype = jnp.dtype(self.config.resolved_matmul_dtype)
         if matrix.dtype == dtype and partitioning.mesh_of_context() is None:
             return params
         rounded = jax.lax.stop_gradient(matrix).astype(dtype)
         return {**params, ROUNDED: partitioning.gather_width(rounded, partitioning.WEIGHTS["unembedding"])}
+
+    def _unembedding(self, params: Params) -> Array:
+        """Returns the unembedding of a whole tree, which may be the token embedding."""
+        matrix: Array = params["trunk"]["token_embedding"] if self.config.tied else params["unembedding"]
+        return matrix
 
     def _decoding_dtype(self, name: str, leaf: Array) -> DTypeLike:
         """Returns the dtype to which all readers of a weight round it, or its own if they differ."""
@@ -141,8 +157,11 @@ class LanguageModel(_Model):
         if partitioning.mesh_of_context() is not None and hidden.ndim == 3:  # see `block.Dense`
             flat, spec = partitioning.constrain(hidden, *axes[:-1], None), "btd,vd->btv"
         dtype = _at_least_float32(hidden)
-        if self.has_variable("params", ROUNDED):
-            logits = matmul.einsum_of_rounded(spec, flat, self.get_variable("params", ROUNDED), matrix, dtype)
+        rounded: Array | Quantized | None = self.get_variable("params", ROUNDED)
+        if isinstance(rounded, Quantized):
+            logits = matmul.einsum_of_quantized(spec, flat, rounded, self.config.resolved_matmul_dtype, dtype)
+        elif rounded is not None:
+            logits = matmul.einsum_of_rounded(spec, flat, rounded, matrix, dtype)
         else:
             logits = matmul.einsum(spec, flat, matrix, self.config.resolved_matmul_dtype, dtype)
         logits = partitioning.constrain(logits.reshape(*hidden.shape[:-1], -1), *axes)
@@ -212,6 +231,12 @@ def graft_trunk(target_params: Params, source_params: Params) -> Params:
         found = ", ".join(f"{name} {source.get(name, 'absent')}" for name in differing)
         raise CheckpointError(f"trunk: expected {expected}; found {found}")
     return {**target_params, "trunk": jax.tree.map(jnp.copy, source_params["trunk"])}
+
+
+def _gathered(quantized: Quantized, axes: tuple[str | None, ...]) -> Quantized:
+    """Applies `partitioning.gather_width` to integers with these axes, and to their scales."""
+    values = partitioning.gather_width(quantized.values, axes)
+    return Quantized(values, partitioning.gather_width(quantized.scale, axes[:-1]))
 
 
 def _shapes(tree: Params) -> dict[str, str]:

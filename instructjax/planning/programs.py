@@ -309,7 +309,8 @@ def _ppo_phases(config: ml_collections.ConfigDict, with_text: bool) -> tuple[dic
     minibatches = rows // section.minibatch_size
     turns, rounds = refills(section, _devices(config)) if section.rollout_refill else (None, section.rollout_parts)
     samples = 1 if section.rollout_refill else section.samples_per_prompt
-    prefill, decode = flops.decode_work(shape, rows, data.max_prompt, data.max_response, rounds, turns, samples)
+    sampler = dataclasses.replace(shape, decoding_dtype=section.rollout_dtype)
+    prefill, decode = flops.decode_work(sampler, rows, data.max_prompt, data.max_response, rounds, turns, samples)
 
     def forward(rows: int) -> tuple[float, float]:
         return (

@@ -6,6 +6,7 @@ other sizes are in configs/instructgpt.py.
 
 from __future__ import annotations
 
+from instructjax.models.config import DECODING_DTYPES
 from instructjax.models.sizes import SIZES, is_size
 from instructjax.recipe.key import (
     AT_LEAST_0,
@@ -22,6 +23,7 @@ from instructjax.recipe.key import (
     UP_TO_1,
     Key,
     Range,
+    empty_or_one_of,
     integers,
     one_of,
     section,
@@ -174,6 +176,13 @@ PPO = section(
         "widths",
         "of prompts in a rollout: data.max_prompt and its halves; a part has prompts of similar lengths and the least "
         "width that holds them. Changes no token",
+    ),
+    rollout_dtype=Key(
+        "",
+        empty_or_one_of(*DECODING_DTYPES),
+        "",
+        'of the weights that sample rollouts; "": model.matmul_dtype; int8: fewer bytes, with importance weights; '
+        "docs/serving.md",
     ),
     temperature=Key(1.0, POSITIVE, "", "of the rollout", "C.4"),
     learning_rate=Key(8.06e-6, AT_LEAST_0, "", "of the policy, constant", "silent; E.9: 2.55e-6 to 2.55e-5"),

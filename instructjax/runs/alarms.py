@@ -33,7 +33,7 @@ def warn_of_negative_kl(place: str, values: Mapping[str, float]) -> None:
             )
 
 
-def check_metrics(config: ml_collections.ConfigDict) -> CheckMetrics:
+def check_metrics(config: ml_collections.ConfigDict, rollout_dtype: str = "") -> CheckMetrics:
     """Returns `check_metrics(place, values)` for `loop.Callbacks`.
 
     It raises an InvariantError or a DivergenceError, or prints a warning, as the recipe's `invariants` and
@@ -41,12 +41,14 @@ def check_metrics(config: ml_collections.ConfigDict) -> CheckMetrics:
 
     Args:
       config: a whole recipe.
+      rollout_dtype: of the stage's section. If it is given, the sampler has the limits of low precision.
     """
+    sampler: invariants.Precision | None = "low" if rollout_dtype else None
     precision = invariants.precision(config.model.matmul_dtype or config.model.dtype)
     limits = guards.from_config(config.guards)
 
     def check(place: str, values: Mapping[str, float]) -> None:
-        invariants.enforce(place, values, precision=precision, action=config.invariants)
+        invariants.enforce(place, values, precision=precision, action=config.invariants, sampler=sampler)
         guards.enforce(place, values, limits, config.guards.action)
         warn_of_negative_kl(place, values)
 

@@ -98,12 +98,13 @@ def precision(dtype: str) -> Precision:
     return "float32" if float(product[0, 0]) == fine else "low"
 
 
-def violations(values: Mapping[str, float], precision: Precision) -> list[str]:
+def violations(values: Mapping[str, float], precision: Precision, sampler: Precision | None = None) -> list[str]:
     """Returns a line for each metric that is not finite or breaks an invariant.
 
     Args:
       values: metrics by name; metrics without an invariant need only be finite.
       precision: which limits to use.
+      sampler: which limits to use for the invariants of the sampler, if it has another precision.
     """
     found = []
     for name, value in values.items():
@@ -113,13 +114,16 @@ def violations(values: Mapping[str, float], precision: Precision) -> list[str]:
                 f"{name}: expected a finite number, found {value}: a network, its input or its loss overflowed"
             )
         elif invariant is not None:
-            limit = invariant.limit if precision == "float32" else invariant.low_precision_limit
+            applies = sampler if sampler and name.startswith("sampler_") else precision
+            limit = invariant.limit if applies == "float32" else invariant.low_precision_limit
             if value > limit:
                 found.append(f"{name}: expected at most {limit:g}, found {value:.3g}: {invariant.meaning}")
     return found
 
 
-def enforce(place: str, values: Mapping[str, float], *, precision: Precision, action: str) -> None:
+def enforce(
+    place: str, values: Mapping[str, float], *, precision: Precision, action: str, sampler: Precision | None = None
+) -> None:
     """Raises an error or prints a warning if an invariant does not hold.
 
     Args:
@@ -127,11 +131,12 @@ def enforce(place: str, values: Mapping[str, float], *, precision: Precision, ac
       values: see `violations`.
       precision: see `violations`.
       action: "stop" or "warn".
+      sampler: see `violations`.
 
     Raises:
       InvariantError: all violations, if the action is to stop.
     """
-    found = violations(values, precision)
+    found = violations(values, precision, sampler)
     if found and action == "stop":
         raise InvariantError("; ".join(f"{place}: {line}" for line in found))
     for line in found:

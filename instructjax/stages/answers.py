@@ -38,6 +38,7 @@ class Sampling:
       stop: texts before which an answer is cut.
       refill: with continuous batching, a device is refilled once this many of its rows are idle; 0 answers one batch
         after the other. Changes no answer.
+      dtype: of the weights; see `TransformerConfig.decoding_dtype`.
     """
 
     temperature: float
@@ -47,6 +48,7 @@ class Sampling:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     refill: int = 0
+    dtype: str = ""
 
 
 def answer(
@@ -71,8 +73,11 @@ def answer(
                 f"max_tokens: expected at most model.max_length - data.max_prompt = {room}, found {sampling.max_tokens}"
             )
         layout = dataclasses.replace(layout, max_response=sampling.max_tokens)
+    model = policy.model
+    if sampling.dtype:
+        model = LanguageModel(dataclasses.replace(model.config, decoding_dtype=sampling.dtype))
     sampler = samplers.make_sampler(
-        policy.model,
+        model,
         layout,
         temperature=sampling.temperature,
         batch_size=min(len(prompts), sampling.batch_size),

@@ -6,6 +6,7 @@ value network (PPO), or from several responses to a prompt (RLOO, GRPO).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -221,6 +222,8 @@ def make_learners(
 ) -> tuple[Learner, Learner | None]:
     """Returns the policy and the value network, if there is one, each with its optimizer.
 
+    The policy decodes in the section's `rollout_dtype`.
+
     Args:
       config: a whole recipe.
       section: its section `ppo`, or one with the same keys.
@@ -234,6 +237,7 @@ def make_learners(
         return Learner(model, optimizer.adam(config.optimizer, schedule, section.weight_decay))
 
     value = None if critic is None else learner(critic, section.value_learning_rate)
+    policy = LanguageModel(dataclasses.replace(policy.config, decoding_dtype=section.rollout_dtype))
     return learner(policy, section.learning_rate), value
 
 

@@ -328,7 +328,7 @@ class Stage:
             self.begin()
         callbacks = dataclasses.replace(
             callbacks or Callbacks(),
-            check_metrics=alarms.check_metrics(self.config),
+            check_metrics=alarms.check_metrics(self.config, self.section.get("rollout_dtype", "")),
             draw=functools.partial(curves.redraw, self.directory),
             writers=trackers.opener(self.config, self.directory, self.run.workdir.name),
         )

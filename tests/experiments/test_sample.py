@@ -1,5 +1,6 @@
 """Tests that `sample.py` takes prompts as they are, compares policies, chooses by reward, and chats."""
 
+import dataclasses
 import json
 import weakref
 
@@ -8,11 +9,14 @@ import pytest
 
 from instructjax.conversation import Conversation, Message
 from instructjax.data.layouts import Layout
+from instructjax.models.transformer import LanguageModel
+from instructjax.rollout import samplers
 from instructjax.runs import processes
 from instructjax.stages import answers, rewards
 from instructjax.stages.run import Run
+from instructjax.stages.trained import Trained
 from instructjax.text.sentencepiece import SentencePieceTokenizer
-from tests import scripts
+from tests import fakes, scripts
 from tests.recipes import LINES
 
 LAYOUT = Layout(SentencePieceTokenizer.train(LINES, 290), "\n", max_prompt=80, max_response=20)
@@ -76,6 +80,21 @@ def test_only_the_first_process_writes_the_file(tmp_path, asked, monkeypatch):
     monkeypatch.setattr(processes, "first", lambda function: None)
     scripts.run("sample.py", f"--workdir={tmp_path}", f"--output={tmp_path}/out.jsonl", "--prompt=a")
     assert asked == ["a"] and not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_flag_chooses_the_dtype_of_the_weights(tmp_path, monkeypatch):
+    models = []
+
+    def make_sampler(model, *given, **keys):
+        models.append(model)
+        return lambda params, prompts, key: iter([(None, ["red"])])
+
+    policy = Trained(LanguageModel(fakes.CONFIG), {}, LAYOUT.tokenizer)
+    monkeypatch.setattr(Run, "open_policy", lambda run, stage, step: (policy, LAYOUT))
+    monkeypatch.setattr(samplers, "make_sampler", make_sampler)
+    for flags in ([], ["--dtype=int8"]):
+        assert "-> red" in scripts.run("sample.py", f"--workdir={tmp_path}", "--prompt=a", *flags)
+    assert models == [LanguageModel(dataclasses.replace(fakes.CONFIG, decoding_dtype=dtype)) for dtype in ("", "int8")]
 
 
 def test_policies_are_printed_side_by_side_with_rewards(tmp_path, asked):

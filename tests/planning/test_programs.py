@@ -167,6 +167,17 @@ def test_each_device_refills_its_own_rows(config):
     assert program.phases["decode"].weight_bytes == 3 * (config.data.max_response - 1) * weights
 
 
+@pytest.mark.slow
+def test_rollouts_in_int8_read_a_byte_per_weight(config):
+    int8, given = (
+        programs.build("ppo rollout", plan.override(config, {"ppo.rollout_dtype": dtype})).phases
+        for dtype in ("int8", "")
+    )
+    size = flops.itemsize(config.model.dtype)
+    assert size > 1 and size * int8["decode"].weight_bytes == given["decode"].weight_bytes
+    assert int8["decode"].bytes == given["decode"].bytes and int8["decode"].flops == given["decode"].flops
+
+
 def test_more_devices_than_rows_are_an_obstacle(config):
     changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 4, "ppo.rollout_refill": 1}
     program = programs.build("ppo rollout", plan.override(config, changes | {"parallel.data": 32}))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs import instructgpt
+from configs import instructgpt, sandbox
 from instructjax.errors import DivergenceError, InvariantError
 from instructjax.runs import alarms
 
@@ -23,6 +23,15 @@ def test_sound_metrics_pass(capsys):
 def test_an_invariant_stops():
     with pytest.raises(InvariantError, match="^ppo, step 3: loss: expected a finite number, found nan"):
         checked({"loss": math.nan})
+
+
+def test_only_the_sampler_has_other_limits_with_rollouts_in_int8():
+    config = sandbox.get_config()
+    sampled, updated = {"sampler_kl": 1e-3, "sampler_deviation": 0.5}, {"first_approx_kl": 1e-3}
+    alarms.check_metrics(config, rollout_dtype="int8")("ppo, step 3", sampled)
+    for values, rollout_dtype in ((sampled, ""), (updated, "int8"), ({"sampler_kl": 0.1}, "int8")):
+        with pytest.raises(InvariantError, match=f"^ppo, step 3: {next(iter(values))}: expected at most"):
+            alarms.check_metrics(config, rollout_dtype)("ppo, step 3", values)
 
 
 def test_an_invariant_warns_if_the_recipe_says_so(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -132,3 +133,18 @@ def test_ppo_can_start_from_a_policy_of_ppo(trained):
     assert line["initial_kl"] == 0 and line["kl"] == pytest.approx(0, abs=1e-5)
     expected, found = trained.load_policy("ppo").params, run.load_policy("ppo_ptx").params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, found)
+
+
+def test_rollouts_in_int8_resume_bit_for_bit(trained, tmp_path):
+    config, home = changed(trained.config, ppo__rollout_dtype="int8"), trained.workdir
+    shutil.copytree(home, tmp_path / "run", ignore=lambda place, names: ["ppo"] if str(place) == str(home) else [])
+    run = Run(config, tmp_path / "run", "name")
+    ppo.run(run)
+    checkpoints, expected = run.directory("ppo") / "checkpoints", lines(run)
+    saved = checkpoint_files.read_content(checkpoints / str(ITERATIONS))["arrays"]
+    assert all(1e-8 < line["sampler_kl"] < 1e-3 and line["first_ratio_deviation"] < 1e-5 for line in expected[1:])
+    shutil.rmtree(checkpoints / str(ITERATIONS))
+    (run.directory("ppo") / "summary.json").unlink()
+    ppo.run(Run(config, tmp_path / "run", "name"))
+    assert checkpoint_files.read_content(checkpoints / str(ITERATIONS))["arrays"] == saved
+    assert lines(run)[-1]["kl"] == expected[-1]["kl"]

@@ -302,14 +302,15 @@ def assert_same_iterations(found, expected, apart=("rollout_padding",)):
 
 
 @functools.cache
-def sampled(layout, refill=0):
+def sampled(layout, refill=0, dtype=""):
     """Samples a batch of episodes; with refill, in half as many rows as prompts."""
+    model = LanguageModel(dataclasses.replace(CONFIG, decoding_dtype=dtype))
     draw = functools.partial(refilling.sample, rows=B, refill=refill) if refill else sampling.sample
     with on(layout):
         params = parallel.build(lambda params: params, fakes.params(MODEL, noise=0.1))
         sample = jax.jit(
             lambda params, prompts: draw(
-                MODEL,
+                model,
                 params,
                 prompts,
                 sampling.row_keys(KEY, 2 * B),
@@ -327,7 +328,16 @@ def sampled(layout, refill=0):
     slow_but({("data", 0), ("all three", 1)}, [name for name in OTHERS if name != "pmap"], [0, 1]),
 )
 def test_sampled_tokens_are_the_same_on_every_mesh(layout, refill):
-    found, expected = sampled(layout, refill), sampled("one device")
+    assert_same_samples(sampled(layout, refill), sampled("one device"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [name for name in OTHERS if name != "pmap"])
+def test_weights_in_int8_sample_the_same_tokens_on_every_mesh(layout):
+    assert_same_samples(sampled(layout, dtype="int8"), sampled("one device", dtype="int8"))
+
+
+def assert_same_samples(found, expected):
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
     assert len(np.unique(expected.tokens)) > CONFIG.vocab_size // 2

@@ -34,6 +34,11 @@ def test_stages():
     run("ppo.py", "--stages=rl")
 
 
+@fault("an unknown type of weights that sample", "flag --dtype=int4: value should be one of <int8>")
+def test_dtype_of_samples():
+    run("sample.py", "--prompt=a", "--dtype=int4")
+
+
 @fault("a missing flag", "--output: expected a value, found none")
 def test_required():
     run("export_weights.py", "--stage=sft")

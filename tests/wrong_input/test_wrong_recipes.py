@@ -415,6 +415,11 @@ def test_matmul_dtype(tmp_path):
     run_with(tmp_path, model__matmul_dtype="int8")
 
 
+@fault("an unknown dtype of rollouts", "ppo.rollout_dtype: expected \"\" or one of int8, found 'int4'")
+def test_rollout_dtype(tmp_path):
+    run_with(tmp_path, ppo__rollout_dtype="int4")
+
+
 @fault(
     "weights in half precision",
     "model.param_dtype: expected float32 or float64, because bfloat16 rounds away updates of 1e-5, found 'bfloat16'; "
