@@ -129,6 +129,8 @@ def _called_lines(name: str, lines: dict[str, list[str]]) -> list[str]:
 
 def _read(match: re.Match[str], line: str, loops: int, runs: int, *, is_scattered: bool) -> Collective:
     shape, operation, is_start = match.groups()
+    if is_start and shape.startswith("(("):  # the arguments come first, in a tuple of their own
+        shape, is_start = shape[shape.index("), ") :], None
     arrays = [
         (kind + bits, math.prod(int(size) for size in sizes.split(",") if size), int(bits or 8) / 8)
         for kind, bits, sizes in _ARRAY.findall(shape)
