@@ -17,7 +17,7 @@ from instructjax.models.attention import Visible, attention, fused_kernel, is_lo
 from instructjax.models.cache import Slots, append
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LORA_A, LORA_B
-from instructjax.models.partitioning import constrain, mesh_of_context
+from instructjax.models.partitioning import constrain, devices_of, mesh_of_context
 from instructjax.models.quantization import Quantized
 from instructjax.models.rotary import Rotations, rotate
 from instructjax.typing import Array, Index
@@ -213,8 +213,7 @@ class Block(nn.Module):
         """Prepares the input of a sublayer."""
         if self.config.norm_placement != "post":
             x = norm(self.config, name)(x)
-        # Gathered along the sequence once, not once for each dense layer that reads it.
-        return constrain(x, "batch", None, None)
+        return gather_length(self.config, x)
 
     def _after(self, name: str, x: Hidden) -> Hidden:
         """Prepares the output of a sublayer."""
@@ -224,6 +223,30 @@ class Block(nn.Module):
 def between_blocks(config: TransformerConfig, x: Hidden) -> Hidden:
     """Shards the residual stream by rows and by position where it is saved for the backward pass."""
     return constrain(x, "batch", "length" if config.shard_length else None, None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gather_length(config: TransformerConfig, x: Hidden) -> Hidden:
+    """Gathers the input of a sublayer along the sequence, once for all dense layers that read it.
+
+    On a mesh with "tensor" the result is at least float32. The gradient is a sum over the dense layers and over the
+    devices of "tensor". If the first sum is rounded only once, XLA for GPUs and TPUs swaps the two and reduces one
+    array instead of one for each dense layer. It then scatters that along the sequence, as the conjugate of the gather
+    (Korthikanti et al. 2022, section 4.2.2).
+    """
+    x = constrain(x, "batch", None, None)
+    return x if devices_of("heads") == 1 else x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _gather_length_forward(config: TransformerConfig, x: Hidden) -> tuple[Hidden, None]:
+    return gather_length(config, x), None
+
+
+def _gather_length_backward(config: TransformerConfig, _: None, cotangent: Hidden) -> tuple[Hidden]:
+    return (between_blocks(config, cotangent.astype(config.dtype)),)
+
+
+gather_length.defvjp(_gather_length_forward, _gather_length_backward)
 
 
 class RMSNorm(nn.Module):

@@ -16,6 +16,8 @@ _ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 _LIMIT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+# On a TPU, a reduce-scatter is a fusion of an all-reduce with the slices of its results, named so.
+_SCATTERED = "all-reduce-scatter"
 # Groups as "{{0,2},{1,3}}", "[2,4]<=[8]" (2 groups of 4) or "mesh['a'=2,'b'=4] {'b'}".
 _LISTED, _COUNTED = re.compile(r"replica_groups=\{\{([\d,]+)\}"), re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -81,9 +83,11 @@ def collectives(text: str) -> list[Collective]:
     for name, body in lines.items():
         for number, line in enumerate(body):
             if match := _COLLECTIVE.search(line):
-                channel = _CHANNEL.search(line)
-                # A collective that overlaps with fusions is written into each of them, with one channel.
-                found.setdefault(channel[1] if channel else f"{name} {number}", _read(match, line, *around(name)))
+                one, channel = _read(match, line, *around(name), is_scattered=_SCATTERED in name), _CHANNEL.search(line)
+                # A collective that overlaps with fusions is written into each of them, with one channel. Collectives of
+                # other kinds or sizes may have the same channel.
+                place = f"{channel[1]} {one.operation} {one.elements}" if channel else f"{name} {number}"
+                found.setdefault(place, one)
     return list(found.values())
 
 
@@ -123,14 +127,18 @@ def _called_lines(name: str, lines: dict[str, list[str]]) -> list[str]:
     return [line for inner in called for line in lines.get(inner, [])]
 
 
-def _read(match: re.Match[str], line: str, loops: int, runs: int) -> Collective:
+def _read(match: re.Match[str], line: str, loops: int, runs: int, *, is_scattered: bool) -> Collective:
     shape, operation, is_start = match.groups()
+    if is_start and shape.startswith("(("):  # the arguments come first, in a tuple of their own
+        shape, is_start = shape[shape.index("), ") :], None
     arrays = [
         (kind + bits, math.prod(int(size) for size in sizes.split(",") if size), int(bits or 8) / 8)
         for kind, bits, sizes in _ARRAY.findall(shape)
     ]
     dtype, elements, _ = max(arrays, key=lambda array: array[1])
     size, devices = sum(count * width for _, count, width in arrays), _devices(line)
+    if is_scattered and operation == "all-reduce":
+        return Collective("reduce-scatter", dtype, elements // devices, size / devices, devices, loops, runs)
     if is_start and operation == "all-gather":  # the arguments are in the tuple, too
         size *= devices / (devices + 1)
     elif is_start and operation == "collective-permute":

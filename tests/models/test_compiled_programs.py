@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from instructjax import losses
+from instructjax import accelerators, losses
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
-from instructjax.models import unembedding
+from instructjax.models import block, unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import chips
@@ -103,6 +103,20 @@ def test_the_devices_of_tensor_share_the_logits_of_a_chunk(vocabulary):
     assert [(one.dtype, one.loops) for one in gathered] == [("f16", 0)]
 
 
+def test_gradients_of_the_layers_that_read_an_input_are_rounded_once_summed():
+    """So that their sum is reduced over "tensor", not each of them. In bfloat16, 1 + 2^-8 is rounded to 1."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+
+    def read(x):
+        x = block.gather_length(config, x)
+        return sum((x * jnp.asarray(weight, jnp.bfloat16)).sum() for weight in (2**-8, 2**-8, 1))
+
+    x = jnp.ones((8, 2, 4), jnp.bfloat16)
+    assert set(jax.jit(jax.grad(read))(x).ravel().tolist()) == {1.0}
+    with on_mesh():
+        assert set(jax.jit(jax.grad(read))(x).ravel().tolist()) == {1 + 2**-7}
+
+
 DATA = {"data": 8, "fsdp": 1, "tensor": 1}
 
 
@@ -175,3 +189,30 @@ def test_decoding_on_a_tpu_gathers_no_weights_in_its_loops():
 def test_gradients_of_microbatches_are_reduced_once_on_tpus():
     mesh = parallel.make_mesh((4, 1, 1), chips.devices(chips.parse("v5e:2x2")))
     assert set(reductions(jax.set_mesh(mesh))) == {0}
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("v5e:2x2", marks=pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no libtpu")),
+        pytest.param("h100:4", marks=pytest.mark.skipif(not accelerators.has_cuda_plugin(), reason="no CUDA plugin")),
+    ],
+)
+def test_a_layer_scatters_five_sums_over_tensor(name):
+    """Those of attention and feed-forward, of attention once more in the backward pass, and of two input gradients."""
+    rows, length, tensor = 4, 64, 4
+    model = LanguageModel(dataclasses.replace(CONFIG, dtype="bfloat16", remat="all", max_length=length))
+
+    def gradient(params, batch):
+        return summed_gradient(objectives.language_model_loss(model), params, batch, None)
+
+    with jax.set_mesh(parallel.make_mesh((1, 1, tensor), chips.devices(chips.parse(name)))):
+        tokens = array((rows, length))
+        batch = LMBatch(tokens, tokens, tokens, array((rows, length), jnp.float32))
+        text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+    # Sums of [B, T, d] in float32. Those of the head are in bfloat16.
+    sums = [one for one in collectives(text) if one.loops == 1 and "reduce" in one.operation and one.dtype == "f32"]
+    assert {one.operation for one in sums} == {"reduce-scatter"}
+    assert sum(one.bytes for one in sums) == 5 * rows * length * CONFIG.d_model * 4 / tensor

@@ -69,3 +69,28 @@ def test_forms_that_a_compiler_for_tpus_writes():
         ]
     )
     assert collectives(text) == [Collective("all-gather", "bf16", 32, 64.0, devices=4, loops=1, runs=3)]
+
+
+def test_a_reduce_scatter_that_a_compiler_for_tpus_writes_as_an_all_reduce():
+    """It has the channel of another collective."""
+    text = "\n".join(
+        [
+            "%all-reduce-scatter.4.clone (a: f32[4,8], b: f32[4,8]) -> (f32[2,8], f32[2,8]) {",
+            "  %r = (f32[4,8]{1,0}, f32[4,8]{1,0}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1},{2,3}}",
+            "}",
+            "ENTRY %main (a: f32[4,8], b: f32[4,8], c: bf16[1,8]) -> (f32[2,8], f32[2,8]) {",
+            "  %g = bf16[4,8]{1,0} all-gather(%c), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}",
+            "  ROOT %s = (f32[2,8], f32[2,8]) fusion(%a, %b), kind=kCustom, calls=%all-reduce-scatter.4.clone",
+            "}",
+        ]
+    )
+    found = {one.operation: one for one in collectives(text)}
+    assert found["all-gather"] == Collective("all-gather", "bf16", 32, 64.0, devices=4, loops=0, runs=1)
+    assert found["reduce-scatter"] == Collective("reduce-scatter", "f32", 16, 128.0, devices=2, loops=0, runs=1)
+    assert found["reduce-scatter"].sent == 128  # half of both arrays
+
+
+def test_arguments_of_an_operation_that_a_compiler_for_gpus_starts_are_not_counted():
+    start = "  %r = ((f32[4,8]{1,0}), f32[2,8]{1,0}) reduce-scatter-start(%a), channel_id=1, replica_groups=[2,2]<=[4]"
+    text = "\n".join(["ENTRY %main (a: f32[4,8]) -> f32[2,8] {", start, "}"])
+    assert collectives(text) == [Collective("reduce-scatter", "f32", 16, 64.0, devices=2, loops=0, runs=1)]
