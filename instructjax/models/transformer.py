@@ -104,24 +104,19 @@ class LanguageModel(_Model):
         "fsdp" after they are rounded, and stay sharded over "tensor". Adapters are merged, which changes results by
         rounding.
         """
-        params = lora.merge(params, self.config.lora_alpha)
-        matrix = self._unembedding(params)
+        merged = lora.merge(params, self.config.lora_alpha)
         decoding: dict[tuple[str, ...], Array | Quantized] = {}
-        for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        for path, leaf in flax.traverse_util.flatten_dict(merged).items():
             name, dtype = path[-1], self._decoding_dtype(path[-1], leaf)
             axes = partitioning.weight_axes("/".join(path), leaf.ndim)
-            swapped = (*axes[:-2], *axes[:-3:-1])
-            if name == "kernel" and self.config.decoding_dtype:
-                decoding[(*path[:-1], TRANSPOSED)] = _gathered(quantize(leaf, inputs=-2), swapped)
-                continue
-            if name == "kernel" and leaf.dtype != dtype:
-                # Rounded before it is moved, so that no float32 copy of another layout is made.
-                rounded = partitioning.constrain(leaf.astype(dtype), *axes).swapaxes(-1, -2)
-                name, leaf, axes = TRANSPOSED, rounded, swapped
-            decoding[(*path[:-1], name)] = partitioning.gather_width(leaf.astype(dtype), axes)
+            if name == "kernel" and (self.config.decoding_dtype or leaf.dtype != dtype):
+                decoding[(*path[:-1], TRANSPOSED)] = self._transposed(leaf, axes)
+            else:
+                decoding[path] = partitioning.gather_width(leaf.astype(dtype), axes)
         params = flax.traverse_util.unflatten_dict(decoding)
         if self.config.decoding_dtype:
-            return {**params, ROUNDED: _gathered(quantize(matrix), partitioning.WEIGHTS["unembedding"])}
+            unembedding = quantize(self._unembedding(merged))
+            return {**params, ROUNDED: _gathered(unembedding, partitioning.WEIGHTS["unembedding"])}
         return self.unembedding_params(params)
 
     def unembedding_params(self, params: Params) -> Params:
@@ -135,6 +130,15 @@ class LanguageModel(_Model):
             return params
         rounded = jax.lax.stop_gradient(matrix).astype(dtype)
         return {**params, ROUNDED: partitioning.gather_width(rounded, partitioning.WEIGHTS["unembedding"])}
+
+    def _transposed(self, kernel: Array, axes: tuple[str | None, ...]) -> Array | Quantized:
+        """Rounds, transposes and gathers the kernels of all layers, whose axes have these names."""
+        swapped = (*axes[:-2], axes[-1], axes[-2])
+        # Rounded before it is moved, so that no float32 copy of another layout is made.
+        if self.config.decoding_dtype:
+            return _gathered(quantize(kernel, inputs=-2), swapped)
+        rounded = partitioning.constrain(kernel.astype(self.config.resolved_matmul_dtype), *axes)
+        return partitioning.gather_width(rounded.swapaxes(-1, -2), swapped)
 
     def _unembedding(self, params: Params) -> Array:
         """Returns the unembedding of a whole tree, which may be the token embedding."""

@@ -63,7 +63,7 @@ def as_floats(prepared):
     "config",
     [
         fakes.DECODER,
-        dataclasses.replace(decoders.LLAMA, cache_by_layer=True),
+        pytest.param(dataclasses.replace(decoders.LLAMA, cache_by_layer=True), marks=pytest.mark.slow),
         pytest.param(decoders.GEMMA, marks=pytest.mark.slow),
         pytest.param(dataclasses.replace(fakes.DECODER, tied=False, dtype="bfloat16"), marks=pytest.mark.slow),
     ],
@@ -88,6 +88,7 @@ def test_decoding_computes_the_function_of_the_weights_that_int8_stands_for(conf
     assert np.abs(found - exact).max() > tolerance / 50  # int8 is another function, so this test can fail
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_before_weights_are_quantized():
     config = dataclasses.replace(fakes.DECODER, decoding_dtype="int8")
     model, params = LanguageModel(config), fakes.params(LanguageModel(config))
