@@ -235,7 +235,10 @@ def gather_length(config: TransformerConfig, x: Hidden) -> Hidden:
     (Korthikanti et al. 2022, section 4.2.2).
     """
     x = constrain(x, "batch", None, None)
-    return x if devices_of("heads") == 1 else x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if devices_of("heads") == 1:
+        return x
+    # Without the barrier, XLA for GPUs widens some of the arrays before it gathers them.
+    return jax.lax.optimization_barrier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _gather_length_forward(config: TransformerConfig, x: Hidden) -> tuple[Hidden, None]:

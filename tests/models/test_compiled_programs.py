@@ -200,10 +200,11 @@ def test_gradients_of_microbatches_are_reduced_once_on_tpus():
         pytest.param("h100:4", marks=pytest.mark.skipif(not accelerators.has_cuda_plugin(), reason="no CUDA plugin")),
     ],
 )
-def test_a_layer_scatters_five_sums_over_tensor(name):
-    """Those of attention and feed-forward, of attention once more in the backward pass, and of two input gradients."""
+def test_a_layer_scatters_five_sums_over_tensor_and_gathers_six_activations(name):
+    """The sums: both sublayers, attention once more in the backward pass, and the gradients of both inputs."""
     rows, length, tensor = 4, 64, 4
-    model = LanguageModel(dataclasses.replace(CONFIG, dtype="bfloat16", remat="all", max_length=length))
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", remat="all", max_length=length, logits_chunk=128)
+    model = LanguageModel(config)
 
     def gradient(params, batch):
         return summed_gradient(objectives.language_model_loss(model), params, batch, None)
@@ -212,7 +213,11 @@ def test_a_layer_scatters_five_sums_over_tensor(name):
         tokens = array((rows, length))
         batch = LMBatch(tokens, tokens, tokens, array((rows, length), jnp.float32))
         text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
-    # Sums of [B, T, d] in float32. Those of the head are in bfloat16.
-    sums = [one for one in collectives(text) if one.loops == 1 and "reduce" in one.operation and one.dtype == "f32"]
+    numbers, found = rows * length * config.d_model, collectives(text)
+    found = [one for one in found if one.loops == 1 and one.elements * tensor >= numbers]
+    # The sums of the head are in bfloat16, and its gathers are of a chunk.
+    sums = [one for one in found if "reduce" in one.operation and one.dtype == "f32"]
     assert {one.operation for one in sums} == {"reduce-scatter"}
-    assert sum(one.bytes for one in sums) == 5 * rows * length * CONFIG.d_model * 4 / tensor
+    assert sum(one.bytes for one in sums) == 5 * numbers * 4 / tensor
+    gathers = [one for one in found if one.operation == "all-gather" and one.elements == numbers]
+    assert sum(one.bytes for one in gathers) == 6 * numbers * 2
