@@ -1,6 +1,6 @@
 """Compares a policy that decodes with weights in int8 with the same policy as trained: bytes, KL, answers and speed.
 
-    python experiments/benchmarks/int8.py --workdir=runs/sandbox --stage=ppo_ptx
+    python experiments/benchmarks/int8.py --workdir=runs/sandbox --measured=ppo_ptx
 
 The KL divergence is that of whole vocabularies, before each token of answers that the policy as trained samples at
 temperature 1. The last line has what PPO would measure of rollouts in int8: `sampler_deviation` and `sampler_kl`. Rates
@@ -32,9 +32,9 @@ import command_line
 
 from benchmarks.tables import markdown, number
 
-_STAGE = flags.DEFINE_string("stage", "ppo_ptx", "The stage of the policy.")
-_PROMPTS = flags.DEFINE_integer("prompts", 400, "The first test prompts are answered.", lower_bound=2)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)
+_MEASURED = flags.DEFINE_string("measured", "ppo_ptx", "The stage whose policy is measured.")
+_ANSWERED = flags.DEFINE_integer("answered", 400, "The first test prompts are answered.", lower_bound=2)
+_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each side.", lower_bound=1)
 
 
 def decoded_bytes(model, params):
@@ -78,8 +78,8 @@ def log_ratios(model, params, episodes):
 
 def main(run):
     """Prints a table with a row for each type of weights."""
-    policy, layout = run.open_policy(_STAGE.value)
-    prompts = [record.prompt for record in run.records(Prompt, "test")[: _PROMPTS.value]]
+    policy, layout = run.open_policy(_MEASURED.value)
+    prompts = [record.prompt for record in run.records(Prompt, "test")[: _ANSWERED.value]]
     plain, int8 = (
         LanguageModel(dataclasses.replace(policy.model.config, decoding_dtype=dtype)) for dtype in ("", "int8")
     )
@@ -91,7 +91,7 @@ def main(run):
         kl, mask = divergence(plain, policy.params, int8, episodes), np.asarray(episodes.response_mask) > 0
         greedy = [samplers.make_sampler(model, layout, temperature=0.0, batch_size=size) for model in (plain, int8)]
         answers, rates = [], []
-        for _ in range(1 + _ROUNDS.value):  # the first turn compiles
+        for _ in range(1 + _TURNS.value):  # the first turn compiles
             answers, seconds = [], []
             for sampler in greedy:
                 began = time.monotonic(), time.process_time()
