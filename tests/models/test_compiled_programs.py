@@ -56,7 +56,11 @@ def sampler(model):
 
 @pytest.mark.parametrize(
     "tied, dtype, decoding_dtype, kernels, embedding",
-    [(True, "float32", "", "f32", "f32"), (False, "float16", "", "f16", "f16"), (False, "float16", "int8", "s8", "f16")],
+    [
+        (True, "float32", "", "f32", "f32"),
+        (False, "float16", "", "f16", "f16"),
+        (False, "float16", "int8", "s8", "f16"),
+    ],
 )
 def test_decoding_gathers_weights_before_its_loops_and_rounded(tied, dtype, decoding_dtype, kernels, embedding):
     # In a scan over layers, so that XLA cannot move the gathers out of the loop by itself.
