@@ -24,7 +24,7 @@ from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.typing import TokenIds
 
 Array = jax.Array
-MOST = 2.0  # the largest importance weight of a token; int8 changes probabilities by far less
+LARGEST_WEIGHT = 2.0  # truncates importance weights; int8 changes probabilities by far less
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Observe:
         learned = losses.whiten(rewards, mask, self.axis_name, shift_mean=False) if config.whiten_rewards else rewards
         advantages, returns = self.advantages.estimate(learned, mask, readings.values, episodes.group, self.axis_name)
         if self.policy.model.config.decoding_dtype:  # tokens were sampled from another distribution than the policy's
-            advantages *= losses.importance_weights(readings.log_probs, episodes.log_probs, mask, MOST)
+            advantages *= losses.importance_weights(readings.log_probs, episodes.log_probs, mask, LARGEST_WEIGHT)
         consistency.require_floating(rewards=rewards, advantages=advantages)
         if readings.values is not None and returns is not None:
             consistency.require_floating(values=readings.values, returns=returns)

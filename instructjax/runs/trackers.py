@@ -224,7 +224,8 @@ class Together:
 
     def close(self) -> None:
         """Closes all trackers."""
-        threads = [threading.Thread(target=tracker.close) for tracker in self._trackers]
+        # Python waits at its exit for threads that are not daemons, so an interrupt would not end the process.
+        threads = [threading.Thread(target=tracker.close, daemon=True) for tracker in self._trackers]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -124,6 +124,17 @@ def first_cell():
     return TransformerManager().transform_cell(source)
 
 
+def commands_of_first_cell():
+    """Executes the first cell, and returns its commands and variables."""
+    commands = []
+    shell = types.SimpleNamespace(
+        system=commands.append, run_line_magic=lambda name, line: commands.append(f"%{name} {line}")
+    )
+    namespace = {"get_ipython": lambda: shell}
+    exec(first_cell().replace('REPOSITORY = ""', 'REPOSITORY = "URL"'), namespace)
+    return commands, namespace
+
+
 def test_the_notebook_that_trains_has_no_outputs():
     cells = nbformat.read(TRAINING, as_version=4).cells
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
@@ -138,19 +149,15 @@ def test_the_notebook_that_trains_has_no_outputs():
         ("HOME", ("nvidia-smi",), "[cuda12]"),  # not hosted: nothing is installed
     ],
 )
-def test_jax_is_installed_for_the_accelerator_that_is_there(monkeypatch, variable, devices, extra):
-    commands = []
-    shell = types.SimpleNamespace(
-        system=commands.append, run_line_magic=lambda name, line: commands.append(f"%{name} {line}")
-    )
-    code = first_cell().replace('REPOSITORY = ""', 'REPOSITORY = "URL"')
-    namespace = {"get_ipython": lambda: shell}
+def test_jax_is_installed_for_the_accelerator_that_is_there(tmp_path, monkeypatch, variable, devices, extra):
+    (tmp_path / "instructjax" / "notebooks").mkdir(parents=True)  # as the clone
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
     monkeypatch.setenv(variable, "Interactive")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in devices else None)
     monkeypatch.setattr("glob.glob", lambda pattern: [pattern] if pattern in devices else [])
-    exec(code, namespace)
+    commands, namespace = commands_of_first_cell()
     assert namespace["extra"] == extra
     installed = [line for line in commands if line.startswith("%pip")]
     if variable == "HOME":
@@ -158,6 +165,17 @@ def test_jax_is_installed_for_the_accelerator_that_is_there(monkeypatch, variabl
     else:
         # IPython replaces {extra} in a magic from the variables of the notebook.
         assert installed[0].endswith('"./instructjax[gguf,huggingface,tasks]" "jax{extra}"') and len(commands) == 4
+
+
+def test_the_first_cell_may_run_again_in_a_new_session_and_after_a_failed_installation(tmp_path, monkeypatch):
+    (tmp_path / "instructjax" / "notebooks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "instructjax" else None)
+    assert commands_of_first_cell()[0] == ["%cd instructjax/notebooks"]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # finds the folder of the clone
+    assert sum(line.startswith("%pip") for line in commands_of_first_cell()[0]) == 2
 
 
 @pytest.mark.slow

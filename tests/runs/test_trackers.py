@@ -182,6 +182,13 @@ def test_trackers_that_hang_share_the_time_at_the_end(capsys):
     assert capsys.readouterr().out.count("did not end within 1 seconds\n") == 5
 
 
+def test_an_interrupt_at_the_end_does_not_wait_for_trackers_that_hang():
+    daemons = []
+    closing = types.SimpleNamespace(close=lambda: daemons.append(threading.current_thread().daemon))
+    trackers.Together([closing, closing]).close()
+    assert daemons == [True, True]
+
+
 @pytest.mark.parametrize("names", [("wandb", "wandb"), ("tensorboard",), "wandb", ([],)])
 def test_only_known_trackers_once_each(names):
     config = instructgpt.get_config().unlock()
