@@ -91,6 +91,7 @@ def test_a_flag_chooses_the_dtype_of_the_weights(tmp_path, monkeypatch):
 
     policy = Trained(LanguageModel(fakes.CONFIG), {}, LAYOUT.tokenizer)
     monkeypatch.setattr(Run, "open_policy", lambda run, stage, step: (policy, LAYOUT))
+    monkeypatch.setattr(Run, "policy_layout", lambda run, stage, step: LAYOUT)
     monkeypatch.setattr(samplers, "make_sampler", make_sampler)
     for flags in ([], ["--dtype=int8"]):
         assert "-> red" in scripts.run("sample.py", f"--workdir={tmp_path}", "--prompt=a", *flags)

@@ -41,7 +41,7 @@ def shown(notebook):
 
 
 def test_there_are_notebooks():
-    names = ["1_tour", "2_losses", "3_ppo", "4_ranking_loss", "5_human_data", "6_plans"]
+    names = ["1_tour", "2_losses", "3_ppo", "4_ranking_loss", "5_human_data", "6_plans", "7_claims"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 
