@@ -10,6 +10,7 @@ from benchmarks import claims_page
 
 from configs import sandbox
 from instructjax.records import Demonstration, Ranking
+from instructjax.reporting.claims_page import read
 from instructjax.runs import checkpoint, folder
 from instructjax.stages import pretrain, sft
 from instructjax.stages.arms import Arm
@@ -107,7 +108,7 @@ def test_answers_may_have_other_line_breaks(tmp_path):
 
 def test_the_page_is_up_to_date():
     page = (claims_page.DOCS / "claims.md").read_text()
-    assert claims_page.filled(page, claims_page.read(claims_page.DOCS / "claims")) == page
+    assert claims_page.filled(page, read(claims_page.DOCS / "claims")) == page
 
 
 @pytest.mark.slow
