@@ -10,6 +10,11 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
     layouts     tests/training/test_mesh_layouts.py on the chips instead of virtual devices; needs eight and pytest
     smoke       experiments/reproduce.py --config=configs/sandbox.py:smoke
 
+And, if --parts names them,
+
+    remat none, remat dense, remat offload, remat attention, remat all    SFT of 1.3B with each choice of model.remat
+    int8                                                                  the rollout of 1.3B with weights in int8
+
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
 too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements
 and FOLDER/device.md the tables. Both are written again after each part. A folder may be filled in several calls with
@@ -35,7 +40,9 @@ from benchmarks import device_page, device_parts
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FOLDER = flags.DEFINE_string("folder", None, "The folder to write device.json and device.md to.")
-_PARTS = flags.DEFINE_list("parts", list(device_parts.PARTS), "The parts to run.")
+_PARTS = flags.DEFINE_list(
+    "parts", [name for name in device_parts.PARTS if name not in device_parts.EXTRAS], "The parts to run."
+)
 _SECONDS = flags.DEFINE_integer("seconds", 480, "Time for all parts together.", lower_bound=1)
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, on a CPU.")
 _ONLY = flags.DEFINE_enum("only", None, list(device_parts.PARTS), "Runs one part in this process.")

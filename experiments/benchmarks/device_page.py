@@ -73,10 +73,12 @@ def _programs(found, of_machine):
         flops = sum(work["flops"] for work in one["phases"].values())
         rate = flops / one["seconds"] / of_machine.get("devices", 1)
         bound = _bound(one, of_machine)
-        peaks = planned.get((one["size"], one["program"])), one["peak_by_compiler"], one["peak_measured"]
+        changes = [f"{name.replace('__', '.')}={value}" for name, value in one["changes"].items()]
+        plan_of = None if changes else planned.get((one["size"], one["program"]))
+        peaks = plan_of, one["peak_by_compiler"], one["peak_measured"]
         lines.append(
             [
-                f"{one['size']} {one['program']}",
+                " ".join([one["size"], one["program"], *changes]),
                 f"{number(one['units'] / one['seconds'])} {UNITS[one['program']]}/s",
                 f"{one['seconds']:.3g} ({one['steps']})",
                 *(

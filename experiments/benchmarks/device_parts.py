@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import device_recipes
 from instructjax import accelerators
 from instructjax.models import attention
+from instructjax.models.config import REMATS
 from instructjax.planning import chips, compiling, plan, programs
 from instructjax.runs import provenance
 from instructjax.training import parallel
@@ -162,9 +163,12 @@ def _parity(visible, query, key, value, weights):
     }
 
 
-def programs_of(size, names, task):
-    """Measures programs of one size with one state, each with its memory, its FLOPs and its bytes."""
-    config = device_recipes.recipe(size, rehearse=task.rehearse)
+def programs_of(size, names, task, **changes):
+    """Measures programs of one size with one state, each with its memory, its FLOPs and its bytes.
+
+    Keys of the recipe are changed by name, with two underscores instead of the dot.
+    """
+    config = device_recipes.recipe(size, rehearse=task.rehearse, **changes)
     built = [programs.build(name, config) for name in names]
     with parallel.on_mesh(config.parallel):
         state, constants = initial(built[0])
@@ -174,6 +178,7 @@ def programs_of(size, names, task):
             yield {
                 "size": size,
                 "program": program.name,
+                "changes": changes,
                 **measured,
                 "units": device_recipes.units(program.name, config),
                 "tensor": config.parallel.tensor,
@@ -278,6 +283,13 @@ def subprocess_of(command, what):
     return {what: last, "seconds": time.perf_counter() - start}
 
 
+EXTRAS = {  # parts that run only if they are named
+    **{
+        f"remat {choice}": Part(60, functools.partial(programs_of, "1.3B", ("sft",), model__remat=choice))
+        for choice in REMATS
+    },
+    "int8": Part(90, functools.partial(programs_of, "1.3B", ("ppo rollout",), ppo__rollout_dtype="int8")),
+}
 PARTS = {
     "machine": Part(45, machine),
     "attention": Part(45, attention_parity),
@@ -289,4 +301,5 @@ PARTS = {
     "plan": Part(100, plans, on_host=True),
     "layouts": Part(90, layouts),
     "smoke": Part(120, smoke),
+    **EXTRAS,
 }

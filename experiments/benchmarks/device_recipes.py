@@ -30,8 +30,11 @@ SHORT_SMOKE = (
 )
 
 
-def recipe(size, *, rehearse=False):
-    """Returns the recipe of one size. All devices share the weights, and all networks have the same size."""
+def recipe(size, *, rehearse=False, **changed):
+    """Returns the recipe of one size. All devices share the weights, and all networks have the same size.
+
+    Keys are changed by name, with two underscores instead of the dot.
+    """
     row, length = SIZES[size], LENGTH
     shape = sizes.gpt3_config(row["size"], max_length=2 * LENGTH)
     model = {
@@ -48,6 +51,7 @@ def recipe(size, *, rehearse=False):
     changes |= {"comparisons.max_answers": ANSWERS, "optimizer.first_moment_dtype": "bfloat16"}
     changes |= {"ppo.batch_size": row["episodes"], "ppo.minibatch_size": row["minibatch"]}
     changes |= {"ppo.microbatches": row["parts"], "ppo.frozen_dtype": "bfloat16"}
+    changes |= {name.replace("__", "."): value for name, value in changed.items()}
     return plan.override(instructgpt.get_config(), changes)
 
 

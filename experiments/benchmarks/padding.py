@@ -5,9 +5,10 @@ python experiments/benchmarks/padding.py --config=configs/instructgpt.py:1p3b
 Lengths are drawn from the quartiles of the paper's prompts (Table 9) and of its customers' responses (Table 11), with
 logarithms interpolated between them. Longer prompts than data.max_prompt are left out, and longer responses than
 data.max_response are cut. Operations are those of the matmuls of the recipe's programs, traced and not run; a part that
-is skipped has none. With --timed, iterations of a small network run here, too.
+is skipped has none. With --timed, iterations of a network run here, too.
 """
 
+import dataclasses
 import os
 import pathlib
 import statistics
@@ -23,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for t
 import command_line
 
 from benchmarks import workloads
+from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.planning import plan, programs
 from instructjax.reporting.paper_tables import LENGTHS, LENGTHS_BY_WRITER
@@ -31,13 +33,42 @@ from instructjax.rollout import packing, sampling
 _MICROBATCHES = flags.DEFINE_integer("microbatches", 16, "Parts of a minibatch with packing.", lower_bound=2)
 _PARTS = flags.DEFINE_integer("rollout_parts", 4, "Parts of a rollout.", lower_bound=1)
 _WIDTHS = flags.DEFINE_integer("rollout_widths", 4, "Widths of prompts.", lower_bound=1)
-_TIMED = flags.DEFINE_bool("timed", False, "Also time iterations of a small network.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A network and the episodes of its iterations.
+
+    Attributes:
+      shape: of all four networks.
+      rows: episodes, half of them in each minibatch.
+      length: the most tokens of a prompt, and of a response.
+      response: tokens of a response on average.
+    """
+
+    shape: TransformerConfig
+    rows: int
+    length: int
+    response: int
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a response: as many as let a random policy end it at the average length."""
+        return tuple(range(1, 1 + self.shape.vocab_size // self.response))
+
+
+TIMED = {
+    "tiny": Timed(
+        TransformerConfig(vocab_size=1024, num_layers=2, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=512),
+        rows=32,
+        length=256,
+        response=40,
+    ),
+    "124M": Timed(sizes.gpt3_config("small", max_length=1024), rows=128, length=512, response=155),
+}
+_TIMED = flags.DEFINE_enum("timed", None, list(TIMED), "Also time iterations of this network.")
 
 BATCHES = 5
-# Of the small network: tokens of a prompt and of a response, rows, rows of a minibatch, and its shape.
-PROMPT, RESPONSE, ROWS, MINIBATCH = 256, 256, 32, 16
-SMALL = dict(vocab_size=1024, num_layers=2, d_model=128, num_heads=4, d_head=32, d_ff=512, max_length=PROMPT + RESPONSE)
-ENDS = tuple(range(1, 26))  # of 1,024 tokens, so that a random policy ends a response after 40 on average
 LAPS = 5
 
 
@@ -108,16 +139,16 @@ def operations(config, found, microbatches, parts):
     }
 
 
-def laps(config):
-    """Returns (seconds, processor seconds) of iterations of the small network, padded and packed, in turns."""
-    prompts, _ = draw(ROWS, PROMPT, RESPONSE, seed=0)
+def laps(config, timed):
+    """Returns (seconds, processor seconds) of iterations of a network, padded and packed, in turns."""
+    prompts, _ = draw(timed.rows, timed.length, timed.length, seed=0)
     steps, states, found = [], [], ([], [])
     for packed in (False, True):
         own = config.copy_and_resolve_references().unlock()
         own.ppo.update(epochs=1, microbatches=8, rollout_parts=4, pack_episodes=packed, rollout_widths=1 + 3 * packed)
-        given = workloads.prompt_batch(TransformerConfig(**SMALL), prompts, PROMPT)
-        sizes = ROWS, MINIBATCH, RESPONSE
-        step, state, rest = workloads.ppo_iteration(TransformerConfig(**SMALL), own, *sizes, given, ENDS)
+        given = workloads.prompt_batch(timed.shape, prompts, timed.length)
+        amounts = timed.rows, timed.rows // 2, timed.length
+        step, state, rest = workloads.ppo_iteration(timed.shape, own, *amounts, given, timed.ends)
         steps.append(lambda state, step=step, rest=rest: step(state, *rest))
         states.append(state)
     for lap in range(1 + LAPS):
@@ -149,8 +180,8 @@ def main(run):
     for name, (padded, packed) in operations(config, found, microbatches, parts).items():
         print(f"{name}: {padded:.3g} FLOPs padded, {packed:.3g} packed, {packed / padded:.3f}")
     if _TIMED.value:
-        (seconds, processor), (packed, packed_processor) = laps(config)
-        print(f"an iteration of the small network: {seconds:.2f} s padded, {packed:.2f} s packed; processor time")
+        (seconds, processor), (packed, packed_processor) = laps(config, TIMED[_TIMED.value])
+        print(f"an iteration of {_TIMED.value}: {seconds:.2f} s padded, {packed:.2f} s packed; processor time")
         print(f"{processor:.2f} s padded, {packed_processor:.2f} s packed; load {os.getloadavg()[0]:.1f}")
 
 

@@ -70,6 +70,7 @@ def results():
     program = {
         "size": "124M", "program": "sft", "seconds": 4.0, "steps": 3, "compile_seconds": 9.0, "units": 800, "tensor": 1,
         "peak_by_compiler": 2**30, "peak_measured": 2**31, "phases": {"gradients": work},
+        "changes": {},
     }  # fmt: skip
     facts = {"device": "TPU v5 lite", "devices": 2, "topology": "v5e:1x2", "matmul_flops": 1e12, "bandwidth": 1e9}
     plan = {"size": "124M", "program": "sft", "peak_planned": 3 * 2**30, "obstacle": ""}
@@ -94,6 +95,18 @@ def test_the_page_compares_measurements_with_peaks_bounds_and_plans():
     # 2 Tflop in 4 s on 2 chips of 1 Tflop/s: a quarter; the bound is 1 s.
     assert "| 124M sft | 200 tokens/s | 4 (3) | 0.001 | 0.250 | 1 | 0.25 | 3 | 1 | 2 | 9 |" in page
     assert "| smoke | 4 | stopped after 4 s |" in page
+
+
+def test_a_changed_recipe_is_named_and_has_no_plan():
+    changed = results()
+    (program,) = changed["parts"]["124M sft"]["measurements"]
+    program["changes"] = {"model__remat": "all"}
+    page = device_page.page(changed)
+    assert "| 124M sft model.remat=all | 200 tokens/s | 4 (3) | 0.001 | 0.250 | 1 | 0.25 | - | 1 | 2 | 9 |" in page
+
+
+def test_a_key_of_the_recipe_is_changed():
+    assert device_recipes.recipe("1.3B", rehearse=True, model__remat="offload").model.remat == "offload"
 
 
 def test_the_page_of_the_h100_is_that_of_its_results():
@@ -144,6 +157,7 @@ def test_a_folder_is_filled_in_several_calls_of_the_same_code(tmp_path, monkeypa
 @pytest.mark.slow
 def test_the_whole_benchmark_is_rehearsed(tmp_path):
     command = [sys.executable, SCRIPT, "--rehearse", f"--folder={tmp_path}", "--seconds=3000"]
+    command.append(f"--parts={','.join(device_parts.PARTS)}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "device.json").read_text())["parts"]
