@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from instructjax import files
 from instructjax.errors import InputError, show
 
 # What is downloaded: files that `models/pretrained.py` and `text/tokenizer_files.py` read, the card and the license.
@@ -52,6 +53,8 @@ def upload(folder: epath.PathLike, repo: str, message: str) -> str:
 def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> list[str]:
     """Downloads the model of a repository: weights, tokenizer, card and license, but no pickle files.
 
+    Files of an earlier download that this revision does not have are removed, so that no mixture of both is read.
+
     Args:
       repo: OWNER/NAME.
       folder: a local folder that is new or empty, or into which an earlier call has downloaded this repository.
@@ -61,18 +64,19 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
       The names of the files, sorted.
 
     Raises:
-      InputError: the folder has other files or another repository, or the repository or revision does not exist or may
-        not be read.
+      InputError: the folder has other files or another repository, or the repository or revision does not exist, may
+        not be read or names files outside.
     """
     package, folder = _package(), epath.Path(folder)
     _check_name(repo)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, found a file")
-    pulled = folder / ".cache" / "huggingface" / "repository"  # in the client's own folder, which it never uploads
-    if folder.is_dir() and any(folder.iterdir()):
-        found = pulled.read_text() if pulled.exists() else "other files"
-        if found != repo:
-            raise InputError(f"{folder}: expected no folder, an empty one or one with {repo}, found {found}")
+    record = folder / ".cache" / "huggingface" / "pulled.json"  # in the client's own folder, which it never uploads
+    earlier = files.read_json(record) if record.exists() else {"repository": "other files", "files": []}
+    if folder.is_dir() and any(folder.iterdir()) and earlier["repository"] != repo:
+        raise InputError(
+            f"{folder}: expected no folder, an empty one or one with {repo}, found {earlier['repository']}"
+        )
     with _explained(repo, revision):
         api = package.HfApi()
         info = api.repo_info(repo, revision=revision, files_metadata=False)
@@ -80,9 +84,16 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
         wanted = sorted(package.utils.filter_repo_objects(names, allow_patterns=[*PATTERNS, *PAPERS]))
         if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
             raise InputError(f"{repo}: expected safetensors or GGUF files, found {show(', '.join(names) or 'none')}")
-        pulled.parent.mkdir(parents=True, exist_ok=True)
-        pulled.write_text(repo)
+        for name in wanted:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{repo}: expected names of files inside the repository, found {show(name)}")
+        old = sorted(set(earlier["files"]) - set(wanted))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(record, {"repository": repo, "files": [*wanted, *old]})  # a download that stops leaves both
         api.snapshot_download(repo, revision=info.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    files.write_json(record, {"repository": repo, "files": wanted})
     return wanted
 
 

@@ -72,6 +72,37 @@ def test_a_second_push_replaces_files_and_a_second_pull_gets_them(here, folder, 
     assert (tmp_path / "back" / "config.json").read_text() == '{"new": 1}'
 
 
+def test_files_that_another_revision_does_not_have_are_removed(here, tmp_path):
+    here.files["me/mine"] = {**FILES, "onnx/quantize_config.json": b"{}", "model-00001-of-00002.safetensors": b"\0"}
+    hub.download("me/mine", tmp_path / "back")
+    (tmp_path / "back" / "notes.txt").write_text("my own")
+    here.files["me/mine"] = FILES
+    assert hub.download("me/mine", tmp_path / "back") == sorted(FILES)
+    left = {path.name for path in (tmp_path / "back").rglob("*") if path.is_file() and ".cache" not in path.parts}
+    assert left == {*FILES, "notes.txt"}
+
+
+def test_a_download_that_stops_leaves_the_list_of_both_revisions(here, tmp_path, monkeypatch):
+    here.files["me/mine"] = {**FILES, "vocab.json": b"{}"}
+    hub.download("me/mine", tmp_path / "back")
+    here.files["me/mine"] = FILES
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.HfApi.snapshot_download", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            hub.download("me/mine", tmp_path / "back")
+    assert (tmp_path / "back" / "vocab.json").exists()
+    hub.download("me/mine", tmp_path / "back")
+    assert not (tmp_path / "back" / "vocab.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/tmp/config.json"])
+def test_files_outside_the_repository_are_rejected(here, tmp_path, name):
+    here.files["me/mine"] = {**FILES, name: b"{}"}
+    with pytest.raises(InputError, match="me/mine: expected names of files inside the repository, found"):
+        hub.download("me/mine", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_pickle_files_are_left_out(here, tmp_path):
     here.files["me/old"] = {**FILES, "pytorch_model.bin": b"", "optimizer.pt": b"", "handler.py": b""}
     assert hub.download("me/old", tmp_path / "back") == sorted(FILES)
