@@ -3,14 +3,14 @@
     python experiments/benchmarks/int8.py --workdir=runs/sandbox --measured=ppo_ptx
 
 The KL divergence is that of whole vocabularies, before each token of answers that the policy as trained samples at
-temperature 1. The last line has what PPO would measure of rollouts in int8: `sampler_deviation` and `sampler_kl`. Rates
-count the tokens of greedy answers, including EOS; the two sides take turns. A rate per second of CPU time depends less
-on other programs than one per second on the clock.
+temperature 1. `sampler_deviation` and `sampler_kl` are what PPO would measure of rollouts with these weights. Rates
+count the tokens of greedy answers, including EOS; the types take turns. A rate per second of CPU time depends less on
+other programs than one per second on the clock.
 """
 
 import dataclasses
+import os
 import pathlib
-import statistics
 import sys
 import time
 
@@ -21,9 +21,11 @@ import numpy as np
 from absl import flags
 
 from instructjax.evaluation.intervals import clustered_mean
+from instructjax.models.config import DECODING_DTYPES
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
-from instructjax.rollout import episode, samplers
+from instructjax.rollout import episode
+from instructjax.rollout.samplers import make_sampler, responses
 from instructjax.training import parallel
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
@@ -76,51 +78,63 @@ def log_ratios(model, params, episodes):
     return np.asarray((found - episodes.log_probs) * episodes.response_mask)
 
 
+def turns(samplers, params, prompts, key):
+    """Lets samplers answer in turns: the answers of each, and its median rates per second and CPU second."""
+    rates = []
+    for _ in range(1 + _TURNS.value):  # the first turn compiles
+        answers, turn = [], []
+        for sampler in samplers:
+            began = time.monotonic(), time.process_time()
+            ((found, _),) = sampler(params, prompts, key)
+            answers.append(responses(found))
+            tokens = sum(map(len, answers[-1]))
+            turn.append((tokens / (time.monotonic() - began[0]), tokens / (time.process_time() - began[1])))
+        rates.append(turn)
+    return answers, np.median(rates[1:], axis=0)
+
+
 def main(run):
     """Prints a table with a row for each type of weights."""
     policy, layout = run.open_policy(_MEASURED.value)
     prompts = [record.prompt for record in run.records(Prompt, "test")[: _ANSWERED.value]]
-    plain, int8 = (
-        LanguageModel(dataclasses.replace(policy.model.config, decoding_dtype=dtype)) for dtype in ("", "int8")
-    )
-    key, size = jax.random.key(0), len(prompts)
-    with parallel.on_mesh(run.config.parallel):
-        drawn = [samplers.make_sampler(model, layout, temperature=1.0, batch_size=size) for model in (plain, int8)]
-        ((episodes, _),), ((rollout, _),) = (sampler(policy.params, prompts, key) for sampler in drawn)
-        ratios = log_ratios(plain, policy.params, rollout)
-        kl, mask = divergence(plain, policy.params, int8, episodes), np.asarray(episodes.response_mask) > 0
-        greedy = [samplers.make_sampler(model, layout, temperature=0.0, batch_size=size) for model in (plain, int8)]
-        answers, rates = [], []
-        for _ in range(1 + _TURNS.value):  # the first turn compiles
-            answers, seconds = [], []
-            for sampler in greedy:
-                began = time.monotonic(), time.process_time()
-                ((found, _),) = sampler(policy.params, prompts, key)
-                answers.append(samplers.responses(found))
-                seconds.append((time.monotonic() - began[0], time.process_time() - began[1]))
-            rates.append([[sum(map(len, a)) / s for s in both] for a, both in zip(answers, seconds, strict=True)])
-    estimate = clustered_mean(kl[mask], np.repeat(prompts, mask.sum(axis=1)))
-    equal = np.mean([one == other for one, other in zip(*answers, strict=True)])
-    differences = [
-        ("0", "100%"),
-        (f"{estimate.mean:.2e} ± {(estimate.high - estimate.low) / 2:.2e}", f"{equal:.0%}"),
+    given = policy.params, prompts, jax.random.key(0)
+    models = [
+        LanguageModel(dataclasses.replace(policy.model.config, decoding_dtype=dtype))
+        for dtype in ("", *DECODING_DTYPES)
     ]
+
+    def samplers(temperature):
+        return [make_sampler(model, layout, temperature=temperature, batch_size=len(prompts)) for model in models]
+
+    with parallel.on_mesh(run.config.parallel):
+        episodes, *rollouts = (episodes for sampler in samplers(1.0) for episodes, _ in sampler(*given))
+        mask = np.asarray(episodes.response_mask) > 0
+        divergences = [divergence(models[0], policy.params, model, episodes)[mask] for model in models[1:]]
+        ratios = [log_ratios(models[0], policy.params, rollout) for rollout in rollouts]
+        (expected, *answers), rates = turns(samplers(0.0), *given)
+    columns = [["0", "100%", "0", "0"]]
+    for kl, ratio, rollout, found in zip(divergences, ratios, rollouts, answers, strict=True):
+        estimate = clustered_mean(kl, np.repeat(prompts, mask.sum(axis=1)))
+        columns.append(
+            [
+                f"{estimate.mean:.2e} ± {(estimate.high - estimate.low) / 2:.2e}",
+                f"{np.mean([one == other for one, other in zip(expected, found, strict=True)]):.0%}",
+                f"{np.abs(ratio).max():.2g}",
+                f"{np.sum(0.5 * ratio**2) / np.sum(rollout.response_mask):.2g}",
+            ]
+        )
     lines = [
         [
             model.config.decoding_dtype or model.config.resolved_matmul_dtype,
             f"{decoded_bytes(model, policy.params):,}",
-            *differences[side],
-            *(number(statistics.median(turn[side][clock] for turn in rates[1:])) for clock in (0, 1)),
+            *column,
+            *map(number, rate),
         ]
-        for side, model in enumerate((plain, int8))
+        for model, column, rate in zip(models, columns, rates, strict=True)
     ]
-    head = ["weights", "bytes read per token", "KL", "greedy answers equal", "tokens/s", "tokens per CPU second"]
-    print(markdown(head, lines))
-    sampler_kl = np.sum(0.5 * ratios**2) / np.sum(rollout.response_mask)
-    print(
-        f"{size} prompts, {int(mask.sum())} tokens; largest KL before a token {kl.max():.2g}; "
-        f"sampler_deviation {np.abs(ratios).max():.2g}, sampler_kl {sampler_kl:.2g}"
-    )
+    head = ["weights", "bytes read per token", "KL", "greedy answers equal", "`sampler_deviation`", "`sampler_kl`"]
+    print(markdown([*head, "tokens/s", "tokens per CPU second"], lines))
+    print(f"{len(prompts)} prompts, {int(mask.sum())} tokens; load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Dense(nn.Module):
         else:
             spec = spec.replace("t", "bt")
         if isinstance(kernel, Quantized):
-            y = matmul.einsum_of_quantized(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+            y = matmul.einsum_of_quantized(spec, flat, kernel, config.quantized_matmul_dtype, config.dtype)
         else:
             y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
         if self.has_variable("params", LORA_A):

@@ -15,7 +15,7 @@ NORM_PLACEMENTS = ("pre", "post", "both")
 POSITIONS = ("learned", "rotary")
 ROTARY_SCALINGS = ("linear", "llama3", "yarn")
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
-DECODING_DTYPES = ("int8",)
+DECODING_DTYPES = ("int8", "int8xint8")
 REMATS = ("none", "dense", "offload", "attention", "all")
 BIASES = ("all", "query_key_value", "none")
 QUERY_KEY_NORMS = ("none", "head", "width")
@@ -81,7 +81,8 @@ class TransformerConfig:
         matrix units, where all other operations are slow in bfloat16.
       param_dtype: of the parameters.
       decoding_dtype: the dtype to which kernels and unembedding are rounded in decoding. "" means `matmul_dtype`;
-        "int8" reads fewer bytes per token, and changes results: see quantization.py.
+        "int8" reads fewer bytes per token, and changes results: see quantization.py. "int8xint8" also rounds what
+        they are multiplied by, for products of integers.
       tied: whether the token embedding is also the unembedding, as in GPT-2 and GPT-3. Some
         imported models have a separate matrix.
       remat: what the backward pass computes again, to save memory; changes no result. "none": nothing. "dense":
@@ -177,6 +178,11 @@ class TransformerConfig:
     def resolved_matmul_dtype(self) -> str:
         """Returns `matmul_dtype`, or `dtype` if that is empty."""
         return self.matmul_dtype or self.dtype
+
+    @property
+    def quantized_matmul_dtype(self) -> str:
+        """Returns the dtype to which activations are rounded that are multiplied by weights in int8."""
+        return "int8" if self.decoding_dtype == "int8xint8" else self.resolved_matmul_dtype
 
     @property
     def has_dropout(self) -> bool:

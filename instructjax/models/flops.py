@@ -302,7 +302,7 @@ def decode_work(
     seen, passes = (slots, parts) if turns is None else (width, turns)
 
     def work(rows: int, tokens: int, slots: int, passes: int) -> Work:
-        read = passes * weight_bytes(config, config.decoding_dtype)
+        read = passes * weight_bytes(config, "int8" if config.decoding_dtype else "")
         return Work(forward_flops(config, rows, tokens, 1, slots=slots), read, cache_bytes(config, rows, slots))
 
     prefill, token = work(rows // samples, width, seen, passes), work(rows, 1, slots, parts)

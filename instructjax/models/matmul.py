@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from instructjax.models.quantization import Quantized
+from instructjax.models.quantization import Quantized, quantize
 from instructjax.typing import Array
 
 FEW = 64  # on a CPU, swap the arrays if the first has at most this many rows
@@ -105,15 +105,21 @@ def einsum_of_quantized(
 ) -> Float[Array, "..."]:
     """Computes `einsum` with a matrix in int8: sums of integers times x, then times the scale of each output.
 
-    It has no custom gradient, because decoding needs none.
+    With x in int8, too, sums are of integers, and exact: vector-wise quantization (Dettmers et al. 2022). There is no
+    custom gradient, because decoding needs none.
 
     Args:
       spec: see `einsum`; the axis of outputs comes first in y and last in the result, as in "td,fd->tf".
       x: the first factor.
       y: the second factor, [outputs, inputs].
-      matmul_dtype: the dtype to which x is rounded. The integers are exact in it.
+      matmul_dtype: the dtype to which x is rounded. The integers are exact in it. "int8": each row of x gets a scale of
+        its own, as each output of y has.
       dtype: of the result.
     """
+    if jnp.dtype(matmul_dtype) == jnp.int8:
+        rows = quantize(x)
+        total = jnp.einsum(spec, rows.values, y.values, preferred_element_type=jnp.int32)
+        return (total.astype(jnp.float32) * rows.scale[..., None] * y.scale).astype(dtype)
     # The barrier ties the conversion to x. Without it, XLA converts all matrices before a loop over tokens, which then
     # reads the converted ones.
     x, values = jax.lax.optimization_barrier((x, y.values))

@@ -163,7 +163,7 @@ class LanguageModel(_Model):
         dtype = _at_least_float32(hidden)
         rounded: Array | Quantized | None = self.get_variable("params", ROUNDED)
         if isinstance(rounded, Quantized):
-            logits = matmul.einsum_of_quantized(spec, flat, rounded, self.config.resolved_matmul_dtype, dtype)
+            logits = matmul.einsum_of_quantized(spec, flat, rounded, self.config.quantized_matmul_dtype, dtype)
         elif rounded is not None:
             logits = matmul.einsum_of_rounded(spec, flat, rounded, matrix, dtype)
         else:

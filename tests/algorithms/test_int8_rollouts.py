@@ -69,9 +69,10 @@ def wrong_scale(quantize, factor):
     return wrong
 
 
-def test_the_invariants_of_the_sampler_allow_int8_and_find_a_wrong_scale(monkeypatch):
-    models = LanguageModel(INT8), PlantedScalar(uneven)
-    params = fakes.params(LanguageModel(INT8), noise=0.3), fake_params()[1]
+@pytest.mark.parametrize("dtype", ["int8", "int8xint8"])
+def test_the_invariants_of_the_sampler_allow_int8_and_find_a_wrong_scale(monkeypatch, dtype):
+    model = LanguageModel(dataclasses.replace(INT8, decoding_dtype=dtype))
+    models, params = (model, PlantedScalar(uneven)), (fakes.params(model, noise=0.3), fake_params()[1])
     *_, sound = observed(models, params)
     limits = {"precision": "float32", "sampler": "low", "action": "stop"}
     invariants.enforce("ppo, step 1", sound, **limits)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from instructjax.batch import PromptBatch
-from instructjax.models import lora
+from instructjax.models import lora, matmul
 from instructjax.models.cache import init_cache
 from instructjax.models.lora import LoraConfig, WithBase
 from instructjax.models.quantization import quantize
@@ -44,6 +44,28 @@ def test_the_error_of_a_weight_is_at_most_half_of_its_scale(matrix):
 def test_a_weight_that_is_not_finite_is_not_hidden(wrong):
     found = quantize(jnp.asarray([[1.0, wrong], [1.0, 2.0]]))
     assert np.isfinite(found.scale).tolist() == [False, True]
+
+
+ACTIVATIONS = st.floats(-(2.0**20), 2.0**20, width=32)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    hnp.arrays(np.float32, (2, 3, 4), elements=ACTIVATIONS),
+    hnp.arrays(np.float32, (5, 4), elements=ACTIVATIONS),
+)
+def test_products_of_integers_are_those_of_what_they_stand_for(x, matrix):
+    rows, outputs = (dequantized(quantize(jnp.asarray(array))) for array in (x, matrix))
+    given = "btd,fd->btf", jnp.asarray(x), quantize(jnp.asarray(matrix)), "int8", "float32"
+    found = matmul.einsum_of_quantized(*given)
+    atol = 1e-6 * np.abs(x).max() * np.abs(matrix).max() * 4
+    np.testing.assert_allclose(found, np.einsum("btd,fd->btf", rows, outputs), rtol=1e-6, atol=atol)
+
+
+def test_rows_are_rounded_each_by_its_own_scale():
+    x, identity = jnp.asarray([[127.0, 1.4, 0.0], [0.0127, 0.0064, 0.0], [0.0, 0.0, 0.0]]), quantize(jnp.eye(3))
+    found = matmul.einsum_of_quantized("td,fd->tf", x, identity, "int8", "float32")
+    np.testing.assert_allclose(found, [[127, 1, 0], [0.0127, 0.0064, 0], [0, 0, 0]], rtol=1e-6)
 
 
 def as_floats(prepared):
@@ -106,12 +128,15 @@ def sample(model, params, prompts):
     return sampling.sample(model, params, prompts, keys, sampling.categorical(), **ends)[0]
 
 
-@pytest.mark.parametrize("by_layer", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_loop_over_tokens_reads_int8(by_layer):
+@pytest.mark.parametrize(
+    ("by_layer", "dtype"),
+    [(True, "int8"), pytest.param(False, "int8", marks=pytest.mark.slow), (True, "int8xint8")],
+)
+def test_the_loop_over_tokens_reads_int8(by_layer, dtype):
     """XLA could also convert all weights before the loop, which would then read float32."""
     # No other array has the shape of a kernel.
     config = dataclasses.replace(fakes.DECODER, cache_by_layer=by_layer, tied=False, max_length=17)
-    model = LanguageModel(dataclasses.replace(config, decoding_dtype="int8"))
+    model = LanguageModel(dataclasses.replace(config, decoding_dtype=dtype))
     ones = jnp.ones((4, 3), jnp.int32)
     program = jax.jit(lambda params, prompts: sample(model, params, prompts))
     compiled = program.lower(fakes.params(model), PromptBatch(ones, ones)).compile().as_text()

@@ -332,9 +332,10 @@ def test_sampled_tokens_are_the_same_on_every_mesh(layout, refill):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["int8", "int8xint8"])
 @pytest.mark.parametrize("layout", [name for name in OTHERS if name != "pmap"])
-def test_weights_in_int8_sample_the_same_tokens_on_every_mesh(layout):
-    assert_same_samples(sampled(layout, dtype="int8"), sampled("one device", dtype="int8"))
+def test_weights_in_int8_sample_the_same_tokens_on_every_mesh(layout, dtype):
+    assert_same_samples(sampled(layout, dtype=dtype), sampled("one device", dtype=dtype))
 
 
 def assert_same_samples(found, expected):

@@ -34,7 +34,7 @@ def test_stages():
     run("ppo.py", "--stages=rl")
 
 
-@fault("an unknown type of weights that sample", "flag --dtype=int4: value should be one of <int8>")
+@fault("an unknown type of weights that sample", "flag --dtype=int4: value should be one of <int8|int8xint8>")
 def test_dtype_of_samples():
     run("sample.py", "--prompt=a", "--dtype=int4")
 

@@ -415,7 +415,7 @@ def test_matmul_dtype(tmp_path):
     run_with(tmp_path, model__matmul_dtype="int8")
 
 
-@fault("an unknown dtype of rollouts", "ppo.rollout_dtype: expected \"\" or one of int8, found 'int4'")
+@fault("an unknown dtype of rollouts", "ppo.rollout_dtype: expected \"\" or one of int8, int8xint8, found 'int4'")
 def test_rollout_dtype(tmp_path):
     run_with(tmp_path, ppo__rollout_dtype="int4")
 
