@@ -4,7 +4,8 @@ python experiments/pull.py --repo=OWNER/NAME --output=FOLDER
 python experiments/reproduce.py --config.pretrain.import_from=FOLDER --config.tokenizer.path=FOLDER ...
 
 The folder gets weights as safetensors or GGUF files, config.json, tokenizer, model card and license; pickle files are
-left out. An interrupted download resumes. A private repository needs a token in HF_TOKEN. Needs the extra hub.
+left out. An interrupted download resumes. Files of an earlier download that another revision does not have are removed,
+and other files stay. A private repository needs a token in HF_TOKEN. Needs the extra hub.
 """
 
 import command_line

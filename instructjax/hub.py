@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,8 @@ def upload(folder: epath.PathLike, repo: str, message: str) -> str:
 def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> list[str]:
     """Downloads the model of a repository: weights, tokenizer, card and license, but no pickle files.
 
-    Files of an earlier download that this revision does not have are removed, so that no mixture of both is read.
+    After the download, removes files of an earlier one that this revision does not have. Other files stay. After an
+    interrupted download, the folder mixes both until a call succeeds.
 
     Args:
       repo: OWNER/NAME.
@@ -65,18 +67,16 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
 
     Raises:
       InputError: the folder has other files or another repository, or the repository or revision does not exist, may
-        not be read or names files outside.
+        not be read or has names that point outside the folder.
     """
     package, folder = _package(), epath.Path(folder)
     _check_name(repo)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, found a file")
     record = folder / ".cache" / "huggingface" / "pulled.json"  # in the client's own folder, which it never uploads
-    earlier = files.read_json(record) if record.exists() else {"repository": "other files", "files": []}
-    if folder.is_dir() and any(folder.iterdir()) and earlier["repository"] != repo:
-        raise InputError(
-            f"{folder}: expected no folder, an empty one or one with {repo}, found {earlier['repository']}"
-        )
+    found, earlier = _read(record)
+    if folder.is_dir() and any(folder.iterdir()) and found != repo:
+        raise InputError(f"{folder}: expected no folder, an empty one or one with {repo}, found {found}")
     with _explained(repo, revision):
         api = package.HfApi()
         info = api.repo_info(repo, revision=revision, files_metadata=False)
@@ -85,9 +85,12 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
         if not any(name.endswith((".safetensors", ".gguf")) for name in wanted):
             raise InputError(f"{repo}: expected safetensors or GGUF files, found {show(', '.join(names) or 'none')}")
         for name in wanted:
-            if name.startswith("/") or ".." in name.split("/"):
-                raise InputError(f"{repo}: expected names of files inside the repository, found {show(name)}")
-        old = sorted(set(earlier["files"]) - set(wanted))
+            if not _is_inside(name):
+                raise InputError(
+                    f"{repo}: expected names of files inside the folder, found {show(name)}; pull another revision"
+                )
+        kept = {name.casefold() for name in wanted}  # some disks do not tell LICENSE.TXT from LICENSE.txt
+        old = [name for name in earlier if name.casefold() not in kept]
         record.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(record, {"repository": repo, "files": [*wanted, *old]})  # a download that stops leaves both
         api.snapshot_download(repo, revision=info.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
@@ -95,6 +98,32 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
         (folder / name).unlink(missing_ok=True)
     files.write_json(record, {"repository": repo, "files": wanted})
     return wanted
+
+
+def _read(record: epath.Path) -> tuple[str, list[str]]:
+    """Returns the repository of an earlier download and the names of its files, or "other files" and none.
+
+    Raises:
+      InputError: the record is damaged, or has names that point outside the folder, which must not be removed.
+    """
+    if not record.exists():
+        return "other files", []
+    try:
+        found = json.loads(record.read_text())
+        repo, names = found["repository"], found["files"]
+    except (ValueError, KeyError, TypeError):
+        repo, names = None, []
+    if not isinstance(repo, str) or not isinstance(names, list) or not all(map(_is_inside, names)):
+        raise InputError(
+            f"{record}: expected the list of an earlier download, found something else; pull into a new folder"
+        )
+    return repo, names
+
+
+def _is_inside(name: Any) -> bool:
+    """Returns whether a name is of a file in a folder, and not in the client's own folder there."""
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    return parts[0] not in ("", ".cache") and ":" not in parts[0] and ".." not in parts
 
 
 def _check_name(repo: str) -> None:

@@ -1,6 +1,7 @@
 """Folders go to a model hub and come back, through the real client and a hub on this machine."""
 
 import contextlib
+import json
 
 import pytest
 
@@ -95,12 +96,36 @@ def test_a_download_that_stops_leaves_the_list_of_both_revisions(here, tmp_path,
     assert not (tmp_path / "back" / "vocab.json").exists()
 
 
-@pytest.mark.parametrize("name", ["../config.json", "/tmp/config.json"])
-def test_files_outside_the_repository_are_rejected(here, tmp_path, name):
+OUTSIDE = ["../a.json", "/tmp/a.json", "b/../../a.json", "..\\a.json", "C:a.json", ".cache/huggingface/pulled.json"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_files_outside_the_folder_are_rejected(here, tmp_path, name):
     here.files["me/mine"] = {**FILES, name: b"{}"}
-    with pytest.raises(InputError, match="me/mine: expected names of files inside the repository, found"):
+    with pytest.raises(InputError, match="me/mine: expected names of files inside the folder, found"):
         hub.download("me/mine", tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_no_file_outside_the_folder_is_removed(here, folder, tmp_path):
+    pushed(folder)
+    back, mine = tmp_path / "back", tmp_path / "mine.txt"
+    hub.download("me/mine", back)
+    mine.write_text("my own")
+    for name in (str(mine), "../mine.txt"):
+        record = {"repository": "me/mine", "files": [name]}
+        (back / ".cache" / "huggingface" / "pulled.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="pulled.json: expected the list of an earlier download"):
+            hub.download("me/mine", back)
+        assert mine.exists()
+
+
+def test_a_file_whose_name_changes_its_case_stays(here, tmp_path):
+    here.files["me/mine"] = {**FILES, "LICENSE.TXT": b"old"}
+    hub.download("me/mine", tmp_path / "back")
+    here.files["me/mine"] = {**FILES, "LICENSE.txt": b"new"}
+    hub.download("me/mine", tmp_path / "back")
+    assert {"LICENSE.TXT", "LICENSE.txt"} <= {path.name for path in (tmp_path / "back").iterdir()}
 
 
 def test_pickle_files_are_left_out(here, tmp_path):

@@ -12,8 +12,8 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
 
 And, if --parts names them,
 
-    remat none, remat dense, remat offload, remat attention, remat all    SFT of 1.3B with each choice of model.remat
-    int8                                                                  the rollout of 1.3B with weights in int8
+    remat none, remat dense, remat offload, remat attention, remat all    SFT of 1.3B with this model.remat
+    int8, int8xint8                                                       the rollout of 1.3B with this type
 
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
 too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements

@@ -14,7 +14,8 @@ NOTES = """\
 masked operations are not counted. *Bound* is the least time at the measured matmul rate and memory bandwidth, without
 communication. *Of bound* is the bound divided by the measured time. Peak memory is in GiB per device: as plan.py
 predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran, if it
-was compiled and not read from the cache; as the device measured it, for the programs of one part together."""
+was compiled and not read from the cache; as the device measured it, for the programs of one part together. Products of
+integers (int8xint8) are counted at the rate of bfloat16, so their *bound* is not one."""
 
 
 def facts(results):
@@ -73,7 +74,7 @@ def _programs(found, of_machine):
         flops = sum(work["flops"] for work in one["phases"].values())
         rate = flops / one["seconds"] / of_machine.get("devices", 1)
         bound = _bound(one, of_machine)
-        changes = [f"{name.replace('__', '.')}={value}" for name, value in one["changes"].items()]
+        changes = [f"{name.replace('__', '.')}={value}" for name, value in one.get("changes", {}).items()]
         plan_of = None if changes else planned.get((one["size"], one["program"]))
         peaks = plan_of, one["peak_by_compiler"], one["peak_measured"]
         lines.append(

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import device_recipes
 from instructjax import accelerators
 from instructjax.models import attention
-from instructjax.models.config import REMATS
+from instructjax.models.config import DECODING_DTYPES, REMATS
 from instructjax.planning import chips, compiling, plan, programs
 from instructjax.runs import provenance
 from instructjax.training import parallel
@@ -285,10 +285,13 @@ def subprocess_of(command, what):
 
 EXTRAS = {  # parts that run only if they are named
     **{
-        f"remat {choice}": Part(60, functools.partial(programs_of, "1.3B", ("sft",), model__remat=choice))
+        f"remat {choice}": Part(90, functools.partial(programs_of, "1.3B", ("sft",), model__remat=choice))
         for choice in REMATS
     },
-    "int8": Part(90, functools.partial(programs_of, "1.3B", ("ppo rollout",), ppo__rollout_dtype="int8")),
+    **{
+        dtype: Part(90, functools.partial(programs_of, "1.3B", ("ppo rollout",), ppo__rollout_dtype=dtype))
+        for dtype in DECODING_DTYPES
+    },
 }
 PARTS = {
     "machine": Part(45, machine),

@@ -1,4 +1,4 @@
-"""Compares a policy that decodes with weights in int8 with the same policy as trained: bytes, KL, answers and speed.
+"""Compares a policy that decodes in int8 with the policy as trained: bytes, KL, answers and speed.
 
     python experiments/benchmarks/int8.py --workdir=runs/sandbox --measured=ppo_ptx
 
@@ -36,7 +36,7 @@ from benchmarks.tables import markdown, number
 
 _MEASURED = flags.DEFINE_string("measured", "ppo_ptx", "The stage whose policy is measured.")
 _ANSWERED = flags.DEFINE_integer("answered", 400, "The first test prompts are answered.", lower_bound=2)
-_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each side.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each type of weights.", lower_bound=1)
 
 
 def decoded_bytes(model, params):
@@ -79,7 +79,7 @@ def log_ratios(model, params, episodes):
 
 
 def turns(samplers, params, prompts, key):
-    """Lets samplers answer in turns: the answers of each, and its median rates per second and CPU second."""
+    """Runs samplers in turns. Returns the answers of each and its median tokens per second and per CPU second."""
     rates = []
     for _ in range(1 + _TURNS.value):  # the first turn compiles
         answers, turn = [], []
@@ -107,18 +107,19 @@ def main(run):
         return [make_sampler(model, layout, temperature=temperature, batch_size=len(prompts)) for model in models]
 
     with parallel.on_mesh(run.config.parallel):
-        episodes, *rollouts = (episodes for sampler in samplers(1.0) for episodes, _ in sampler(*given))
+        rollouts = [rollout for sampler in samplers(1.0) for rollout, _ in sampler(*given)]
+        episodes = rollouts[0]
         mask = np.asarray(episodes.response_mask) > 0
-        divergences = [divergence(models[0], policy.params, model, episodes)[mask] for model in models[1:]]
+        divergences = [divergence(models[0], policy.params, model, episodes)[mask] for model in models]
         ratios = [log_ratios(models[0], policy.params, rollout) for rollout in rollouts]
-        (expected, *answers), rates = turns(samplers(0.0), *given)
-    columns = [["0", "100%", "0", "0"]]
+        answers, rates = turns(samplers(0.0), *given)
+    columns = []
     for kl, ratio, rollout, found in zip(divergences, ratios, rollouts, answers, strict=True):
         estimate = clustered_mean(kl, np.repeat(prompts, mask.sum(axis=1)))
         columns.append(
             [
                 f"{estimate.mean:.2e} ± {(estimate.high - estimate.low) / 2:.2e}",
-                f"{np.mean([one == other for one, other in zip(expected, found, strict=True)]):.0%}",
+                f"{np.mean([one == other for one, other in zip(answers[0], found, strict=True)]):.0%}",
                 f"{np.abs(ratio).max():.2g}",
                 f"{np.sum(0.5 * ratio**2) / np.sum(rollout.response_mask):.2g}",
             ]

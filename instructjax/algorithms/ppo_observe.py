@@ -24,7 +24,7 @@ from instructjax.training.rows import merge_interleaved, split_interleaved
 from instructjax.typing import TokenIds
 
 Array = jax.Array
-LARGEST_WEIGHT = 2.0  # truncates importance weights; int8 changes probabilities by far less
+LARGEST_WEIGHT = 2.0  # truncates importance weights; weights in int8 change probabilities by far less
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

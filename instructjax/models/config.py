@@ -81,8 +81,8 @@ class TransformerConfig:
         matrix units, where all other operations are slow in bfloat16.
       param_dtype: of the parameters.
       decoding_dtype: the dtype to which kernels and unembedding are rounded in decoding. "" means `matmul_dtype`;
-        "int8" reads fewer bytes per token, and changes results: see quantization.py. "int8xint8" also rounds what
-        they are multiplied by, for products of integers.
+        "int8" reads fewer bytes per token, and changes results: see quantization.py. "int8xint8" also rounds
+        activations to int8, so that integers are multiplied.
       tied: whether the token embedding is also the unembedding, as in GPT-2 and GPT-3. Some
         imported models have a separate matrix.
       remat: what the backward pass computes again, to save memory; changes no result. "none": nothing. "dense":
@@ -181,7 +181,7 @@ class TransformerConfig:
 
     @property
     def quantized_matmul_dtype(self) -> str:
-        """Returns the dtype to which activations are rounded that are multiplied by weights in int8."""
+        """Returns the dtype to which activations are rounded before a product with int8 weights."""
         return "int8" if self.decoding_dtype == "int8xint8" else self.resolved_matmul_dtype
 
     @property

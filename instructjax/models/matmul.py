@@ -105,18 +105,18 @@ def einsum_of_quantized(
 ) -> Float[Array, "..."]:
     """Computes `einsum` with a matrix in int8: sums of integers times x, then times the scale of each output.
 
-    With x in int8, too, sums are of integers, and exact: vector-wise quantization (Dettmers et al. 2022). There is no
-    custom gradient, because decoding needs none.
+    If `matmul_dtype` is "int8", x is quantized too, with a scale for each row, and the sums in int32 are exact. This is
+    the vector-wise quantization of Dettmers et al. (2022) without their float16 product for outliers, so large models
+    lose accuracy. There is no custom gradient, because decoding needs none.
 
     Args:
       spec: see `einsum`; the axis of outputs comes first in y and last in the result, as in "td,fd->tf".
       x: the first factor.
       y: the second factor, [outputs, inputs].
-      matmul_dtype: the dtype to which x is rounded. The integers are exact in it. "int8": each row of x gets a scale of
-        its own, as each output of y has.
+      matmul_dtype: the dtype to which x is rounded. The integers of y are exact in it.
       dtype: of the result.
     """
-    if jnp.dtype(matmul_dtype) == jnp.int8:
+    if jnp.dtype(matmul_dtype) == jnp.int8:  # no conversion that XLA could move out of a loop
         rows = quantize(x)
         total = jnp.einsum(spec, rows.values, y.values, preferred_element_type=jnp.int32)
         return (total.astype(jnp.float32) * rows.scale[..., None] * y.scale).astype(dtype)

@@ -1,6 +1,6 @@
 """Quantizes weights to int8 for decoding, which mostly waits for weights: int8 has a quarter of float32's bytes.
 
-Activations can be quantized too, row by row, where such weights multiply them: see `matmul.einsum_of_quantized`.
+With "int8xint8", activations are quantized too, row by row: see `matmul.einsum_of_quantized`.
 
 W ≈ s q, with integers q and a scale s = max |W| / 127 for each output, the maximum over its inputs. There is no
 calibration. Qwix quantizes in the same way (`qwix.quantize`), but its einsum decides the order of factors and the dtype

@@ -182,7 +182,7 @@ PPO = section(
         empty_or_one_of(*DECODING_DTYPES),
         "",
         'of the weights that sample rollouts; "": model.matmul_dtype; int8: fewer bytes, with importance weights; '
-        "int8xint8: activations too; docs/serving.md",
+        "int8xint8: rounds activations too; docs/serving.md",
     ),
     temperature=Key(1.0, POSITIVE, "", "of the rollout", "C.4"),
     learning_rate=Key(8.06e-6, AT_LEAST_0, "", "of the policy, constant", "silent; E.9: 2.55e-6 to 2.55e-5"),

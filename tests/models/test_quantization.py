@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.extend.core import jaxprs_in_params
 
 from instructjax.batch import PromptBatch
 from instructjax.models import lora, matmul
@@ -46,19 +47,19 @@ def test_a_weight_that_is_not_finite_is_not_hidden(wrong):
     assert np.isfinite(found.scale).tolist() == [False, True]
 
 
-ACTIVATIONS = st.floats(-(2.0**20), 2.0**20, width=32)
+NUMBERS = st.one_of(st.just(0.0), st.floats(2.0**-20, 2.0**20, width=32), st.floats(-(2.0**20), -(2.0**-20), width=32))
 
 
 @settings(deadline=None, max_examples=50)
 @given(
-    hnp.arrays(np.float32, (2, 3, 4), elements=ACTIVATIONS),
-    hnp.arrays(np.float32, (5, 4), elements=ACTIVATIONS),
+    hnp.arrays(np.float32, (2, 3, 4), elements=NUMBERS),
+    hnp.arrays(np.float32, (5, 4), elements=NUMBERS),
 )
 def test_products_of_integers_are_those_of_what_they_stand_for(x, matrix):
     rows, outputs = (dequantized(quantize(jnp.asarray(array))) for array in (x, matrix))
     given = "btd,fd->btf", jnp.asarray(x), quantize(jnp.asarray(matrix)), "int8", "float32"
     found = matmul.einsum_of_quantized(*given)
-    atol = 1e-6 * np.abs(x).max() * np.abs(matrix).max() * 4
+    atol = 1e-6 * float(np.abs(x).max()) * float(np.abs(matrix).max()) * 4
     np.testing.assert_allclose(found, np.einsum("btd,fd->btf", rows, outputs), rtol=1e-6, atol=atol)
 
 
@@ -66,6 +67,37 @@ def test_rows_are_rounded_each_by_its_own_scale():
     x, identity = jnp.asarray([[127.0, 1.4, 0.0], [0.0127, 0.0064, 0.0], [0.0, 0.0, 0.0]]), quantize(jnp.eye(3))
     found = matmul.einsum_of_quantized("td,fd->tf", x, identity, "int8", "float32")
     np.testing.assert_allclose(found, [[127, 1, 0], [0.0127, 0.0064, 0], [0, 0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_activation_that_is_not_finite_is_not_hidden(wrong):
+    x, matrix = jnp.asarray([[1.0, wrong], [1.0, 2.0]]), quantize(jnp.ones((3, 2)))
+    found = matmul.einsum_of_quantized("td,fd->tf", x, matrix, "int8", "float32")
+    assert np.isfinite(found).tolist() == [[False] * 3, [True] * 3]
+
+
+def products(jaxpr):
+    """Yields the equations of all products of two arrays, inner ones too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_every_product_with_int8_weights_is_one_of_integers():
+    config = dataclasses.replace(fakes.DECODER, decoding_dtype="int8xint8", cache_by_layer=False)
+    model = LanguageModel(config)
+    prepared, rows = model.decoding_params(fakes.params(model)), fakes.rows_of([[1] * 7])
+    traced = jax.make_jaxpr(lambda params, cache: model.apply({"params": params}, *rows, cache))(
+        prepared, init_cache(config, 1, 7)
+    )
+    integers = [
+        [var.aval.dtype.name for var in (*equation.invars, *equation.outvars)]
+        for equation in products(traced.jaxpr)
+        if "int8" in {var.aval.dtype.name for var in equation.invars}
+    ]
+    assert integers == [["int8", "int8", "int32"]] * (len(lora.kernels(config)) + 1)
 
 
 def as_floats(prepared):
@@ -144,4 +176,4 @@ def test_the_loop_over_tokens_reads_int8(by_layer, dtype):
     loop = max(loops, key=lambda line: line.count("s8["))
     kernels = {f"{outputs},{inputs}" for inputs, outputs in lora.kernels(config).values()}
     assert kernels <= set(re.findall(r"s8\[3,(\d+,\d+)\]", loop)) and "s8[19,12]" in loop
-    assert not kernels & set(re.findall(r"f32\[(?:3,)?(\d+,\d+)\]", loop))
+    assert not kernels & set(re.findall(r"\b(?!s8\b)[a-z]+\d+\[(?:3,)?(\d+,\d+)\]", loop))

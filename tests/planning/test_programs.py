@@ -171,8 +171,8 @@ def test_each_device_refills_its_own_rows(config):
 @pytest.mark.parametrize("dtype", ["int8", "int8xint8"])
 def test_rollouts_in_int8_read_a_byte_per_weight(config, dtype):
     int8, given = (
-        programs.build("ppo rollout", plan.override(config, {"ppo.rollout_dtype": dtype})).phases
-        for dtype in (dtype, "")
+        programs.build("ppo rollout", plan.override(config, {"ppo.rollout_dtype": chosen})).phases
+        for chosen in (dtype, "")
     )
     size = flops.itemsize(config.model.dtype)
     assert size > 1 and size * int8["decode"].weight_bytes == given["decode"].weight_bytes

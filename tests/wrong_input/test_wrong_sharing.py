@@ -98,6 +98,26 @@ def test_other_repository(here, tmp_path):
     hub.download("me/mine", tmp_path / "base")
 
 
+@fault(
+    "a repository whose files have names outside it",
+    "me/mine: expected names of files inside the folder, found '../config.json'; pull another revision",
+)
+def test_names_outside(here, tmp_path):
+    here.files["me/mine"] = {"model.safetensors": b"", "../config.json": b"{}"}
+    hub.download("me/mine", tmp_path / "base")
+
+
+@fault(
+    "a damaged list of an earlier download",
+    "PATH: expected the list of an earlier download, found something else; pull into a new folder",
+)
+def test_damaged_list(here, tmp_path):
+    here.files["me/mine"] = {"model.safetensors": b""}
+    hub.download("me/mine", tmp_path / "base")
+    (tmp_path / "base" / ".cache" / "huggingface" / "pulled.json").write_text("{}")
+    hub.download("me/mine", tmp_path / "base")
+
+
 @fault("a hub that does not answer", "me/mine: expected a connection to the hub, found ConnectError: TEXT")
 def test_no_connection(here, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
