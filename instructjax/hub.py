@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from instructjax import files
 from instructjax.errors import InputError, show
 
 # What is downloaded: files that `models/pretrained.py` and `text/tokenizer_files.py` read, the card and the license.
@@ -92,11 +91,11 @@ def download(repo: str, folder: epath.PathLike, revision: str | None = None) -> 
         kept = {name.casefold() for name in wanted}  # some disks do not tell LICENSE.TXT from LICENSE.txt
         old = [name for name in earlier if name.casefold() not in kept]
         record.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(record, {"repository": repo, "files": [*wanted, *old]})  # a download that stops leaves both
+        _write(record, repo, [*wanted, *old])  # a download that stops leaves both
         api.snapshot_download(repo, revision=info.sha, local_dir=os.fspath(folder), allow_patterns=wanted)
     for name in old:
         (folder / name).unlink(missing_ok=True)
-    files.write_json(record, {"repository": repo, "files": wanted})
+    _write(record, repo, wanted)
     return wanted
 
 
@@ -118,6 +117,12 @@ def _read(record: epath.Path) -> tuple[str, list[str]]:
             f"{record}: expected the list of an earlier download, found something else; pull into a new folder"
         )
     return repo, names
+
+
+def _write(record: epath.Path, repo: str, names: Sequence[str]) -> None:
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps({"repository": repo, "files": names}))
+    partial.rename(record)
 
 
 def _is_inside(name: Any) -> bool:
