@@ -122,7 +122,7 @@ def _read(record: epath.Path) -> tuple[str, list[str]]:
 def _write(record: epath.Path, repo: str, names: Sequence[str]) -> None:
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps({"repository": repo, "files": names}))
-    partial.rename(record)
+    partial.replace(record)
 
 
 def _is_inside(name: Any) -> bool:
