@@ -46,7 +46,9 @@ def summed_gradient(
     axis. `losses.mean` turns the pair into the gradient of the global mean.
 
     On a mesh of data only, several microbatches without a key are summed on each device first, so gradients are reduced
-    once, not once per microbatch. With a key they are not, because each device would draw its own noise.
+    once, not once per microbatch. With a key they are not, because each device would draw its own noise. Nor are they
+    on other meshes: if devices see their part of "data" and XLA partitions over the other axes, it aborts at gathers
+    and conditionals of these programs (jaxlib 0.10 and 0.11).
 
     Args:
       loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.
