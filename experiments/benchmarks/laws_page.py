@@ -148,21 +148,22 @@ def _penalty(results: Results) -> str:
         for row in results["penalty"]
     ]
     apart = sum(row["adjusted_p_value"] < 0.05 for row in results["penalty"])
-    verdict = f"{apart} of {len(rows)} penalties give another curve." if apart else "No penalty gives another curve."
+    verdict = f"{apart} of {len(rows)} penalties give another curve." if apart else "No difference was detected."
     return f"{markdown(columns, rows)}\n\n{verdict}"
 
 
 def _noise(results: Results) -> str:
-    columns = ["method", "rankings", "β, noisy", "β, exact", "fall, noisy", "fall, exact", "difference"]
-    arms = {arm["name"]: arm for arm in results["arms"]}
+    columns = ["method", "rankings", "largest common KL", "fall, noisy", "fall, exact", "difference"]
+    columns += ["exact above noisy, at equal KL"]
     rows = [
         [
             TITLES[method],
             f"{row['comparisons']:,}",
-            *(spread(arms[row[labels]][method]["fits"][law]["beta"]) for labels in ("noisy", "exact")),
+            f"{row[method]['kl']:.2f}",
             *(_range(row[method][labels]) for labels in ("noisy", "exact", "difference")),
+            _signed(row[method]["gap"]),
         ]
-        for method, law in LAWS.items()
+        for method in LAWS
         for row in results["noise"]
     ]
     return markdown(columns, rows)

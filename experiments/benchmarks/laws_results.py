@@ -51,7 +51,7 @@ def analyze(
         "arms": reported,
         "trends": {method: _trend(method, noisy, curves, fitted, weights) for method in LAWS},
         "penalty": _penalty(arms, first, curves, weights),
-        "noise": [_noise(arm, plain, curves, fitted, weights) for arm in plain if arm["labels"] == "exact"],
+        "noise": [_noise(arm, plain, curves, weights) for arm in plain if arm["labels"] == "exact"],
     }
     rounded: dict[str, Any] = _rounded(results)
     return rounded
@@ -92,7 +92,7 @@ def _of_curve(method: Method, curve: Curve, fitted: np.ndarray, weights: np.ndar
         ],
         "fits": fits,
         "extrapolation": _described(law_bootstrap.extrapolate, law, curve, weights),
-        "fall": law_bootstrap.interval(law_bootstrap.fall(law, fitted, kl.max(1)), n).to_dict(),
+        "fall": law_bootstrap.interval(law_bootstrap.fall(curve, weights, kl.max(1)), n).to_dict(),
     }
 
 
@@ -184,28 +184,24 @@ def _noise(
     arm: Mapping[str, Any],
     plain: Sequence[Mapping[str, Any]],
     curves: Mapping[str, Mapping[str, Curve]],
-    fitted: Mapping[str, Mapping[Method, np.ndarray]],
     weights: np.ndarray,
 ) -> dict[str, Any]:
-    """Compares the fall after the peak with exact labels and with noisy labels of the same answers."""
+    """Compares exact with noisy labels of the same answers: the fall up to the same KL, and gains at equal KL."""
     (noisy,) = (
         other
         for other in plain
         if other["labels"] == "noisy" and all(other[key] == arm[key] for key in ("size", "comparisons"))
     )
     found: dict[str, Any] = {"comparisons": arm["comparisons"], "exact": arm["name"], "noisy": noisy["name"]}
-    for method, law in LAWS.items():
-        falls = {
-            other["labels"]: law_bootstrap.fall(
-                law,
-                fitted[other["name"]][method],
-                law_bootstrap.points(curves[other["name"]][method], weights)[0].max(1),
-            )
-            for other in (arm, noisy)
-        }
-        falls["difference"] = falls["noisy"] - falls["exact"]
+    for method in LAWS:
+        pair = {labels: curves[other["name"]][method] for labels, other in (("noisy", noisy), ("exact", arm))}
+        common = np.min([law_bootstrap.points(curve, weights)[0].max(1) for curve in pair.values()], axis=0)
+        values = {labels: law_bootstrap.fall(curve, weights, common) for labels, curve in pair.items()}
+        values["difference"] = values["noisy"] - values["exact"]
+        values["gap"] = law_bootstrap.gap(pair["noisy"], pair["exact"], weights)
         n = weights.shape[1]
-        found[method] = {name: law_bootstrap.interval(values, n).to_dict() for name, values in falls.items()}
+        found[method] = {"kl": float(common[0])}
+        found[method] |= {name: law_bootstrap.interval(value, n).to_dict() for name, value in values.items()}
     return found
 
 

@@ -185,22 +185,23 @@ def predict_unseen(law: Law, curve: Curve, weights: np.ndarray, slopes: np.ndarr
     return _predict(law, (_with_ones(features[None]) @ slopes)[:, 0], kl[:, last], gain[:, last])
 
 
-def fall(law: Law, fitted: np.ndarray, kl: np.ndarray) -> np.ndarray:
-    """Computes how far the fitted gain at a KL lies below the largest one before it.
+def fall(curve: Curve, weights: np.ndarray, kl: np.ndarray) -> np.ndarray:
+    """Computes how far the measured gain at a KL lies below the largest one before it.
+
+    The gain is interpolated linearly in sqrt(KL).
 
     Args:
-      law: the form that was fitted.
-      fitted: float[B, 2]; see `coefficients`.
-      kl: float[B], in nats.
+      curve: of M points.
+      weights: float[B, P]; see `resample`.
+      kl: float[B], in nats; at most the largest of each draw.
 
     Returns:
       float64[B], at least 0: the gold reward that stopping earlier would have saved.
     """
     lost = []
-    for (alpha, beta), end in zip(fitted, kl, strict=True):
-        found = Fit(law, alpha, beta, 1.0)
-        at_peak, at_end = found.predict(np.array([min(found.peak, end), end]))
-        lost.append(max(at_peak - at_end, 0.0))
+    for x, y, end in zip(*points(curve, weights), kl, strict=True):
+        at_end = _gain_at(x, y, end)
+        lost.append(max(y[x <= end].max(), at_end) - at_end)
     return np.array(lost)
 
 
@@ -228,8 +229,7 @@ def gap(first: Curve, second: Curve, weights: np.ndarray) -> np.ndarray:
         raise DataError(f"second: expected KLs up to {kl[0].max():.3g}, found {other_kl[0][1:].min():.3g} and more")
     gaps = []
     for x, y, at, measured in zip(kl, gain, other_kl[:, common], other_gain[:, common], strict=True):
-        order = np.argsort(x, kind="stable")
-        gaps.append(np.mean(measured - np.interp(np.sqrt(at), np.sqrt(x[order]), y[order])))
+        gaps.append(np.mean(measured - _gain_at(x, y, at)))
     return np.array(gaps)
 
 
@@ -240,6 +240,12 @@ def p_value(values: np.ndarray) -> float:
     """
     draws = values[1:]
     return min(1.0, 2 * (1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))) / (1 + len(draws)))
+
+
+def _gain_at(kl: np.ndarray, gain: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Interpolates gains [M] linearly in sqrt(KL)."""
+    order = np.argsort(kl, kind="stable")
+    return np.interp(np.sqrt(at), np.sqrt(kl[order]), gain[order])
 
 
 def _predict(law: Law, fitted: np.ndarray, kl: np.ndarray, measured: np.ndarray) -> Prediction:

@@ -47,8 +47,8 @@ def summed_gradient(
 
     On a mesh of data only, several microbatches without a key are summed on each device first, so gradients are reduced
     once, not once per microbatch. With a key they are not, because each device would draw its own noise. Nor are they
-    on other meshes: if devices see their part of "data" and XLA partitions over the other axes, it aborts at gathers
-    and conditionals of these programs (jaxlib 0.10 and 0.11).
+    on other meshes: with `shard_map` over "data" only, XLA aborts when it partitions the gathers and conditionals of a
+    loss over the other axes (jaxlib 0.10 and 0.11).
 
     Args:
       loss: `loss(params, batch, key) -> ((sum, weight), metrics)`.

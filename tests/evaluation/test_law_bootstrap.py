@@ -119,10 +119,11 @@ def test_a_trend_over_other_reward_models_predicts_an_unseen_one(law):
 
 
 def test_the_fall_is_the_distance_to_the_peak_and_0_before_it():
-    fitted = np.array([[1.0, 0.25], [1.0, 0.25], [1.0, -0.1]])
-    found = law_bootstrap.fall("best of n", fitted, np.array([9.0, 3.0, 9.0]))
+    weights = resample(PROMPTS, draws=3)
+    dense = curve("best of n", 1.0, 0.25, kl=np.linspace(0, 4, 401) ** 2)
     # d (1 - d / 4) is largest at d = 2, where it is 1. At d = 3 it is 3 / 4.
-    np.testing.assert_allclose(found, [0.25, 0.0, 0.0], atol=1e-12)
+    found = law_bootstrap.fall(dense, weights, np.array([9.0, 3.0, 4.0, 16.0]))
+    np.testing.assert_allclose(found, [0.25, 0.0, 0.0, 1.0], atol=1e-4)
 
 
 @given(st.floats(-1, 1))

@@ -120,12 +120,16 @@ def test_only_the_penalty_that_changes_the_curve_is_told_apart(results):
 def test_exact_labels_have_no_fall_and_noisy_ones_have(results):
     assert [row["comparisons"] for row in results["noise"]] == [500, 1_000, 2_000]
     for row in results["noise"]:
-        for method in ("best of n", "ppo"):
-            assert row[method]["exact"]["mean"] == pytest.approx(0, abs=1e-6)
         alpha, _ = known(next(arm for arm in CASES if arm.name == row["noisy"]))
-        law = Fit("rl", alpha, 0.1, 1.0)
-        expected = law.predict(np.array([min(law.peak, 9.0), 9.0]))
-        assert row["ppo"]["difference"]["mean"] == pytest.approx(expected[0] - expected[1], abs=1e-5)
+        for method, law in overoptimization.LAWS.items():
+            noisy, exact = (Fit(law, alpha, beta, 1.0) for beta in (0.1, 0.0))
+            kl = row[method]["kl"]
+            assert kl == pytest.approx(9.0 if method == "ppo" else best_of_n_kl(64), abs=1e-5)
+            assert row[method]["exact"]["mean"] == pytest.approx(0, abs=1e-6)
+            expected = noisy.predict(np.array([min(noisy.peak, kl), kl]))
+            assert row[method]["difference"]["mean"] == pytest.approx(expected[0] - expected[1], abs=2e-3)
+            at = np.linspace(0, 9, 40)[1:] if method == "ppo" else np.array([best_of_n_kl(n) for n in NUMBERS[1:]])
+            assert row[method]["gap"]["mean"] == pytest.approx((exact.predict(at) - noisy.predict(at)).mean(), abs=1e-5)
 
 
 def test_a_page_has_the_tables_between_its_marks(results):
