@@ -129,7 +129,7 @@ def _summary(results: Results, method: str) -> str:
         lines += [
             markdown(["", "per doubling of parameters", "per doubling of rankings", "R²"], rows),
             f"From the smaller reward models alone, {_count(unseen)} gains of the largest size are predicted: "
-            + "; ".join(f"{one['name'].split('-')[1]} rankings: {_compared(one)}" for one in unseen)
+            + "; ".join(f"{int(one['name'].split('-')[1]):,} rankings: {_compared(one)}" for one in unseen)
             + ".",
         ]
     return "\n\n".join(lines)

@@ -69,7 +69,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _of_curve(method: Method, curve: Curve, fitted: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Returns points, fits of both laws, an extrapolation, and the fall after the peak."""
+    """Returns points, fits of both laws, and an extrapolation."""
     law, n = LAWS[method], weights.shape[1]
     kl, gain = law_bootstrap.points(curve, weights)
     fits = {
@@ -92,7 +92,6 @@ def _of_curve(method: Method, curve: Curve, fitted: np.ndarray, weights: np.ndar
         ],
         "fits": fits,
         "extrapolation": _described(law_bootstrap.extrapolate, law, curve, weights),
-        "fall": law_bootstrap.interval(law_bootstrap.fall(curve, weights, kl.max(1)), n).to_dict(),
     }
 
 

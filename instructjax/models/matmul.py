@@ -107,7 +107,7 @@ def einsum_of_quantized(
 
     If `matmul_dtype` is "int8", x is quantized too, with a scale for each row, and the sums in int32 are exact. This is
     the vector-wise quantization of Dettmers et al. (2022) without their float16 product for outliers, so large models
-    lose accuracy. Decoding takes no gradients, so there is no custom one.
+    lose accuracy. Decoding needs no gradient, so none is defined.
 
     Args:
       spec: see `einsum`; the axis of outputs comes first in y and last in the result, as in "td,fd->tf".
