@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from instructjax.errors import DataError, SampleSizeError
 
@@ -70,7 +70,7 @@ def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hash
         clusters, with which the spread is unknown.
     """
     error = clustered_error(values, clusters)
-    mean, half = np.mean(values, dtype=np.float64), stats.t.ppf((1 + LEVEL) / 2, len(set(clusters)) - 1) * error
+    mean, half = np.mean(values, dtype=np.float64), special.stdtrit(len(set(clusters)) - 1, (1 + LEVEL) / 2) * error
     return Estimate(mean=float(mean), low=float(mean - half), high=float(mean + half), n=len(values))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from scipy import stats
+from scipy import special
 
 from instructjax import files
 from instructjax.errors import DataError
@@ -34,7 +34,7 @@ _PROMPTS = {  # prompt types of the release: prompts of Table 14
     "": "-",
 }
 _ALTERNATIVES = "|"  # separates references
-_Z = float(stats.norm.ppf(0.975))
+_Z = float(special.ndtri(0.975))
 
 
 @dataclasses.dataclass(frozen=True)
