@@ -13,7 +13,8 @@ Planned:    (compiled, not run: docs/scaling.md)
             1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
             ppo.frozen_dtype=bfloat16, pretrain.microbatches=16, reward.microbatches=16;
             6b on TPU v5p:4x4x4, parallel.fsdp=8, parallel.tensor=8;
-            175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32; SFT, with batches of 8, needs fsdp=8.
+            175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32, but SFT, with batches of 8, on v5p:4x8x8 with
+            parallel.fsdp=8.
 
 The keys, with range, unit and source of each value, are declared in instructjax/recipe; docs/recipe.md lists them. This
 file sets the values that depend on the policy's size. The other recipes start from it and explain their changes.

@@ -6,14 +6,14 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
     machine     matmul FLOP/s, memory bandwidth and all-reduce, as measured
     attention   the fused kernels against einsums in float32: errors and times
     124M, 1.3B  SFT, the reward model, PPO's rollout and its iteration, in bfloat16, on random tokens
-    plan        what experiments/plan.py predicts for these programs on these chips, without using them
     layouts     tests/training/test_mesh_layouts.py on the chips instead of virtual devices; needs eight and pytest
     smoke       experiments/reproduce.py --config=configs/sandbox.py:smoke
 
 And, if --parts names them,
 
-    remat none, remat dense, remat offload, remat attention, remat all    SFT of 1.3B with this model.remat
-    int8, int8xint8                                                       the rollout of 1.3B with this type
+    plan             what experiments/plan.py predicts for these programs; needs no accelerator, and minutes
+    remat CHOICE     SFT of 1.3B with model.remat=CHOICE: none, dense, offload, attention or all
+    int8, int8xint8  the rollout of 1.3B with this type
 
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
 too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements
@@ -119,7 +119,7 @@ def earlier(folder):
     """
     of_this = {
         "rehearsal": _REHEARSE.value,
-        "command": f"python experiments/benchmarks/device.py{' --rehearse' if _REHEARSE.value else ''}",
+        "command": f"python experiments/benchmarks/device.py --folder=FOLDER{' --rehearse' if _REHEARSE.value else ''}",
         "versions": device_parts.versions(),
     }
     if not (path := folder / "device.json").exists():

@@ -129,7 +129,7 @@ def main(run):
         sides = {"instructjax": functools.partial(measure_ours, folder)} | (
             {_PEER.value: functools.partial(measure_peer, folder)} if _PEER.value else {}
         )
-        results = compare(sides)
+        results = compare(sides, adapters=config.lora.rank > 0)
     if path:
         files.write_json(path, results)
 
@@ -139,7 +139,8 @@ def command():
     places = {"peer_scripts": "FOLDER", "peer_python": "PYTHON", "results": "FILE"}
     given = [flag for flag in flags.FLAGS.get_flags_for_module(__name__) if flag.present]
     shown = (f"--{flag.name}={places.get(flag.name) or flag.serialize().partition('=')[2]}" for flag in given)
-    return shlex.join(["python", "experiments/benchmarks/speed.py", *shown])
+    keys = (argument for argument in sys.argv[1:] if argument.startswith("--config"))
+    return shlex.join(["python", "experiments/benchmarks/speed.py", *shown, *keys])
 
 
 def peer_versions():
@@ -153,8 +154,13 @@ def peer_versions():
     return {name: version for name, version in json.loads(found).items() if name in PEER_PACKAGES}
 
 
-def compare(sides):
-    """Measures each kind of work on each side in turn. Prints one line per side and returns all results."""
+def compare(sides, *, adapters):
+    """Measures each kind of work on each side in turn. Prints one line per side and returns all results.
+
+    Args:
+      sides: the function of each side that measures a kind of work.
+      adapters: whether only adapters learn on our side.
+    """
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     results = {
         "title": _TITLE.value or f"Size {_SIZE.value}, {' and '.join(sides)}",
@@ -174,7 +180,7 @@ def compare(sides):
             | {"peak_mb": rounds[0][side]["peak_mb"], "peak_again_mb": rounds[-1][side]["peak_mb"]}
             for side in sides
         }
-        mfu = model_flops(work, _SIZE.value) / (medians["instructjax"]["seconds"] * matmul)
+        mfu = model_flops(work, _SIZE.value, adapters=adapters) / (medians["instructjax"]["seconds"] * matmul)
         results["work"][work] = {"rounds": rounds, "medians": medians, "mfu": mfu, "matmul_flops": matmul}
         results["load"].append(os.getloadavg()[0])
         for side, found in medians.items():

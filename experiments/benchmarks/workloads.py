@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.algorithms import advantages
-from instructjax.algorithms.ppo import Frozen, Learner, PPOState, make_iteration
+from instructjax.algorithms.ppo import Learner, PPOState, make_iteration
 from instructjax.batch import LMBatch, PromptBatch
 from instructjax.data import layouts
 from instructjax.models import flops, lora
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import sampling
+from instructjax.stages import ppo as ppo_stage
 from instructjax.stages import trained
 from instructjax.stages.adapter_base import lora_config
 from instructjax.training import objectives, optimizer
@@ -161,7 +162,7 @@ def ppo_iteration(shape, config, rows, minibatch, response, prompts=None, eos_id
     )
     parts = Learner(policy, adam), scalar, Learner(scalar, adam), advantages.gae(1.0, 0.95)
     iterate = make_iteration(*parts, config.ppo, max_response=response, eos_id=eos_id, pad_id=0)
-    frozen = Frozen(reference=params, reward=head)
+    frozen, bases = ppo_stage.freeze(params, head, bases, config.ppo.frozen_dtype or shape.param_dtype)
 
     def step(state, batch, key, frozen, *bases):
         return iterate.on(bases).step(state, batch, key, frozen)
@@ -177,22 +178,26 @@ def matmul(shape, config, size):
     return product, mean, OPERATIONS / 1e9
 
 
-def model_flops(work, size):
-    """Returns the operations of one step that the model needs. A training step counts as three forward passes."""
+def model_flops(work, size, *, adapters=False):
+    """Returns the operations of one step that the model needs.
+
+    A training step counts as three forward passes; with adapters as two, because kernels have no gradient.
+    """
+    training = 2 if adapters else 3
     shape, size = TransformerConfig(**SHAPES[size]), SIZES[size]
     if work == "sft":
         rows, length = size["sft"], shape.max_length
-        return 3 * flops.forward_flops(shape, rows, length, length)
+        return training * flops.forward_flops(shape, rows, length, length)
     if work == "reward":
         half = shape.max_length // 2
-        return 3 * flops.ranking_flops(shape, size["reward"], half, ANSWERS, half)
+        return training * flops.ranking_flops(shape, size["reward"], half, ANSWERS, half)
     rows, width = size["generation"] if work == "generation" else (size["ppo"][0], sum(PROMPT) // 2)
     sampled = flops.forward_flops(shape, rows, width, 1)
     sampled += (NEW - 1) * flops.forward_flops(shape, rows, 1, 1, slots=width + NEW // 2)
     if work == "generation":
         return sampled
     language = flops.forward_flops(shape, rows, width + NEW, NEW)
-    return sampled + (2 + 3) * (language + flops.scalar_flops(shape, rows, width + NEW))
+    return sampled + (2 + training) * (language + flops.scalar_flops(shape, rows, width + NEW))
 
 
 def measure_here(work, config, size, dtypes, steps):

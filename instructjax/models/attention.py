@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from instructjax.models import flash, matmul, remat
+from instructjax.models.partitioning import platform_of_context
 from instructjax.typing import Array, Index
 
 MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
@@ -158,14 +159,17 @@ def fused_kernel(
     query: Float[Array, "B H T D"], key: Float[Array, "B G S D"], visible: Visible, cap: float
 ) -> str | None:
     """Returns the fused kernel that `attention` calls for these arrays: "cudnn", "splash" or None."""
-    if not cap and _fits_cudnn(query, key):
-        return "cudnn"
-    if jax.default_backend() != "tpu":
+    platform = platform_of_context()
+    if platform == "tpu":
+        kernel, reason = "splash", _why_no_splash(query, key, visible)
+    elif platform == "gpu":
+        kernel, reason = "cudnn", _why_no_cudnn(query, key, cap)
+    else:
         return None
-    reason = _why_no_splash(query, key, visible)
-    if reason is not None:
-        logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
-    return None if reason else "splash"
+    if reason is None:
+        return kernel
+    logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
+    return None
 
 
 def _einsums(
@@ -206,12 +210,17 @@ def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
     return flash.why_not(query, key)
 
 
-def _fits_cudnn(query: Array, key: Array) -> bool:
-    # The shapes that cuDNN's fused attention supports with a mask and with a gradient.
-    lengths_even = query.shape[2] % 2 == 0 and key.shape[2] % 2 == 0
-    heads_fit = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return half and heads_fit and lengths_even and _has_cudnn_attention(jax.devices()[0])
+def _why_no_cudnn(query: Array, key: Array, cap: float) -> str | None:
+    """Returns why cuDNN's fused attention, with a mask and with a gradient, does not support these arrays."""
+    if not _has_cudnn_attention(jax.devices()[0]):
+        return f"no GPU of compute capability {CUDNN_CAPABILITY}.0 or later"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN's kernel takes bfloat16 or float16, not {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > 128:
+        return f"cuDNN's kernel takes heads of a multiple of 8 up to 128 units, not of {query.shape[-1]}"
+    if query.shape[2] % 2 or key.shape[2] % 2:
+        return f"cuDNN's kernel takes even numbers of queries and keys, not {query.shape[2]} and {key.shape[2]}"
+    return "cuDNN's kernel does not cap scores" if cap else None
 
 
 def _has_cudnn_attention(device: jax.Device) -> bool:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from instructjax.models import matmul, remat
@@ -68,29 +69,28 @@ class Dense(nn.Module):
             flat = x.reshape(-1, width)
         else:
             spec = spec.replace("t", "bt")
+        # Terms are added before the sum is rounded, once. The bias's gradient is then summed in its own dtype, too.
+        dtype = jnp.promote_types(config.dtype, jnp.float32)
         if isinstance(kernel, Quantized):
-            y = matmul.einsum_of_quantized(spec, flat, kernel, config.quantized_matmul_dtype, config.dtype)
+            y = matmul.einsum_of_quantized(spec, flat, kernel, config.quantized_matmul_dtype, dtype)
         else:
-            y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, config.dtype)
+            y = matmul.einsum(spec, flat, kernel, config.resolved_matmul_dtype, dtype)
         if self.has_variable("params", LORA_A):
-            y += self._low_rank(flat)
+            y += self._low_rank(flat, dtype)
         if self.has_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
-            # Broadcast before it is rounded, so that the bias's gradient is summed in its own dtype, not in bfloat16.
-            y += jnp.broadcast_to(bias, y.shape).astype(config.dtype)
-        y = checkpoint_name(y, remat.DENSE).reshape(*x.shape[:-1], self.features)
+            y += self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype).astype(dtype)
+        y = checkpoint_name(y.astype(config.dtype), remat.DENSE).reshape(*x.shape[:-1], self.features)
         return y if self.axis is None else constrain(y, "batch", None, self.axis)
 
-    def _low_rank(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape features"]:
-        """Computes (alpha / r) (x A) B, without the product of A and B."""
+    def _low_rank(self, x: Float[Array, "*shape width"], dtype: DTypeLike) -> Float[Array, "*shape features"]:
+        """Computes (alpha / r) (x A) B in `dtype`, without the product of A and B."""
         config = self.config
         x = nn.Dropout(config.lora_dropout, deterministic=self.deterministic)(x)
         a: Array = self.get_variable("params", LORA_A)
         b: Array = self.get_variable("params", LORA_B)
-        dtypes = config.resolved_matmul_dtype, config.dtype
-        rows = "bt"[-x.ndim + 1 :]
-        low = matmul.einsum(f"{rows}d,dr->{rows}r", x, a, *dtypes) * (config.lora_alpha / a.shape[-1])
-        return matmul.einsum(f"{rows}r,rf->{rows}f", low, b, *dtypes)
+        rows, matmul_dtype, factor = "bt"[-x.ndim + 1 :], config.resolved_matmul_dtype, config.lora_alpha / a.shape[-1]
+        low = matmul.einsum(f"{rows}d,dr->{rows}r", x, a, matmul_dtype, config.dtype) * factor
+        return matmul.einsum(f"{rows}r,rf->{rows}f", low, b, matmul_dtype, dtype)
 
 
 class SelfAttention(nn.Module):

@@ -160,3 +160,13 @@ def mesh_of_context() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     automatic = not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if automatic and set(MESH_AXES) <= set(mesh.axis_names) else None
+
+
+def platform_of_context() -> str:
+    """Returns the platform that a program is compiled for: that of the mesh of the context, or JAX's default.
+
+    The devices of a mesh may be absent; see `experiments/plan.py`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform

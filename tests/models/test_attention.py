@@ -126,6 +126,7 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, lengt
     platform, capability = device.split(" ")
     described = types.SimpleNamespace(platform=platform, compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [described])
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))

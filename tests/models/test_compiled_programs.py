@@ -13,7 +13,7 @@ import pytest
 
 from instructjax import accelerators, losses
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
-from instructjax.models import block, unembedding
+from instructjax.models import attention, block, unembedding
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.planning import chips
@@ -154,11 +154,8 @@ def test_gradients_with_dropout_are_reduced_in_every_microbatch():
     assert {1, 2} <= set(reductions(on_mesh(**DATA), dropout=0.1))
 
 
-@pytest.mark.absent_hardware
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
-def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loop(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def compiled_for_a_ranking():
+    """Returns the program of a reward model's gradient for four TPUs. Every row has one prompt and four answers."""
     length, shape = 512, {"d_model": 512, "num_heads": 4, "d_head": 128, "d_ff": 2048, "max_length": 512}
     model = ScalarModel(dataclasses.replace(CONFIG, **shape, dtype="bfloat16", remat="all"))
 
@@ -169,11 +166,30 @@ def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loo
     with jax.set_mesh(mesh):
         rows, ends = array((4, length)), array((4, 1, 4))
         batch = RankingBatch(rows, rows, rows, rows, ends, array((4, 1, 4), jnp.float32), array((4, 1, 4), bool))
-        text = jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+        return jax.jit(gradient).trace(weights(model), batch).lower().compile().as_text()
+
+
+SCORES = re.compile(r"f32\[1,2,\d+,(256|384|512)\]")  # of a row's queries by keys, in two heads
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loop():
+    text = compiled_for_a_ranking()
     found = collectives(text)
     assert {one.operation for one in found if one.loops == 2} <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert "splash" in text
-    assert not re.search(r"f32\[1,2,\d+,(256|384|512)\]", text)  # scores of a row's queries by keys
+    assert not SCORES.search(text)
+
+
+@pytest.mark.absent_hardware
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
+def test_without_the_fused_kernel_the_reward_model_has_scores(monkeypatch):
+    """A check of the check above."""
+    monkeypatch.setattr(attention, "platform_of_context", lambda: "cpu")
+    assert SCORES.search(compiled_for_a_ranking())
 
 
 @pytest.mark.absent_hardware

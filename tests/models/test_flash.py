@@ -168,8 +168,7 @@ def test_prefill_attends_to_its_own_tokens_and_then_fills_the_cache(monkeypatch)
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 2)])
-def test_a_tpu_gets_the_kernel_for_packed_rows_and_for_branches(mesh, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def test_a_tpu_gets_the_kernel_for_packed_rows_and_for_branches(mesh):
     config = TransformerConfig(
         **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
         dtype="bfloat16",
@@ -201,8 +200,7 @@ def test_a_tpu_gets_the_kernel_for_packed_rows_and_for_branches(mesh, monkeypatc
 @pytest.mark.absent_hardware
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
-def test_prefill_on_a_tpu_gets_the_kernel(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def test_prefill_on_a_tpu_gets_the_kernel():
     config = TransformerConfig(
         **dict(vocab_size=256, num_layers=2, d_model=256, num_heads=4, d_head=64, d_ff=512, max_length=256),
         dtype="bfloat16",

@@ -236,3 +236,20 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
     _, pull = jax.vjp(lambda params: dense.apply({"params": params}, x), params)
     (found,) = pull(weights)
     np.testing.assert_allclose(found["bias"], np.asarray(weights, np.float64).sum((0, 1)), rtol=1e-6)
+
+
+def test_a_dense_layer_rounds_the_sum_of_product_and_bias_once():
+    layer = Dense(dataclasses.replace(fakes.DECODER, dtype="bfloat16"), 64)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, ((1, 8, 32), (32, 64)), strict=False)
+    )
+    bias = jax.random.normal(keys[2], (64,))
+    found = layer.apply({"params": {"kernel": kernel.astype(jnp.float32), "bias": bias}}, x)
+    product = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
+    once = product + bias
+    assert found.dtype == jnp.bfloat16
+    # Half a unit in the last place of bfloat16, and the rounding of the sum in float32.
+    assert bool((jnp.abs(found.astype(jnp.float32) - once) <= 2**-8 * jnp.abs(once) + 1e-5).all())
+    twice = (product.astype(jnp.bfloat16) + bias.astype(jnp.bfloat16)).astype(jnp.float32)
+    assert not bool((jnp.abs(twice - once) <= 2**-8 * jnp.abs(once) + 1e-5).all())

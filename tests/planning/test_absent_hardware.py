@@ -41,6 +41,16 @@ def test_a_program_compiles_for_chips_that_are_not_present(name):
 
 
 @pytest.mark.absent_hardware
+@needs("cuda")
+@pytest.mark.parametrize("program", ["pretrain", "sft", "reward", "ppo_init", "ppo iteration", "ppo_ptx iteration"])
+def test_every_program_compiles_for_a_mesh_of_eight_gpus(program):
+    changes = {"model.num_layers": 2, "model.dtype": "bfloat16"}
+    changes |= {"parallel.data": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
+    row = plan.plan_program(program, plan.override(sandbox.get_config("smoke"), changes), chips.parse("h100:8"))
+    assert (row.fits, row.obstacle, row.mesh) == (True, "", (2, 2, 2))
+
+
+@pytest.mark.absent_hardware
 @pytest.mark.parametrize(
     "name", [pytest.param("v5e:2x2", marks=needs("tpu")), pytest.param("h100:4", marks=needs("cuda"))]
 )

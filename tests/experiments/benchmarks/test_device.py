@@ -76,7 +76,7 @@ def results():
     plan = {"size": "124M", "program": "sft", "peak_planned": 3 * 2**30, "obstacle": ""}
     return {
         "rehearsal": False,
-        "command": "python experiments/benchmarks/device.py",
+        "command": "python experiments/benchmarks/device.py --folder=FOLDER",
         "versions": {"jax": "0.0"},
         "seconds": 20.0,
         "parts": {
@@ -141,7 +141,7 @@ def test_a_folder_is_filled_in_several_calls_of_the_same_code(tmp_path, monkeypa
         return {"seconds": 2.0, "measurements": []}
 
     monkeypatch.setattr(device, "run_part", run_part)
-    of_this = {"rehearsal": True, "command": "python experiments/benchmarks/device.py --rehearse"}
+    of_this = {"rehearsal": True, "command": "python experiments/benchmarks/device.py --folder=FOLDER --rehearse"}
     of_this |= {"versions": device_parts.versions(), "seconds": 9.0}
     parts = results()["parts"] | {"attention": {"seconds": 45.0, "measurements": [], "error": "stopped after 45 s"}}
     (tmp_path / "device.json").write_text(json.dumps(of_this | {"parts": parts}))
