@@ -11,7 +11,7 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
 
 And, if --parts names them,
 
-    plan             what experiments/plan.py predicts for these programs; needs no accelerator, and minutes
+    plan             what experiments/plan.py predicts for these programs; needs none, but --seconds=1800
     remat CHOICE     SFT of 1.3B with model.remat=CHOICE: none, dense, offload, attention or all
     int8, int8xint8  the rollout of 1.3B with this type
 
@@ -46,7 +46,9 @@ _PARTS = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_integer("seconds", 480, "Time for all parts together.", lower_bound=1)
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Tiny sizes, on a CPU.")
 _ONLY = flags.DEFINE_enum("only", None, list(device_parts.PARTS), "Runs one part in this process.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "The chips to plan for; found by the part `machine`.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "The chips to plan for; by default those that the part `machine` has found."
+)
 _MEASUREMENTS = flags.DEFINE_string("measurements", None, "The JSON Lines file that one part adds to.")
 STARTS_IN = 5  # seconds; with less time left, a part is not started
 
@@ -137,7 +139,7 @@ def measure(folder):
     results = earlier(folder)
     rehearse, before = results["rehearsal"], results["seconds"]
     for name in _PARTS.value:
-        topology = device_page.facts(results).get("topology", "")
+        topology = _TOPOLOGY.value or device_page.facts(results).get("topology", "")
         left = _SECONDS.value - (time.monotonic() - began)
         if left < STARTS_IN:
             found = {"seconds": 0.0, "measurements": [], "error": f"no time left of {_SECONDS.value} s"}

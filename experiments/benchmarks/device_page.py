@@ -13,9 +13,9 @@ NOTES = """\
 *MFU* is model FLOP/s divided by the published peak of the chips, then by the matmul rate measured above. Recomputed and
 masked operations are not counted. *Bound* is the least time at the measured matmul rate and memory bandwidth, without
 communication. *Of bound* is the bound divided by the measured time. Peak memory is in GiB per device: as plan.py
-predicts it without the chips, with attention as two einsums; as the compiler reports it for the program that ran, if it
-was compiled and not read from the cache; as the device measured it, for the programs of one part together. Products of
-integers (int8xint8) are counted at the rate of bfloat16, so their *bound* is not one."""
+predicts it without the chips, for GPUs with attention as two einsums; as the compiler reports it for the program that
+ran, if it was compiled and not read from the cache; as the device measured it, for the programs of one part together.
+Products of integers (int8xint8) are counted at the rate of bfloat16, so their *bound* is not one."""
 
 
 def facts(results):

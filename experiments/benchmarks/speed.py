@@ -39,6 +39,7 @@ from etils import epath
 from instructjax import files
 from instructjax.errors import ConfigError
 from instructjax.runs import provenance
+from instructjax.stages.adapter_base import lora_config
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # as for the scripts of experiments/
 
@@ -129,7 +130,7 @@ def main(run):
         sides = {"instructjax": functools.partial(measure_ours, folder)} | (
             {_PEER.value: functools.partial(measure_peer, folder)} if _PEER.value else {}
         )
-        results = compare(sides, adapters=config.lora.rank > 0)
+        results = compare(sides, lora_config(config))
     if path:
         files.write_json(path, results)
 
@@ -154,12 +155,12 @@ def peer_versions():
     return {name: version for name, version in json.loads(found).items() if name in PEER_PACKAGES}
 
 
-def compare(sides, *, adapters):
+def compare(sides, adapters):
     """Measures each kind of work on each side in turn. Prints one line per side and returns all results.
 
     Args:
       sides: the function of each side that measures a kind of work.
-      adapters: whether only adapters learn on our side.
+      adapters: what learns on our side; None if all weights do.
     """
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     results = {
@@ -180,7 +181,7 @@ def compare(sides, *, adapters):
             | {"peak_mb": rounds[0][side]["peak_mb"], "peak_again_mb": rounds[-1][side]["peak_mb"]}
             for side in sides
         }
-        mfu = model_flops(work, _SIZE.value, adapters=adapters) / (medians["instructjax"]["seconds"] * matmul)
+        mfu = model_flops(work, _SIZE.value, adapters) / (medians["instructjax"]["seconds"] * matmul)
         results["work"][work] = {"rounds": rounds, "medians": medians, "mfu": mfu, "matmul_flops": matmul}
         results["load"].append(os.getloadavg()[0])
         for side, found in medians.items():

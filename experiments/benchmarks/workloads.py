@@ -178,26 +178,26 @@ def matmul(shape, config, size):
     return product, mean, OPERATIONS / 1e9
 
 
-def model_flops(work, size, *, adapters=False):
-    """Returns the operations of one step that the model needs.
-
-    A training step counts as three forward passes; with adapters as two, because kernels have no gradient.
-    """
-    training = 2 if adapters else 3
+def model_flops(work, size, adapters=None):
+    """Returns the operations of one step that the model needs; see `flops.gradient_flops` for `adapters`."""
     shape, size = TransformerConfig(**SHAPES[size]), SIZES[size]
     if work == "sft":
         rows, length = size["sft"], shape.max_length
-        return training * flops.forward_flops(shape, rows, length, length)
+        forward = flops.forward_flops(shape, rows, length, length)
+        return flops.gradient_flops(shape, forward, rows * length, rows * length, adapters)
     if work == "reward":
         half = shape.max_length // 2
-        return training * flops.ranking_flops(shape, size["reward"], half, ANSWERS, half)
+        forward = flops.ranking_flops(shape, size["reward"], half, ANSWERS, half)
+        return flops.gradient_flops(shape, forward, size["reward"] * half * (1 + ANSWERS), 0, adapters)
     rows, width = size["generation"] if work == "generation" else (size["ppo"][0], sum(PROMPT) // 2)
     sampled = flops.forward_flops(shape, rows, width, 1)
     sampled += (NEW - 1) * flops.forward_flops(shape, rows, 1, 1, slots=width + NEW // 2)
     if work == "generation":
         return sampled
-    language = flops.forward_flops(shape, rows, width + NEW, NEW)
-    return sampled + (2 + training) * (language + flops.scalar_flops(shape, rows, width + NEW))
+    tokens, outputs = rows * (width + NEW), rows * NEW
+    language, scalar = flops.forward_flops(shape, rows, width + NEW, NEW), flops.scalar_flops(shape, rows, width + NEW)
+    learned = flops.gradient_flops(shape, language, tokens, outputs, adapters)
+    return sampled + 2 * (language + scalar) + learned + flops.gradient_flops(shape, scalar, tokens, 0, adapters)
 
 
 def measure_here(work, config, size, dtypes, steps):

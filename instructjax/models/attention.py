@@ -116,7 +116,7 @@ def attention(
 
     If the shapes allow it, half-precision arrays on an NVIDIA GPU of compute capability 8.0 or later go to cuDNN's
     fused kernel, and whole rows on a TPU to splash attention; neither ever holds the [B, H, T, S] weights. If the
-    shapes do not allow it, the reason is logged. Everything else is two einsums per block of queries, without the keys
+    arrays do not allow it, the reason is logged. Everything else is two einsums per block of queries, without the keys
     after the block.
 
     Args:
@@ -160,6 +160,8 @@ def fused_kernel(
 ) -> str | None:
     """Returns the fused kernel that `attention` calls for these arrays: "cudnn", "splash" or None."""
     platform = platform_of_context()
+    if query.shape[2] == 1:  # a step of decoding, for which no kernel is meant
+        return None
     if platform == "tpu":
         kernel, reason = "splash", _why_no_splash(query, key, visible)
     elif platform == "gpu":
@@ -168,8 +170,13 @@ def fused_kernel(
         return None
     if reason is None:
         return kernel
-    logging.log_first_n(logging.INFO, "attention is two einsums: %s", 1, reason, use_call_stack=True)
+    _log_einsums(reason)
     return None
+
+
+@functools.cache  # each reason is logged once
+def _log_einsums(reason: str) -> None:
+    logging.info("attention is two einsums: %s", reason)
 
 
 def _einsums(
@@ -212,7 +219,10 @@ def _why_no_splash(query: Array, key: Array, visible: Visible) -> str | None:
 
 def _why_no_cudnn(query: Array, key: Array, cap: float) -> str | None:
     """Returns why cuDNN's fused attention, with a mask and with a gradient, does not support these arrays."""
-    if not _has_cudnn_attention(jax.devices()[0]):
+    device = jax.devices()[0]
+    if device.platform != "gpu":  # as in a plan
+        return "cuDNN's kernel is compiled for present GPUs only"
+    if not _has_cudnn_attention(device):
         return f"no GPU of compute capability {CUDNN_CAPABILITY}.0 or later"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN's kernel takes bfloat16 or float16, not {query.dtype}"
@@ -223,9 +233,7 @@ def _why_no_cudnn(query: Array, key: Array, cap: float) -> str | None:
     return "cuDNN's kernel does not cap scores" if cap else None
 
 
-def _has_cudnn_attention(device: jax.Device) -> bool:
+def _has_cudnn_attention(gpu: jax.Device) -> bool:
     # An AMD GPU is on the platform "gpu", too, and names its architecture ("gfx90a") as its compute capability.
-    if device.platform != "gpu":
-        return False
-    major, _, _ = str(device.compute_capability).partition(".")
+    major, _, _ = str(gpu.compute_capability).partition(".")
     return major.isdigit() and int(major) >= CUDNN_CAPABILITY

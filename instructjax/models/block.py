@@ -69,7 +69,7 @@ class Dense(nn.Module):
             flat = x.reshape(-1, width)
         else:
             spec = spec.replace("t", "bt")
-        # Terms are added before the sum is rounded, once. The bias's gradient is then summed in its own dtype, too.
+        # Terms are added before the sum is rounded, once. The bias's gradient is then summed in at least float32.
         dtype = jnp.promote_types(config.dtype, jnp.float32)
         if isinstance(kernel, Quantized):
             y = matmul.einsum_of_quantized(spec, flat, kernel, config.quantized_matmul_dtype, dtype)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.models import attention as attention_module
-from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
+from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask, fused_kernel
 
 
 @settings(deadline=None, max_examples=25)
@@ -101,21 +102,34 @@ def test_a_query_that_sees_nothing_is_finite_with_finite_gradients(dtype):
     assert all(bool(jnp.isfinite(a).all()) for a in (found, *pull(found)))
 
 
+def logged(monkeypatch, device):
+    """Returns the lines that are logged from now on, on a device such as "gpu 8.0"."""
+    platform, capability = device.split(" ")
+    described, lines = types.SimpleNamespace(platform=platform, compute_capability=capability), []
+    monkeypatch.setattr(jax, "devices", lambda: [described])
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+    attention_module._log_einsums.cache_clear()
+    return lines
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "length", "width", "fused"),
+    ("device", "dtype", "length", "width", "why_not"),
     [
-        ("gpu 8.0", "bfloat16", 4, 64, True),
-        ("gpu 12.0", "float16", 4, 64, True),
-        ("gpu 7.5", "bfloat16", 4, 64, False),
-        ("gpu gfx90a", "bfloat16", 4, 64, False),  # of AMD
-        ("gpu 9.0", "float32", 4, 64, False),
-        ("gpu 9.0", "bfloat16", 3, 64, False),
-        ("gpu 9.0", "bfloat16", 4, 60, False),
-        ("gpu 9.0", "bfloat16", 4, 256, False),
-        ("cpu ", "bfloat16", 4, 64, False),
+        ("gpu 8.0", "bfloat16", 4, 64, None),
+        ("gpu 12.0", "float16", 4, 64, None),
+        ("gpu 7.5", "bfloat16", 4, 64, "no GPU of compute capability 8.0 or later"),
+        ("gpu gfx90a", "bfloat16", 4, 64, "no GPU of compute capability 8.0 or later"),  # of AMD
+        ("gpu 9.0", "float32", 4, 64, "cuDNN's kernel takes bfloat16 or float16, not float32"),
+        ("gpu 9.0", "bfloat16", 3, 64, "cuDNN's kernel takes even numbers of queries and keys, not 3 and 3"),
+        ("gpu 9.0", "bfloat16", 4, 60, "cuDNN's kernel takes heads of a multiple of 8 up to 128 units, not of 60"),
+        ("gpu 9.0", "bfloat16", 4, 256, "cuDNN's kernel takes heads of a multiple of 8 up to 128 units, not of 256"),
+        ("cpu ", "bfloat16", 4, 64, ""),
     ],
 )
-def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, length, width, fused):
+def test_the_fused_kernel_is_chosen_if_it_fits_or_the_reason_is_logged(
+    monkeypatch, device, dtype, length, width, why_not
+):
     calls = []
     plain = jax.nn.dot_product_attention
 
@@ -123,18 +137,47 @@ def test_the_fused_kernel_is_chosen_if_it_fits(monkeypatch, device, dtype, lengt
         calls.append((implementation, is_causal))
         return plain(query, key, value, mask=mask, scale=scale, is_causal=is_causal, implementation="xla")
 
-    platform, capability = device.split(" ")
-    described = types.SimpleNamespace(platform=platform, compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [described])
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    lines = logged(monkeypatch, device)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     array = jax.random.normal(jax.random.key(0), (2, 3, length, width), dtype)
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (2, length, length))
     found = attention(array, array, array, Visible(mask))
     last = attention(array[:, :, 2:], array, array, Visible(mask[:, 2:]))
     # The last queries see keys before them, which a causal mask would hide.
-    assert calls == ([("cudnn", True), ("cudnn", False)] if fused else [])
+    assert calls == ([("cudnn", True), ("cudnn", False)] if why_not is None else [])
+    assert lines == ([f"attention is two einsums: {why_not}"] if why_not else [])
     monkeypatch.undo()
     expected = attention(*[array.astype(jnp.float32)] * 3, Visible(mask))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=5e-2)
     np.testing.assert_allclose(last.astype(jnp.float32), expected[:, :, 2:], atol=5e-2)
+
+
+def test_cudnn_does_not_cap_scores_and_a_step_of_decoding_logs_nothing(monkeypatch):
+    lines = logged(monkeypatch, "gpu 9.0")
+    array = jnp.ones((1, 2, 4, 8), jnp.bfloat16)
+    visible = Visible(jnp.ones((1, 4, 4), bool))
+    assert fused_kernel(array[:, :, :1], array, visible, 0.0) is None
+    assert not lines
+    assert fused_kernel(array, array, visible, 0.0) == "cudnn"
+    assert fused_kernel(array, array, visible, 30.0) is None
+    assert lines == ["attention is two einsums: cuDNN's kernel does not cap scores"]
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "splash"), ("gpu", None), ("cpu", None)])
+def test_the_kernel_is_that_of_the_devices_of_the_mesh(platform, kernel):
+    """They may be absent, as in a plan. Inside `shard_map` they are the same."""
+    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=1, platform=platform)
+    automatic = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"), automatic, abstract_device=device)
+    array, segments = jax.ShapeDtypeStruct((2, 2, 128, 16), jnp.float32), jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    found, rows = [], jax.sharding.PartitionSpec("data")
+
+    def choose(array, segments):
+        visible = Visible(jnp.ones((len(segments), 128, 128), bool), segments=segments)
+        found.append(fused_kernel(array, array, visible, 0.0))
+        return array
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(choose, array, segments)
+        jax.eval_shape(jax.shard_map(choose, in_specs=rows, out_specs=rows), array, segments)
+    assert found == [kernel, kernel]

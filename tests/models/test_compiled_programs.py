@@ -187,7 +187,7 @@ def test_the_reward_model_on_tpus_has_no_scores_and_no_permutes_in_its_layer_loo
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.skipif(os.environ.get("JAX_PLATFORMS") != "cpu", reason="compiles for absent chips with JAX_PLATFORMS=cpu")
 def test_without_the_fused_kernel_the_reward_model_has_scores(monkeypatch):
-    """A check of the check above."""
+    """The pattern finds the scores if there are some."""
     monkeypatch.setattr(attention, "platform_of_context", lambda: "cpu")
     assert SCORES.search(compiled_for_a_ranking())
 

@@ -132,7 +132,7 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
 
 
 def test_a_folder_is_filled_in_several_calls_of_the_same_code(tmp_path, monkeypatch):
-    for name, value in {"REHEARSE": True, "PARTS": ["attention", "plan"], "SECONDS": 60}.items():
+    for name, value in {"REHEARSE": True, "PARTS": ["attention", "plan"], "SECONDS": 60, "TOPOLOGY": ""}.items():
         monkeypatch.setattr(device, f"_{name}", types.SimpleNamespace(value=value))
     planned_for = []
 
