@@ -55,11 +55,11 @@ def test_every_program_compiles_for_a_mesh_of_eight_gpus(program):
     "name", [pytest.param("v5e:2x2", marks=needs("tpu")), pytest.param("h100:4", marks=needs("cuda"))]
 )
 def test_a_program_that_exceeds_the_memory_does_not_fit(name):
-    # One layer of attention over 64 x 8192^2 cells and 8 heads.
+    # One layer of attention over 64 x 8190^2 cells and 8 heads. No multiple of 128 tokens, so not fused on TPUs either.
     changes = {
         "model.num_layers": 1,
         "model.max_length": 8192,
-        "pretrain.length": 8192,
+        "pretrain.length": 8190,
         "pretrain.batch_size": 256,
         "parallel.fsdp": 4,
     }
