@@ -11,7 +11,7 @@ python experiments/benchmarks/device.py --folder=FOLDER --rehearse --seconds=120
 
 And, if --parts names them,
 
-    plan             what experiments/plan.py predicts for these programs; needs none, but --seconds=1800
+    plan             what experiments/plan.py predicts for these programs; needs --seconds=1800, but no accelerator
     remat CHOICE     SFT of 1.3B with model.remat=CHOICE: none, dense, offload, attention or all
     int8, int8xint8  the rollout of 1.3B with this type
 

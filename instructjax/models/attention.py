@@ -159,9 +159,9 @@ def fused_kernel(
     query: Float[Array, "B H T D"], key: Float[Array, "B G S D"], visible: Visible, cap: float
 ) -> str | None:
     """Returns the fused kernel that `attention` calls for these arrays: "cudnn", "splash" or None."""
-    platform = platform_of_context()
     if query.shape[2] == 1:  # a step of decoding, for which no kernel is meant
         return None
+    platform = platform_of_context()
     if platform == "tpu":
         kernel, reason = "splash", _why_no_splash(query, key, visible)
     elif platform == "gpu":
