@@ -16,7 +16,7 @@ And, if --parts names them,
     int8, int8xint8  the rollout of 1.3B with this type
 
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
-too long leaves what it has measured, and a reason. The others run all the same. FOLDER/device.json has all measurements
+too long keeps its measurements so far and records the reason. The others run all the same. FOLDER/device.json has all measurements
 and FOLDER/device.md the tables. Both are written again after each part. A folder may be filled in several calls with
 --parts, each of which replaces the parts that it names; code and JAX must be the same in all.
 """
@@ -125,7 +125,7 @@ def earlier(folder):
         "versions": device_parts.versions(),
     }
     if not (path := folder / "device.json").exists():
-        return of_this | {"seconds": 0.0, "parts": {}}
+        return of_this | {"parts": {}}
     results = json.loads(path.read_text())
     for key, value in of_this.items():
         if results[key] != value:
@@ -137,7 +137,7 @@ def measure(folder):
     """Runs the parts one after the other. Returns all results, which are also in the folder."""
     began = time.monotonic()
     results = earlier(folder)
-    rehearse, before = results["rehearsal"], results["seconds"]
+    rehearse = results["rehearsal"]
     for name in _PARTS.value:
         topology = _TOPOLOGY.value or device_page.facts(results).get("topology", "")
         left = _SECONDS.value - (time.monotonic() - began)
@@ -147,7 +147,6 @@ def measure(folder):
             limit = device_parts.PARTS[name].seconds * (4 if rehearse else 1)
             found = run_part(name, topology, min(left, limit), folder, rehearse=rehearse)
         results["parts"][name] = found
-        results["seconds"] = before + time.monotonic() - began
         (folder / "device.json").write_text(json.dumps(results, indent=1) + "\n")
         (folder / "device.md").write_text(device_page.page(results))
         print(f"{name:12} {found['seconds']:6.1f} s  {found.get('error', 'done')}", flush=True)
