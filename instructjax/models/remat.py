@@ -23,7 +23,7 @@ def policy(remat: str) -> Callable[..., Any]:
         case "dense":
             return policies.save_only_these_names(DENSE)
         case "attention":
-            return policies.save_only_these_names(ATTENTION)
+            return policies.save_from_both_policies(policies.save_only_these_names(ATTENTION), _is_cudnn_attention)
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -33,3 +33,8 @@ def policy(remat: str) -> Callable[..., Any]:
             )
         case _:
             return policies.nothing_saveable
+
+
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Saves what cuDNN's forward kernel returns: its output and the statistics of its softmax, which have no names."""
+    return primitive.name.startswith("dot_product_attention_fwd")
