@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pathlib
 import re
@@ -13,7 +14,8 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -147,11 +149,11 @@ def _run(script: Callable[[], None]) -> None:
         with parallel.on_mesh(_CONFIG.value.parallel) if jax.process_count() > 1 else contextlib.nullcontext():
             processes.connect_devices()
         malloc_trim.trim_after_compiling()
-        with contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stdout(None):
+        with _notes_printed() if processes.is_first() else contextlib.redirect_stdout(None):
             script()
 
     # tfds and orbax log every file, and orbax each error with its traceback that it also raises.
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     sys.unraisablehook = _without_closed_loops
     for flag in FLAGS:  # so that --help shows these with the flags of the script
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
@@ -180,6 +182,19 @@ def _run(script: Callable[[], None]) -> None:
     except Interrupted as interrupted:
         print(f"{interrupted}; run the same command to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _notes_printed() -> Iterator[None]:
+    """Prints what the package logs, such as why attention does not use a fused kernel."""
+    log, handler = logging.getLogger("instructjax"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _without_closed_loops(found: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from instructjax.models import flash, matmul, remat
 from instructjax.models.partitioning import platform_of_context
 from instructjax.typing import Array, Index
+
+LOG = logging.getLogger("instructjax.models")
 
 MASKED = -1e30  # finite, so that a row of padding gives an average instead of NaN
 
@@ -126,10 +128,10 @@ def attention(
       visible: the keys that the queries see. If T = S, no query sees a key in a later column. A query that
         sees no key gets an arbitrary finite result.
       layer: number of the layer; local layers of `visible.pattern` see `visible.banded`.
-      matmul_dtype: the dtype to which the factors of both products are rounded; by default that of the arrays.
-        Factors of a single query are not rounded, because reading the keys takes longer.
+      matmul_dtype: the dtype to which the operands of both matmuls are rounded; by default that of the arrays.
+        Operands of a single query are not rounded, because reading the keys takes longer.
       scale: the factor of q k^T; 1 / sqrt(D) by default.
-      cap: 0, or c where scores s become c tanh(s / c).
+      cap: if not 0, scores s become cap * tanh(s / cap).
 
     Returns:
       The mixed values, in the dtype of `value`.
@@ -147,12 +149,12 @@ def attention(
         mixed = jax.nn.dot_product_attention(
             query, key, value, mask=mask[:, None], scale=scale, is_causal=causal, implementation="cudnn"
         )
-        return checkpoint_name(mixed, remat.ATTENTION).swapaxes(1, 2)
-    factors = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
+        return mixed.swapaxes(1, 2)  # `remat.policy` recognizes the kernel
+    operand_dtype = query.dtype if query.shape[2] == 1 or matmul_dtype is None else jnp.dtype(matmul_dtype)
     if kernel == "splash" and visible.segments is not None:
         given = query * scale, key, value, visible.segments
         return flash.attention(*given, local, visible.window, branches=visible.branches, cap=cap or None)
-    return checkpoint_name(_einsums(query, key, value, mask, factors, scale, cap), remat.ATTENTION)
+    return checkpoint_name(_einsums(query, key, value, mask, operand_dtype, scale, cap), remat.ATTENTION)
 
 
 def fused_kernel(
@@ -176,7 +178,7 @@ def fused_kernel(
 
 @functools.cache  # each reason is logged once
 def _log_einsums(reason: str) -> None:
-    logging.info("attention is two einsums: %s", reason)
+    LOG.info("attention is two einsums: %s", reason)
 
 
 def _einsums(

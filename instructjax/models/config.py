@@ -69,13 +69,13 @@ class TransformerConfig:
       biases: which dense layers have a bias: "all", "query_key_value" or "none".
       query_key_norm: whether queries and keys are normalized, each "head" on its own or over the "width" of all heads.
       query_scalar: None, or the number by whose square root scores are divided. None: D.
-      score_cap: 0, or c where scores s become c tanh(s / c).
+      score_cap: if not 0, scores s become score_cap * tanh(s / score_cap).
       logits_cap: the same for logits.
       scaled_embedding: whether token embeddings are multiplied by sqrt(d_model).
       dtype: of activations and of the cache. Logits, scalars, softmax and the statistics of
         norms are always float32, or float64 if this is float64, which is meant for
         comparisons and needs JAX_ENABLE_X64=1.
-      matmul_dtype: the dtype to which the factors of matrix products are rounded; their sums are
+      matmul_dtype: the dtype to which the operands of matmuls are rounded; their sums are
         at least float32. "" means `dtype`. "bfloat16" with float32 activations is how a TPU
         computes float32 products by default. It is also the fastest on a CPU with bfloat16
         matrix units, where all other operations are slow in bfloat16.

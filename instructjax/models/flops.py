@@ -153,8 +153,8 @@ def gradient_flops(
 ) -> float:
     """Computes the FLOPs of a forward and a backward pass.
 
-    The backward pass has two products for each product of the forward pass: one for the gradient of either factor. With
-    adapters, the factors that are weights have none, but each adapter has three products.
+    Each matmul of the forward pass has two in the backward pass, one for the gradient of each operand. With adapters,
+    frozen weights need no gradient, and each adapter adds one matmul to the forward pass and two to the backward pass.
 
     Args:
       config: the model.

@@ -1,4 +1,4 @@
-"""Matrix products with rounded factors and unrounded sums, forward and backward."""
+"""Matmuls with rounded operands and unrounded sums, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The scripts set flags of XLA for GPUs, and leave those that the user has set."""
+"""The scripts set flags of XLA for GPUs, leave those that the user has set, and print what the package logs."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from instructjax import accelerators
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SET = "--xla_gpu_enable_latency_hiding_scheduler=true"
 
 
@@ -35,3 +37,16 @@ def test_the_compiler_knows_the_flags():
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+
+
+def test_a_script_prints_what_the_package_logs(tmp_path):
+    """Such as why attention does not use a fused kernel. What other packages log is not printed."""
+    program = (
+        "import command_line, absl.logging; from instructjax.models import attention;"
+        "command_line.read(lambda run: (attention.LOG.info('attention is %s', 'slow'), absl.logging.info('noise')))"
+    )
+    command = [sys.executable, "-c", program, "--config=configs/sandbox.py:smoke", f"--workdir={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": "experiments", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "note: attention is slow\n"), done.stderr
+    assert "noise" not in done.stderr

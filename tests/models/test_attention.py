@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +107,7 @@ def logged(monkeypatch, device):
     described, lines = types.SimpleNamespace(platform=platform, compute_capability=capability), []
     monkeypatch.setattr(jax, "devices", lambda: [described])
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(attention_module.LOG, "info", lambda text, *values: lines.append(text % values))
     attention_module._log_einsums.cache_clear()
     return lines
 
@@ -163,9 +162,13 @@ def test_cudnn_does_not_cap_scores_and_a_step_of_decoding_logs_nothing(monkeypat
     assert lines == ["attention is two einsums: cuDNN's kernel does not cap scores"]
 
 
-@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "splash"), ("gpu", None), ("cpu", None)])
-def test_the_kernel_is_that_of_the_devices_of_the_mesh(platform, kernel):
+@pytest.mark.parametrize(
+    ("platform", "kernel", "why_not"),
+    [("tpu", "splash", ""), ("gpu", None, "cuDNN's kernel is compiled for present GPUs only"), ("cpu", None, "")],
+)
+def test_the_kernel_is_that_of_the_devices_of_the_mesh(platform, kernel, why_not, monkeypatch):
     """They may be absent, as in a plan. Inside `shard_map` they are the same."""
+    lines = logged(monkeypatch, "cpu ")
     device = jax.sharding.AbstractDevice(device_kind="any", num_cores=1, platform=platform)
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"), automatic, abstract_device=device)
@@ -181,3 +184,4 @@ def test_the_kernel_is_that_of_the_devices_of_the_mesh(platform, kernel):
         jax.eval_shape(choose, array, segments)
         jax.eval_shape(jax.shard_map(choose, in_specs=rows, out_specs=rows), array, segments)
     assert found == [kernel, kernel]
+    assert lines == ([f"attention is two einsums: {why_not}"] if why_not else [])

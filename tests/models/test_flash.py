@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
 from instructjax.models import attention as attention_module
 from instructjax.models import flash
@@ -123,7 +122,7 @@ def test_continuations_of_a_prefix_are_the_einsums_with_their_gradients(banded, 
 
 def test_queries_of_a_cache_are_einsums_and_a_tpu_logs_it(monkeypatch):
     lines = []
-    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(attention_module.LOG, "info", lambda text, *values: lines.append(text % values))
     attention_module._log_einsums.cache_clear()
     arrays, _, dense, _ = rows()
     attention(*arrays[:3], Visible(dense))
