@@ -13,7 +13,7 @@ from instructjax.batch import RankingBatch
 from instructjax.data import pipeline
 from instructjax.data.layouts import TokenizedRanking
 from instructjax.data.rankings import ranking_rows
-from instructjax.models.partitioning import constrain_rows, replicate
+from instructjax.models.partitioning import constrain_rows, even_rows, replicate
 from instructjax.models.transformer import ScalarModel
 from instructjax.training import metrics, objectives
 from instructjax.training.state import Params
@@ -34,14 +34,14 @@ def rewards(
       params: its weights.
       rankings: prompts with their answers. The labelers' scores are not read.
       pad_id: the id of the padding.
-      batch_size: the maximum number of packed rows per forward pass.
+      batch_size: the maximum number of packed rows per forward pass, rounded up as `even_rows` does.
 
     Returns:
       For each prompt, float64[K], the rewards of its K answers.
     """
     score = _compiled(model)
     rows = ranking_rows(rankings, pad_id)
-    batches = pipeline.ordered_batches(rows, batch_size=min(len(rows), batch_size))
+    batches = pipeline.ordered_batches(rows, batch_size=even_rows(min(len(rows), batch_size)))
     found = [np.asarray(score(params, batch), np.float64)[batch.valid] for batch in batches]
     return np.split(np.concatenate(found), np.cumsum([len(ranking.responses) for ranking in rankings])[:-1])
 

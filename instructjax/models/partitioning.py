@@ -69,13 +69,8 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) ->
         decoding or a vocabulary of 50,257, is sharded over the first of them that it divides over, or not at all.
       mesh: has MESH_AXES.
     """
-    parts = []
-    for name, size in zip(axes, shape, strict=True):
-        cut = RULES[name] if name else ()
-        while cut and size % math.prod(mesh.shape[axis] for axis in cut):
-            cut = cut[:-1]
-        parts.append(cut if math.prod(mesh.shape[axis] for axis in cut) > 1 else None)
-    return P(*parts)
+    cuts = [_cut(name, size, mesh) for name, size in zip(axes, shape, strict=True)]
+    return P(*(cut if _count(cut, mesh) > 1 else None for cut in cuts))
 
 
 def weight_axes(path: str, rank: int) -> tuple[str | None, ...]:
@@ -145,14 +140,19 @@ def replicate(tree: Tree) -> Tree:
 
 def devices_of_rows(rows: int) -> int:
     """Returns over how many devices `constrain_rows` shards this many rows: 1 without a mesh, and under `pmap`."""
-    pieces = devices_of("batch")
-    return pieces if rows % pieces == 0 else 1
+    mesh = mesh_of_context()
+    return 1 if mesh is None else _count(_cut("batch", rows, mesh), mesh)
+
+
+def even_rows(rows: int) -> int:
+    """Rounds a number of rows up to a multiple of the devices over which rows are sharded, so that all have as many."""
+    return -(-rows // devices_of("batch")) * devices_of("batch")
 
 
 def devices_of(name: str) -> int:
     """Returns over how many devices an axis of this name in RULES is sharded: 1 without a mesh, and under `pmap`."""
     mesh = mesh_of_context()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
+    return 1 if mesh is None else _count(RULES[name], mesh)
 
 
 def mesh_of_context() -> AbstractMesh | None:
@@ -170,3 +170,15 @@ def platform_of_context() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def _cut(name: str | None, size: int, mesh: AnyMesh) -> tuple[str, ...]:
+    """Returns the mesh axes over which an axis of this name and size is sharded; see `spec`."""
+    cut = RULES[name] if name else ()
+    while cut and size % _count(cut, mesh):
+        cut = cut[:-1]
+    return cut
+
+
+def _count(axes: tuple[str, ...], mesh: AnyMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -20,7 +20,7 @@ from jaxtyping import Key
 from instructjax.batch import Episodes, PromptBatch
 from instructjax.data import pipeline
 from instructjax.data.layouts import Layout
-from instructjax.models.partitioning import constrain_rows, replicate
+from instructjax.models.partitioning import constrain_rows, even_rows, replicate
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Prompt
 from instructjax.rollout import episode, refilling, sampling
@@ -64,7 +64,7 @@ def make_sampler(
       model: the language model; its weights are an argument of the sampler.
       layout: of prompts (at most P tokens) and responses (at most R).
       temperature: of the softmax; 0 takes the most likely token.
-      batch_size: B, the number of prompts sampled at a time.
+      batch_size: B, the number of prompts sampled at a time, rounded up as `even_rows` does.
       top_k: only the k most likely tokens are drawn; 0 for all.
       top_p: only the most likely tokens are drawn that together have this probability; 1 for all.
       refill: with continuous batching, a device is refilled once this many of its rows are idle; see `refilling.py`.
@@ -80,7 +80,11 @@ def make_sampler(
     @jax.jit
     def sample(params: Params, prompts: PromptBatch, keys: jax.Array) -> Episodes:
         choose = sampling.categorical(temperature, top_k, top_p) if temperature > 0 else sampling.greedy
-        draw = functools.partial(refilling.sample, rows=batch_size, refill=refill) if refill else sampling.sample
+        draw = (
+            functools.partial(refilling.sample, rows=even_rows(batch_size), refill=refill)
+            if refill
+            else sampling.sample
+        )
         episodes, _ = draw(
             model,
             params,
@@ -96,7 +100,8 @@ def make_sampler(
     def sampler(params: Params, prompts: Sequence[str], key: jax.Array) -> Iterator[tuple[Episodes, list[str]]]:
         keys = key if key.ndim else sampling.row_keys(key, len(prompts))
         rows = pipeline.prompt_rows([Prompt(prompt=prompt) for prompt in prompts], layout)
-        size = batch_size * (_queue_length(-(-len(prompts) // batch_size)) if refill else 1)
+        size = even_rows(batch_size)
+        size *= _queue_length(-(-len(prompts) // size)) if refill else 1
         for number, batch in enumerate(pipeline.ordered_batches(rows, batch_size=size)):
             first = number * size
             # The last batch is filled up with copies of the last prompt.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import ml_collections
 import numpy as np
@@ -20,6 +20,7 @@ from instructjax.data.rankings import ranking_rows, tokenize_rankings
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LoraConfig
+from instructjax.models.partitioning import even_rows
 from instructjax.records import Demonstration, R, Ranking, Record, Text
 from instructjax.runs import folder
 from instructjax.runs.best import best_step
@@ -137,18 +138,18 @@ class Run:
             return []
         rows = pipeline.text_rows(self.documents("validation"), self.layout.tokenizer, self.config.pretrain.length)
         rows = rows[: self.config.evaluate.text_windows]
-        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
+        return _in_batches(rows, self.config.evaluate.batch_size)
 
     def validation_demonstrations(self) -> list[LMBatch]:
         """Returns the validation demonstrations, in batches."""
         rows = demonstrations.rows(self.records(Demonstration, "validation"), self.layout)
-        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.evaluate.batch_size)))
+        return _in_batches(rows, self.config.evaluate.batch_size)
 
     def validation_rankings(self) -> list[RankingBatch]:
         """Returns the validation rankings, in batches."""
         tokenized = tokenize_rankings(self.records(Ranking, "validation"), self.layout)
         rows = ranking_rows(tokenized, self.layout.tokenizer.pad_id)
-        return list(pipeline.ordered_batches(rows, batch_size=min(len(rows), self.config.reward.batch_size)))
+        return _in_batches(rows, self.config.reward.batch_size)
 
     # What stages have left.
 
@@ -253,6 +254,11 @@ class Run:
     def open_reward_model(self) -> tuple[Trained, Layout]:
         """Loads the reward model, with the network and layout that its checkpoint describes."""
         return trained.open_reward_model(self.checkpoints("reward"))
+
+
+def _in_batches(rows: Sequence[Any], batch_size: int) -> list[Any]:
+    """Returns all rows in order, in batches of at most about `batch_size`; see `pipeline.ordered_batches`."""
+    return list(pipeline.ordered_batches(rows, batch_size=even_rows(min(len(rows), batch_size))))
 
 
 def policy_config(config: ml_collections.ConfigDict, vocab_size: int) -> TransformerConfig:

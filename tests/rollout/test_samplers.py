@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from instructjax.errors import DataError
 from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.rollout import episode, samplers
 from instructjax.text.sentencepiece import SentencePieceTokenizer
+from instructjax.training import parallel
 from tests import fakes
 
 TOKENIZER = SentencePieceTokenizer.train(["the fox runs and the owl sleeps in the red forest"] * 9, 300)
@@ -22,6 +24,7 @@ LAYOUT = Layout(TOKENIZER, "\n", max_prompt=12, max_response=6)
 CONFIG = dataclasses.replace(fakes.CONFIG, vocab_size=TOKENIZER.vocab_size)
 MODEL, PARAMS = fakes.language_model(CONFIG, noise=0.1)
 KEY = jax.random.key(3)
+MESH = {"mode": "jit", "data": 2, "fsdp": 4, "tensor": 1, "shard_optimizer_state": False}
 PROMPTS = ["the fox", "the owl sleeps", "red", "in the forest", "runs and"]
 
 
@@ -58,6 +61,15 @@ def test_an_answer_does_not_depend_on_continuous_batching(batches, monkeypatch):
     sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=2, refill=1)
     found = list(sampler(PARAMS, PROMPTS, jax.random.key(0)))
     assert [len(texts) for _, texts in found] == [4, 1]
+    assert [text for _, texts in found for text in texts] == [text for _, texts in batches for text in texts]
+
+
+@pytest.mark.parametrize("refill", [0, 1])
+def test_on_a_mesh_the_devices_share_the_rows_of_a_batch(batches, refill):
+    with parallel.on_mesh(ml_collections.ConfigDict(MESH)):
+        sampler = samplers.make_sampler(MODEL, LAYOUT, temperature=1.0, batch_size=3, refill=refill)
+        found = list(sampler(PARAMS, PROMPTS, jax.random.key(0)))
+    assert [len(episodes.tokens) for episodes, _ in found] == [8]
     assert [text for _, texts in found for text in texts] == [text for _, texts in batches for text in texts]
 
 

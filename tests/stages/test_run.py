@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from instructjax.models.transformer import LanguageModel, ScalarModel
 from instructjax.records import Demonstration, Prompt, Ranking
 from instructjax.stages import prepare
 from instructjax.stages.run import Run
+from instructjax.training import parallel
 from tests import fakes
 from tests.recipes import changed, recipe, save_checkpoint, save_stage
 
@@ -76,6 +78,17 @@ def test_batches_of_validation_records_hold_all_of_them(run):
     assert sum(int(batch.valid.sum()) for batch in run.validation_rankings()) == 40  # twenty, of two answers each
     texts = run.validation_text()
     assert sum(len(batch.tokens) for batch in texts) <= run.config.evaluate.text_windows
+
+
+def test_on_a_mesh_all_devices_share_a_batch_of_validation_records(run):
+    mesh = {"mode": "jit", "data": 1, "fsdp": 8, "tensor": 1, "shard_optimizer_state": False}
+    run = dataclasses.replace(run, config=changed(run.config, evaluate__batch_size=12))
+    with parallel.on_mesh(ml_collections.ConfigDict(mesh)):
+        shown, ranked = run.validation_demonstrations(), run.validation_rankings()
+    assert {len(batch.tokens) % 8 for batch in (*shown, *ranked)} == {0}
+    expected = run.validation_demonstrations()
+    assert sum(batch.weights.sum() for batch in shown) == sum(batch.weights.sum() for batch in expected)
+    assert sum(batch.valid.sum() for batch in ranked) == 40
 
 
 def test_checkpoints_are_those_of_this_run_or_those_that_the_recipe_names(run, tmp_path):

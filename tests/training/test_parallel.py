@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructjax import losses
 from instructjax.errors import ConfigError
+from instructjax.models import partitioning
 from instructjax.training import parallel
 from instructjax.training import state as train_state
 from instructjax.training.step import Maximum, train_step
@@ -178,6 +179,24 @@ def test_an_axis_that_does_not_divide_is_not_sharded():
     with parallel.on_mesh(config(fsdp=2, tensor=4)):
         state = parallel.build(functools.partial(weights, vocabulary=50))
         assert cut(state.params["trunk"]["token_embedding"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("axes", "rows", "devices", "even"),
+    [
+        ({}, 8, 8, 8),
+        ({}, 13, 1, 16),
+        ({"data": 2, "fsdp": 4}, 6, 2, 8),
+        ({"tensor": 4}, 5, 1, 6),
+        ({"tensor": 8}, 5, 1, 5),
+    ],
+)
+def test_rows_are_sharded_over_the_devices_they_divide_over(axes, rows, devices, even):
+    with parallel.on_mesh(config(**axes)):
+        x = jax.jit(partitioning.constrain_rows)(jnp.zeros((rows, 2)))
+        assert rows // x.sharding.shard_shape(x.shape)[0] == partitioning.devices_of_rows(rows) == devices
+        assert partitioning.even_rows(rows) == even
+    assert (partitioning.devices_of_rows(rows), partitioning.even_rows(rows)) == (1, rows)  # without a mesh
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from instructjax.data import bin_packing, layouts, pipeline
 from instructjax.data.layouts import Layout, TokenizedRanking
 from instructjax.errors import DataError
 from instructjax.evaluation.tasks.task import Example, Output, Task
-from instructjax.models.partitioning import constrain_rows, replicate
+from instructjax.models.partitioning import constrain_rows, even_rows, replicate
 from instructjax.models.transformer import LanguageModel
 from instructjax.models.unembedding import Read
 from instructjax.rollout import samplers
@@ -103,7 +103,8 @@ def answer_sums(
       rankings: prompts with answers, such as those of `tokenize_choices`.
       read: such as `losses.log_probs`.
       pad_id: the id of the padding.
-      batch_size: packed rows per forward pass. A row is as long as the longest prompt with its answers.
+      batch_size: packed rows per forward pass, rounded up as `even_rows` does. A row is as long as the longest
+        prompt with its answers.
       done: the numbers of prompts that are left out, as they were yielded before.
 
     Yields:
@@ -120,7 +121,7 @@ def answer_sums(
         pad_id=pad_id,
     )
     pending = [row for row in packed if not set(row) <= set(done)]
-    compute = _compiled(model, read)
+    compute, batch_size = _compiled(model, read), even_rows(batch_size)
     for first in range(0, len(pending), batch_size):
         rows = pending[first : first + batch_size]
         made = [make_row([rankings[i] for i in row]) for row in rows]
