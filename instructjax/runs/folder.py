@@ -49,9 +49,15 @@ def saved_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:
       CheckpointError: the stage has saved nothing yet.
     """
     directory = stage_directory(workdir, stage)
-    if not checkpoint_files.saved_steps(directory / "checkpoints"):
-        raise CheckpointError(f"{directory}: expected a checkpoint of the stage {stage}, found none")
+    if not _has_checkpoint(directory):
+        others = ", ".join(other for other in PAPER if _has_checkpoint(stage_directory(workdir, other)))
+        found = f"those of {others}" if others else "none"
+        raise CheckpointError(f"{directory}: expected a checkpoint of the stage {stage}, found {found}")
     return directory / "checkpoints"
+
+
+def _has_checkpoint(directory: epath.Path) -> bool:
+    return bool(checkpoint_files.saved_steps(directory / "checkpoints"))
 
 
 def finished_checkpoints(workdir: epath.PathLike, stage: str) -> epath.Path:

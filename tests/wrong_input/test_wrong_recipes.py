@@ -1,6 +1,7 @@
 """Recipes"""
 
 import json
+import tempfile
 
 import pytest
 from etils import epath
@@ -18,9 +19,9 @@ from tests.wrong_input.fault import fault
 
 def begin(*flags, script="sft.py", config="configs/sandbox.py:smoke"):
     """Starts a script with these flags, whose error must come before anything is written."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        return run(script, f"--config={config}", *flags)
+        return run(script, f"--config={config}", f"--workdir={folder}/run", *flags)
 
 
 def begin_with(tmp_path, statements, *flags):
