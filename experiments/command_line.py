@@ -241,6 +241,8 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(f"--config: expected a recipe, found no file {file:.200}")
     try:
         rest = flags.FLAGS(_given)
+    except SystemExit:  # --help and the like, which absl ends with 1
+        sys.exit(0)
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:

@@ -50,3 +50,10 @@ def test_a_script_prints_what_the_package_logs(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "note: attention is slow\n"), done.stderr
     assert "noise" not in done.stderr
+
+
+def test_help_is_no_error():
+    command = [sys.executable, "experiments/sft.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config:" in done.stdout
