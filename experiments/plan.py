@@ -19,11 +19,11 @@ from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from instructjax import accelerators, files  # noqa: E402
-from instructjax.planning import chips, compute, plan, programs, suggestions, table  # noqa: E402
+from instructjax.planning import chips, compute, plan, ppo_programs, programs, suggestions, table  # noqa: E402
 from instructjax.stages.run import Run  # noqa: E402
 from instructjax.training import parallel  # noqa: E402
 
-DEFAULT = ("pretrain", "sft", "reward", *(f"ppo_ptx {part}" for part in programs.PARTS))
+DEFAULT = ("pretrain", "sft", "reward", *(f"ppo_ptx {part}" for part in ppo_programs.PARTS))
 
 _EXAMPLES = ", ".join(f"{kind}:{chip.example}" for kind, chip in accelerators.CHIPS.items())
 _TOPOLOGY = flags.DEFINE_string("topology", None, f"The chips to compile for, as CHIP:SHAPE, such as {_EXAMPLES}.")

@@ -16,9 +16,9 @@ And, if --parts names them,
     int8, int8xint8  the rollout of 1.3B with this type
 
 Each part runs in its own process and has a time limit, four times as long in a rehearsal. A part that fails or takes
-too long keeps its measurements so far and records the reason. The others run all the same. FOLDER/device.json has all measurements
-and FOLDER/device.md the tables. Both are written again after each part. A folder may be filled in several calls with
---parts, each of which replaces the parts that it names; code and JAX must be the same in all.
+too long keeps its measurements so far and records the reason. The others run all the same. FOLDER/device.json has all
+measurements and FOLDER/device.md the tables. Both are written again after each part. A folder may be filled in several
+calls with --parts, each of which replaces the parts that it names; code and JAX must be the same in all.
 """
 
 import json

@@ -32,7 +32,8 @@ def page(results):
         f"# {of_machine.get('devices', '?')} x {of_machine.get('device', 'unknown device')}",
         f"    {results['command']} --parts='{','.join(results['parts'])}'",
         f"{', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "
-        f"{sum(part['seconds'] for part in results['parts'].values()):.0f} s in these parts.{' A rehearsal: tiny sizes, on a CPU.' if results['rehearsal'] else ''}",
+        f"{sum(part['seconds'] for part in results['parts'].values()):.0f} s in these parts."
+        f"{' A rehearsal: tiny sizes, on a CPU.' if results['rehearsal'] else ''}",
         _rates(of_machine),
         _programs(found, of_machine),
         _attention(found),

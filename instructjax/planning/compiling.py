@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from instructjax.models import partitioning
 from instructjax.planning import communication
 from instructjax.planning.chips import Topology
-from instructjax.planning.programs import Program
+from instructjax.planning.shapes import Program
 from instructjax.training import parallel
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from instructjax.models import flops
+from instructjax.models import traced_flops
 from instructjax.models.flops import Work
-from instructjax.planning import chips, compiling, programs
+from instructjax.planning import chips, compiling, programs, shapes
 from instructjax.planning.chips import Topology
 from instructjax.planning.compiling import Compiled, Residents
-from instructjax.planning.programs import Program
+from instructjax.planning.shapes import Program
 from instructjax.training import parallel
 
 
@@ -125,7 +125,7 @@ def uneven_rows(program: Program, shape: tuple[int, int, int]) -> str:
 
 def uneven_model(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> str:
     """Returns which side of a network does not divide over a mesh, or "" if all do."""
-    for section, model in zip(("model", "reward"), programs.model_configs(config), strict=True):
+    for section, model in zip(("model", "reward"), shapes.model_configs(config), strict=True):
         for key, size, axis, parts in parallel.uneven_sides(model, shape):
             return f"{section}.{key} = {size} does not divide over {axis} = {parts}"
     return ""
@@ -135,7 +135,7 @@ def count_executed_flops(program: Program) -> float:
     """Traces a program and counts the FLOPs of the matmuls that it executes."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.jit(program.function).trace(program.state, program.batch, key, *program.constants)
-    return flops.count_matmul_flops(traced.jaxpr, program.trips)
+    return traced_flops.count_matmul_flops(traced.jaxpr, program.trips)
 
 
 def roofline(work: Work, topology: Topology, tensor: int) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from instructjax.batch import PromptBatch
 from instructjax.errors import ConfigError
-from instructjax.models import flops, sizes
+from instructjax.models import flops, sizes, traced_flops
 from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import init_cache
 from instructjax.models.config import CHOICES, shortest_pattern
@@ -154,7 +154,7 @@ def test_counts_are_those_of_the_tree_the_trace_and_the_cache(name):
     params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)["params"]
     assert sizes.count_parameters(config) == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     program = jax.jit(lambda p, t: model.apply({"params": p}, t, t, t)[0]).trace(params, tokens).jaxpr
-    assert flops.count_matmul_flops(program) == flops.forward_flops(config, 2, 6, 6, slots=6)
+    assert traced_flops.count_matmul_flops(program) == flops.forward_flops(config, 2, 6, 6, slots=6)
     cache = jax.eval_shape(functools.partial(init_cache, config, 3, 8))
     assert flops.cache_bytes(config, 3, 8) == sum(x.size * 4 for x in jax.tree.leaves((cache.keys, cache.values)))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from instructjax.batch import LMBatch
 from instructjax.data import layouts
-from instructjax.models import flops
+from instructjax.models import flops, traced_flops
 from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
 from instructjax.models.transformer import LanguageModel, ScalarModel
@@ -57,14 +57,14 @@ class TestForward:
         model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else length
         cache = jax.eval_shape(lambda: init_cache(shape, rows, 20)) if cached else None
         program = traced(lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], weights(model), tokens, cache)
-        assert flops.count_matmul_flops(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
+        assert traced_flops.count_matmul_flops(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
 
     def test_a_scalar_model_has_a_head_of_one_column(self):
         model, tokens = ScalarModel(SHAPE), array((ROWS, LENGTH))
         program = traced(lambda p, t: model.apply({"params": p}, t, t, t), weights(model), tokens)
         trunk = flops.forward_flops(SHAPE, ROWS, LENGTH, 0, slots=LENGTH)
         head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
-        assert flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
+        assert traced_flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
 
     def test_a_row_of_answers_computes_its_prompt_once(self):
         alone = flops.scalar_flops(SHAPE, ROWS, 5 + 3)
@@ -75,7 +75,7 @@ class TestForward:
     def test_attention_in_blocks_is_between_the_causal_and_the_dense_formula(self):
         shape = dataclasses.replace(SHAPE, max_length=1024)
         model, tokens = LanguageModel(shape), array((1, 1024))
-        found = flops.count_matmul_flops(
+        found = traced_flops.count_matmul_flops(
             traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], weights(model), tokens)
         )
         causal, dense = (flops.forward_flops(shape, 1, 1024, 1024, slots=slots) for slots in (None, 1024))
@@ -87,14 +87,15 @@ class TestGradient:
 
     def test_it_takes_at_least_three_forward_passes_and_more_with_recomputation(self):
         kept, recomputed = (
-            flops.count_matmul_flops(traced(function, *arguments))
+            traced_flops.count_matmul_flops(traced(function, *arguments))
             for function, arguments in (gradient(dataclasses.replace(SHAPE, remat=remat)) for remat in ("dense", "all"))
         )
         assert 3 * self.FORWARD < kept < recomputed < 4.1 * self.FORWARD
 
     def test_microbatches_do_not_change_the_flops(self):
         whole, parts = (
-            flops.count_matmul_flops(traced(f, *a)) for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4))
+            traced_flops.count_matmul_flops(traced(f, *a))
+            for f, a in (gradient(SHAPE), gradient(SHAPE, microbatches=4))
         )
         assert whole == parts
 
@@ -104,7 +105,7 @@ class TestGradient:
         compiled = jax.jit(function).lower(*arguments).compile()
         # The compiler also counts norms, softmax and so on, and the loss's loop, which has one chunk, once.
         assert compiled.cost_analysis()["flops"] == pytest.approx(
-            flops.count_matmul_flops(traced(function, *arguments)), rel=0.05
+            traced_flops.count_matmul_flops(traced(function, *arguments)), rel=0.05
         )
 
 
@@ -152,13 +153,13 @@ class TestStep:
 class TestLoops:
     def test_a_scan_counts_its_length_and_a_while_loop_the_given_trips(self):
         square = array((8, 8), jnp.float32)
-        once = flops.count_matmul_flops(traced(lambda x: x @ x, square))
+        once = traced_flops.count_matmul_flops(traced(lambda x: x @ x, square))
         assert once == 2 * 8**3
         scanned = traced(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0], square)
-        assert flops.count_matmul_flops(scanned) == 5 * once
+        assert traced_flops.count_matmul_flops(scanned) == 5 * once
         looped = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ c, x), square)
-        assert flops.count_matmul_flops(looped, trips=(7,)) == 7 * once
-        assert flops.count_matmul_flops(looped) == once
+        assert traced_flops.count_matmul_flops(looped, trips=(7,)) == 7 * once
+        assert traced_flops.count_matmul_flops(looped) == once
 
     def test_nested_loops_have_their_own_trips(self):
         def inner(x):
@@ -166,12 +167,12 @@ class TestLoops:
 
         square = array((8, 8), jnp.float32)
         program = traced(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: inner(c @ c), x) @ x, square)
-        assert flops.count_matmul_flops(program, trips=(3, 5)) == (3 * (1 + 5) + 1) * 2 * 8**3
+        assert traced_flops.count_matmul_flops(program, trips=(3, 5)) == (3 * (1 + 5) + 1) * 2 * 8**3
 
     def test_a_condition_counts_as_its_most_expensive_branch(self):
         square = array((8, 8), jnp.float32)
         program = traced(lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x), square)
-        assert flops.count_matmul_flops(program) == 2 * 2 * 8**3
+        assert traced_flops.count_matmul_flops(program) == 2 * 2 * 8**3
 
 
 def test_cache_bytes_are_those_of_its_arrays():

@@ -10,7 +10,7 @@ from configs import instructgpt, sandbox
 from instructjax import accelerators
 from instructjax.models.flops import Work
 from instructjax.models.sizes import count_parameters
-from instructjax.planning import chips, compiling, compute, plan, programs, suggestions, table
+from instructjax.planning import chips, compiling, compute, plan, programs, shapes, suggestions, table
 from instructjax.planning.chips import Topology
 from instructjax.training import parallel
 
@@ -34,7 +34,7 @@ class TestOneProgram:
         assert row.rest == row.compiled.peak - row.residents.total
 
     def test_each_weight_has_two_moments_and_both_are_sharded_over_fsdp_and_tensor(self, row, config):
-        shape, _ = programs.model_configs(config)
+        shape, _ = shapes.model_configs(config)
         parameters = 4 * count_parameters(shape)
         assert 2 * row.residents.weights == pytest.approx(row.residents.optimizer, rel=0.01)
         assert parameters / 4 <= row.residents.weights < parameters / 2

@@ -12,7 +12,7 @@ from instructjax.models import flops, lora
 from instructjax.models.lora import LoraConfig
 from instructjax.models.sizes import count_parameters
 from instructjax.models.transformer import LanguageModel
-from instructjax.planning import plan, programs
+from instructjax.planning import plan, ppo_programs, programs, shapes
 from instructjax.rollout import refilling, sampling
 from tests import fakes
 
@@ -64,7 +64,7 @@ def test_the_flops_of_an_iteration_are_the_sum_of_its_parts(config):
 def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
     keys = {"ppo.reward_function": "math:fsum", "ppo.advantages": "rloo", "ppo.samples_per_prompt": 4}
     changed = plan.override(config, keys)
-    shape, _ = programs.model_configs(changed)
+    shape, _ = shapes.model_configs(changed)
     scoring, update, learn = (programs.build(f"ppo {part}", changed) for part in ("scoring", "update", "iteration"))
     for program in (scoring, update, learn):  # the policy, its average and two moments; the reference
         held = sum(leaf.size for leaf in jax.tree.leaves((program.state, program.constants)))
@@ -76,7 +76,7 @@ def test_a_reward_function_and_no_critic_need_no_scalar_model(config):
 
 
 def test_the_flops_of_an_iteration_by_lengths_are_those_of_the_plan_and_of_sampling_every_token_once(config):
-    policy, scalar = programs.model_configs(config)
+    policy, scalar = shapes.model_configs(config)
     scoring, update = (built(f"ppo {part}").work.flops for part in ("scoring", "update"))
     epochs = config.ppo.epochs
     updates = epochs * config.ppo.batch_size // config.ppo.minibatch_size
@@ -93,7 +93,7 @@ def test_the_flops_of_an_iteration_by_lengths_are_those_of_the_plan_and_of_sampl
 
 
 def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
-    shape, scalar = programs.model_configs(config)
+    shape, scalar = shapes.model_configs(config)
     # The policy, its average and two moments; the value network and two moments; the frozen two.
     numbers = 5 * count_parameters(shape) + 4 * (count_parameters(scalar) + scalar.d_model + 1)
     for part in ("rollout", "scoring", "update", "iteration"):
@@ -105,7 +105,7 @@ def test_every_part_of_an_iteration_holds_all_of_its_weights(config):
 
 @pytest.mark.parametrize("one_base", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_adapters_the_networks_of_an_iteration_hold_one_base_or_two(config, one_base):
-    shape, _ = programs.model_configs(config)
+    shape, _ = shapes.model_configs(config)
     rank = 4
     adapters = lora.count_parameters(LoraConfig(rank, 1.0, 0.0, ("*",)), shape)
     # The policy, its average and two moments; the value network and two moments; the frozen two.
@@ -142,7 +142,7 @@ def test_refills_equal_those_of_the_sampler(parts, refill):
     _, decoded = jax.jit(functools.partial(sample, refill=refill, max_response=response, eos_id=-1, pad_id=0))(
         fakes.params(model), prompts, sampling.row_keys(jax.random.key(0), total)
     )
-    _, rounds = programs.refills(section, 1)
+    _, rounds = ppo_programs.refills(section, 1)
     assert int(decoded) == rounds * (total // parts) * (response - 1)
 
 
@@ -151,7 +151,7 @@ def test_executed_flops_of_continuous_batching_are_the_formula_plus_idle_rows(co
     changes = {"ppo.rollout_parts": 2, "ppo.rollout_refill": refill}
     program = programs.build("ppo rollout", plan.override(config, changes))
     total, rows = config.ppo.batch_size, config.ppo.batch_size // 2
-    turns, rounds = programs.refills(plan.override(config, changes).ppo, 1)
+    turns, rounds = ppo_programs.refills(plan.override(config, changes).ppo, 1)
     # The last prefill computes a full batch even if fewer prompts are left, and idle rows are computed, too.
     prefill = turns * min(refill, rows) / total * program.phases["prefill"].flops
     decode = rounds * rows / total * program.phases["decode"].flops
@@ -159,7 +159,7 @@ def test_executed_flops_of_continuous_batching_are_the_formula_plus_idle_rows(co
 
 
 def test_each_device_refills_its_own_rows(config):
-    weights = flops.weight_bytes(programs.model_configs(config)[0])
+    weights = flops.weight_bytes(shapes.model_configs(config)[0])
     changes = {"ppo.batch_size": 64, "ppo.rollout_parts": 2, "ppo.rollout_refill": 3, "parallel.data": 4}
     program = programs.build("ppo rollout", plan.override(config, changes))
     # A device has 8 rows for 16 prompts. It prefills 3 and 3, then 3 and 3, then 3 and 1.
@@ -198,7 +198,7 @@ def test_the_cache_includes_the_prompts_that_refill_idle_rows(config):
     plain, refilled = (
         programs.build("ppo rollout", plan.override(config, {"ppo.rollout_refill": refill})).cache for refill in (0, 4)
     )
-    assert refilled - plain == flops.cache_bytes(programs.model_configs(config)[0], 4, config.data.max_prompt)
+    assert refilled - plain == flops.cache_bytes(shapes.model_configs(config)[0], 4, config.data.max_prompt)
 
 
 def test_pmap_is_rejected(config):
