@@ -232,10 +232,14 @@ def test_a_line_that_is_too_long_is_refused(bucket, monkeypatch):
 
 def test_weights_are_written_and_read(bucket):
     pytest.importorskip("safetensors", reason="needs the extra huggingface")
-    pretrained.write(bucket / "model", {"model_type": "gpt2"}, {"a": np.arange(6.0)}, {"vocab.json": b"{}"})
+    tensors = {dtype: np.arange(6).reshape(2, 3).astype(dtype) for dtype in ("float32", "float16", "bfloat16")}
+    pretrained.write(bucket / "model", {"model_type": "gpt2"}, tensors, {"vocab.json": b"{}"})
     assert names(bucket / "model") == ["config.json", "model.safetensors", "vocab.json"]
     assert pretrained.read_config(bucket / "model") == {"model_type": "gpt2"}
-    assert pretrained.read_tensors(bucket / "model")["a"].tolist() == [0, 1, 2, 3, 4, 5]
+    found = pretrained.read_tensors(bucket / "model")
+    assert found.keys() == tensors.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(np.asarray(tensor), tensors[name], strict=True)
 
 
 def test_runs_are_read_and_copied(bucket, tmp_path):

@@ -7,6 +7,7 @@ queries and keys are reordered. GPT-2's matrices are [out, in] here, and [in, ou
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from instructjax.errors import CheckpointError
+from instructjax.models.tensors import FileTensor
 from instructjax.typing import AnyArray
 
 # Types of weights that can be written, by their names in llama.cpp, with the number of such a file.
@@ -142,25 +144,35 @@ def config_of(metadata: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     return described
 
 
-def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Reads all tensors of a file in float32, under the names that they have in a safetensors file.
+def read_tensors(path: epath.PathLike) -> dict[str, FileTensor]:
+    """Opens all tensors of a file, under the names that they have in a safetensors file.
+
+    Each is dequantized to float32 when its values are needed.
 
     Raises:
-      CheckpointError: see `read_config`; or a tensor is unknown or cannot be dequantized.
+      CheckpointError: see `read_config`; or a tensor is unknown or, when it is read, cannot be dequantized.
     """
     described = read_config(path)
-    package, tensors = _package(), {}
+    kind, tensors = ARCHITECTURES[described["model_type"]], {}
     for tensor in _reader(path).tensors:
-        name = _name(tensor.name, ARCHITECTURES[described["model_type"]])
+        name = _name(tensor.name, kind)
         if name is None:
             raise CheckpointError(f"{path}: expected tensors of a {described['model_type']}, found {tensor.name:.100}")
-        try:
-            weights = np.array(package.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-        except Exception as error:  # kinds of quantization that the package does not know
-            found = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path}: {tensor.name}: expected a known quantization, found {found}") from None
-        tensors[name] = _arranged(tensor.name, weights, described, is_read=True)
+        shape = tuple(int(size) for size in tensor.shape)  # GGUF's order, from the last axis to the first
+        shape = shape if _is_transposed(tensor.name, kind) else shape[::-1]
+        read = functools.partial(_dequantized, path, tensor, described)
+        tensors[name] = FileTensor(shape, np.dtype(np.float32), read)
     return tensors
+
+
+def _dequantized(path: epath.PathLike, tensor: Any, described: Mapping[str, Any]) -> np.ndarray:
+    """Reads a tensor of a file, in float32 and in Hugging Face's order."""
+    try:
+        weights = np.array(_package().quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except Exception as error:  # kinds of quantization that the package does not know
+        found = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: {tensor.name}: expected a known quantization, found {found}") from None
+    return _arranged(tensor.name, weights, described, is_read=True)
 
 
 def metadata_of(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,8 +251,8 @@ def _short(value: Any) -> Any:
 
 def _arranged(name: str, weights: np.ndarray, described: Mapping[str, Any], *, is_read: bool) -> np.ndarray:
     """Rearranges a tensor of a file, named as there, to Hugging Face's order if `is_read`, and else from it."""
-    part, is_matrix = name.split(".")[-2], weights.ndim == 2
-    if is_matrix and part in ARCHITECTURES[described["model_type"]].transposed:
+    part = name.split(".")[-2]
+    if _is_transposed(name, ARCHITECTURES[described["model_type"]]):
         return weights.T
     if described["model_type"] != "llama" or part not in ("attn_q", "attn_k"):
         return weights
@@ -249,6 +261,11 @@ def _arranged(name: str, weights: np.ndarray, described: Mapping[str, Any], *, i
         heads = described.get("num_key_value_heads", heads)
     pairs = (heads, -1, 2) if is_read else (heads, 2, len(weights) // heads // 2)
     return weights.reshape(*pairs, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+
+
+def _is_transposed(name: str, kind: _Architecture) -> bool:
+    """Returns whether a tensor of a file has its axes in the other order; a vector is its own transpose."""
+    return name.split(".")[-2] in kind.transposed
 
 
 def _name(name: str, kind: _Architecture) -> str | None:

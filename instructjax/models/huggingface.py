@@ -7,7 +7,7 @@ function, so a model that is exported and imported again has the same bits and g
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import flax.traverse_util
@@ -19,10 +19,11 @@ from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models.config import TransformerConfig
 from instructjax.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, qwen2, qwen3
 from instructjax.models.families.family import ONE_ROW, SAME, Described, Family, Table
+from instructjax.models.tensors import ShardedWeight, Tensor, first_rows, read_finite
 from instructjax.models.transformer import LanguageModel, ScalarModel
-from instructjax.typing import AnyArray, Params
+from instructjax.typing import Params, Tree
 
-Tensors: TypeAlias = Mapping[str, AnyArray]  # by their names in a safetensors file
+Tensors: TypeAlias = Mapping[str, Tensor]  # by their names in a safetensors file
 
 # A model is exported as the first that computes its function.
 FAMILIES: Mapping[str, Family] = {
@@ -111,50 +112,51 @@ def describe(
     return described
 
 
-def params_of(tensors: Tensors, config: TransformerConfig, where: str = "model.safetensors") -> Params:
+def params_of(
+    tensors: Tensors,
+    config: TransformerConfig,
+    where: str = "model.safetensors",
+    abstract: Callable[[Tree], Tree] = lambda shapes: shapes,
+) -> Params:
     """Converts tensors to the parameters of a LanguageModel, or of a ScalarModel if there is a `score.weight`.
+
+    Tensors are read one by one, and converted on the host. A device gets only its shards.
 
     Args:
       tensors: by name, with or without the family's prefix, of any float type.
       config: of the model. Its vocabulary may be smaller than theirs, which is often padded to
         a round number; the extra rows are left out.
       where: the file, for errors.
+      abstract: adds a sharding to each shape of a tree, such as `parallel.abstract`. A weight without one is placed as
+        `jnp.asarray` does.
 
     Raises:
-      CheckpointError: a name is missing or unknown, a shape does not fit, or a tied unembedding differs from the
-        embedding. The error shows both sides.
+      CheckpointError: a name is missing or unknown, a shape does not fit, a number is not finite, or a tied unembedding
+        differs from the embedding. The error shows both sides.
     """
     family = family_of(config)
-    found: dict[str, AnyArray] = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = _OLD_NAMES.get(name, name)
         if not _BUFFERS.match(name):
             found[name if name in HEADS else family.prefix + name.removeprefix(family.prefix)] = tensor
     is_scalar = "score.weight" in found
-    names = _named(family, config, is_scalar)
+    ours = _abstract_params(config, is_scalar)
+    names = _named(family, ours)
     (embedding,) = (name for name, (_, paths) in names.items() if paths == ("trunk/token_embedding",))
     for name in (embedding, "lm_head.weight"):
         if name in found and found[name].ndim == 2 and found[name].shape[0] > config.vocab_size:
-            found[name] = found[name][: config.vocab_size]
+            found[name] = first_rows(found[name], config.vocab_size)
     if is_scalar:
         found.pop("lm_head.weight", None)  # unused by a reward model
     elif config.tied and (copy := found.pop("lm_head.weight", None)) is not None:
-        if embedding in found and not np.array_equal(copy, found[embedding]):
+        if embedding in found and not np.array_equal(np.asarray(copy), np.asarray(found[embedding])):
             raise CheckpointError(
                 f"{where}: lm_head.weight: expected {embedding}, as tie_word_embeddings is true, found other values; "
                 "set it to false to import both"
             )
-    shapes = _shapes(_param_shapes(config, is_scalar), names, config)
-    _check(found, shapes, where)
-    params = {}
-    for name, (layout, paths) in names.items():
-        layers = [layout.split(found[one], config) for one in _names_of(name, config)]
-        for i, path in enumerate(paths):
-            weights = [jnp.asarray(layer[i], config.param_dtype) for layer in layers]
-            params[path] = jnp.stack(weights) if "{}" in name else weights[0]
-    if is_scalar:
-        params["head/bias"] = jnp.zeros((), config.param_dtype)
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+    _check(found, _shapes(ours, names, config), where)
+    return flax.traverse_util.unflatten_dict(_placed(found, abstract(ours), names, config, where), sep="/")
 
 
 def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
@@ -172,7 +174,7 @@ def tensors_of(params: Params, config: TransformerConfig) -> dict[str, np.ndarra
     if "head/bias" in flat and config.norm == "layer":
         flat["trunk/final_norm/bias"] = _with_offset(flat)
     tensors = {}
-    for name, (layout, paths) in _named(family, config, "head/kernel" in flat).items():
+    for name, (layout, paths) in _named(family, _abstract_params(config, "head/kernel" in flat)).items():
         for i, one in enumerate(_names_of(name, config)):
             weights = [flat[path][i] if "{}" in name else flat[path] for path in paths]
             tensors[one] = np.ascontiguousarray(layout.join(weights, config))
@@ -195,8 +197,11 @@ def with_score_offset(params: Params, described: Described, where: str = "config
         return params
     if not isinstance(offset, int | float) or not np.isfinite(offset):
         raise CheckpointError(f"{where}: {OFFSET}: expected a finite number, found {offset!r:.60}")
-    bias = jnp.full_like(params["head"]["bias"], offset)
-    return {**params, "head": {**params["head"], "bias": bias}}
+    zero = params["head"]["bias"]
+    sharding = zero.sharding if zero.committed else None
+    bias = ShardedWeight(jax.ShapeDtypeStruct(zero.shape, zero.dtype, sharding=sharding))
+    bias.fill(np.asarray(offset))
+    return {**params, "head": {**params["head"], "bias": bias.place()}}
 
 
 def check_fit(found: TransformerConfig, expected: TransformerConfig, where: str) -> None:
@@ -232,35 +237,37 @@ def _with_offset(flat: Mapping[str, np.ndarray]) -> np.ndarray:
     return moved
 
 
-def _param_shapes(config: TransformerConfig, is_scalar: bool) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of our weights by path."""
+def _abstract_params(config: TransformerConfig, is_scalar: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and types of our weights by path."""
     model, row = (ScalarModel if is_scalar else LanguageModel)(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(lambda *row: model.init(jax.random.key(0), *row), row, row, row)["params"]
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    return flax.traverse_util.flatten_dict(params, sep="/")
 
 
-def _named(family: Family, config: TransformerConfig, is_scalar: bool) -> Table:
-    """Returns the part of the family's table that a model has, with full names."""
+def _named(family: Family, ours: Collection[str]) -> Table:
+    """Returns the part of the family's table that a model with these weights has, with full names."""
     table = {f"{family.prefix}{name}": entry for name, entry in family.table.items()} | dict(HEADS)
-    ours = _param_shapes(config, is_scalar)
-    return {name: entry for name, entry in table.items() if set(entry[1]) <= ours.keys()}
+    return {name: entry for name, entry in table.items() if set(entry[1]) <= set(ours)}
 
 
 def _names_of(name: str, config: TransformerConfig) -> list[str]:
     return [name.format(layer) for layer in range(config.num_layers)] if "{}" in name else [name]
 
 
-def _shapes(ours: Mapping[str, tuple[int, ...]], names: Table, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    ours: Mapping[str, jax.ShapeDtypeStruct], names: Table, config: TransformerConfig
+) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of their tensors by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (layout, paths) in names.items():
-        one_layer = [ours[path][1:] if "{}" in name else ours[path] for path in paths]
+        one_layer = [ours[path].shape[1:] if "{}" in name else ours[path].shape for path in paths]
         weights = [np.broadcast_to(np.float32(0), shape) for shape in one_layer]
         shapes |= dict.fromkeys(_names_of(name, config), layout.join(weights, config).shape)
     return shapes
 
 
 def _check(found: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises CheckpointError if names, shapes or types do not fit. Reads no tensor."""
     wrong = sorted(
         name
         for name in found.keys() | shapes.keys()
@@ -272,6 +279,23 @@ def _check(found: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         raise CheckpointError(f"{where}: expected {expected}; found {there}; {len(wrong)} tensors do not fit")
     if numbers := sorted(name for name, tensor in found.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)):
         raise CheckpointError(f"{where}: expected floating-point numbers, found {numbers[0]} {found[numbers[0]].dtype}")
-    for name, tensor in found.items():
-        if not np.isfinite(np.asarray(tensor, np.float32)).all():
-            raise CheckpointError(f"{where}: {name}: expected finite numbers, found NaN or infinity")
+
+
+def _placed(
+    found: Tensors, ours: Mapping[str, jax.ShapeDtypeStruct], names: Table, config: TransformerConfig, where: str
+) -> dict[str, jax.Array]:
+    """Reads their tensors, which fit, and returns our weights by path; see `params_of`."""
+    params: dict[str, jax.Array] = {}
+    for name, (layout, paths) in names.items():
+        weights = [ShardedWeight(ours[path]) for path in paths]
+        for layer, one in enumerate(_names_of(name, config)):
+            # Each process reads all values, so that a damaged file is an error in all of them.
+            parts = layout.split(read_finite(found[one], f"{where}: {one}"), config)
+            for weight, part in zip(weights, parts, strict=True):
+                weight.fill(np.asarray(part), layer if "{}" in name else None)
+        params |= {path: weight.place() for path, weight in zip(paths, weights, strict=True)}
+    if "head/bias" in ours:
+        bias = ShardedWeight(ours["head/bias"])
+        bias.fill(np.zeros(()))
+        params["head/bias"] = bias.place()
+    return params

@@ -5,6 +5,7 @@ Pickle files (.bin, .pt) can run code when they are read, so they are rejected.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import reprlib
@@ -12,18 +13,29 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from instructjax.errors import CheckpointError
 from instructjax.files import is_bucket, write_bytes
 from instructjax.models import gguf
+from instructjax.models.tensors import FileTensor
 from instructjax.typing import AnyArray
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GGUF = ".gguf"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+# Types of tensors by their names in a safetensors file. Only floats are imported; an error names the others.
+_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    **{f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)},
+    "BOOL": np.bool_,
+}
 
 
 def read_config(folder: epath.PathLike) -> dict[str, Any]:
@@ -55,8 +67,10 @@ def read_license(folder: epath.PathLike) -> str:
     return named[1] if named else ""
 
 
-def read_tensors(folder: epath.PathLike) -> Mapping[str, AnyArray]:
-    """Reads all tensors of a folder, from one file or from the files that an index names, or those of a GGUF file.
+def read_tensors(folder: epath.PathLike) -> dict[str, FileTensor]:
+    """Opens all tensors of a folder, in one file or in the files that an index names, or those of a GGUF file.
+
+    A tensor on a disk is read when its values are needed. A file in a bucket is read now, and held in memory.
 
     Raises:
       CheckpointError: a file is missing, is not a safetensors file, or is a pickle.
@@ -73,17 +87,44 @@ def read_tensors(folder: epath.PathLike) -> Mapping[str, AnyArray]:
         also = f"{', '.join(pickles)}, which is a pickle and can run code: convert it first" if pickles else "none"
         raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {also}")
     package = _safetensors()
-    tensors: dict[str, jax.Array] = {}
+    tensors: dict[str, FileTensor] = {}
     for file in files:
-        if not (folder / file).is_file():
+        path = folder / file
+        if not path.is_file():
             raise CheckpointError(f"{folder}: expected {file}, which {INDEX} names, found no such file")
         try:
-            in_bucket = is_bucket(folder)
-            path = folder / file
-            tensors |= package.load(path.read_bytes()) if in_bucket else package.load_file(str(path))
+            tensors |= _held(package, path) if is_bucket(folder) else _opened(package, path)
         except Exception as error:  # the package's own class, and others for types that it does not know
-            raise CheckpointError(f"{folder / file}: expected a safetensors file, found {_brief(error)}") from None
+            raise CheckpointError(f"{path}: expected a safetensors file, found {_brief(error)}") from None
     return tensors
+
+
+def _opened(package: Any, path: epath.Path) -> dict[str, FileTensor]:
+    """Returns the tensors of a file on a disk. The package checks the header; it maps the file, and reads no tensor."""
+    file = package.safe_open(str(path), framework="numpy")
+    tensors = {}
+    for name in file.keys():
+        view = file.get_slice(name)
+        dtype = _dtype(name, view.get_dtype())
+        tensors[name] = FileTensor(tuple(view.get_shape()), dtype, functools.partial(file.get_tensor, name))
+    return tensors
+
+
+def _held(package: Any, path: epath.Path) -> dict[str, FileTensor]:
+    """Returns the tensors of a file in a bucket."""
+    tensors = {}
+    for name, entry in package.deserialize(path.read_bytes()):
+        dtype, shape = _dtype(name, entry["dtype"]), tuple(entry["shape"])
+        values = np.frombuffer(entry["data"], dtype).reshape(shape)
+        tensors[name] = FileTensor(shape, dtype, functools.partial(np.asarray, values))
+    return tensors
+
+
+def _dtype(name: str, code: str) -> np.dtype:
+    """Returns the type of a tensor; raises ValueError if NumPy has none."""
+    if code not in _DTYPES:
+        raise ValueError(f"{name:.100} of type {code:.20}")
+    return np.dtype(_DTYPES[code])
 
 
 def write(
@@ -109,17 +150,17 @@ def write(
         raise CheckpointError(
             f"{folder}: expected no folder, or an empty one, to write the model to, found other files"
         )
-    arrays = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     config = json.dumps(dict(described), indent=2) + "\n"
     if is_bucket(folder):
-        weights = _safetensors().save(arrays, metadata={"format": "pt"})
+        weights = _safetensors().numpy.save(arrays, metadata={"format": "pt"})
         for name, content in {WEIGHTS: weights, **files, "config.json": config.encode()}.items():
             write_bytes(folder / name, content)
         return
     unfinished = folder.parent / f".{folder.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    _safetensors().save_file(arrays, str(unfinished / WEIGHTS), metadata={"format": "pt"})
+    _safetensors().numpy.save_file(arrays, str(unfinished / WEIGHTS), metadata={"format": "pt"})
     (unfinished / "config.json").write_text(config)
     for name, content in files.items():
         (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +199,10 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 def _safetensors() -> Any:
     try:
-        import safetensors.flax
+        import safetensors.numpy
     except ImportError:
         raise CheckpointError(
             "expected the package safetensors to read and write weights, found none; "
             "pip install 'instructjax[huggingface]'"
         ) from None
-    return safetensors.flax
+    return safetensors

@@ -15,6 +15,7 @@ from instructjax.stages.run import policy_config
 from instructjax.stages.stage import Stage
 from instructjax.text import tokenizer_files
 from instructjax.text.tokenizer import Tokenizer
+from instructjax.training import parallel
 from instructjax.training.state import Params
 
 Model = TypeVar("Model", LanguageModel, ScalarModel)
@@ -68,7 +69,9 @@ def run(
 
 
 def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) -> Params:
-    """Returns the parameters of the model in a folder, once they are known to fit.
+    """Returns the parameters of the model in a folder, once they are known to fit, on the mesh of the context.
+
+    They are placed like those that `trained` restores from a checkpoint.
 
     Args:
       source: the folder.
@@ -82,7 +85,8 @@ def read(source: str, model: LanguageModel | ScalarModel, tokenizer: Tokenizer) 
     found = huggingface.config_of(described, f"{source}/config.json")
     huggingface.check_fit(found, model.config, source)
     _check_end(described, tokenizer, source)
-    params = huggingface.params_of(pretrained.read_tensors(source), model.config, source)
+    tensors = pretrained.read_tensors(source)
+    params = huggingface.params_of(tensors, model.config, source, parallel.abstract)
     params = huggingface.with_score_offset(params, described, f"{source}/config.json")
     if ("head" in params) != isinstance(model, ScalarModel):
         kinds = ("a reward model, with score.weight", "a language model, without score.weight")
