@@ -73,3 +73,7 @@ class InvariantError(RunError):
 
 class DivergenceError(RunError):
     """Training diverged: a limit in the recipe's section `guards` was reached."""
+
+
+class Interrupted(Exception):
+    """A run stopped because it was asked to. It continues when it is started again."""

@@ -27,7 +27,7 @@ from etils import epath
 
 from instructjax import files, warning_log
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
-from instructjax.runs import digest
+from instructjax.runs import digest, processes
 from instructjax.runs.checkpoint_files import (
     absolute,
     pack_position,
@@ -65,6 +65,15 @@ class _Best(ocp.checkpoint_managers.PreservationPolicy):
         return [found.step == self.step for found in checkpoints]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which asks JAX's preemption service nothing: `interruption` alone counts its calls there."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Returns False: whether a run stops does not depend on what it saves."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, which writes them and reads them again when it resumes.
 
@@ -96,7 +105,7 @@ class Checkpoints:
         remove_empty(self.directory)
         self._best = _Best()
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
@@ -160,7 +169,9 @@ class Checkpoints:
     def restore(
         self, template: Tree, *, step: int | None = None, iterator: Resumable | None = None
     ) -> tuple[Tree, dict[str, Any]]:
-        """Reads a whole state, to resume the run that saved it.
+        """Reads a whole state, to resume the run that saved it. All processes must call it.
+
+        A checkpoint that is damaged for one process is damaged for all.
 
         Args:
           template: a pytree like the saved one, of arrays or `jax.ShapeDtypeStruct`.
@@ -180,14 +191,14 @@ class Checkpoints:
         """
         self.wait()
         if step is not None:
-            return self._restore(step_path(self.directory, step), template, iterator)
-        damaged: dict[int, DamagedCheckpointError] = {}
+            return self._restore(step, template, iterator)
+        damaged: dict[int, str] = {}  # texts, because an error keeps the arrays that were read
         step_path(self.directory, None)  # raises an error if there is none
         for candidate in reversed(self.steps()):
             try:
-                restored = self._restore(step_path(self.directory, candidate), template, iterator)
+                restored = self._restore(candidate, template, iterator)
             except DamagedCheckpointError as error:
-                damaged[candidate] = error
+                damaged[candidate] = str(error)
                 continue
             for bad, reason in damaged.items():
                 warning_log.warn(f"{reason}; it is removed, and the run continues from step {candidate}")
@@ -195,11 +206,11 @@ class Checkpoints:
             return restored
         raise DamagedCheckpointError(f"{damaged[max(damaged)]}; no other checkpoint is whole: remove {self.directory}")
 
-    def _restore(self, path: epath.Path, template: Tree, iterator: Resumable | None) -> tuple[Tree, dict[str, Any]]:
-        content = read_content(path)
+    def _restore(self, step: int, template: Tree, iterator: Resumable | None) -> tuple[Tree, dict[str, Any]]:
+        path, content = _find(self.directory, step)
         state = read_arrays(path, content["arrays"], template)
         if iterator is not None:
-            position = read_position(path)
+            position = processes.each(lambda: read_position(path))
             try:
                 iterator.set_state(unpack_position(position))
             except (KeyError, TypeError, ValueError) as error:
@@ -288,7 +299,7 @@ def check_tokenizer(directory: epath.PathLike, fingerprint: str, *, step: int | 
 def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "params", step: int | None = None) -> Tree:
     """Reads one part of a saved state, such as the weights that the next stage starts from.
 
-    Nothing else is read, such as the optimizer state.
+    Nothing else is read, such as the optimizer state. All processes must call it.
 
     Args:
       directory: a directory of checkpoints.
@@ -302,5 +313,15 @@ def restore_params(directory: epath.PathLike, template: Tree, *, item: str = "pa
         differs from the template in shape or type.
       DamagedCheckpointError: it is not what was saved.
     """
-    path = step_path(directory, step)
-    return read_arrays(path, read_content(path)["arrays"], template, item.split("/"))
+    path, content = _find(directory, step)
+    return read_arrays(path, content["arrays"], template, item.split("/"))
+
+
+def _find(directory: epath.PathLike, step: int | None) -> tuple[epath.Path, dict[str, Any]]:
+    """Returns `step_path` and what `read_content` finds there, or raises an error in all processes."""
+
+    def find() -> tuple[epath.Path, dict[str, Any]]:
+        path = step_path(directory, step)
+        return path, read_content(path)
+
+    return processes.each(find)

@@ -17,7 +17,7 @@ from etils import epath
 
 from instructjax import files
 from instructjax.errors import CheckpointError, DamagedCheckpointError
-from instructjax.runs import digest
+from instructjax.runs import digest, processes
 
 # What tensorstore reports if a bucket cannot be reached. A checkpoint that is taken for damaged would be removed.
 UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
@@ -118,6 +118,9 @@ def unpack_position(packed: Mapping[str, Any]) -> Any:
 def read_arrays(path: epath.Path, saved: Mapping[str, str], template: Tree, item: Sequence[str] = ()) -> Tree:
     """Reads the part of a state under the keys `item`, after comparing its types and shapes with the template.
 
+    All processes must call it. If an array is damaged for one of them, all raise an error: each reads its own shards,
+    and digests are computed only of what all have read.
+
     Args:
       path: DIRECTORY/STEP.
       saved: "arrays" of `read_content`.
@@ -136,13 +139,19 @@ def read_arrays(path: epath.Path, saved: Mapping[str, str], template: Tree, item
         digest.check_fit(saved, template)
     except ValueError as error:
         raise CheckpointError(f"{path}: {'/'.join((*item, ''))}{error}") from None
-    read = _restore(path / "state", template, item)
-    for place, found in digest.digests(read).items():
-        if found != saved[place]:
-            raise DamagedCheckpointError(
-                f"{path}: {'/'.join((*item, place))}: expected the digest {saved[place]}, found {found}"
-            )
+    read = processes.each(lambda: _restore(path / "state", template, item))
+    found = digest.digests(read)
+    processes.each(lambda: _compare(path, item, saved, found))  # a replicated array may differ between processes
     return read
+
+
+def _compare(path: epath.Path, item: Sequence[str], saved: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises DamagedCheckpointError if a digest of what was read is not the saved one."""
+    for place, value in found.items():
+        if value != saved[place]:
+            raise DamagedCheckpointError(
+                f"{path}: {'/'.join((*item, place))}: expected the digest {saved[place]}, found {value}"
+            )
 
 
 def _read_json(path: epath.Path) -> Any:
@@ -159,8 +168,10 @@ def _restore(path: epath.Path, template: Tree, item: Sequence[str]) -> Tree:
     for key in reversed(item):
         tree = {key: tree}
     arguments = jax.tree.map(_restore_args, tree)
+    # Orbax waits for no other process, which may fail to read its shards. The caller compares the outcomes.
+    alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
     try:
-        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        read = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone).restore(
             path, args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True)
         )
     except Exception as error:  # orbax and tensorstore raise many kinds if files are cut or missing

@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any
 
 import jax
 from etils import epath
 
 from instructjax import files
 from instructjax.data import pipeline
-from instructjax.errors import InputError, RunError, TokenizerError
+from instructjax.errors import Interrupted, RunError, TokenizerError
 from instructjax.runs import digest, interruption, processes, profile
 from instructjax.runs.best import Best
+from instructjax.runs.between_steps import BetweenSteps
+from instructjax.runs.callbacks import Callbacks, State
 from instructjax.runs.checkpoint import Checkpoints, Resumable
-from instructjax.runs.interruption import Interrupted
-from instructjax.runs.metrics_file import Writer
-from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, pack, unpack
+from instructjax.runs.reporter import CheckMetrics, Reporter, Throttled, unpack
 from instructjax.runs.schedule import Schedule
-from instructjax.runs.speed import Matmuls, Speed
+from instructjax.runs.speed import Matmuls
 from instructjax.training.metrics import Metrics
-
-State = TypeVar("State")  # a pytree of arrays with an int32 scalar `step`
-Failure: TypeAlias = InputError | Interrupted  # of a callback; the run saves and stops
-# prepare(number, state, batch, key) -> (another batch, metrics)
-Prepare: TypeAlias = Callable[[int, Any, Any, jax.Array], tuple[Any, Metrics]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Callbacks(Generic[State]):
-    """What a run calls besides its step; each may be None.
-
-    Attributes:
-      prepare: `prepare(number, state, batch, key)` does the part of step `number` that runs on the host. It returns
-        the batch that the step takes, and further metrics. It may raise InputError or Interrupted and leaves the state
-        as it is; then the state before the step is saved.
-      evaluate: measures a state. It is called as the schedule says, before the first step and after the
-        last; its values are logged with the metrics. If it raises InputError or Interrupted, the state is saved.
-      check_metrics: `check_metrics(place, values)` raises a RunError if metrics show that something is
-        wrong. It is called before they are written and before anything is saved; `place` is "ppo, step 20".
-        After the last step the values include "frozen_changes", the number of arrays of `constants` that
-        changed.
-      draw: draws the curves so far. It is called after evaluations, unless it has taken more than one fiftieth of
-        the time; after the last step it is always called.
-      finish: changes the last state before it is saved. All earlier checkpoints can be read by then.
-      best: the metric of `evaluate` whose largest value marks the best state. Its checkpoint is saved when it is
-        measured, and kept in addition to the newest ones. With "", none is kept as the best.
-      writers: opens further writers of the metrics, in the first process; see `metrics_file.MetricsWriter`.
-    """
-
-    prepare: Prepare | None = None
-    evaluate: Callable[[State], dict[str, float]] | None = None
-    check_metrics: CheckMetrics | None = None
-    draw: Callable[[], None] | None = None
-    finish: Callable[[State], State] | None = None
-    best: str = ""
-    writers: Callable[[bool], Sequence[Writer]] | None = None
 
 
 def run(
@@ -121,133 +84,43 @@ def run(
         done, state, window, owed = _resume(checkpoints, state, iterator, meta)
         requested = stack.enter_context(interruption.requests())
         check_metrics = _with_last_checkpoint(callbacks.check_metrics, checkpoints)
-        reporter = stack.enter_context(
-            Reporter(
-                directory,
-                schedule.steps,
-                done,
-                window,
-                started,
-                check_metrics,
-                matmuls,
-                owed=owed,
-                writers=callbacks.writers,
-            )
-        )
+        outputs = directory, schedule.steps, done, window, started, check_metrics, matmuls
+        reporter = stack.enter_context(processes.each(lambda: Reporter(*outputs, owed=owed, writers=callbacks.writers)))
         made = stack.enter_context(
             profile.steps_profiled(files.local_folder(directory) / "profile", schedule.profile_steps)
         )
-        draw = Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None
-        frozen, signal, failure = digest.digests(constants), None, None
-        best = Best(directory, callbacks.best, checkpoints, done)
-        if callbacks.evaluate and (owed or not done):
-            values, failure = _attempt(callbacks.evaluate, state)
-            if failure:
-                raise _saved(failure, directory.name, done, schedule.steps)
-            if owed:
-                best.note(done, values)
-                reporter.report(done, reporter.read() | values)
-            else:
-                reporter.write(0, values)
+        frozen = digest.digests(constants)
+        between = BetweenSteps(
+            name=directory.name,
+            schedule=schedule,
+            callbacks=callbacks,
+            meta=meta,
+            iterator=iterator,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            best=Best(directory, callbacks.best, checkpoints, done),
+            draw=Throttled(callbacks.draw, reporter.clock) if callbacks.draw and processes.is_first() else None,
+            requested=requested,
+            count_changes=lambda: _changes(frozen, constants),
+        )
+        between.measure_start(state, done, owed)
         for number in range(done + 1, schedule.steps + 1):
-            due = schedule.due(number)
-            (batch, prepared), failure = _next_batch(callbacks.prepare, number, state, iterator, key, reporter.speed)
-            if failure:
-                _save_before(number, state, iterator, meta, reporter, checkpoints)
-                raise _saved(failure, directory.name, number - 1, schedule.steps)
+            batch, prepared = between.next_batch(number, state, key)
             state, metrics = step(state, batch, key, *constants)
             made(metrics)
             reporter.add(metrics | prepared)
-            signal = requested(due.report)
-            saving = due.save or bool(signal)
-            if due.evaluate or saving:
-                values = reporter.read()
-                if due.evaluate and callbacks.evaluate:
-                    measured, failure = _attempt(callbacks.evaluate, state)
-                    values |= measured
-                    saving = best.note(number, measured) or saving or bool(failure)
-                changes = _changes(frozen, constants) if due.last else {}
-                reporter.report(number, values, changes=changes, line=due.report and not failure)
-            elif due.report:
-                reporter.report_later(number)
-            if saving or due.evaluate:
-                reporter.flush()
-            if draw and due.evaluate:
-                draw(always=due.last)
-            reporter.advance()
-            if due.last and callbacks.finish:
+            saving, failure = between.measure(number, state)
+            if number == schedule.steps and callbacks.finish:
                 checkpoints.wait()
                 state = callbacks.finish(state)
             if saving:
-                window = pack(reporter.window)
-                saved = {**meta, "window": window, "owed": bool(failure)}
-                checkpoints.save(number, state, iterator=iterator, meta=saved)
-            if failure:
-                checkpoints.wait()
-                raise _saved(failure, directory.name, number, schedule.steps)
-            if signal and not due.last:
-                checkpoints.wait()
-                raise Interrupted(
-                    f"{directory.name}: stopped by {signal} after step {number} of {schedule.steps}, which is saved"
-                )
+                between.save(number, state, failure)
         checkpoints.wait()
-        signal = signal or requested(True)  # since the last step was made
+        signal = between.signal or requested(True)  # since the last step was made
         cost = reporter.clock.summary()
     processes.first(lambda: files.write_json(summary, {"steps": schedule.steps, **cost}))
     if signal:
         raise Interrupted(f"{directory.name}: stopped by {signal} after its last step, which is saved")
-
-
-def _attempt(evaluate: Callable[[State], dict[str, float]], state: State) -> tuple[dict[str, float], Failure | None]:
-    """Returns what `evaluate` measured and None, or nothing and the error, after which the run saves and stops."""
-    try:
-        return evaluate(state), None
-    except (InputError, Interrupted) as error:
-        return {}, error
-
-
-def _next_batch(
-    prepare: Prepare | None, number: int, state: Any, iterator: Any, key: jax.Array, speed: Speed
-) -> tuple[tuple[Any, Metrics], Failure | None]:
-    """Returns the prepared batch of a step and its metrics; or an error, after moving the iterator back."""
-    position = iterator.get_state() if prepare else None
-    with speed.waiting():
-        batch = next(iterator)
-    speed.count(batch, number)
-    if prepare is None:
-        return (batch, {}), None
-    try:
-        return prepare(number, state, batch, key), None
-    except (InputError, Interrupted) as error:
-        iterator.set_state(position)
-        return (None, {}), error
-
-
-def _save_before(
-    number: int,
-    state: State,
-    iterator: Resumable,
-    meta: Mapping[str, Any],
-    reporter: Reporter,
-    checkpoints: Checkpoints,
-) -> None:
-    """Saves the state before a step that failed on the host, unless it is already saved or is the initial one."""
-    reporter.report_pending()
-    if reporter.window:
-        reporter.report(number - 1, reporter.read(), line=False)
-    reporter.flush()
-    if number > 1:
-        window = pack(reporter.window)
-        checkpoints.save(number - 1, state, iterator=iterator, meta={**meta, "window": window, "owed": False})
-    checkpoints.wait()
-
-
-def _saved(error: Failure, name: str, step: int, steps: int) -> Failure:
-    """Adds to the message of a callback's error which step is saved."""
-    if isinstance(error, Interrupted):
-        saved = f"after step {step} of {steps}, which is saved" if step else "before the end of its first step"
-        return Interrupted(f"{name}: stopped by {error} {saved}")
-    return type(error)(f"{error}; step {step} is saved" if step else f"{error}; no step is saved")
 
 
 def _resume(

@@ -1,7 +1,7 @@
 """Coordinates a run of several processes.
 
 Every process runs the same program on its own devices, and all see the same folder; both are checked at the start. All
-of them write checkpoints. Only the first one writes other files; the others wait for it, and exit if it fails.
+of them write checkpoints. Only the first one writes other files; the others wait for it, and fail if it fails.
 
 They exchange texts through JAX's coordination service and use no device for it: a process may come hours late to an
 exchange, and a reward function may use the devices meanwhile.
@@ -34,6 +34,7 @@ from orbax.checkpoint import multihost
 
 from instructjax import files
 from instructjax.errors import InputError
+from instructjax.runs import failures
 
 T = TypeVar("T")
 
@@ -164,34 +165,51 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def each(function: Callable[[], T]) -> T:
+    """Calls a function in every process and returns its result there. If it fails in one, raises in all of them.
+
+    So all processes do the same after an error. The function must not use what needs the other processes, such as a
+    collective of their devices.
+
+    Raises:
+      Exception: the error of the first of the processes that failed; in the others one of the same class that names
+        that process. See `failures.rebuild`.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result: list[T] = []
+    failure: BaseException | None = None
+    try:
+        result.append(function())
+    except BaseException as error:  # raised below, after the other processes have been informed
+        failure = error
+    described = gather("" if failure is None else failures.describe(failure))
+    failed = next((number for number, text in enumerate(described) if text), None)
+    if failed is None:
+        return result[0]
+    if failure is not None and (failed == jax.process_index() or not isinstance(failure, Exception)):
+        raise failure
+    raise failures.rebuild(described[failed], failed) from failure
+
+
 def first(function: Callable[[], object]) -> None:
     """Calls a function in the first process, while the others wait.
 
     Raises:
-      InputError: in the others, if the function failed in the first; the first raises the error itself.
+      Exception: if the function failed, in all processes; see `each`.
     """
-    if jax.process_count() == 1:
-        function()
-        return
-    failure: BaseException | None = None
-    if is_first():
-        try:
-            function()
-        except BaseException as error:  # raised below, after the other processes have been informed
-            failure = error
-    failed = agreed(int(failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise InputError("the first process failed; its output says why")
+    each(function if is_first() else lambda: None)
 
 
 def first_then_others(function: Callable[[], T]) -> T:
-    """Calls a function in the first process, then in the others, which find the files that it has written."""
-    if jax.process_count() == 1:
-        return function()
-    first(function)
-    return function()
+    """Calls a function in the first process, then in all, where it finds the files that the first call has written.
+
+    Raises:
+      Exception: if the function failed in one process, in all of them; see `each`.
+    """
+    if jax.process_count() > 1:
+        first(function)
+    return each(function)
 
 
 def gather(text: str) -> list[str]:
@@ -217,7 +235,7 @@ def from_first(function: Callable[[], str]) -> str:
     """Returns the text that a function returns in the first process, to all processes.
 
     Raises:
-      InputError: see `first`.
+      Exception: see `first`.
     """
     found: list[str] = []
     first(lambda: found.append(function()))

@@ -20,7 +20,7 @@ from instructjax.rollout import reward_function, samplers
 from instructjax.rollout.reward_call import Call, Limits
 from instructjax.rollout.reward_function import RewardFunction
 from instructjax.runs import interruption, processes
-from instructjax.runs.loop import Prepare
+from instructjax.runs.callbacks import Prepare
 from instructjax.training import parallel
 from instructjax.training.metrics import Mean, Metrics
 from instructjax.training.state import Params
@@ -55,7 +55,7 @@ def make_score(function: RewardFunction, section: ml_collections.ConfigDict) -> 
             call = Call(function, limits, [record.prompt for record in records], responses, fields)
         # In rounds, so that a signal to any process ends the wait.
         while not processes.agreed(int(call is not None and call.wait(ROUND_SECONDS))):
-            interruption.stop_if_requested()
+            interruption.stop_if_requested(place)
         found = json.loads(processes.gather(_outcome(call))[0])
         if "error" in found:
             raise RewardFunctionError(f"{place}: {found['error']}")

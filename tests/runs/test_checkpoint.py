@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -412,6 +413,14 @@ class TestSteps:
             checkpoints.save(3, {"w": jnp.ones(2)}, meta={"first": True})
             checkpoints.save(3, {"w": jnp.ones(2)}, meta={"first": False})
         assert checkpoint.read_meta(tmp_path) == {"first": True}
+
+    def test_a_save_does_not_ask_the_preemption_service(self, tmp_path, monkeypatch):
+        """Its answers depend on the last number that it was asked about, which must be that of `interruption`."""
+        asked = []
+        monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+        with checkpoint.Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(7, {"w": jnp.ones(1)}, meta={})
+        assert checkpoint_files.saved_steps(tmp_path) == [7] and not asked
 
     def test_steps_do_not_go_back(self, tmp_path):
         with checkpoint.Checkpoints(tmp_path) as checkpoints:

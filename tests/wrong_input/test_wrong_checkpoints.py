@@ -122,7 +122,9 @@ def test_choice_of_another_reward_model(pretrained):
     evaluate.evaluate(Run(config, workdir, "name"))
 
 
-@fault("a policy whose stage has saved nothing", "PATH: expected a checkpoint of the stage ppo, found those of pretrain")
+@fault(
+    "a policy whose stage has saved nothing", "PATH: expected a checkpoint of the stage ppo, found those of pretrain"
+)
 def test_no_saved_policy(pretrained):
     Run(*pretrained).open_policy("ppo")
 
