@@ -10,6 +10,7 @@ With --by=labelers, `evaluate.judgements` held-out labelers judge the responses 
 recipe's sandbox. The output has a line for each of them, with "scores" and "labeler", as win_rates.py reads it.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from instructjax.errors import ConfigError, InputError, RecordError
 from instructjax.evaluation import ranking_report, reward_models
 from instructjax.evaluation.intervals import Estimate, clustered_mean
 from instructjax.records import Prompt, Ranking
+from instructjax.runs import interruption
 from instructjax.sources.sandbox import Sandbox
 from instructjax.stages.run import Run
 from instructjax.training import parallel
@@ -72,6 +74,7 @@ def by_reward_model(run: Run, asked: Sequence[tuple[Prompt, list[str]]], output:
             rankings,
             pad_id=layout.tokenizer.pad_id,
             batch_size=run.config.reward.batch_size,
+            over=functools.partial(interruption.stoppable, place="score"),
         )
     lines = [_line(record, values) for (record, _), values in zip(asked, scored, strict=True)]
     files.write_text(output, "".join(line + "\n" for line in lines))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,15 @@ _VERSION = 2  # of what an entry has
 _LIMITS = {"prompt": "data.max_prompt", "response": "data.max_response"}
 
 
-def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: int, strict: bool) -> None:
+def check(
+    folder: epath.Path,
+    path: epath.Path,
+    layout: Layout,
+    *,
+    max_answers: int,
+    strict: bool,
+    over: prepared.Over = iter,
+) -> None:
     """Checks the prepared sets of a folder that were not checked yet, and prints what is left out of them.
 
     Args:
@@ -47,6 +55,7 @@ def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: 
       layout: the tokenizer and the limits.
       max_answers: the maximum number of answers of a ranking.
       strict: makes each record that does not fit an error.
+      over: wraps each pass over the records.
 
     Raises:
       DataError: with `strict`, records do not fit. The error lists the first ones.
@@ -69,7 +78,7 @@ def check(folder: epath.Path, path: epath.Path, layout: Layout, *, max_answers: 
         if entry.get("what") == what and not (strict and _has_reasons(entry)):
             continue
         splits = {
-            split: _check_split(prepared.load(folder, name, kind, split), layout, max_answers, strict)
+            split: _check_split(over(prepared.load(folder, name, kind, split)), layout, max_answers, strict)
             for split in prepared.split_sizes(folder, name)
         }
         files.write_json(path, known | {name: {"what": what, "splits": splits}})
@@ -117,7 +126,7 @@ def describe_lengths(lengths: Mapping[str, Sequence[int]], part: str) -> str:
     )
 
 
-def _check_split(records: Sequence[Record], layout: Layout, max_answers: int, strict: bool) -> dict[str, Any]:
+def _check_split(records: Iterable[Record], layout: Layout, max_answers: int, strict: bool) -> dict[str, Any]:
     counts = Counts()
     left_out: list[int] = []
     answers: dict[str, list[int]] = {}

@@ -52,12 +52,13 @@ class Documents(Sequence):
         return self._ids[self._ends[index - 1] if index else 0 : self._ends[index]]
 
 
-def tokenize(directory: epath.PathLike, tokenizer: Tokenizer) -> None:
+def tokenize(directory: epath.PathLike, tokenizer: Tokenizer, *, over: prepared.Over = iter) -> None:
     """Tokenizes the prepared text of a folder, if there is any, unless that is done; see `layouts.document_tokens`.
 
     Args:
       directory: the folder of prepared sets, on a disk.
       tokenizer: encodes the text.
+      over: wraps each pass over the records.
     """
     if prepared.read_manifest(prepared.set_directory(directory, _NAME)) is None:
         return
@@ -70,7 +71,7 @@ def tokenize(directory: epath.PathLike, tokenizer: Tokenizer) -> None:
     for split in prepared.split_sizes(directory, _NAME):
         lengths = []
         with (folder / f"{split}.ids").open("wb") as file:
-            for record in prepared.load(directory, _NAME, Text, split):
+            for record in over(prepared.load(directory, _NAME, Text, split)):
                 tokens = layouts.document_tokens(record, tokenizer)
                 lengths.append(len(tokens))
                 file.write(tokens.astype(dtype).tobytes())

@@ -46,6 +46,7 @@ def prepare(
     merge_equal_answers: bool = True,
     strict: bool = False,
     shared: SharedPrompts | None = None,
+    over: prepared.Over = iter,
 ) -> str:
     """Validates files of records and writes those that carry a signal as a data set with splits.
 
@@ -64,6 +65,7 @@ def prepare(
       merge_equal_answers: see `selection.choose_by_content`.
       strict: makes each record that carries no signal an error.
       shared: the prompts of all sets, so that none is in two splits; None to split by user only.
+      over: wraps each pass over the records.
 
     Returns:
       The set's fingerprint; see `prepared.fingerprint`.
@@ -92,7 +94,7 @@ def prepare(
     def choices() -> Iterator[tuple[str, Choice[R]]]:
         found = itertools.chain.from_iterable(formats.read(file, kind, names) for file in files)
         rules = {"merge_equal_answers": merge_equal_answers, "strict": strict}
-        return records.valid(_choose(record, prompts, validation, test, **rules) for record in found)
+        return records.valid(_choose(record, prompts, validation, test, **rules) for record in over(found))
 
     # A first pass, so that nothing is removed if a line is invalid.
     total, moved = Counts(), hashlib.sha256()

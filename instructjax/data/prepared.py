@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, overload
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -24,6 +24,9 @@ SET_NAMES: Mapping[type[Record], str] = {  # the prepared sets of a run
 
 VERSION = "1.0.0"  # of the features: "json" and "where"
 _CHUNK = 5_000  # records that are read at once
+
+# Wraps an iterable over all records of a set, which takes long, and yields its items; it may raise an error to stop.
+Over: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def written_file(kind: type[Record], folder: epath.Path) -> epath.Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 
@@ -13,7 +13,7 @@ from instructjax.training import objectives
 from instructjax.training.state import Params
 
 
-def held_out_loss(model: LanguageModel) -> Callable[[Params, Sequence[LMBatch]], float]:
+def held_out_loss(model: LanguageModel) -> Callable[[Params, Iterable[LMBatch]], float]:
     """Builds `loss(params, batches)`, the mean cross-entropy per weighted token over all batches, in nats.
 
     Args:
@@ -22,7 +22,7 @@ def held_out_loss(model: LanguageModel) -> Callable[[Params, Sequence[LMBatch]],
     objective = objectives.language_model_loss(model)
     sums = jax.jit(lambda params, batch: replicate(objective(params, constrain_rows(batch), None)[0]))
 
-    def loss(params: Params, batches: Sequence[LMBatch]) -> float:
+    def loss(params: Params, batches: Iterable[LMBatch]) -> float:
         pairs = [jax.device_get(sums(params, batch)) for batch in batches]
         return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
 

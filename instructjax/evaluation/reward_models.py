@@ -12,6 +12,7 @@ import numpy as np
 from instructjax.batch import RankingBatch
 from instructjax.data import pipeline
 from instructjax.data.layouts import TokenizedRanking
+from instructjax.data.prepared import Over
 from instructjax.data.rankings import ranking_rows
 from instructjax.models.partitioning import constrain_rows, even_rows, replicate
 from instructjax.models.transformer import ScalarModel
@@ -25,7 +26,13 @@ def _compiled(model: ScalarModel) -> Callable[[Any, RankingBatch], jax.Array]:
 
 
 def rewards(
-    model: ScalarModel, params: Params, rankings: Sequence[TokenizedRanking], *, pad_id: int, batch_size: int
+    model: ScalarModel,
+    params: Params,
+    rankings: Sequence[TokenizedRanking],
+    *,
+    pad_id: int,
+    batch_size: int,
+    over: Over = iter,
 ) -> list[np.ndarray]:
     """Scores several answers per prompt, with one forward pass per prompt.
 
@@ -35,6 +42,7 @@ def rewards(
       rankings: prompts with their answers. The labelers' scores are not read.
       pad_id: the id of the padding.
       batch_size: the maximum number of packed rows per forward pass, rounded up as `even_rows` does.
+      over: wraps the pass over the batches.
 
     Returns:
       For each prompt, float64[K], the rewards of its K answers.
@@ -42,7 +50,7 @@ def rewards(
     score = _compiled(model)
     rows = ranking_rows(rankings, pad_id)
     batches = pipeline.ordered_batches(rows, batch_size=even_rows(min(len(rows), batch_size)))
-    found = [np.asarray(score(params, batch), np.float64)[batch.valid] for batch in batches]
+    found = [np.asarray(score(params, batch), np.float64)[batch.valid] for batch in over(batches)]
     return np.split(np.concatenate(found), np.cumsum([len(ranking.responses) for ranking in rankings])[:-1])
 
 

@@ -17,7 +17,7 @@ from instructjax.errors import InputError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
-from instructjax.runs import progress
+from instructjax.runs import interruption, progress
 from instructjax.stages.run import Run, Step
 from instructjax.stages.trained import Trained
 
@@ -85,7 +85,7 @@ def answer(
         top_p=sampling.top_p,
         refill=sampling.refill,
     )
-    batches = sampler(policy.params, prompts, key)
+    batches = interruption.stoppable(sampler(policy.params, prompts, key), "answers")
     texts = (text for _, batch in batches for text in batch)
     yield from zip(prompts, (cut(text, sampling.stop) for text in texts), strict=True)
 

@@ -19,7 +19,7 @@ from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.reporting import figures, findings, report
 from instructjax.rollout import samplers
-from instructjax.runs import alarms, checkpoint, cost, folder, metrics_file, processes, progress
+from instructjax.runs import alarms, checkpoint, cost, folder, interruption, metrics_file, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.sources.source import Answers, Judgement
 from instructjax.stages import few_shot, prepare, ranking_report, rewards, selection
@@ -152,7 +152,8 @@ def _answer_all(
         if name not in steps:
             continue
         policy = run.load_policy(POLICIES.get(name, name), steps[name])
-        answered[name], losses[name] = answer(name, policy, seed), text_loss(policy.params, text)
+        answered[name] = answer(name, policy, seed)
+        losses[name] = text_loss(policy.params, interruption.stoppable(text, "evaluate"))
         if name == "gpt":
             prefix = few_shot.choose_prefix(run, policy, given)
             if prefix is not None:
@@ -196,7 +197,8 @@ def sample_answers(
     texts: list[str] = []
     columns: list[list[np.ndarray]] = []
     key = jax.random.fold_in(jax.random.key(run.config.seed), seed)
-    for episodes, batch in sampler(policy.params, [record.prompt for record in records], key):
+    batches = sampler(policy.params, [record.prompt for record in records], key)
+    for episodes, batch in interruption.stoppable(batches, "evaluate"):
         asked = records[len(texts) : len(texts) + len(batch)]
         texts += batch
         measured = [given.of_episodes(asked, episodes, batch), episodes.response_mask.sum(axis=1)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from instructjax.records import Demonstration, Prompt
 from instructjax.rollout import samplers
-from instructjax.runs import progress
+from instructjax.runs import interruption, progress
 from instructjax.stages.rewards import Rewards
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
@@ -67,4 +67,5 @@ def sample_with_prefix(run: Run, policy: Trained, prefix: str, prompts: Sequence
     wide = dataclasses.replace(layout, max_prompt=policy.model.config.max_length - layout.max_response)
     sampler = samplers.make_sampler(policy.model, wide, temperature=section.temperature, batch_size=section.batch_size)
     batches = sampler(policy.params, [prefix + prompt for prompt in prompts], key)
-    return [text.partition(STOP)[0] for _, batch in batches for text in batch]
+    found = interruption.stoppable(batches, "evaluate")
+    return [text.partition(STOP)[0] for _, batch in found for text in batch]

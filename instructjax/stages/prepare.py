@@ -8,6 +8,7 @@ prepares its own sets from the same records, and the processes compare their fin
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from instructjax.errors import ConfigError, DataError, TokenizerError
 from instructjax.recipe import check
 from instructjax.records import Demonstration, Prompt, R, Ranking, Text
 from instructjax.reporting import data_report
-from instructjax.runs import lock, processes, progress, provenance
+from instructjax.runs import interruption, lock, processes, progress, provenance
 from instructjax.runs.folder import check_comparisons
 from instructjax.stages import needs, scoring
 from instructjax.text import tokenizer_files
@@ -30,6 +31,8 @@ from instructjax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from instructjax.stages.run import Run
+
+_stoppable = functools.partial(interruption.stoppable, place="prepare")
 
 
 def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
@@ -56,7 +59,8 @@ def prepare(run: Run, stages: Sequence[str] = ()) -> Layout:
         with warning_log.kept_in(run.workdir), _claimed(run):
             return _prepare(run, stages)
 
-    layout = processes.first_then_others(prepare)
+    with interruption.apart():
+        layout = processes.first_then_others(prepare)
     _check_equal(run, tokenizer=layout.tokenizer.fingerprint)
     if run.config.ppo.reward_function and _has_train(run.prepared_folder, Prompt):
         scoring.try_out(run.config, "ppo", load(run, Prompt, "train"))
@@ -119,7 +123,7 @@ def _prepare(run: Run, stages: Sequence[str]) -> Layout:
         _check_records(run, layout)
         check_needs(run, stages)
         bar.update()
-        documents.tokenize(run.prepared_folder, layout.tokenizer)
+        documents.tokenize(run.prepared_folder, layout.tokenizer, over=_stoppable)
         bar.update()
     if not is_prepared:
         files.write_json(mark, config.to_dict())
@@ -148,7 +152,8 @@ def add_rankings(run: Run, rankings: Iterable[Ranking]) -> None:
             needs.check(run, ())
 
     processes.first(lambda: records.write(path, rankings))
-    processes.first_then_others(add)
+    with interruption.apart():
+        processes.first_then_others(add)
     _check_equal(run)
 
 
@@ -195,6 +200,7 @@ def _prepare_set(
         merge_equal_answers=run.source.merge_equal_answers,
         strict=data.strict,
         shared=shared,
+        over=_stoppable,
     )
 
 
@@ -265,7 +271,8 @@ def _check_records(run: Run, layout: Layout) -> None:
     """
     folder, config = run.prepared_folder, run.config
     path = run.data_folder / "checked.json"
-    checked.check(folder, path, layout, max_answers=config.comparisons.max_answers, strict=config.data.strict)
+    limits = {"max_answers": config.comparisons.max_answers, "strict": config.data.strict}
+    checked.check(folder, path, layout, **limits, over=_stoppable)
     found = summarize(run)
     trained = {name: splits.get("train", {}).get("sources", {}) for name, splits in found.items()}
     mixtures.check(sorted({source for sources in trained.values() for source in sources}), config.mixture)

@@ -20,7 +20,7 @@ from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.evaluation.tasks.results import Result
 from instructjax.evaluation.tasks.task import Example, Judge, Output, Task, make_prompts
 from instructjax.evaluation.text_metrics import require
-from instructjax.runs import checkpoint, cost, folder, processes, progress
+from instructjax.runs import checkpoint, cost, folder, interruption, processes, progress
 from instructjax.runs.best import best_step
 from instructjax.stages import trained
 from instructjax.stages.run import Run
@@ -167,7 +167,7 @@ def run_policy(
             progress.Bar(label, len(case.examples), "example", done=len(known)) as bar,
             _appended(path, head, known) as write,
         ):
-            for batch in bar.over(batches):
+            for batch in bar.over(interruption.stoppable(batches, "tasks")):
                 write(batch)
                 known.update(batch)
         found.append([known[i] for i in range(len(case.examples))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from instructjax.evaluation import baselines, ranking_report, reward_models
 from instructjax.models.transformer import ScalarModel
 from instructjax.records import Ranking
 from instructjax.reporting import rankings_section
-from instructjax.runs import processes
+from instructjax.runs import interruption, processes
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
 
@@ -64,6 +65,7 @@ def ranking_rewards(run: Run, reward: Trained[ScalarModel], rankings: Sequence[R
         tokenize_rankings(rankings, run.layout),
         pad_id=run.layout.tokenizer.pad_id,
         batch_size=run.config.reward.batch_size,
+        over=functools.partial(interruption.stoppable, place="reward"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -15,7 +16,7 @@ from instructjax.data.rankings import ranking_batches, tokenize_rankings
 from instructjax.evaluation import reward_models
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
-from instructjax.runs import processes
+from instructjax.runs import interruption, processes
 from instructjax.runs.loop import Callbacks
 from instructjax.stages import imported, ranking_report, selection, trained
 from instructjax.stages.stage import Stage, stage
@@ -125,5 +126,8 @@ def mean_score(
         )
 
     rows = pipeline.indices(demonstrations).map(alone)
-    scores = reward_models.rewards(model, params, rows, pad_id=layout.tokenizer.pad_id, batch_size=batch_size)
+    over = functools.partial(interruption.stoppable, place="reward")
+    scores = reward_models.rewards(
+        model, params, rows, pad_id=layout.tokenizer.pad_id, batch_size=batch_size, over=over
+    )
     return jnp.asarray(np.mean(scores), jnp.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from instructjax.evaluation import reward_models
 from instructjax.models.transformer import ScalarModel
 from instructjax.records import Prompt, Ranking
 from instructjax.rollout import reward_function, samplers
-from instructjax.runs import checkpoint
+from instructjax.runs import checkpoint, interruption
 from instructjax.stages import ranking_report, scoring
 from instructjax.stages.run import Run
 from instructjax.stages.trained import Trained
@@ -101,7 +102,12 @@ def score_texts(
         for record, texts in zip(prompts, answered, strict=True)
     ]
     return reward_models.rewards(
-        reward.model, reward.params, rows, pad_id=layout.tokenizer.pad_id, batch_size=batch_size
+        reward.model,
+        reward.params,
+        rows,
+        pad_id=layout.tokenizer.pad_id,
+        batch_size=batch_size,
+        over=functools.partial(interruption.stoppable, place="rewards"),
     )
 
 

@@ -15,7 +15,7 @@ from instructjax.errors import CheckpointError
 from instructjax.models.transformer import LanguageModel
 from instructjax.records import Prompt
 from instructjax.rollout import samplers
-from instructjax.runs import cost, processes, progress
+from instructjax.runs import cost, interruption, processes, progress
 from instructjax.stages import rewards, trained
 from instructjax.stages.run import Run
 from instructjax.training import parallel
@@ -97,7 +97,8 @@ def _mean_rewards(run: Run, steps: Sequence[int]) -> dict[int, float]:
         for step in steps:
             policy = trained.load_policy(run.checkpoints("sft"), run.policy_config, layout.tokenizer, step=step)
             scores: list[float] = []
-            for episodes, texts in sampler(policy.params, prompts, jax.random.key(config.seed)):
+            batches = sampler(policy.params, prompts, jax.random.key(config.seed))
+            for episodes, texts in interruption.stoppable(batches, "select"):
                 asked = records[len(scores) : len(scores) + len(texts)]
                 scores += given.of_episodes(asked, episodes, texts).tolist()
                 bar.add(len(texts))

@@ -170,8 +170,8 @@ def test_many_differences_are_counted(monkeypatch):
         processes.check_equal(one)
 
 
-def run_code(folder, code, *arguments):
-    """Returns the lines that two processes write to their files.
+def end_code(folder, code, *arguments):
+    """Returns (exit code, lines, error) of each of two processes; the lines are those that it writes to its file.
 
     The processes run the code with an address, their number, a file and `arguments`. What they print is of no use:
     Gloo's threads write to the same output, in the middle of a line too.
@@ -188,9 +188,19 @@ def run_code(folder, code, *arguments):
         )
         for index, file in enumerate(files)
     ]
-    errors = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(error[-2000:] for error in errors)
-    return [file.read_text().splitlines() for file in files]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in running]
+    finally:
+        end(running)
+    written = [file.read_text().splitlines() if file.exists() else [] for file in files]
+    return [(process.returncode, *rest) for process, *rest in zip(running, written, errors, strict=True)]
+
+
+def run_code(folder, code, *arguments):
+    """Returns the lines of the two processes of `end_code`, after both have succeeded."""
+    codes, lines, errors = zip(*end_code(folder, code, *arguments), strict=True)
+    assert codes == (0, 0), "\n".join(error[-2000:] for error in errors)
+    return list(lines)
 
 
 EXCHANGE = """
