@@ -10,7 +10,7 @@ Command:    python experiments/reproduce.py --config=configs/instructgpt.py:1p3b
 Variants:   1p3b, 6b, 175b: the policy's size. Reward model and value network have 6B in all
             three: run 6b first, and use its reward model in the others with ppo.reward_from.
 Planned:    (compiled, not run: docs/scaling.md)
-            1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=16,
+            1p3b on TPU v5e:4x4, parallel.fsdp=4, parallel.tensor=4, ppo.rollout_parts=4, ppo.microbatches=4,
             ppo.frozen_dtype=bfloat16, pretrain.microbatches=16, reward.microbatches=16;
             6b on TPU v5p:4x4x4, parallel.fsdp=8, parallel.tensor=8;
             175b on TPU v5p:8x8x8, parallel.fsdp=16, parallel.tensor=32, but SFT, with batches of 8, on v5p:4x8x8 with

@@ -46,7 +46,7 @@ def run(
     network = policy_config(config, tokenizer.vocab_size)
     model = kind(sizes.resized(network, config.reward.size) if kind is ScalarModel else network)
     finished = run.is_finished(stage.name)
-    params = None if finished else read(source, model, tokenizer)
+    params = None if finished else processes.each(lambda: read(source, model, tokenizer))
     _ = run.layout  # prepares the records
     if finished:
         return
