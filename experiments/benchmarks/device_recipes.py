@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks import workloads
 from configs import instructgpt
 from instructjax.models import sizes
-from instructjax.planning import plan, programs
+from instructjax.planning import plan, shapes
 
 WORK = {  # parts of the benchmark, and the programs that share one state in each
     "sft": ("sft",),
@@ -57,7 +57,7 @@ def recipe(size, *, rehearse=False, **changed):
 
 def batch(program, config):
     """Returns random rows for a program of PROGRAMS: full texts, rankings of full answers, or full prompts."""
-    shape, _ = programs.model_configs(config)
+    shape, _ = shapes.model_configs(config)
     prompt, response = config.data.max_prompt, config.data.max_response
     if program == "sft":
         return workloads.language_model_batch(shape, config.sft.batch_size, prompt + response)
