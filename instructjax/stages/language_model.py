@@ -10,7 +10,7 @@ from instructjax.batch import LMBatch
 from instructjax.data import pipeline
 from instructjax.evaluation.language_models import held_out_loss
 from instructjax.models.transformer import LanguageModel
-from instructjax.runs.loop import Callbacks
+from instructjax.runs.callbacks import Callbacks
 from instructjax.stages.stage import Stage
 from instructjax.stages.training_step import with_dropout
 from instructjax.training import objectives

@@ -27,7 +27,7 @@ from instructjax.recipe import check
 from instructjax.records import Prompt, Text
 from instructjax.rollout import reward_function
 from instructjax.runs import best
-from instructjax.runs.loop import Callbacks
+from instructjax.runs.callbacks import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Flops, Matmuls
 from instructjax.stages import ppo_validation, ppo_weights, scoring

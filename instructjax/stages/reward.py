@@ -17,7 +17,7 @@ from instructjax.evaluation import reward_models
 from instructjax.models.transformer import ScalarModel, graft_trunk
 from instructjax.records import Demonstration, Ranking
 from instructjax.runs import interruption, processes
-from instructjax.runs.loop import Callbacks
+from instructjax.runs.callbacks import Callbacks
 from instructjax.stages import imported, ranking_report, selection, trained
 from instructjax.stages.stage import Stage, stage
 from instructjax.stages.trained import initial_params

@@ -36,7 +36,7 @@ from instructjax.recipe.declared import SECTIONS
 from instructjax.recipe.key import Section
 from instructjax.reporting import curves
 from instructjax.runs import alarms, checkpoint, checkpoint_files, cost, folder, loop, processes, trackers
-from instructjax.runs.loop import Callbacks
+from instructjax.runs.callbacks import Callbacks
 from instructjax.runs.schedule import Schedule
 from instructjax.runs.speed import Flops, Matmuls
 from instructjax.stages import adapter_base, beginning
