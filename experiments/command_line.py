@@ -241,8 +241,10 @@ def _parse(arguments: list[str]) -> list[str]:
         raise InputError(f"--config: expected a recipe, found no file {file:.200}")
     try:
         rest = flags.FLAGS(_given)
-    except SystemExit:  # --help and the like, which absl ends with 1
-        sys.exit(0)
+    except SystemExit:
+        if not any(re.fullmatch("--?(h|help|helpshort|helpfull|helpxml)", argument) for argument in given):
+            raise
+        sys.exit(0)  # absl ends help with 1
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
     except (AttributeError, KeyError) as error:

@@ -36,5 +36,5 @@ def policy(remat: str) -> Callable[..., Any]:
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Saves what cuDNN's forward kernel returns: its output and the statistics of its softmax, which have no names."""
+    """Returns whether this is cuDNN's forward kernel, whose output and softmax statistics have no names."""
     return primitive.name.startswith("dot_product_attention_fwd")
