@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params
 
 CONFIG = TransformerConfig(vocab_size=16, num_layers=2, d_model=32, num_heads=2, d_head=16, d_ff=64, max_length=24)
 BANDED = dataclasses.replace(CONFIG, local_window=3)
@@ -16,8 +16,7 @@ BANDED = dataclasses.replace(CONFIG, local_window=3)
 
 def params(model, seed=0, noise=0.3):
     """Draws random weights without compiling the model's `init`. More noise gives more confident predictions."""
-    row = jnp.zeros((1, 2), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(seed), row, row, row)["params"]
+    shapes = abstract_params(model)
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):

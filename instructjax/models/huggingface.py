@@ -20,7 +20,7 @@ from instructjax.models.config import TransformerConfig
 from instructjax.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, qwen2, qwen3
 from instructjax.models.families.family import ONE_ROW, SAME, Described, Family, Table
 from instructjax.models.tensors import ShardedWeight, Tensor, first_rows, read_finite
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params
 from instructjax.typing import Params, Tree
 
 Tensors: TypeAlias = Mapping[str, Tensor]  # by their names in a safetensors file
@@ -239,8 +239,7 @@ def _with_offset(flat: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _abstract_params(config: TransformerConfig, is_scalar: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and types of our weights by path."""
-    model, row = (ScalarModel if is_scalar else LanguageModel)(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = jax.eval_shape(lambda *row: model.init(jax.random.key(0), *row), row, row, row)["params"]
+    params = abstract_params((ScalarModel if is_scalar else LanguageModel)(config))
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 

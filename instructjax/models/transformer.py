@@ -5,6 +5,7 @@ A model takes its key-value cache as an argument and returns it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +214,18 @@ class ScalarHead(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (), dtype)
         hidden, kernel, bias = (jnp.asarray(a, _at_least_float32(hidden)) for a in (hidden, kernel, bias))
         return jnp.einsum("btd,d->bt", hidden, kernel) + bias
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def random_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
+    """Returns random weights, placed nowhere in particular."""
+    token = jnp.ones((1, 1), jnp.int32)
+    return model.init(key, token, token, token * 0)["params"]
+
+
+def abstract_params(model: LanguageModel | ScalarModel) -> Params:
+    """Returns the shapes and dtypes of a model's weights. JAX traces `init` once for equal models."""
+    return random_params.eval_shape(model, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def graft_trunk(target_params: Params, source_params: Params) -> Params:

@@ -15,9 +15,9 @@ from instructjax.models import lora, sizes
 from instructjax.models.config import TransformerConfig
 from instructjax.models.flops import Work
 from instructjax.models.lora import LoraConfig
+from instructjax.models.transformer import abstract_params
 from instructjax.stages import ppo_weights
 from instructjax.stages.run import policy_config
-from instructjax.stages.trained import random_params
 
 Tree = Any  # of jax.ShapeDtypeStruct
 
@@ -72,11 +72,10 @@ def devices(config: ml_collections.ConfigDict) -> int:
 
 def learned(model: Any, adapters: LoraConfig | None) -> tuple[tuple[Tree, ...], Tree]:
     """Returns a model's base, or () if all its weights learn, and what learns."""
-    key = jax.random.key(0)
-    whole = jax.eval_shape(lambda: random_params(model, key))
+    whole = abstract_params(model)
     if adapters is None:
         return (), whole
-    added = jax.eval_shape(lambda: lora.init(key, adapters, model.config))
+    added = jax.eval_shape(lambda: lora.init(jax.random.key(0), adapters, model.config))
     base, learned = lora.split(lora.attach(whole, added))
     return (base,), learned
 

@@ -12,7 +12,7 @@ from etils import epath
 from instructjax import files
 from instructjax.errors import CheckpointError, ConfigError, InputError
 from instructjax.models import pretrained
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params
 from instructjax.reporting import model_card
 from instructjax.reporting.model_card import Card
 from instructjax.runs import folder, metrics_file
@@ -47,7 +47,7 @@ def describe(run: Run, stage: str, name: str, license: str | None = None, given:
         checkpoints, None if is_reward_model else folder.selected_step(run.workdir, stage)
     )
     model = ScalarModel(network) if is_reward_model else LanguageModel(network)
-    shapes = jax.eval_shape(lambda: trained.random_params(model, jax.random.key(0)))
+    shapes = abstract_params(model)
     lines = run.directory(stage) / "metrics.jsonl"
     return Card(
         name=name,

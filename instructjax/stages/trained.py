@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from instructjax.data.layouts import Layout
@@ -16,7 +15,7 @@ from instructjax.errors import CheckpointError, ConfigError
 from instructjax.models import lora
 from instructjax.models.config import TransformerConfig
 from instructjax.models.lora import LoraConfig
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params, random_params
 from instructjax.recipe import declared
 from instructjax.runs import checkpoint
 from instructjax.stages import adapter_base
@@ -44,12 +43,6 @@ class Trained(Generic[Model]):
     model: Model
     params: Params
     tokenizer: Tokenizer
-
-
-def random_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
-    """Returns random weights, as a pure function that places nothing."""
-    token = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, token, token, token * 0)["params"]
 
 
 def initial_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
@@ -178,7 +171,7 @@ def _load(
     shared: tuple[Base, Params] | None = None,
 ) -> Trained[Model]:
     meta = read_meta(directory, step)
-    shapes = jax.eval_shape(lambda: random_params(model, jax.random.key(0)))
+    shapes = abstract_params(model)
     base = adapter_base.read(meta, directory)
     if shared is not None:
         adapter_base.check_shared(base, shared[0], directory)

@@ -18,7 +18,7 @@ from instructjax.models import flops, sizes, traced_flops
 from instructjax.models.attention import Visible, attention, is_local
 from instructjax.models.cache import init_cache
 from instructjax.models.config import CHOICES, shortest_pattern
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, abstract_params
 from instructjax.rollout import refilling, sampling
 from instructjax.training import parallel
 from tests import decoders, fakes
@@ -151,7 +151,7 @@ def test_shared_heads_must_divide_over_the_mesh():
 def test_counts_are_those_of_the_tree_the_trace_and_the_cache(name):
     config = decoders.CHOICES[name]
     model, tokens = LanguageModel(config), jax.ShapeDtypeStruct((2, 6), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)["params"]
+    params = abstract_params(model)
     assert sizes.count_parameters(config) == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     program = jax.jit(lambda p, t: model.apply({"params": p}, t, t, t)[0]).trace(params, tokens).jaxpr
     assert traced_flops.count_matmul_flops(program) == flops.forward_flops(config, 2, 6, 6, slots=6)

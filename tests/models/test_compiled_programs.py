@@ -15,7 +15,7 @@ from instructjax import accelerators, losses
 from instructjax.batch import LMBatch, PromptBatch, RankingBatch
 from instructjax.models import attention, block, unembedding
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params
 from instructjax.planning import chips
 from instructjax.planning.communication import collectives
 from instructjax.rollout import refilling, sampling
@@ -34,8 +34,7 @@ def on_mesh(**keys):
 
 def weights(model):
     """Returns the shapes of a model's weights, with their shardings on the mesh of the context."""
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return parallel.abstract(jax.eval_shape(lambda *row: model.init(jax.random.key(0), *row), row, row, row)["params"])
+    return parallel.abstract(abstract_params(model))
 
 
 def array(shape, dtype=jnp.int32):

@@ -15,7 +15,7 @@ from instructjax.models import flash
 from instructjax.models.attention import Visible, attention, attention_mask, band_mask, branch_mask
 from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, abstract_params
 from instructjax.planning import chips
 from instructjax.rollout import sampling
 from tests import fakes
@@ -182,7 +182,7 @@ def test_a_tpu_gets_the_kernel_for_packed_rows_and_for_branches(mesh):
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
     row = jax.ShapeDtypeStruct((4, 256), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), row, row, row)["params"]
+    params = abstract_params(model)
 
     def loss(params, tokens, segments, positions, **branches):
         logits, _ = model.apply({"params": params}, tokens, segments, positions, **branches)
@@ -208,7 +208,7 @@ def test_prefill_on_a_tpu_gets_the_kernel():
     )
     model = LanguageModel(config)
     row = jax.ShapeDtypeStruct((4, 128), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), row, row, row)["params"]
+    params = abstract_params(model)
 
     def prefill(params, *prompts):
         hidden, cache = model.apply({"params": params}, *prompts, init_cache(config, 4, 200), method="hidden")

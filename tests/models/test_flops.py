@@ -12,7 +12,7 @@ from instructjax.data import layouts
 from instructjax.models import flops, traced_flops
 from instructjax.models.cache import init_cache
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel, ScalarModel
+from instructjax.models.transformer import LanguageModel, ScalarModel, abstract_params
 from instructjax.training import objectives
 from instructjax.training.step import summed_gradient
 
@@ -24,11 +24,6 @@ ROWS, LENGTH = 4, 64
 
 def array(shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def weights(model):
-    token = jnp.ones((1, 1), jnp.int32)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), token, token, token))["params"]
 
 
 def traced(function, *arguments):
@@ -43,7 +38,7 @@ def gradient(shape, microbatches=1):
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
         lambda params, batch, key: summed_gradient(loss, params, batch, key, microbatches=microbatches)[0],
-        (weights(LanguageModel(shape)), batch, key),
+        (abstract_params(LanguageModel(shape)), batch, key),
     )
 
 
@@ -56,12 +51,14 @@ class TestForward:
         )
         model, tokens, slots = LanguageModel(shape), array((rows, length)), 20 if cached else length
         cache = jax.eval_shape(lambda: init_cache(shape, rows, 20)) if cached else None
-        program = traced(lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], weights(model), tokens, cache)
+        program = traced(
+            lambda p, t, c: model.apply({"params": p}, t, t, t, c)[0], abstract_params(model), tokens, cache
+        )
         assert traced_flops.count_matmul_flops(program) == flops.forward_flops(shape, rows, length, length, slots=slots)
 
     def test_a_scalar_model_has_a_head_of_one_column(self):
         model, tokens = ScalarModel(SHAPE), array((ROWS, LENGTH))
-        program = traced(lambda p, t: model.apply({"params": p}, t, t, t), weights(model), tokens)
+        program = traced(lambda p, t: model.apply({"params": p}, t, t, t), abstract_params(model), tokens)
         trunk = flops.forward_flops(SHAPE, ROWS, LENGTH, 0, slots=LENGTH)
         head = flops.scalar_flops(SHAPE, ROWS, LENGTH) - flops.forward_flops(SHAPE, ROWS, LENGTH, 0)
         assert traced_flops.count_matmul_flops(program) == trunk + head == trunk + 2 * ROWS * LENGTH * SHAPE.d_model
@@ -76,7 +73,7 @@ class TestForward:
         shape = dataclasses.replace(SHAPE, max_length=1024)
         model, tokens = LanguageModel(shape), array((1, 1024))
         found = traced_flops.count_matmul_flops(
-            traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], weights(model), tokens)
+            traced(lambda p, t: model.apply({"params": p}, t, t, t)[0], abstract_params(model), tokens)
         )
         causal, dense = (flops.forward_flops(shape, 1, 1024, 1024, slots=slots) for slots in (None, 1024))
         assert causal < found < 0.6 * dense + 0.4 * causal

@@ -9,7 +9,7 @@ import pytest
 
 from instructjax.models import attention, remat
 from instructjax.models.config import TransformerConfig
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, abstract_params
 from tests import fakes
 
 B, T, D, HIDDEN = 2, 24, 64, 256
@@ -20,7 +20,7 @@ def saved(choice):
     """Returns how many numbers per layer and token the backward pass of the blocks gets from the forward pass."""
     model = LanguageModel(dataclasses.replace(CONFIG, remat=choice))
     rows = fakes.rows_of([[1] * T] * B)
-    params = jax.eval_shape(model.init, jax.random.key(0), *rows)["params"]
+    params = abstract_params(model)
     backward = jax.eval_shape(lambda params: jax.vjp(lambda p: model.apply({"params": p}, *rows)[0], params)[1], params)
     shapes = [leaf.shape for leaf in jax.tree.leaves(backward)]
     # Some results have rows and tokens as one axis. Those of weights have neither.

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from instructjax import losses
 from instructjax.models import unembedding
-from instructjax.models.transformer import LanguageModel
+from instructjax.models.transformer import LanguageModel, abstract_params
 from tests import fakes
 
 B, T, V = 3, 10, fakes.CONFIG.vocab_size
@@ -88,7 +88,7 @@ def test_no_array_has_the_size_of_all_logits(size):
     """The vocabulary is larger than all other sizes."""
     config = dataclasses.replace(fakes.CONFIG, vocab_size=10_007, logits_chunk=B * size - 1)
     model = LanguageModel(config)
-    params = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((3, 1, 1), jnp.int32))["params"]
+    params = abstract_params(model)
     hidden, tokens = jax.ShapeDtypeStruct((B, T, 32), jnp.float32), jax.ShapeDtypeStruct((B, T), jnp.int32)
 
     def total(params, hidden, tokens, weights):
