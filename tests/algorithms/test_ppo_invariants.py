@@ -76,7 +76,10 @@ def initial(policy, value):
 
 
 def uncompiled(models=MODELS, config=PPO):
-    """Runs operation by operation, so that nothing is compiled twice and planted bugs take effect."""
+    """Runs operation by operation, so that nothing is compiled twice and planted bugs take effect.
+
+    `jax.checkpoint` would compile each branch of what it repeats.
+    """
     policy, scalar = models
     learners = ppo.Learner(policy, SGD), ppo.Learner(scalar, SGD)
     estimator = gae(config.discount, config.gae_lambda)
@@ -84,7 +87,8 @@ def uncompiled(models=MODELS, config=PPO):
     iterate = ppo.make_iteration(learners[0], scalar, learners[1], estimator, config, **ends)
 
     def step(*given):
-        with jax.disable_jit():
+        with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "checkpoint", lambda function: function)
             return iterate(*given)
 
     return step
