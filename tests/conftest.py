@@ -7,15 +7,11 @@ import jax
 import pytest
 from jaxtyping import config
 
-from tests import shape_checks
+from tests import cpus, shape_checks
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Most of the time goes into compilation: these settings more than halve it. XLA reads its flags with the first array.
 jax.config.update("jax_disable_most_optimizations", True)
-QUICK_TO_COMPILE = "--xla_cpu_parallel_codegen_split_count=1"
-if jax.__version_info__ < (0, 11):  # newer versions do not know this flag, and abort
-    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = f"{cpus.QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 shape_checks.install()
 # No test depends on the speed of the machine: the first example compiles, and others may wait for a processor.
 hypothesis.settings.register_profile(

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from instructjax.evaluation.tasks.registry import TASKS
 from instructjax.runs import folder
 from instructjax.stages import evaluate, pretrain, public_tasks
 from instructjax.stages.run import Run
+from tests import cpus
 from tests.local_data import ABSENT, DATA
 from tests.recipes import changed, recipe, save_run, save_stage
 from tests.scripts import SCRIPTS, run
@@ -123,12 +123,10 @@ def test_two_processes_give_the_outputs_of_one(benchmark, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         several = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--process_count=2"]
-    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPTS.parent)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     running = [
         subprocess.Popen(
             [sys.executable, SCRIPTS / "benchmark_tasks.py", *flags, f"--output={out}", *several, f"--process_id={i}"],
-            env=os.environ | environment,
+            env=cpus.environment(2, PYTHONPATH=str(SCRIPTS.parent)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

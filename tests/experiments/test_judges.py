@@ -1,6 +1,5 @@
 """Reward functions as people write them, in runs of 1, 2 and 8 devices and of two processes: none hangs or aborts."""
 
-import os
 import pathlib
 import shutil
 import socket
@@ -10,7 +9,7 @@ import sys
 import pytest
 
 from instructjax.runs import metrics_file
-from tests import local_data
+from tests import cpus, local_data
 from tests.experiments.test_two_processes import SMALL
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,16 +26,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not JUDGES.is_dir(), reason=l
 
 def start(script, workdir, devices, *flags):
     keys = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}:{JUDGES}",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     arguments = [f"experiments/{script}.py", "--config=configs/sandbox.py:smoke", f"--workdir={workdir}", *keys, *flags]
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment,
+        env=cpus.environment(devices, PYTHONPATH=f"{ROOT}:{JUDGES}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """The whole recipe in a bucket on a fake server: killed twice, resumed on a new host, and compared with a local run."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -13,7 +12,7 @@ import pytest
 
 from instructjax.runs import digest, metrics_file, speed
 from instructjax.runs.folder import PAPER
-from tests import buckets, fake_gcs
+from tests import buckets, cpus, fake_gcs
 from tests.experiments.test_two_processes import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not buckets.HAS_GCSFS, reason="needs the extra gcs")]
@@ -29,15 +28,12 @@ def start(script, workdir, tmp_path, *flags, host="host", keys=KEYS, **environme
     return subprocess.Popen(
         [*command, *(f"--config.{key}={value}" for key, value in keys.items()), *flags],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time goes into compilation
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # the same programs for all runs
-            "PYTHONPATH": str(ROOT),
-            "XDG_CACHE_HOME": str(tmp_path / host),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        }
+        env=cpus.environment(
+            1,
+            JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),  # the same programs for all runs
+            PYTHONPATH=str(ROOT),
+            XDG_CACHE_HOME=str(tmp_path / host),
+        )
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,7 +1,6 @@
 """SIGTERM to one of two processes that evaluate stops both. The next evaluation ends like an undisturbed one."""
 
 import json
-import os
 import pathlib
 import shutil
 import socket
@@ -12,7 +11,7 @@ import pytest
 
 from instructjax.records import SPLITS
 from instructjax.stages.run import Run
-from tests import recipes
+from tests import cpus, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -56,12 +55,11 @@ def run_both(workdir, recipe):
         free.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
     flags = [f"--config={recipe}", f"--workdir={workdir}", coordinator, "--process_count=2"]
-    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'experiments'}", "XLA_FLAGS": ""}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *flags, f"--process_id={index}"],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=cpus.environment(1, PYTHONPATH=f"{ROOT}:{ROOT / 'experiments'}"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,7 +1,6 @@
 """The whole recipe, from pretraining to the report, and imports: two processes with four devices each, and one."""
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from instructjax.runs import checkpoint_files, metrics_file
 from instructjax.runs.folder import PAPER
 from instructjax.stages import pretrain, reward, trained
 from instructjax.stages.run import Run
-from tests import recipes
+from tests import cpus, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {
@@ -45,15 +44,10 @@ SMALL = {
 
 
 def start(script, devices, *flags):
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     return subprocess.Popen(
         [sys.executable, f"experiments/{script}", *map(str, flags)],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=cpus.environment(devices, PYTHONPATH=str(ROOT)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,6 +1,5 @@
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from instructjax.data.pipeline import READ_OPTIONS
 from instructjax.errors import CheckpointError, ConfigError, DamagedCheckpointError, TokenizerError
 from instructjax.runs import checkpoint, checkpoint_files
 from instructjax.training import state
+from tests import cpus
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
@@ -447,9 +447,8 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path):
             assert read.tobytes() == values.tobytes()
             assert sharding is None or read.sharding == sharding
     """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env=cpus.environment(8))
     read = checkpoint.restore_params(tmp_path, jax.ShapeDtypeStruct((8, 16), jnp.float32), item="w")
     np.testing.assert_array_equal(read, np.arange(128).reshape(8, 16))
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import re
 import signal
@@ -18,9 +17,10 @@ from etils import epath
 
 from instructjax.errors import InputError
 from instructjax.runs import checkpoint, checkpoint_files, metrics_file, processes, speed
+from tests import cpus
 from tests.runs import worker
 
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+ENVIRONMENT = cpus.environment(4)
 PATH = pathlib.Path(worker.__file__)
 ROOT = PATH.parents[2]
 
