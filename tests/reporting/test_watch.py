@@ -2,17 +2,14 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
 
 from instructjax.errors import DataError
 from instructjax.reporting import watch
+from tests import scripts
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = {"pretrain": {"steps": 100}, "ppo": {"iterations": 50}, "sft": {"epochs": 2}}
 
 
@@ -115,18 +112,11 @@ def test_a_folder_that_is_not_a_run_is_rejected(tmp_path):
 
 
 def test_the_script_prints_once_if_there_is_no_terminal(run, tmp_path):
-    def watch(*arguments):
-        script = ROOT / "experiments" / "watch.py"
-        return subprocess.run(
-            [sys.executable, str(script), *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    finished = watch(run)
-    assert finished.returncode == 0 and "20 of 100" in finished.stdout
-    refused = watch(tmp_path / "nowhere")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert watch().stderr == "error: expected the folder of a run, or several, found none\n"
+    assert "20 of 100" in scripts.run("watch.py", str(run))
+    for arguments, message in (
+        ([str(tmp_path / "nowhere")], "nowhere: expected the folder of a run, found none"),
+        ([], "^error: expected the folder of a run, or several, found none$"),
+    ):
+        with pytest.raises(scripts.Left, match=message) as left:
+            scripts.run("watch.py", *arguments)
+        assert left.value.code == 2 and str(left.value).count("\n") == 1

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from benchmarks import speed, workloads
 from configs import sandbox
 from instructjax.models import sizes
 from instructjax.models.config import TransformerConfig
+from tests import scripts
 
 SCRIPT = pathlib.Path(speed.__file__)
 
@@ -64,5 +66,6 @@ def test_two_sides_take_turns(tmp_path):
     ],
 )
 def test_impossible_choices_are_named(arguments, message):
-    found = run(*arguments)
-    assert (found.returncode, found.stderr.strip()) == (2, message)
+    with pytest.raises(scripts.Left, match=f"^{re.escape(message)}$") as left:
+        scripts.run("benchmarks/speed.py", *arguments)
+    assert left.value.code == 2
