@@ -246,7 +246,7 @@ def _parse(arguments: list[str]) -> list[str]:
             raise
         sys.exit(0)  # absl ends help with 1
     except flags.Error as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_wrong_value(_one_line(error))) from None
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_key(error, given)) from None
     except Exception as error:  # a recipe is a program and can raise anything
@@ -278,6 +278,13 @@ def _keys_in(given: Sequence[str]) -> list[str]:
 def unescape(text: str) -> str:
     r"""Returns a text with \n, \t and \\ read as a line break, a tab and a backslash."""
     return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
+
+
+def _wrong_value(found: str) -> str:
+    """Returns the error text for a flag that Absl cannot parse: what a declared key expects, or else Absl's words."""
+    flag = re.match(r"flag --config\.([^=]+)=(.*?): ", found)
+    key = dict(declared.declared_keys()).get(flag[1]) if flag else None
+    return f"{flag[1]}: expected {key.range.expected}, found {flag[2]!r}" if flag and key else found
 
 
 def _unknown_key(error: Exception, given: Sequence[str]) -> str:

@@ -254,7 +254,7 @@ def test_unknown_estimator(tmp_path):
 
 @fault(
     "text instead of a number, on the command line",
-    "flag --config.sft.batch_size=many: invalid literal for int() with base 10: 'many'",
+    "sft.batch_size: expected an integer, at least 1, found 'many'",
 )
 def test_value_of_another_type():
     begin("--config.sft.batch_size=many")
