@@ -8,10 +8,10 @@ import os
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flag_errors
 import jax
 import ml_collections
 from absl import app, flags
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from instructjax import accelerators, files
 from instructjax.errors import DivergenceError, InputError, InvariantError
-from instructjax.recipe import check, declared
+from instructjax.recipe import check
 from instructjax.runs import lock, malloc_trim, processes, provenance
 from instructjax.runs.interruption import Interrupted
 from instructjax.stages.run import Run
@@ -207,7 +207,7 @@ def _check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names no backend
-        found = _one_line(error)
+        found = flag_errors.one_line(error)
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(f"JAX_PLATFORMS={wanted}: expected a device that JAX can use, found {found}") from None
 
@@ -246,11 +246,11 @@ def _parse(arguments: list[str]) -> list[str]:
             raise
         sys.exit(0)  # absl ends help with 1
     except flags.Error as error:
-        raise InputError(_wrong_value(_one_line(error))) from None
+        raise InputError(flag_errors.wrong_value(error)) from None
     except (AttributeError, KeyError) as error:
-        raise InputError(_unknown_key(error, given)) from None
+        raise InputError(flag_errors.unknown_key(error, given)) from None
     except Exception as error:  # a recipe is a program and can raise anything
-        found = f"{type(error).__name__}: {_one_line(error)} ({_place(error)})"
+        found = f"{type(error).__name__}: {flag_errors.one_line(error)} ({flag_errors.place(error)})"
         raise InputError(f"--config: expected a recipe, found {found}") from None
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         raise InputError("--workdir: expected a folder, found none")
@@ -268,44 +268,12 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def given_keys() -> list[str]:
     """Returns the keys of the recipe that flags set, such as "evaluate.temperature"."""
-    return _keys_in(_given)
-
-
-def _keys_in(given: Sequence[str]) -> list[str]:
-    return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
+    return flag_errors.keys_in(_given)
 
 
 def unescape(text: str) -> str:
     r"""Returns a text with \n, \t and \\ read as a line break, a tab and a backslash."""
     return re.sub(r"\\[nt\\]", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[0][1]], text)
-
-
-def _wrong_value(found: str) -> str:
-    """Returns the error text for a flag that Absl cannot parse: what a declared key expects, or else Absl's words."""
-    flag = re.match(r"flag --config\.([^=]+)=(.*?): ", found)
-    key = dict(declared.declared_keys()).get(flag[1]) if flag else None
-    return f"{flag[1]}: expected {key.range.expected}, found {flag[2]!r}" if flag and key else found
-
-
-def _unknown_key(error: Exception, given: Sequence[str]) -> str:
-    """Returns the error text for an unknown key, given on the command line or in the recipe's file."""
-    found = _one_line(error)
-    if "get_config" in str(error):
-        return f"--config: expected get_config(), found {found}"
-    if "Traceback" not in str(error):  # the key is on the command line
-        keys = _keys_in(given)
-        names = {name for name, _ in declared.declared_keys()}
-        for key in keys:
-            if key not in names and ("." not in key or key.partition(".")[0] in declared.SECTIONS):
-                return declared.unknown(key)
-        for key in keys:
-            if (section := key.partition(".")[0]) in declared.OPTIONAL and f"'{section}'" in found:
-                return f"{key}: expected a recipe with a section {section}, found one without"
-    for old in declared.RENAMED:
-        if re.search(rf"[\"']{old.rpartition('.')[2]}[\"']", found):
-            return declared.unknown(old)
-    found = found.partition(" Other fields present")[0].removesuffix(".")
-    return f"--config: expected keys that the recipe declares, found {found}"
 
 
 def _is_file(path: str | os.PathLike) -> bool:
@@ -325,14 +293,6 @@ def _recipe(given: Sequence[str]) -> str:
     return found
 
 
-def _place(error: Exception) -> str:
-    """Returns FILE:LINE of the program that failed."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}:{frame.lineno}"
-
-
 def _found(argument: str) -> str:
     """Resolves `--config=configs/NAME.py` from any folder: falls back to the recipes next to these scripts.
 
@@ -344,18 +304,3 @@ def _found(argument: str) -> str:
     path = os.path.expanduser(path)
     file = path.partition(":")[0]
     return f"{flag}={ROOT / path if not _is_file(file) and _is_file(ROOT / file) else path}"
-
-
-def _one_line(error: BaseException) -> str:
-    """Returns an error's message as one line. From a traceback in the message, takes only the error."""
-    text = error.msg if isinstance(error, SyntaxError) else error
-    while isinstance(text, BaseException):
-        text = text.args[0] if text.args else type(text).__name__
-    text = str(text)
-    if "Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    if unset := re.search("NoneType'> of field (\\S+) is not supported", text):
-        return f"flag --{unset[1]}: expected a key with a value, found None, which only a recipe file can replace"
-    if required := re.search("Flag --(\\S+) must have a value other than None", text):
-        return f"--{required[1]}: expected a value, found none"
-    return " ".join(text.split())[:300]

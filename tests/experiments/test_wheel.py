@@ -16,7 +16,7 @@ from instructjax import __version__
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("instructjax", "configs", "experiments")
 BUILT_FROM = (*FOLDERS, "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-MODULES = {"command_line", "claims_arms", "claims_measures"}  # that scripts import
+MODULES = {"command_line", "flag_errors", "claims_arms", "claims_measures"}  # that scripts import
 SCRIPTS = sorted({path.stem for path in (ROOT / "experiments").glob("*.py")} - MODULES)
 
 
