@@ -246,7 +246,7 @@ def _parse(arguments: list[str]) -> list[str]:
             raise
         sys.exit(0)  # absl ends help with 1
     except flags.Error as error:
-        raise InputError(flag_errors.wrong_value(error)) from None
+        raise InputError(flag_errors.wrong_value(error, given)) from None
     except (AttributeError, KeyError) as error:
         raise InputError(flag_errors.unknown_key(error, given)) from None
     except Exception as error:  # a recipe is a program and can raise anything

@@ -16,12 +16,15 @@ def keys_in(given: Sequence[str]) -> list[str]:
     return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(given), re.MULTILINE)
 
 
-def wrong_value(error: flags.Error) -> str:
+def wrong_value(error: flags.Error, given: Sequence[str]) -> str:
     """Returns the error text for a flag that Absl cannot parse: what a declared key expects, or else Absl's words."""
-    found = one_line(error)
-    flag = re.match(r"flag --config\.([^=]+)=(.*?): ", found)
-    key = dict(declared.declared_keys()).get(flag[1]) if flag else None
-    return f"{flag[1]}: expected {key.range.expected}, found {flag[2]!r}" if flag and key else found
+    found, declarations = one_line(error), dict(declared.declared_keys())
+    for argument in reversed(given):
+        name, _, value = argument.partition("=")
+        key = name.lstrip("-").removeprefix("config.")
+        if found.startswith(f"flag --config.{key}=") and key in declarations:
+            return f"{key}: expected {declarations[key].range.expected}, found {value[:80]!r}"
+    return found
 
 
 def unknown_key(error: Exception, given: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ No program runs and no array is allocated. Needs the extra plan-tpu or plan-cuda
 import dataclasses
 import json
 import os
+import sys
 
 # Set before JAX starts. A plan does not use this machine's devices, and compiler warnings would hide the tables.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -54,9 +55,11 @@ def main(run: Run) -> None:
     print(table.format_stages(stages, topology), flush=True)
     plans, advice = [], []
     for name in _PROGRAMS.value:
+        print(f"planning {name}", file=sys.stderr)  # may take minutes
         found = plan.plan_program(name, config, topology)
         plans.append(found)
         if not found.fits:
+            print(f"trying other settings for {name}", file=sys.stderr)
             suggestion = suggestions.suggest(found, config, topology, _TRIALS.value)
             advice.append(table.format_misfit(found, suggestion, _TRIALS.value))
     if output:

@@ -1,7 +1,7 @@
 """Quick compilation, for the tests and for the processes that they start.
 
-Most of the time of the tests goes into compilation. These settings more than halve it. XLA reads its flags with the
-first array.
+Most of the time of the tests goes into compilation. These settings more than halve it. XLA reads its flags when
+the first array is made.
 """
 
 import os

@@ -218,13 +218,13 @@ class ScalarHead(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def random_params(model: LanguageModel | ScalarModel, key: jax.Array) -> Params:
-    """Returns random weights, placed nowhere in particular."""
+    """Returns random weights, and leaves their placement to the caller."""
     token = jnp.ones((1, 1), jnp.int32)
     return model.init(key, token, token, token * 0)["params"]
 
 
 def abstract_params(model: LanguageModel | ScalarModel) -> Params:
-    """Returns the shapes and dtypes of a model's weights. JAX traces `init` once for equal models."""
+    """Returns the shapes and dtypes of an unbound model's weights. JAX traces `init` once for equal models."""
     return random_params.eval_shape(model, jax.eval_shape(lambda: jax.random.key(0)))
 
 

@@ -103,7 +103,7 @@ def _is_infinity(value: Any) -> bool:
     return isinstance(value, float) and value == math.inf
 
 
-SEED = integers("0 to 2**32 - 2", 0, 2**32 - 2)
+SEED = integers("an integer from 0 to 2**32 - 2", 0, 2**32 - 2)
 INTEGER_FROM_1 = integers("an integer, at least 1", 1)
 INTEGER_FROM_2 = integers("an integer, at least 2", 2)
 INTEGER_FROM_0 = integers("an integer, at least 0", 0)

@@ -39,13 +39,13 @@ MAX_STEPS_IN_FLIGHT = 31
 
 STOP_OR_WARN = one_of("stop", "warn")
 DTYPE = one_of(*DTYPES)
-STEPS_BETWEEN_LINES = integers(f"1 to {MAX_STEPS_IN_FLIGHT - 1} steps", 1, MAX_STEPS_IN_FLIGHT - 1)
+STEPS_BETWEEN_LINES = integers(f"an integer from 1 to {MAX_STEPS_IN_FLIGHT - 1}", 1, MAX_STEPS_IN_FLIGHT - 1)
 
 PATTERN = Range(
     "a text of D and L, at least one L",
     lambda value: isinstance(value, str) and "L" in value and not set(value) - {"D", "L"},
 )
-PROFILED = integers("0 to 100 steps", 0, 100)
+PROFILED = integers("an integer from 0 to 100", 0, 100)
 
 ROOT = section(
     "the run as a whole; keys without a section",

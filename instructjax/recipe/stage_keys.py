@@ -35,7 +35,7 @@ MODEL_SIZE = Range(
     f'"" or one of {", ".join(SIZES)}, or LAYERSxWIDTH such as 2x64',
     lambda value: isinstance(value, str) and (not value or is_size(value)),
 )
-ANSWERS = integers(f"2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
+ANSWERS = integers(f"an integer from 2 to {MAX_RESPONSES}", 2, MAX_RESPONSES)
 
 PRETRAIN = section(
     "pretraining of GPT on text",

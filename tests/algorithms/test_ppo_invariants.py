@@ -78,7 +78,7 @@ def initial(policy, value):
 def uncompiled(models=MODELS, config=PPO):
     """Runs operation by operation, so that nothing is compiled twice and planted bugs take effect.
 
-    `jax.checkpoint` would compile each branch of what it repeats.
+    Even then, `jax.checkpoint` compiles each `cond` inside it, so it is left out.
     """
     policy, scalar = models
     learners = ppo.Learner(policy, SGD), ppo.Learner(scalar, SGD)

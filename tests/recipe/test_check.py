@@ -35,7 +35,7 @@ def test_the_base_recipe_needs_a_reward_model_of_its_size(recipe, variant):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("seed", -1, "expected 0 to "),
+        ("seed", -1, "expected an integer from 0 to "),
         ("invariants", "ignore", "expected one of stop, warn, found 'ignore'"),
         ("guards__action", "ignore", "expected one of stop, warn, found 'ignore'"),
         ("guards__max_skipped", 0, "expected an integer, at least 1, found 0"),
@@ -48,10 +48,10 @@ def test_the_base_recipe_needs_a_reward_model_of_its_size(recipe, variant):
         ("ppo__temperature", 0.0, "expected more than 0, found 0.0"),
         ("ppo_init__text_share", 1.0, "expected from 0 to below 1, found 1.0"),
         ("ppo_log__save_every", 0, "expected an integer, at least 1, found 0"),
-        ("ppo_log__every", 31, "expected 1 to 30 steps, found 31"),
+        ("ppo_log__every", 31, "expected an integer from 1 to 30, found 31"),
         ("log__keep", 0, "expected an integer, at least 1, found 0"),
-        ("comparisons__max_answers", 33, "expected 2 to 32, found 33"),
-        ("comparisons__min_answers", 1, "expected 2 to 32, found 1"),
+        ("comparisons__max_answers", 33, "expected an integer from 2 to 32, found 33"),
+        ("comparisons__min_answers", 1, "expected an integer from 2 to 32, found 1"),
         ("ppo__samples_per_prompt", 3, "expected a divisor of ppo.batch_size (64), found 3"),
         ("sandbox__raters", 1, "expected 2 to the 20 labelers of the smaller group, found 1"),
         ("sandbox__raters", 21, "expected 2 to the 20 labelers of the smaller group, found 21"),

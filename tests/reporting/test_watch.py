@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 from rich.console import Console
@@ -111,8 +112,11 @@ def test_a_folder_that_is_not_a_run_is_rejected(tmp_path):
         watch.read_stages(tmp_path)
 
 
-def test_the_script_prints_once_if_there_is_no_terminal(run, tmp_path):
-    assert "20 of 100" in scripts.run("watch.py", str(run))
+def test_the_script_prints_once_if_there_is_no_terminal(run, tmp_path, monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # with which rich takes anything for a terminal
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits for the next view"))
+    assert scripts.run("watch.py", str(run)).count("20 of 100") == 1
     for arguments, message in (
         ([str(tmp_path / "nowhere")], "nowhere: expected the folder of a run, found none"),
         ([], "^error: expected the folder of a run, or several, found none$"),

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # before JAX starts
+from tests import cpus
+
+os.environ |= cpus.environment(2)  # before JAX makes its devices
 
 import grain  # noqa: E402
 import jax  # noqa: E402

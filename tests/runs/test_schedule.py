@@ -65,8 +65,8 @@ def test_from_a_config():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"every": 0}, "ppo_log.every: expected 1 to 30 steps, found 0"),
-        ({"every": 31}, "ppo_log.every: expected 1 to 30 steps, found 31"),
+        ({"every": 0}, "ppo_log.every: expected an integer from 1 to 30, found 0"),
+        ({"every": 31}, "ppo_log.every: expected an integer from 1 to 30, found 31"),
         ({"save_every": 0}, "ppo_log.save_every: expected an integer, at least 1, found 0"),
         ({"evaluate_every": 3}, "ppo_log.evaluate_every: expected a multiple of ppo_log.every (2), found 3"),
         ({"keep": 0}, "ppo_log.keep: expected an integer, at least 1, found 0"),

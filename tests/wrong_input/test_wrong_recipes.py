@@ -298,7 +298,7 @@ def test_share():
     begin("--config.ppo_init.text_share=1", script="ppo.py")
 
 
-@fault("a seed below 0", "seed: expected 0 to 2**32 - 2, found -1")
+@fault("a seed below 0", "seed: expected an integer from 0 to 2**32 - 2, found -1")
 def test_seed():
     begin("--config.seed=-1")
 
@@ -474,7 +474,7 @@ def test_invariants(tmp_path):
     run_with(tmp_path, invariants="ignore")
 
 
-@fault("metrics that are logged too rarely", "log.every: expected 1 to 30 steps, found 100")
+@fault("metrics that are logged too rarely", "log.every: expected an integer from 1 to 30, found 100")
 def test_log(tmp_path):
     run_with(tmp_path, log__every=100)
 
@@ -508,7 +508,7 @@ def test_prompts_of_rounds():
     begin("--config.comparisons.skip=500")
 
 
-@fault("more answers than a ranking may have", "comparisons.max_answers: expected 2 to 32, found 33")
+@fault("more answers than a ranking may have", "comparisons.max_answers: expected an integer from 2 to 32, found 33")
 def test_max_answers(tmp_path):
     run_with(tmp_path, comparisons__max_answers=33)
 

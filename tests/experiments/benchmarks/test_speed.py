@@ -69,3 +69,8 @@ def test_impossible_choices_are_named(arguments, message):
     with pytest.raises(scripts.Left, match=f"^{re.escape(message)}$") as left:
         scripts.run("benchmarks/speed.py", *arguments)
     assert left.value.code == 2
+
+
+def test_it_starts_as_a_script():
+    found = run("--work=talk")
+    assert (found.returncode, found.stderr.partition(" found ")[2]) == (2, "talk\n")
