@@ -71,6 +71,7 @@ def test_a_share_of_several_hosts_is_not_always_adjacent(monkeypatch):
 def test_data_spans_the_slices(monkeypatch):
     from jax.experimental import topologies
 
+    chips.devices(chips.parse("v5e:2x2"))  # sets the variables without which libtpu asks the cloud
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
     mesh = parallel.make_mesh((2, 2, 2), devices)
     assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
