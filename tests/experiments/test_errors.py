@@ -6,7 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import flag_errors
 import pytest
+from absl import flags
 
 from instructjax.errors import CheckpointError, DataError, InputError, RecordError
 from instructjax.stages import ppo, pretrain, reward, selection
@@ -127,3 +129,9 @@ def test_a_script_prints_the_error_as_one_line_and_exits_with_2(tmp_path, script
     assert finished.stderr.count("\n") == 1
     assert not finished.stdout
     assert not workdir.exists()
+
+
+def test_a_wrong_value_is_quoted_whole():
+    error = flags.Error("flag --config.sft.batch_size=a: b: invalid literal for int() with base 10: 'a: b'")
+    found = flag_errors.wrong_value(error, ["sft.py", "--config.sft.batch_size=a: b", "--workdir=runs/mine"])
+    assert found == "sft.batch_size: expected an integer, at least 1, found 'a: b'"
